@@ -1,0 +1,53 @@
+# make demo   train on the embedded default (ARGS="method=ncm seed=1" adds overrides)
+# make test   run the tests (ARGS="-k router" adds pytest's options)
+# make lint   ruff and pyright
+# make clean  remove caches and the environment; runs/ stays
+#
+# The environment is .venv, made with PYTHON and the versions of constraints.txt, once.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PINS := pyproject.toml constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/smope train $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "smope needs Python 3.11 or newer, and $(PYTHON) is not: make demo PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(PINS) | $(BIN)/python
+	@echo "installing smope and its dependencies into $(VENV) (once; torch is large)"
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(PINS) | $(VENV)/.installed
+	$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(PINS) | $(VENV)/.installed-test
+	$(INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,61 @@
+"""From a validated configuration to objects: the one place that looks at `_target_`."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+
+from smope.backbones.vit import Backbone
+from smope.config import Config
+from smope.methods.base import Method
+from smope.report.trackers import Tracker
+from smope.seeding import stable_seed
+from smope.streams.base import Stream, build_stream
+from smope.training.device import prepare_process, resolve_device
+from smope.training.settings import TrainerSettings
+
+STREAM_KEYS = ("num_tasks", "classes_per_task", "class_order", "crop_scale", "flip", "eval_crop")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run needs, on the CPU still."""
+
+    config: Config
+    backbone: Backbone
+    stream: Stream
+    method: Method
+    settings: TrainerSettings
+    tracker: Tracker
+    device: torch.device
+
+
+def build(config: Config) -> Experiment:
+    """Build a run's objects. UserError, before anything is trained or written, for what does not fit together."""
+    settings: TrainerSettings = _call(config.trainer)
+    device = resolve_device(settings.device)
+    prepare_process(settings, device)
+    backbone: Backbone = _call(config.backbone)
+    stream = make_stream(config, backbone.image_size)
+    torch.manual_seed(stable_seed(config.seed, "initialisation"))
+    objects: dict[str, Any] = {"backbone": backbone, "num_classes": len(stream.class_names)}
+    if "router" in inspect.signature(get_object(config.method["_target_"])).parameters:
+        objects["router"] = _call(config.router)
+    method: Method = _call(config.method, **objects)
+    return Experiment(config, backbone, stream, method, settings, _call(config.tracker), device)
+
+
+def make_stream(config: Config, image_size: int) -> Stream:
+    """The stream of a configuration for images of `image_size` pixels."""
+    options = {key: value for key, value in config.stream.items() if key != "name"}
+    common = {key: options.pop(key) for key in STREAM_KEYS if key in options}
+    return build_stream(_call(options), image_size=image_size, seed=config.seed, **common)
+
+
+def _call(group: dict[str, Any], **objects: Any) -> Any:
+    arguments = {key: value for key, value in group.items() if key != "_target_"}
+    return get_object(group["_target_"])(**arguments, **objects)

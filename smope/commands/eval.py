@@ -1,0 +1,56 @@
+"""`smope eval RUN`: evaluate a run's last checkpoint again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from smope.commands import Parser
+
+
+def run(argv: list[str]) -> int:
+    """Prints the accuracy on each task learned so far; exit code 1 if it differs from what run.json says."""
+    parser = Parser(
+        prog="smope eval",
+        description="Rebuild a run from its directory and evaluate its last checkpoint on every task learned so far.",
+        epilog="Example: smope eval runs/demo/2026-01-31_12-00-00",
+    )
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("--device", default=None, help="auto, cpu, cuda, cuda:N or mps (default: the run's own)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    args = parser.parse_args(argv)
+
+    from smope.config import load_config
+    from smope.errors import UserError
+    from smope.report.tables import percent
+    from smope.runs import RunDirectory
+
+    directory = RunDirectory.open(args.run)
+    config = load_config(args.run)
+
+    from smope.build import build
+    from smope.training.checkpoint import list_checkpoints, read_checkpoint, restore
+    from smope.training.device import resolve_device
+    from smope.training.history import History
+    from smope.training.trainer import Trainer
+
+    checkpoints = list_checkpoints(directory)
+    if not checkpoints:
+        raise UserError(f"RUN={args.run}: holds no checkpoint yet; train it first: smope train resume={args.run}")
+    checkpoint = read_checkpoint(checkpoints[-1])
+    experiment = build(config)
+    restore(experiment.method, checkpoint)
+    device = resolve_device(args.device) if args.device else experiment.device
+    trainer = Trainer(experiment.method, experiment.stream, experiment.settings, seed=config.seed, device=device)
+    seen = trainer.spans[checkpoint.tasks_done - 1].stop
+    row = [trainer.accuracy(index, seen) for index in range(checkpoint.tasks_done)]
+    recorded = History(**checkpoint.history).accuracy_matrix[-1]
+    same = row == recorded
+    if args.json:
+        print(json.dumps({"tasks_done": checkpoint.tasks_done, "accuracy": row, "recorded": recorded, "equal": same}))
+    else:
+        for index, value in enumerate(row):
+            print(f"task {index + 1:>3}  {percent(value):>6} %")
+        print(f"mean      {percent(sum(row) / len(row)):>6} %  on the {experiment.stream.evaluated_on} images")
+        print("equal to what the run recorded" if same else f"the run recorded {' '.join(map(percent, recorded))}")
+    return 0 if same else 1

@@ -1,0 +1,198 @@
+"""`smope train`: compose and validate the configuration, choose the run directory, hand over."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from smope.commands import Parser
+from smope.compose import (
+    Overrides,
+    combinations,
+    compose,
+    compose_values,
+    multirun,
+    plain_values,
+    read_overrides,
+)
+from smope.config import MISSING, Config, absolute_paths, flatten, load_config, validate
+from smope.errors import UserError
+from smope.plain_types import shown
+from smope.runs import RunDirectory
+
+RUNS = Path("runs")
+
+
+class JobFailed(Exception):
+    """A job of a multirun that failed; its own line is printed where and when it happened."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Entry point of the command; returns the exit code."""
+    if "-h" in argv or "--help" in argv:
+        from smope.commands.train_help import train_help
+
+        print(train_help(_parser()))
+        return 0
+    options = _parser().parse_intermixed_args(argv)
+    overrides = read_overrides(options.overrides, options.config_dir, multirun=options.multirun)
+    if options.multirun:
+        return _train_many(overrides, options.dry_run)
+    resumed = _value(overrides, "resume")
+    if resumed is not None:
+        return _resume(overrides, Path(resumed).expanduser(), options.dry_run)
+    config = compose(overrides)
+    run_dir = new_run_dir(config)
+    _hand_over(config, run_dir, dry_run=options.dry_run)
+    return 0
+
+
+def new_run_dir(config: Config) -> Path:
+    """`run_dir` where it is set, else runs/<name>/<time>. Nothing is created; a folder in use is refused."""
+    if config.run_dir is None:
+        folder = RUNS / config.name
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+        taken = (folder / (stamp if number == 1 else f"{stamp}_{number}") for number in range(1, sys.maxsize))
+        return next(path for path in taken if not path.exists())
+    path = Path(config.run_dir).expanduser()
+    RunDirectory.check_free(path)
+    return path
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "smope train",
+        "Train a method on a stream of tasks. Without overrides: SMoPE on handwritten digits.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a group's choice or a key's value")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show configuration, tasks and cost; train and write nothing"
+    )
+    parser.add_argument("-m", "--multirun", action="store_true", help="one run for each combination of key=a,b values")
+    parser.add_argument(
+        "--config-dir", metavar="DIR", help="a folder of your own laid out like conf/, searched as well"
+    )
+    return parser
+
+
+def _hand_over(config: Config, run_dir: Path, *, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
+    """The first import of torch: everything that can be refused without it has been."""
+    from smope.training.run import describe, train
+
+    if dry_run:
+        print(describe(config))
+        return None
+    return train(config, run_dir, resume=resume)
+
+
+def _value(overrides: Overrides, key: str) -> Any:
+    """What the user wrote for `key`, the last time."""
+    values = [item.value() for item in overrides.parsed if item.key_or_group == key]
+    return values[-1] if values else None
+
+
+def _resume(overrides: Overrides, run_dir: Path, dry_run: bool) -> int:
+    """Continue `run_dir` with the configuration that it holds; overrides may repeat it but not change it."""
+    RunDirectory.open(run_dir, "resume")
+    saved = load_config(run_dir)
+    changed = _changed(overrides, saved)
+    if changed:
+        raise UserError(
+            f"resume={run_dir} continues with that run's own configuration, but {', '.join(changed)} "
+            "differs from it; leave the override out, or start a new run"
+        )
+    config = replace(saved, resume=str(run_dir))
+    _hand_over(config, run_dir, resume=True, dry_run=dry_run)
+    return 0
+
+
+def _changed(overrides: Overrides, saved: Config) -> list[str]:
+    """What the overrides set otherwise than the saved configuration has it, as key=value.
+
+    A chosen group sets all its keys, an experiment those in which it differs from the defaults.
+    """
+    asked, defaults = _flat_values(overrides), _flat_values(Overrides([], [], overrides.config_dirs))
+    named = overrides.given
+    old = flatten(saved.as_dict())
+    changed = []
+    for key, value in asked.items():
+        is_set = key in named or key.partition(".")[0] in named or value != defaults.get(key)
+        if is_set and value not in (MISSING, old.get(key)) and key not in ("resume", "run_dir"):
+            changed.append(f"{key}={shown(value)}")
+    return changed
+
+
+def _flat_values(overrides: Overrides) -> dict[str, Any]:
+    values = compose_values(overrides)
+    absolute_paths(values)
+    return flatten(values)
+
+
+def _train_many(overrides: Overrides, dry_run: bool) -> int:
+    """Every combination is a run of its own; a job that fails does not stop the others."""
+    for key in ("run_dir", "resume"):
+        if _value(overrides, key) is not None:
+            raise UserError(
+                f"{key} belongs to a single run; with -m each goes to runs/<name>/<config hash>: leave it out"
+            )
+    configs = _composable(overrides)
+    if dry_run:
+        for config in configs:
+            print(f"{job_dir(config)}:")
+            _hand_over(config, job_dir(config), dry_run=True)
+        return 0
+    try:
+        multirun(overrides, run_job)
+    except JobFailed:
+        print("smope: error: at least one job failed; the others were run", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _composable(overrides: Overrides) -> list[Config]:
+    """The combinations that are valid; the first error where none is, before anything starts."""
+    configs: list[Config] = []
+    first_error: UserError | None = None
+    for single in combinations(overrides):
+        try:
+            configs.append(compose(single))
+        except UserError as error:
+            first_error = first_error or error
+    if not configs and first_error is not None:
+        raise first_error
+    return configs
+
+
+def job_dir(config: Config) -> Path:
+    """Where a job of a multirun is kept: the same computation always in the same place."""
+    return RUNS / config.name / config.config_hash
+
+
+def run_job(composed: Any) -> float | None:
+    """Train one job of a multirun, perhaps in another process; an error is printed, then JobFailed.
+
+    Returns the final average accuracy, for sweepers that look for the best.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from smope.cli import one_line
+
+    task = HydraConfig.get().overrides.task
+    label = " ".join(text.lstrip("+") for text in task) or "defaults"
+    try:
+        config = validate(plain_values(composed), {text.lstrip("+").partition("=")[0] for text in task})
+        run_dir = job_dir(config)
+        RunDirectory.check_free(run_dir)
+        print(f"job {HydraConfig.get().job.num}: {label} -> {run_dir}", flush=True)
+        record = _hand_over(config, run_dir)
+    except (UserError, OSError) as error:
+        if os.environ.get("SMOPE_FULL_ERROR"):
+            raise
+        print(f"smope: error: job {label}: {one_line(error)}", file=sys.stderr)
+        raise JobFailed(label) from None
+    return record["final_average_accuracy"] if record else None

@@ -1,0 +1,46 @@
+"""The text of `smope train --help`: groups, choices and keys as conf/ has them, comments included."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from smope.compose import ALL_GROUPS, choices, conf_dir
+
+EXAMPLES = """\
+examples:
+  smope train                                         SMoPE on handwritten digits, embedded backbone
+  smope train experiment=smoke                        the same in seconds
+  smope train router.top_k=3 trainer.epochs=10        change keys
+  smope train -m method=smope,ncm seed=0,1,2          six runs
+  smope train stream=folder stream.root=~/photos stream.num_tasks=5 backbone=vit_small
+                                                      images in train/<class>/ and test/<class>/
+  smope train resume=runs/digits/2026-01-31_12-00-00  continue after the last finished task
+  smope train experiment=smoke --dry-run              look before training"""
+
+
+def train_help(parser: argparse.ArgumentParser) -> str:
+    folder = conf_dir()
+    main = (folder / "train.yaml").read_text(encoding="utf-8")
+    defaults = dict(re.findall(r"^\s+- (\w+): (\w+)", main, flags=re.MULTILINE))
+    sections = [
+        parser.format_help().rstrip(),
+        "groups (group=choice) and, below the default choice, its keys (group.key=value):",
+    ]
+    sections += [_group(folder, group, defaults.get(group, "null")) for group in ALL_GROUPS]
+    sections += ["keys of the run:\n" + _keys(main.partition("_self_")[2]), EXAMPLES]
+    return "\n\n".join(sections)
+
+
+def _group(folder: Path, group: str, default: str) -> str:
+    names = choices(group, [folder])
+    heading = f"  {group}={default}   choices: {', '.join(names)}"
+    path = folder / group / f"{default}.yaml"
+    return f"{heading}\n{_keys(path.read_text(encoding='utf-8'))}".rstrip() if path.is_file() else heading
+
+
+def _keys(text: str) -> str:
+    """Lines `key: value  # comment` of a YAML file, without _target_, Hydra's own keys and comment lines."""
+    lines = [line for line in text.splitlines() if re.match(r"(?!_target_|hydra)\w+:", line)]
+    return "\n".join(f"    {line}" for line in lines)

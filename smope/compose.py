@@ -1,0 +1,216 @@
+"""Command-line overrides and the files of conf/ composed into a validated Config, by Hydra's compose API.
+
+Hydra reads defaults lists, group choices, interpolations and its override grammar; what a mistake is called
+is decided here, so that every one of them ends as one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import smope
+from smope.config import GROUPS, Config, validate
+from smope.errors import UserError
+from smope.plain_types import shown
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from hydra.core.override_parser.types import Override
+
+ALL_GROUPS = (*GROUPS, "experiment")
+# Values that are paths or free text: taken as they stand, so that = , [ ] and spaces need no quoting.
+TEXT_KEYS = ("run_dir", "resume", "stream.root", "backbone.weights", "name")
+OVERRIDE = re.compile(r"\+{0,2}[\w][\w./@:-]*=|~[\w]")
+TEXT_OVERRIDE = re.compile(rf"(?P<key>\+{{0,2}}(?:{'|'.join(map(re.escape, TEXT_KEYS))}))=(?P<value>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Overrides in the form that Hydra is given, and the dotted keys that they set by hand."""
+
+    texts: list[str]
+    parsed: list[Override]
+    config_dirs: tuple[Path, ...]
+
+    @property
+    def given(self) -> set[str]:
+        return {item.key_or_group for item in self.parsed}
+
+
+def conf_dir() -> Path:
+    """The folder of shipped YAML files: inside an installed package, or beside it in a checkout."""
+    package = Path(smope.__file__).resolve().parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise UserError(f"no conf/train.yaml in {package} or {package.parent}; not all is installed: install smope again")
+
+
+def choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
+    """Names that `group=` accepts: the stems of its YAML files."""
+    return sorted({path.stem for folder in config_dirs for path in (folder / group).glob("*.yaml")})
+
+
+def read_overrides(texts: Sequence[str], config_dir: str | None = None, *, multirun: bool = False) -> Overrides:
+    """Check each override's form and that every group choice exists; UserError names the first that fails."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    folders = _config_dirs(config_dir)
+    parser = OverridesParser.create()
+    prepared, parsed = [], []
+    for text in texts:
+        if not OVERRIDE.match(text):
+            raise UserError(f"{text!r} is no override; write key=value (`smope train --help` lists the keys)")
+        text = _quote_text(text, multirun)
+        try:
+            override = parser.parse_overrides([text])[0]
+        except HydraException as error:
+            key = text.partition("=")[0]
+            raise UserError(f"cannot read {text!r} ({_first_line(error)}); quote the value: \"{key}='...'\"") from error
+        if override.is_sweep_override() and not multirun:
+            raise UserError(f"{text} gives several values; add -m for a run with each, or write a list as [a,b]")
+        _check_choice(override, folders)
+        prepared.append(text if _is_hydras(override) else f"++{text.lstrip('+')}")
+        parsed.append(override)
+    return Overrides(prepared, parsed, folders)
+
+
+def compose(overrides: Overrides) -> Config:
+    """The validated configuration of one run."""
+    return validate(compose_values(overrides), overrides.given)
+
+
+def compose_values(overrides: Overrides) -> dict[str, Any]:
+    """Plain values as Hydra composes them, not validated."""
+    from hydra.types import RunMode
+
+    with _hydra(overrides) as (hydra, texts):
+        composed = hydra.compose_config("train", texts, RunMode.RUN, from_shell=False, with_log_configuration=False)
+        return plain_values(composed)
+
+
+def plain_values(composed: Any) -> dict[str, Any]:
+    """A composed configuration as plain values, interpolations resolved, without Hydra's own settings."""
+    from omegaconf import OmegaConf
+
+    data = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items() if key != "hydra"}
+
+
+def multirun(overrides: Overrides, task: Callable[[Any], Any]) -> None:
+    """Run every combination through Hydra's sweeper and launcher; raises what the first failed job raised."""
+    with _hydra(overrides) as (hydra, texts):
+        hydra.multirun(config_name="train", task_function=task, overrides=texts, with_log_configuration=False)
+
+
+def combinations(overrides: Overrides) -> Iterator[Overrides]:
+    """The single runs of a multirun; none where a sweeper of its own decides what to try."""
+    if any(item.is_sweep_override() and not item.is_discrete_sweep() for item in overrides.parsed):
+        return
+    if any(item.key_or_group == "hydra/sweeper" for item in overrides.parsed):
+        return
+    options = []
+    for text, item in zip(overrides.texts, overrides.parsed, strict=True):
+        key = text.partition("=")[0]
+        options.append(
+            [f"{key}={value}" for value in item.sweep_string_iterator()] if item.is_sweep_override() else [text]
+        )
+    for texts in itertools.product(*options):
+        yield Overrides(list(texts), overrides.parsed, overrides.config_dirs)
+
+
+def _config_dirs(config_dir: str | None) -> tuple[Path, ...]:
+    if config_dir is None:
+        return (conf_dir(),)
+    path = Path(config_dir).expanduser().resolve()
+    if not path.is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such folder; name one laid out like conf/ (method/, ...)")
+    return conf_dir(), path
+
+
+def _quote_text(text: str, multirun: bool) -> str:
+    """Quote the value of a path key unless it is null or quoted already or, with -m, choice(...)."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    match = TEXT_OVERRIDE.fullmatch(text)
+    if match is None:
+        return text
+    key, value = match["key"], match["value"]
+    if (
+        value in ("null", "???")
+        or re.fullmatch(r"'.*'|\".*\"", value)
+        or (multirun and re.match(r"(choice|glob|range)\(", value))
+    ):
+        return text
+    parts = value.split(",") if multirun else [value]
+    return f"{key}={','.join(QuotedString(part, Quote.single).with_quotes() for part in parts)}"
+
+
+def _check_choice(override: Override, folders: Sequence[Path]) -> None:
+    group = override.key_or_group
+    if group not in ALL_GROUPS or override.is_delete():
+        return
+    if not override.is_sweep_override():
+        chosen = [override.value()]
+    else:
+        chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+    known = choices(group, folders)
+    for value in chosen:
+        if str(value) in known or (value is None and group == "experiment"):
+            continue
+        near = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"; did you mean {group}={near[0]}?" if near else ""
+        raise UserError(f"{group}={shown(value)} is no choice; choose one of {', '.join(known)}{hint}")
+
+
+def _is_hydras(override: Override) -> bool:
+    """Whether Hydra must see the override as it stands: group choices, deletions and its own settings.
+
+    Everything else is force-added, which leaves it to the schema to say whether the key exists.
+    """
+    key = override.key_or_group
+    return key in ALL_GROUPS or key.startswith(("hydra.", "hydra/")) or override.is_delete() or "@" in key
+
+
+@contextmanager
+def _hydra(overrides: Overrides) -> Iterator[tuple[Hydra, list[str]]]:
+    """A Hydra over conf/ (and the user's folder), its exceptions as UserError."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    main, *extra = overrides.config_dirs
+    quoted = [QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in extra]
+    texts = overrides.texts + ([f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else [])
+    try:
+        with initialize_config_dir(str(main), version_base="1.3", job_name="smope"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            yield hydra, texts
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(_translate(error)) from error
+
+
+def _translate(error: Exception) -> str:
+    """One line for an error of Hydra, OmegaConf or YAML that no check of ours foresaw."""
+    key = getattr(error, "full_key", None)
+    where = f"{key}: " if key and not key.startswith("hydra.") else ""
+    lines = " ".join(str(error).partition("Config search path")[0].partition("full_key:")[0].split())
+    return f"{where}{lines or type(error).__name__}; `smope train --help` lists groups and keys"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("See https://")]
+    return lines[0] if lines else type(error).__name__

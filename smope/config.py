@@ -1,0 +1,216 @@
+"""The validated configuration: keys known, types right, static rules met, before torch is imported.
+
+Keys and types come from the constructors' signatures (schema.py), ranges and combinations from rules.py.
+Every error is one line that names key, value, rule and way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from smope.errors import UserError
+from smope.plain_types import convert, describe, fits, shown
+from smope.rules import RULES, WEIGHT_KEYWORDS, check_rules
+from smope.schema import Key, keys_of
+
+GROUPS = ("backbone", "stream", "method", "router", "trainer", "tracker")
+TOP_LEVEL = {
+    "seed": Key(int, required=True),
+    "name": Key(str, required=True),
+    "run_dir": Key(str | None, False, True, None),
+    "resume": Key(str | None, False, True, None),
+}
+# What build.py passes to build_stream from elsewhere; the rest of its arguments are keys of every stream.
+STREAM_BUILDER = "smope.streams.base.build_stream"
+STREAM_COMPUTED = {"image_size", "seed"}
+MISSING = "???"
+# What to write where a choice leaves a value to the user.
+WANTED = {"stream.root": "folder of images", "backbone.weights": "file", "backbone.name": "timm model"}
+# Where a run is kept and how it is watched or fed does not change what it computes.
+NOT_HASHED = ("run_dir", "resume", "tracker", "name")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Groups are plain dicts with their `_target_` and every keyword argument that configures it."""
+
+    seed: int
+    name: str
+    run_dir: str | None
+    resume: str | None
+    backbone: dict[str, Any]
+    stream: dict[str, Any]
+    method: dict[str, Any]
+    router: dict[str, Any]
+    trainer: dict[str, Any]
+    tracker: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A copy as nested plain values, in the order of the file that it came from."""
+        return asdict(self)
+
+    def to_yaml(self) -> str:
+        """The text of a run directory's config.yaml; `load_config` reads it back."""
+        import yaml
+
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def config_hash(self) -> str:
+        """12 hex digits that name the computation: the same whatever the name, place, tracker or workers."""
+        kept = {key: value for key, value in self.as_dict().items() if key not in NOT_HASHED}
+        kept["trainer"].pop("num_workers", None)
+        text = json.dumps(kept, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
+    """Check composed plain values and complete them with the constructors' defaults.
+
+    `given` holds the dotted keys that the user set by hand: `stream.classes_per_task` decides the number of
+    tasks unless `stream.num_tasks` is among them. UserError at the first key that is unknown, missing, of the
+    wrong type or impossible.
+    """
+    data = _follow_classes_per_task(data, given)
+    schemas = {group: _group_keys(group, data[group]) for group in GROUPS if _is_group(data, group)}
+    known = [*TOP_LEVEL, *(f"{group}.{key}" for group in schemas for key in schemas[group])]
+    _refuse_unknown(data, schemas, known)
+    values = _checked(data, TOP_LEVEL, "")
+    for group in GROUPS:
+        if group not in schemas:
+            raise UserError(f"{group}={shown(data.get(group))} chooses nothing; write {group}=<one of conf/{group}/>")
+        values[group] = {"_target_": data[group]["_target_"]} | _checked(data[group], schemas[group], f"{group}.")
+    absolute_paths(values)
+    check_rules(flatten(values))
+    return Config(**values)
+
+
+def load_config(run_dir: Path) -> Config:
+    """The configuration that a run directory holds; UserError where there is none or it no longer fits."""
+    import yaml
+
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is no run directory: it has no config.yaml; name one that `smope train` wrote")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not readable YAML ({str(error).splitlines()[0]}); restore it or train anew"
+        ) from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no mapping of keys; restore it or train anew")
+    return validate(data)
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Top-level keys and `group.key` for the groups' own; values inside stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in GROUPS and isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def closest_key(name: str, known: Sequence[str]) -> str | None:
+    """The key a mistyped one most likely means: nearest spelling, or the same last part in another group."""
+    group, _, last = name.rpartition(".")
+    candidates = known if group else [*known, *GROUPS, "experiment"]
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
+    if near:
+        return near[0]
+    parts: dict[str, str] = {}
+    for key in sorted(known, key=lambda key: not key.startswith(f"{group}.")):
+        parts.setdefault(key.rpartition(".")[2], key)
+    match = difflib.get_close_matches(last, list(parts), n=1, cutoff=0.7)
+    return parts[match[0]] if match else None
+
+
+def _is_group(data: Mapping[str, Any], group: str) -> bool:
+    value = data.get(group)
+    return isinstance(value, Mapping) and isinstance(value.get("_target_"), str)
+
+
+def _group_keys(group: str, values: Mapping[str, Any]) -> dict[str, Key]:
+    keys = keys_of(values["_target_"], f"{group}._target_")
+    if group == "stream":
+        common = keys_of(STREAM_BUILDER, "stream")
+        common = {name: key for name, key in common.items() if name not in STREAM_COMPUTED}
+        keys = {"name": Key(str, required=True)} | keys | common
+    return keys
+
+
+def _refuse_unknown(data: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Key]], known: Sequence[str]) -> None:
+    for key, value in _unknown(data, schemas):
+        group, closest = key.partition(".")[0], closest_key(key, known)
+        if closest:
+            hint = f"did you mean {closest}?"
+        elif group in schemas:
+            hint = f"keys of {group} are {', '.join(schemas[group])}" if schemas[group] else f"this {group} has no keys"
+        else:
+            hint = "`smope train --help` lists the keys"
+        raise UserError(f"unknown key {key}={shown(value)}; {hint}")
+
+
+def _unknown(data: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Key]]) -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if key in schemas:
+            yield from (
+                (f"{key}.{name}", item) for name, item in value.items() if name not in {"_target_", *schemas[key]}
+            )
+        elif key not in TOP_LEVEL and key not in GROUPS:
+            inner = next(iter(value.items()), None) if isinstance(value, Mapping) else None
+            yield (f"{key}.{inner[0]}", inner[1]) if inner else (key, value)
+
+
+def _checked(data: Mapping[str, Any], keys: Mapping[str, Key], prefix: str) -> dict[str, Any]:
+    """The values of one group in the schema's order, types checked, defaults filled in."""
+    checked: dict[str, Any] = {}
+    for name, key in keys.items():
+        dotted = prefix + name
+        if data.get(name, MISSING if key.required else None) == MISSING:
+            raise UserError(f"{dotted} has no value yet; write {dotted}=<{WANTED.get(dotted, describe(key.kind))}>")
+        if name in data:
+            if not fits(data[name], key.kind):
+                raise UserError(_type_error(dotted, data[name], key))
+            checked[name] = convert(data[name], key.kind)
+        elif key.has_default:
+            checked[name] = key.default
+    return checked
+
+
+def _type_error(dotted: str, value: Any, key: Key) -> str:
+    message = f"{dotted} must be {describe(key.kind)}, got {shown(value)}"
+    if isinstance(value, int | float) and not isinstance(value, bool) and fits("", key.kind):
+        return f"{message}; quote a number that is meant as text: {dotted}=\"'{value}'\""
+    example = RULES[dotted].example if dotted in RULES else shown(key.default) if key.has_default else "..."
+    return f"{message}; write for example {dotted}={example}"
+
+
+def _follow_classes_per_task(data: Mapping[str, Any], given: Collection[str]) -> Mapping[str, Any]:
+    """An explicit list of classes per task decides how many tasks there are, unless that is said as well."""
+    stream = data.get("stream")
+    sizes = stream.get("classes_per_task") if isinstance(stream, Mapping) else None
+    if not isinstance(stream, Mapping) or not isinstance(sizes, list) or "stream.num_tasks" in given:
+        return data
+    return {**data, "stream": {**stream, "num_tasks": len(sizes)}}
+
+
+def absolute_paths(values: Mapping[str, Any]) -> None:
+    """Make the files and folders in `values` absolute, ~ expanded: a run stays readable from any folder."""
+    stream, backbone = values.get("stream") or {}, values.get("backbone") or {}
+    root, weights = stream.get("root"), backbone.get("weights")
+    if isinstance(root, str) and root not in ("", MISSING):
+        stream["root"] = os.path.abspath(os.path.expanduser(root))
+    if isinstance(weights, str) and weights not in (*WEIGHT_KEYWORDS, MISSING):
+        path = os.path.expanduser(weights)
+        backbone["weights"] = os.path.abspath(path) if os.path.exists(path) else path

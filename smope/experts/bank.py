@@ -1,0 +1,94 @@
+"""The prompt experts of one block, as two stacked tensors, and what is remembered about them.
+
+Shapes: H heads, E experts a head, K chosen experts, D head width, C = H·D.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from smope.routers.base import ExpertState
+
+
+class ExpertBank(nn.Module):
+    """E experts for each head: one key row and one value row each, living in head space (after qkv).
+
+    Parameters  keys, values: (H, E, D), initialised uniform(0, 1).
+    Buffers     counts (H, E) int64, frequent (H, E) bool: see ExpertState;
+                old_keys, old_values (H, E, D): the experts as the previous task left them.
+    """
+
+    counts: Tensor
+    frequent: Tensor
+    old_keys: Tensor
+    old_values: Tensor
+
+    def __init__(self, num_heads: int, num_experts: int, head_dim: int) -> None:
+        super().__init__()
+        shape = (num_heads, num_experts, head_dim)
+        self.keys = nn.Parameter(torch.rand(shape))
+        self.values = nn.Parameter(torch.rand(shape))
+        self.register_buffer("counts", torch.zeros(shape[:2], dtype=torch.int64))
+        self.register_buffer("frequent", torch.zeros(shape[:2], dtype=torch.bool))
+        self.register_buffer("old_keys", torch.zeros(shape))
+        self.register_buffer("old_values", torch.zeros(shape))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Keys and values as attention uses them, both (H, E, D)."""
+        return self.keys, self.values
+
+    @property
+    def state(self) -> ExpertState:
+        return ExpertState(self.counts, self.frequent)
+
+    @torch.no_grad()
+    def count(self, scores: Tensor, top_k: int) -> None:
+        """Add one to each expert for each image that has it among its best `top_k`; scores (B, H, E)."""
+        best = scores.topk(top_k, dim=-1).indices.transpose(0, 1).flatten(1)
+        self.counts.scatter_add_(1, best, torch.ones_like(best))
+
+    @torch.no_grad()
+    def flag_frequent(self, *, cumulative: bool) -> None:
+        """Flag the experts that are used at least as much as the average expert of their head.
+
+        cumulative (the authors' program): the average is over the experts used at all, and a flag stays set.
+        Otherwise (the paper): the average is over all E, and flags are decided anew.
+        """
+        counts = self.counts.double()
+        total = counts.sum(-1, keepdim=True)
+        if cumulative:
+            mean = total / (counts > 0).sum(-1, keepdim=True).clamp(min=1)
+            self.frequent |= (counts >= mean) & (counts > 0)
+        else:
+            self.frequent.copy_((counts >= total / counts.shape[-1]) & (counts > 0))
+
+    @torch.no_grad()
+    def snapshot(self) -> None:
+        """Remember the present keys and values as the old ones."""
+        keys, values = self()
+        self.old_keys.copy_(keys)
+        self.old_values.copy_(values)
+
+
+class InputSpaceBank(ExpertBank):
+    """Experts in the block's input space, sent through the frozen W_K and W_V: the paper's formula P·W_K, P·W_V.
+
+    The same number of parameters: expert e is one C-wide key row and one C-wide value row, shared by the heads, each of
+    which sees it through its own slice of the projection. (The authors' program keeps experts in head space.)
+    """
+
+    def __init__(self, num_heads: int, num_experts: int, head_dim: int, qkv: nn.Linear) -> None:
+        super().__init__(num_heads, num_experts, head_dim)
+        # Held in a tuple so that the frozen projection is not registered (and saved) a second time.
+        self._qkv = (qkv,)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        _, key_weight, value_weight = self._qkv[0].weight.detach().chunk(3)
+        return self._project(self.keys, key_weight), self._project(self.values, value_weight)
+
+    @staticmethod
+    def _project(rows: Tensor, weight: Tensor) -> Tensor:
+        heads, experts, width = rows.shape
+        prompts = rows.transpose(0, 1).reshape(experts, heads * width)
+        return (prompts @ weight.T).view(experts, heads, width).transpose(0, 1)

@@ -1,0 +1,108 @@
+"""The contract between a method and the one training loop (training/trainer.py).
+
+Shapes: B batch, S image side, C feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from smope.backbones.vit import Backbone
+from smope.losses.classification import task_cross_entropy
+from smope.methods.statistics import ClassStatistics
+
+Batches = Callable[[Literal["train", "plain"]], Iterator[tuple[Tensor, Tensor]]]
+"""Batches of the current task's training images and labels, on the method's device: "train" is the training loader as
+it is (shuffled, augmented, incomplete last batch dropped), "plain" every image once, in order, through the evaluation
+transform."""
+
+
+@dataclass(frozen=True)
+class TaskSpan:
+    """The task at hand: its number and its classes start..stop-1 (labels are remapped so that they are contiguous)."""
+
+    index: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with an optimizer and a schedule of its own."""
+
+    name: str
+    epochs: int
+
+
+class Method(nn.Module):
+    """A frozen backbone, a linear classifier over all classes, and what a subclass adds.
+
+    The trainer calls, for each task: begin_task; for each of phases(): begin_phase, then losses() on every batch;
+    end_task; and, where `align` is true, it records class statistics and retrains the classifier on them.
+    What a method remembers is a Parameter or a buffer, so that trained_state() is all of it.
+    """
+
+    def __init__(self, backbone: Backbone, num_classes: int, *, align: bool, centroids: int = 1) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.align = align
+        self.classifier = nn.Linear(backbone.embed_dim, num_classes)
+        self.statistics = ClassStatistics(num_classes, centroids if align else 0, backbone.embed_dim)
+
+    def features(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S) in [0, 1] -> features (B, C). Without prompts no graph is built through the backbone."""
+        with torch.no_grad():
+            return self.backbone(images)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """features (B, C) -> logits (B, num_classes)."""
+        return self.classifier(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S) in [0, 1] -> logits (B, num_classes); only classes seen so far mean anything."""
+        return self.classify(self.features(images))
+
+    def begin_task(self, task: TaskSpan) -> None:
+        """Called before the first phase of a task."""
+
+    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
+        """The phases of this task, in order."""
+        return [Phase("train", epochs)]
+
+    def begin_phase(self, phase: Phase) -> None:
+        """Called before the first step of a phase."""
+
+    def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
+        """Named scalar losses of one batch; their sum is minimised. labels (B,) in start..stop-1."""
+        return {"cross_entropy": task_cross_entropy(self(images), labels, task.start, task.stop)}
+
+    def end_task(self, task: TaskSpan, batches: Batches) -> None:
+        """Called in evaluation mode, without gradients, after the last phase of a task."""
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Optimizer groups, each with its base rate."""
+        return [{"params": list(self.classifier.parameters()), "lr": learning_rate}]
+
+    def prompt_parameters(self) -> Iterable[nn.Parameter]:
+        """The trained parameters that are not the classifier's."""
+        return ()
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Everything learned or remembered, by name; the frozen backbone is not part of it."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("backbone.")}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Restore trained_state(); every name must be there and no other."""
+        own = self.trained_state()
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())
+            raise ValueError(
+                f"state does not fit {type(self).__name__}: {', '.join(odd[:3])} on one side only ({len(odd)} in all)"
+            )
+        self.load_state_dict(state, strict=False)

@@ -1,0 +1,179 @@
+"""SMoPE: one set of prompt experts for all tasks, sparsely used (Le et al., ICLR 2026, arXiv 2509.24483).
+
+The paper's symbols and the names here:
+    N_p prompts a head        num_experts (E)            K             router.top_k
+    p^K_j, p^V_j              bank.keys, bank.values     ~s_j          Routing.scores, the proxy score
+    adaptive noise epsilon    router.epsilon             L_router      losses/router.py
+    alpha_router, alpha_proto router_loss_weight, prototype_loss_weight
+    L_proto                   losses/prototype.py        TAP           training/alignment.py
+Where the paper's formulas and the authors' program differ, the program is the default (the published numbers come from
+it) and the paper's variant has a name among the arguments of SMoPE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from timm.models.vision_transformer import Attention  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
+
+from smope.backbones.vit import Backbone
+from smope.errors import UserError
+from smope.experts.bank import ExpertBank, InputSpaceBank
+from smope.experts.inject import attach
+from smope.losses.classification import task_cross_entropy
+from smope.losses.prototype import prototype_loss, prototype_mass_loss
+from smope.losses.router import router_loss, router_mass_loss
+from smope.methods.base import Batches, Method, Phase, TaskSpan
+from smope.routers.base import Router, Routing
+
+
+class SMoPE(Method):
+    """A sparse mixture of prompt experts in the early blocks of a frozen ViT.
+
+    num_experts:           E a head.
+    blocks:                which blocks get experts (default: the first six).
+    router_loss_weight, prototype_loss_weight: 0 switches a loss off.
+    expert_space:          "head": keys and values join after the qkv projection (the program); "input": before it, as
+                           P·W_K and P·W_V (the paper's formula).
+    router_loss, prototype_loss: "code": cross-entropy, the router's with a margin; "paper": softmax mass.
+    frequent_rule:         "code": flags accumulate, threshold is the mean over used experts; "paper": decided anew,
+                           mean over all experts.
+    usage_count:           "running": selection during the counting pass follows the counts so far, so that they depend
+                           on the order of batches (the program); "order_free": selection by score alone.
+    expert_rate_factor:    the experts' learning rate over the classifier's.
+    align, centroids:      retrain the classifier on class statistics after each task; Gaussians a class for that.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        router: Router,
+        *,
+        num_experts: int = 25,
+        blocks: list[int] | None = None,
+        router_loss_weight: float = 1e-5,
+        prototype_loss_weight: float = 1e-5,
+        expert_space: Literal["head", "input"] = "head",
+        router_loss: Literal["code", "paper"] = "code",
+        prototype_loss: Literal["code", "paper"] = "code",
+        frequent_rule: Literal["code", "paper"] = "code",
+        usage_count: Literal["running", "order_free"] = "running",
+        expert_rate_factor: float = 5.0,
+        align: bool = True,
+        centroids: int = 1,
+    ) -> None:
+        super().__init__(backbone, num_classes, align=align, centroids=centroids)
+        if not 1 <= router.top_k <= num_experts:
+            raise UserError(
+                f"router.top_k must be in 1..method.num_experts={num_experts}, got {router.top_k}; "
+                "lower it or add experts"
+            )
+        self.router_loss_weight = router_loss_weight
+        self.prototype_loss_weight = prototype_loss_weight
+        self.router_loss = router_loss
+        self.prototype_loss = prototype_loss
+        self.frequent_rule = frequent_rule
+        self.usage_count = usage_count
+        self.expert_rate_factor = expert_rate_factor
+        self.top_k = router.top_k
+
+        def make_bank(attention: Attention) -> ExpertBank:
+            heads, head_dim = attention.num_heads, attention.head_dim
+            if expert_space == "input":
+                return InputSpaceBank(heads, num_experts, head_dim, attention.qkv)
+            return ExpertBank(heads, num_experts, head_dim)
+
+        self._wrappers = tuple(attach(backbone.vit, range(6) if blocks is None else blocks, router, make_bank))
+        # Registered after the backbone: Module.train() goes in this order, and the backbone sets all of itself to eval.
+        self.banks = nn.ModuleList(wrapper.bank for wrapper in self._wrappers)
+        self.routers = nn.ModuleList(wrapper.router for wrapper in self._wrappers)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.backbone(images)
+
+    @property
+    def experts(self) -> list[ExpertBank]:
+        """The experts of each prompted block."""
+        return [wrapper.bank for wrapper in self._wrappers]
+
+    @property
+    def routings(self) -> list[Routing]:
+        """The decisions of the last forward pass, one a prompted block."""
+        return [wrapper.routing for wrapper in self._wrappers if wrapper.routing is not None]
+
+    @property
+    def dense(self) -> bool:
+        """Whether all experts are used at present, as in the warm-up of the first task."""
+        return self._wrappers[0].dense
+
+    @dense.setter
+    def dense(self, value: bool) -> None:
+        for wrapper in self._wrappers:
+            wrapper.dense = value
+
+    def begin_task(self, task: TaskSpan) -> None:
+        """From the second task on: keep the experts as the prototypes' keys, and flag those that were much used."""
+        if task.index == 0:
+            return
+        for bank in self.experts:
+            bank.snapshot()
+            bank.flag_frequent(cumulative=self.frequent_rule == "code")
+
+    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
+        warm_up = [Phase("dense", dense_epochs)] if task.index == 0 and dense_epochs > 0 else []
+        return [*warm_up, Phase("sparse", epochs)]
+
+    def begin_phase(self, phase: Phase) -> None:
+        self.dense = phase.name == "dense"
+
+    def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
+        logits = self(images)
+        return {
+            "cross_entropy": task_cross_entropy(logits, labels, task.start, task.stop),
+            **self.auxiliary_losses(task),
+        }
+
+    def auxiliary_losses(self, task: TaskSpan) -> dict[str, Tensor]:
+        """The weighted router and prototype losses of the last forward pass, where they apply."""
+        losses = {}
+        router = self._wrappers[0].router
+        if self.router_loss_weight > 0 and router.sparse and not self.dense:
+            paper = self.router_loss == "paper"
+            value = router_mass_loss(self.routings) if paper else router_loss(self.routings, router.epsilon)
+            losses["router"] = self.router_loss_weight * value
+        if self.prototype_loss_weight > 0 and task.index > 0:
+            function = prototype_mass_loss if self.prototype_loss == "paper" else prototype_loss
+            keys = torch.stack([bank()[0] for bank in self.experts])
+            old_keys = torch.stack([bank.old_keys for bank in self.experts])
+            frequent = torch.stack([bank.frequent for bank in self.experts])
+            losses["prototype"] = self.prototype_loss_weight * function(keys, old_keys, frequent, self.top_k)
+        return losses
+
+    @torch.no_grad()
+    def end_task(self, task: TaskSpan, batches: Batches) -> None:
+        """The usage pass: over the training loader as it is, count each image's best K experts by raw score."""
+        self.dense = False
+        earlier = [bank.counts.clone() for bank in self.experts]
+        if self.usage_count == "order_free":
+            for bank in self.experts:
+                bank.counts.fill_(
+                    1
+                )  # nothing counts as unused during the pass, so that the order of batches is irrelevant
+        for images, _ in batches("train"):
+            self.features(images)
+            for bank, routing in zip(self.experts, self.routings, strict=True):
+                bank.count(routing.scores, self.top_k)
+        if self.usage_count == "order_free":
+            for bank, before in zip(self.experts, earlier, strict=True):
+                bank.counts += before - 1
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        experts = {"params": list(self.prompt_parameters()), "lr": self.expert_rate_factor * learning_rate}
+        return [experts, *super().parameter_groups(learning_rate)]
+
+    def prompt_parameters(self) -> Iterable[nn.Parameter]:
+        return [*self.banks.parameters(), *self.routers.parameters()]

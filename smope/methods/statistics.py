@@ -1,0 +1,64 @@
+"""What is remembered of each class's features: a mean and a diagonal variance for one or more centroids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+VARIANCE_FLOOR = 1e-4  # added to every variance when sampling, as in the authors' program
+
+
+class ClassStatistics(nn.Module):
+    """A diagonal Gaussian (or several) a class, from which features can be drawn.
+
+    Buffers mean, variance (num_classes, M, C) and known (num_classes, M) bool for M centroids and C features.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    known: Tensor
+
+    def __init__(self, num_classes: int, centroids: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_classes, centroids, width))
+        self.register_buffer("variance", torch.zeros(num_classes, centroids, width))
+        self.register_buffer("known", torch.zeros(num_classes, centroids, dtype=torch.bool))
+
+    @torch.no_grad()
+    def record(self, label: int, features: Tensor, *, seed: int) -> None:
+        """Describe class `label` by its features (n, C), n >= 1; the variance divides by n.
+
+        With several centroids the features are split by k-means (scikit-learn, seeded); a centroid whose variance is
+        zero, a single image, is left out.
+        """
+        centroids = self.mean.shape[1]
+        assignment = _assign(features, centroids, seed)
+        for index in range(centroids):
+            members = features[assignment == index]
+            if len(members) == 0:
+                continue
+            variance = members.var(dim=0, correction=0)
+            self.mean[label, index] = members.mean(dim=0)
+            self.variance[label, index] = variance
+            self.known[label, index] = bool(variance.mean() > 0) or centroids == 1
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`count` features of each known centroid: (n, C) and labels (n,), grouped by class.
+
+        Drawn as mean + sqrt(variance + 1e-4) · noise: a diagonal Gaussian needs no factorisation. `generator` is a CPU
+        one, so that the numbers are the same on every device.
+        """
+        labels, index = self.known.nonzero(as_tuple=True)
+        mean, variance = self.mean[labels, index], self.variance[labels, index]
+        noise = torch.randn(len(labels), count, mean.shape[-1], generator=generator).to(mean)
+        features = mean.unsqueeze(1) + (variance + VARIANCE_FLOOR).sqrt().unsqueeze(1) * noise
+        return features.flatten(0, 1), labels.repeat_interleave(count)
+
+
+def _assign(features: Tensor, centroids: int, seed: int) -> Tensor:
+    if centroids == 1:
+        return torch.zeros(len(features), dtype=torch.int64, device=features.device)
+    from sklearn.cluster import KMeans
+
+    kmeans = KMeans(min(centroids, len(features)), n_init="auto", random_state=seed)
+    return torch.from_numpy(kmeans.fit_predict(features.cpu().double().numpy())).to(features.device, torch.int64)

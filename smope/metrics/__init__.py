@@ -1,0 +1,1 @@
+"""Metrics: pure functions of plain numbers (accuracy_matrix.py) and the cost of a method (cost.py)."""

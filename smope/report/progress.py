@@ -1,0 +1,50 @@
+"""Lines and progress bars: bars on a terminal only, lines everywhere and in the run's log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Bar:
+    """A progress bar, or nothing where the output is not a terminal."""
+
+    def __init__(self, bar: tqdm | None) -> None:
+        self._bar = bar
+
+    def update(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
+
+class Progress:
+    """Prints lines (also to `log`, if given) and shows bars on a terminal; `quiet` prints nothing."""
+
+    def __init__(self, log: Path | None, *, quiet: bool = False) -> None:
+        self._log = log
+        self._quiet = quiet
+        self._bars = not quiet and sys.stdout.isatty()
+
+    def line(self, text: str) -> None:
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        if not self._quiet:
+            print(text, flush=True)
+
+    @contextmanager
+    def bar(self, total: int, description: str) -> Iterator[Bar]:
+        """A bar of `total` steps that disappears when it is done."""
+        if not self._bars:
+            yield Bar(None)
+            return
+        with tqdm(total=total, desc=description, leave=False, file=sys.stdout, dynamic_ncols=True) as bar:
+            yield Bar(bar)

@@ -1,0 +1,81 @@
+"""Experiment trackers: the only place that knows W&B."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+
+class Tracker:
+    """Receives what a run measures; this one keeps nothing (the run directory has it all)."""
+
+    def start(self, config: Mapping[str, Any], run_dir: Path, name: str) -> None:
+        """Called once before training."""
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """One epoch's losses, or one task's accuracy."""
+
+    def finish(self, scores: Mapping[str, Any]) -> None:
+        """Called once after training with the final scores."""
+
+
+class NoTracker(Tracker):
+    """Tracks nothing beside the run directory."""
+
+
+class WandbTracker(Tracker):
+    """Weights & Biases. mode "auto": online where an API key is configured, else offline; it never prompts."""
+
+    def __init__(
+        self,
+        project: str = "smope",
+        entity: str | None = None,
+        group: str | None = None,
+        mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+    ) -> None:
+        self.project = project
+        self.entity = entity
+        self.group = group
+        self.mode: Literal["auto", "online", "offline", "disabled"] = mode
+        self._run: Any = None
+
+    def start(self, config: Mapping[str, Any], run_dir: Path, name: str) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            name=name,
+            dir=str(run_dir),
+            config=dict(config),
+            mode=self._mode(),
+            settings=wandb.Settings(silent=True),
+        )
+
+    def _mode(self) -> Literal["online", "offline", "disabled"]:
+        if self.mode == "auto":
+            return "online" if _has_key() else "offline"
+        return self.mode
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        if self._run is not None:
+            self._run.log(dict(values), step=step)
+
+    def finish(self, scores: Mapping[str, Any]) -> None:
+        if self._run is not None:
+            self._run.summary.update(dict(scores))
+            self._run.finish()
+
+
+def _has_key() -> bool:
+    """Whether W&B could log in without asking."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return "wandb" in netrc.read_text()
+    except OSError:
+        return False

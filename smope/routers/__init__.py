@@ -1,0 +1,1 @@
+"""Routers: which experts an image uses. One router a file; the contract is in base.py."""

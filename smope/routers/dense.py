@@ -1,0 +1,22 @@
+"""Every expert for every image: SMoPE's warm-up, and the ablation without routing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smope.routers.base import ExpertState, Router, Routing, proxy_scores
+
+
+class Dense(Router):
+    """All experts enter the softmax with their proxy scores; `top_k` only counts use and sets prototype targets."""
+
+    sparse = False
+
+    def __init__(self, top_k: int = 5) -> None:
+        super().__init__(top_k)
+
+    def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
+        scores = proxy_scores(query, keys)
+        expert_ids = torch.arange(keys.shape[1], device=keys.device).expand(scores.shape)
+        return Routing(scores, expert_ids, scores)

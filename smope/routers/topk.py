@@ -1,0 +1,18 @@
+"""The best K by proxy score and nothing else: the ablation without adaptive noise."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from smope.routers.base import ExpertState, Router, Routing, choose, proxy_scores
+
+
+class TopK(Router):
+    """Ranks by the scores alone, in training and evaluation."""
+
+    def __init__(self, top_k: int = 5) -> None:
+        super().__init__(top_k)
+
+    def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
+        scores = proxy_scores(query, keys)
+        return choose(scores, scores, self.top_k)

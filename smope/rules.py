@@ -1,0 +1,164 @@
+"""Rules that need neither backbone nor data: ranges, files that exist, keys that must agree."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smope.errors import UserError
+from smope.plain_types import shown
+
+WEIGHT_KEYWORDS = ("embedded", "hub", "random")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be, in words after `must be`, its test, and a value that passes."""
+
+    text: str
+    holds: Callable[[Any], bool]
+    example: str
+
+
+def at_least(minimum: int, example: int) -> Rule:
+    return Rule(f"at least {minimum}", lambda value: value >= minimum, str(example))
+
+
+def not_negative(example: str) -> Rule:
+    return Rule("a finite number, 0 or more", lambda value: math.isfinite(value) and value >= 0, example)
+
+
+def positive(example: str) -> Rule:
+    return Rule("a finite number above 0", lambda value: math.isfinite(value) and value > 0, example)
+
+
+def _is_crop(value: list[float]) -> bool:
+    return len(value) == 2 and 0 < value[0] <= value[1] <= 1
+
+
+def _are_blocks(value: list[int]) -> bool:
+    return bool(value) and min(value) >= 0 and len(set(value)) == len(value)
+
+
+def _are_three(value: list[float]) -> bool:
+    return len(value) == 3 and all(map(math.isfinite, value))
+
+
+def _is_folder_name(value: str) -> bool:
+    return bool(value.strip()) and value not in (".", "..") and not re.search(r"[/\\\0\n]", value)
+
+
+RULES: dict[str, Rule] = {
+    "seed": Rule("within 0..4294967295", lambda value: 0 <= value < 2**32, "0"),
+    "name": Rule("usable as a folder's name, without / or \\", _is_folder_name, "first_try"),
+    "method.num_experts": at_least(1, 25),
+    "method.blocks": Rule("a list of different block numbers, each 0 or more", _are_blocks, "[0,1,2,3,4,5]"),
+    "method.router_loss_weight": not_negative("1e-5"),
+    "method.prototype_loss_weight": not_negative("1e-5"),
+    "method.expert_rate_factor": positive("5.0"),
+    "router.top_k": at_least(1, 5),
+    "router.epsilon": not_negative("0.4"),
+    "backbone.name": Rule("the name of a timm model", lambda value: bool(value.strip()), "vit_base_patch16_224.dino"),
+    "backbone.image_size": at_least(1, 224),
+    "backbone.mean": Rule("three finite numbers", _are_three, "[0.5,0.5,0.5]"),
+    "backbone.std": Rule("three numbers above 0", lambda v: _are_three(v) and min(v) > 0, "[0.5,0.5,0.5]"),
+    "stream.num_tasks": at_least(1, 5),
+    "stream.classes_per_task": Rule("a list of sizes, each 1 or more", lambda v: bool(v) and min(v) >= 1, "[4,3,3]"),
+    "stream.crop_scale": Rule("two numbers a,b with 0 < a <= b <= 1, or null", _is_crop, "[0.08,1.0]"),
+    "stream.eval_crop": Rule("above 0 and at most 1", lambda value: 0 < value <= 1, "1.0"),
+    "trainer.batch_size": at_least(1, 32),
+    "trainer.eval_batch_size": at_least(1, 128),
+    "trainer.epochs": at_least(1, 6),
+    "trainer.dense_epochs": at_least(0, 3),
+    "trainer.learning_rate": positive("5e-3"),
+    "trainer.weight_decay": not_negative("0.0"),
+    "trainer.frozen_steps": at_least(0, 10),
+    "trainer.iter_step": at_least(1, 40),
+    "trainer.alignment_epochs": at_least(0, 50),
+    "trainer.alignment_samples_per_class": at_least(1, 128),
+    "trainer.alignment_learning_rate": positive("1e-5"),
+    "trainer.num_workers": at_least(0, 0),
+    "trainer.device": Rule(
+        "auto, cpu, cuda, cuda:N or mps",
+        lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value)),
+        "auto",
+    ),
+}
+
+
+def check_rules(flat: Mapping[str, Any]) -> None:
+    """Hold typed values, by dotted key, to every rule; UserError at the first one broken. null passes."""
+    for key, rule in RULES.items():
+        value = flat.get(key)
+        if value is not None and not rule.holds(value):
+            raise UserError(f"{key} must be {rule.text}, got {shown(value)}; write for example {key}={rule.example}")
+    for check in (_top_k, _tasks, _class_order, _statistics, _weights, _root):
+        check(flat)
+
+
+def _top_k(flat: Mapping[str, Any]) -> None:
+    top_k, num_experts = flat.get("router.top_k"), flat.get("method.num_experts")
+    if top_k is not None and num_experts is not None and top_k > num_experts:
+        raise UserError(
+            f"router.top_k must be in 1..method.num_experts={num_experts}, got {top_k}; "
+            f"write router.top_k={num_experts} or less, or method.num_experts={top_k} or more"
+        )
+
+
+def _tasks(flat: Mapping[str, Any]) -> None:
+    sizes, num_tasks = flat.get("stream.classes_per_task"), flat["stream.num_tasks"]
+    if sizes and len(sizes) != num_tasks:
+        raise UserError(
+            f"stream.classes_per_task={shown(sizes)} is {len(sizes)} tasks, but stream.num_tasks={num_tasks}"
+            "; leave stream.num_tasks out or make them agree"
+        )
+
+
+def _class_order(flat: Mapping[str, Any]) -> None:
+    order = flat.get("stream.class_order")
+    if isinstance(order, list) and (not order or min(order) < 0 or len(set(order)) != len(order)):
+        raise UserError(
+            f"stream.class_order must name each class id once, got {shown(order)}; write a permutation of "
+            "0..classes-1 or stream.class_order=paper"
+        )
+
+
+def _statistics(flat: Mapping[str, Any]) -> None:
+    kind = flat.get("backbone.pixel_statistics")
+    set_keys = [key for key in ("backbone.mean", "backbone.std") if flat.get(key) is not None]
+    if kind == "given" and len(set_keys) < 2:
+        raise UserError(
+            "backbone.pixel_statistics=given needs backbone.mean and backbone.std, three numbers each; "
+            "write backbone.mean=[0.5,0.5,0.5] backbone.std=[0.5,0.5,0.5]"
+        )
+    if kind not in (None, "given") and set_keys:
+        raise UserError(
+            f"{set_keys[0]}={shown(flat[set_keys[0]])} has no effect with backbone.pixel_statistics={kind}; "
+            "add backbone.pixel_statistics=given or leave it out"
+        )
+
+
+def _weights(flat: Mapping[str, Any]) -> None:
+    weights = flat.get("backbone.weights")
+    if weights is None or weights in WEIGHT_KEYWORDS:
+        return
+    if not Path(weights).is_file():
+        found = "is a folder" if Path(weights).exists() else "no such file"
+        close = difflib.get_close_matches(weights, WEIGHT_KEYWORDS, n=1, cutoff=0.7)
+        way_out = f"did you mean {close[0]}?" if close else "check the path"
+        raise UserError(
+            f"backbone.weights={weights}: {found}; it must be one of {', '.join(WEIGHT_KEYWORDS)} "
+            f"or a weights file: {way_out}"
+        )
+
+
+def _root(flat: Mapping[str, Any]) -> None:
+    root = flat.get("stream.root")
+    if root is not None and not Path(root).is_dir():
+        found = "is a file" if Path(root).exists() else "no such folder"
+        raise UserError(f"stream.root={root}: {found}; it must be the folder that holds the images: check the path")

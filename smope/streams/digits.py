@@ -1,0 +1,50 @@
+"""scikit-learn's scanned handwritten digits: 1,797 images of 8 by 8 pixels in 17 gray levels, ten classes.
+
+Bright ink on a dark ground, as the data set has it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+from PIL import Image
+
+from smope.streams.base import ImageSet, Source, hash_images
+from smope.streams.images import KeptImages
+
+SIDE = 32
+
+
+def load() -> Source:
+    """The digits as 32 by 32 RGB; of each class every fifth image is for testing, whatever the seed."""
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    scans = digits.images.astype(numpy.uint8)
+    targets = [int(target) for target in digits.target]
+    splits: dict[str, list[int]] = {"train": [], "test": []}
+    seen = [0] * 10
+    for index, target in enumerate(targets):
+        seen[target] += 1
+        splits["train" if seen[target] % 5 else "test"].append(index)
+    return Source(
+        name="digits",
+        class_names=tuple("0123456789"),
+        train=_image_set(scans, targets, splits["train"]),
+        test=_image_set(scans, targets, splits["test"]),
+        content_hash=hash_images(
+            {split: [(str(targets[i]), scans[i].tobytes()) for i in chosen] for split, chosen in splits.items()}
+        ),
+    )
+
+
+def _image_set(scans: numpy.ndarray, targets: list[int], chosen: list[int]) -> ImageSet:
+    return ImageSet([targets[i] for i in chosen], KeptImages([enlarged(scans[i]) for i in chosen]).load)
+
+
+def enlarged(scan: numpy.ndarray) -> numpy.ndarray:
+    """A scan (8, 8) of values 0..16 as uint8 (32, 32, 3) of values 0..255, bilinear in between."""
+    gray = Image.fromarray(scan.astype(numpy.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    values = numpy.rint(numpy.asarray(gray) * (255 / 16)).astype(numpy.uint8)
+    return numpy.repeat(values[:, :, None], 3, axis=2)

@@ -1,0 +1,1 @@
+"""The one training loop and its parts: settings, schedules, class statistics and alignment, checkpoints."""

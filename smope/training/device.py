@@ -1,0 +1,60 @@
+"""Which device a run uses, and how the process is set up for it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from smope.errors import UserError
+from smope.training.settings import TrainerSettings
+
+EXACT = (
+    1e-5  # largest relative error at which a float32 product still counts as computed in float32; bfloat16 gives 1e-3
+)
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto: the first CUDA device, else Apple's, else the CPU. UserError for a device that this machine lacks."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    lacking = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if lacking:
+        raise UserError(f"trainer.device={name}: this machine has no such device; use trainer.device=auto or cpu")
+    return device
+
+
+def prepare_process(settings: TrainerSettings, device: torch.device) -> None:
+    """Set torch's process-wide switches: repeatable kernels if asked for, and the faster float32 products on a CPU."""
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    if device.type == "cpu":
+        prefer_onednn()
+
+
+def prefer_onednn() -> bool:
+    """Have oneDNN compute float32 matrix products where it does so in full precision; returns whether it now does.
+
+    torch sends them to its BLAS unless reduced precision is allowed. Allowing it selects oneDNN, which on processors
+    without bfloat16 matrix units still computes in float32, and on AMD ones twice as fast. Where the product really
+    comes out in reduced precision the switch is put back.
+    """
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(256, 192, generator=generator), torch.randn(768, 192, generator=generator)
+    exact = left.double() @ right.double().T
+    switch: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    before = switch.fp32_precision
+    switch.fp32_precision = "bf16"
+    product = torch.nn.functional.linear(left, right).double()
+    if (product - exact).abs().max() <= EXACT * exact.abs().max():
+        return True
+    switch.fp32_precision = before
+    return False

@@ -1,0 +1,53 @@
+"""What a run has measured so far: it goes into run.json and, for resuming, into every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from smope.metrics import accuracy_matrix as metrics
+
+
+@dataclass
+class History:
+    """accuracy_matrix: one row a finished task, fractions; test_images: of each task; seconds: wall-clock totals;
+    seconds_per_task: training, alignment and evaluation together; images_trained: images that went through a step."""
+
+    test_images: list[int]
+    accuracy_matrix: list[list[float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "align": 0.0, "eval": 0.0})
+    seconds_per_task: list[float] = field(default_factory=list)
+    images_trained: int = 0
+    steps: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def full_matrix(self) -> list[list[float | None]]:
+        """T x T, None where nothing was measured."""
+        tasks = len(self.test_images)
+        rows: list[list[float | None]] = [[*row, *([None] * (tasks - len(row)))] for row in self.accuracy_matrix]
+        return rows + [[None] * tasks for _ in range(tasks - len(rows))]
+
+    def scores(self) -> dict[str, float | None]:
+        """The scores over the tasks learned so far, as fractions; None before the first."""
+        matrix = self.accuracy_matrix
+        if not matrix:
+            names = ("final_average_accuracy", "cumulative_average_accuracy", "forgetting", "sample_weighted_accuracy")
+            return dict.fromkeys(names)
+        return {
+            "final_average_accuracy": metrics.final_average_accuracy(matrix),
+            "cumulative_average_accuracy": metrics.cumulative_average_accuracy(matrix),
+            "forgetting": metrics.forgetting(matrix),
+            "sample_weighted_accuracy": metrics.sample_weighted_accuracy(matrix[-1], self.test_images[: len(matrix)]),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """The part of run.json that changes while a run goes on."""
+        train = self.seconds["train"]
+        return {
+            "accuracy_matrix": self.full_matrix(),
+            **self.scores(),
+            "seconds": {**self.seconds, "per_task": self.seconds_per_task},
+            "images_per_second": self.images_trained / train if train > 0 else None,
+        }

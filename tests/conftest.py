@@ -1,0 +1,21 @@
+"""Shared by all tests: one thread, no services, and the folder of real data where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is first imported, here and in the processes that tests start.
+os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"})
+os.environ.pop("SMOPE_FULL_ERROR", None)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder named by SMOPE_DATA; tests on real data skip without it."""
+    root = os.environ.get("SMOPE_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("SMOPE_DATA names no folder with data")
+    return Path(root)

@@ -1,0 +1,105 @@
+"""Every file of conf/ composes, and its keys are exactly the arguments of the class or function it names."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from smope.compose import ALL_GROUPS, choices, compose, conf_dir, read_overrides
+from smope.config import GROUPS, MISSING, STREAM_BUILDER, STREAM_COMPUTED, Config
+from smope.schema import COMPUTED, keys_of
+
+FILES = [(group, name) for group in ALL_GROUPS for name in choices(group, [conf_dir()])]
+TARGETS = [(group, name) for group, name in FILES if group in GROUPS]
+# Groups in which a choice is the Python file of the same name.
+ONE_FILE_EACH = ("stream", "method", "router")
+
+
+def read(group: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def mandatory(tmp_path: Path) -> dict[str, str]:
+    """A value for each key that a choice may leave to the user."""
+    weights = tmp_path / "vit.safetensors"
+    weights.touch()
+    return {
+        "stream.root": str(tmp_path),
+        "stream.num_tasks": "2",
+        "backbone.name": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        "backbone.weights": str(weights),
+    }
+
+
+def composed(group: str, name: str, mandatory: dict[str, str]) -> Config:
+    text = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
+    files = [text] if group != "experiment" else [text, *_chosen(yaml.safe_load(text))]
+    left_open = {key for key in mandatory if any(_leaves_open(item, key) for item in files)}
+    return compose(read_overrides([f"{group}={name}", *(f"{key}={mandatory[key]}" for key in sorted(left_open))]))
+
+
+def _chosen(experiment: dict[str, Any]) -> list[str]:
+    """The texts of the choices in an experiment's defaults list."""
+    pairs = [next(iter(item.items())) for item in experiment.get("defaults", [])]
+    paths = [conf_dir() / key.removeprefix("override /") / f"{value}.yaml" for key, value in pairs]
+    return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def _leaves_open(text: str, key: str) -> bool:
+    values = yaml.safe_load(text)
+    group, _, inner = key.partition(".")
+    folder = values.get(group, values if f"smope.{group}" in values.get("_target_", "") else {})
+    return isinstance(folder, dict) and folder.get(inner) == MISSING
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def test_composes(group: str, name: str, mandatory: dict[str, str]) -> None:
+    made = composed(group, name, mandatory)
+    assert "???" not in made.to_yaml()
+
+
+@pytest.mark.parametrize(("group", "name"), TARGETS)
+def test_keys_are_the_arguments(group: str, name: str) -> None:
+    values = read(group, name)
+    target = values.pop("_target_")
+    expected = set(keys_of(target, f"{group}._target_"))
+    if group == "stream":
+        expected |= set(keys_of(STREAM_BUILDER, "stream")) - STREAM_COMPUTED | {"name"}
+        assert values["name"] == name
+    assert set(values) == expected
+    if group in ONE_FILE_EACH:
+        assert target.split(".")[-2] == name
+
+
+@pytest.mark.parametrize(("group", "name"), TARGETS)
+def test_arguments_read_from_source_are_the_real_ones(group: str, name: str) -> None:
+    target = read(group, name)["_target_"]
+    module, _, attribute = target.rpartition(".")
+    real = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+    keys = keys_of(target, f"{group}._target_")
+    assert set(keys) <= set(real)
+    assert not COMPUTED & set(keys)
+    for argument, key in keys.items():
+        assert key.required == (real[argument].default is inspect.Parameter.empty)
+        if key.has_default and not isinstance(key.default, list):
+            assert key.default == real[argument].default
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def test_says_what_it_is(group: str, name: str) -> None:
+    text = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
+    comments = [line for line in text.splitlines()[:2] if line.startswith("# ") and "@package" not in line]
+    assert comments, "a file of conf/ starts with a line that says what it is"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_default_is_a_choice(group: str) -> None:
+    defaults = yaml.safe_load((conf_dir() / "train.yaml").read_text(encoding="utf-8"))["defaults"]
+    chosen = {key: value for item in defaults if isinstance(item, dict) for key, value in item.items()}
+    assert chosen[group] in choices(group, [conf_dir()])

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy
+import pytest
+from sklearn.datasets import load_digits
+
+from smope.streams import digits
+from smope.streams.base import build_stream
+
+
+@pytest.fixture(scope="module")
+def source():
+    return digits.load()
+
+
+def test_split_is_stratified_and_complete(source):
+    counts = numpy.bincount(load_digits().target)
+    train, test = numpy.bincount(source.train.targets), numpy.bincount(source.test.targets)
+    assert (train + test == counts).all() and (test == counts // 5).all()
+    assert len(source.train.targets) + len(source.test.targets) == 1797
+    assert source.class_names == tuple("0123456789")
+
+
+def test_split_and_hash_are_fixed(source):
+    again = digits.load()
+    assert again.content_hash == source.content_hash
+    assert source.content_hash == "2b77c95464f41f605464f9bd7ec8fd0d335d15b8e5fd6440cf85be79d5471619"
+    assert list(again.test.targets) == list(source.test.targets)
+    assert numpy.array_equal(again.test.load(7), source.test.load(7))
+
+
+def test_pictures_are_the_scans_enlarged(source):
+    scan = load_digits().images[0]
+    picture = numpy.asarray(source.train.load(0))
+    assert picture.shape == (32, 32, 3) and picture.dtype == numpy.uint8
+    assert (picture == picture[:, :, :1]).all()
+    means = picture[:, :, 0].reshape(8, 4, 8, 4).mean(axis=(1, 3)) / 255 * 16
+    assert numpy.corrcoef(means.ravel(), scan.ravel())[0, 1] > 0.97
+    assert numpy.asarray(digits.enlarged(numpy.full((8, 8), 16.0))).min() == 255
+    assert numpy.asarray(digits.enlarged(numpy.zeros((8, 8)))).max() == 0
+
+
+def test_no_seed_changes_the_split(source):
+    streams = [
+        build_stream(
+            source,
+            image_size=32,
+            seed=seed,
+            num_tasks=5,
+            classes_per_task=None,
+            class_order="paper",
+            crop_scale=[0.6, 1.0],
+            flip=False,
+            eval_crop=1.0,
+        )
+        for seed in (0, 1)
+    ]
+    assert streams[0].class_order != streams[1].class_order
+    tests = [{i for task in stream.tasks for i in task.test.source_index} for stream in streams]
+    assert tests[0] == tests[1] == set(range(len(source.test.targets)))
+    assert [len(task.classes) for task in streams[0].tasks] == [2] * 5

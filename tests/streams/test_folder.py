@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from smope.errors import UserError
+from smope.streams import folder
+from smope.streams.base import build_stream
+
+
+@pytest.fixture
+def root(tmp_path, write_image) -> Path:
+    """Two classes, three training images and one test image each."""
+    place = tmp_path / "photos"
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(3):
+            write_image(place / "train" / name / f"{i}.png", 10 * label + i)
+        write_image(place / "test" / name / "9.png", 10 * label + 9)
+    return place
+
+
+def pictures(images) -> list[bytes]:
+    return [numpy.asarray(images.load(i)).tobytes() for i in range(len(images.targets))]
+
+
+def test_classes_and_images(root, pixels):
+    source = folder.load(str(root))
+    assert source.name == "folder" and source.class_names == ("cat", "dog")
+    assert list(source.train.targets) == [0, 0, 0, 1, 1, 1] and list(source.test.targets) == [0, 1]
+    assert pictures(source.train) == [pixels(seed).tobytes() for seed in (0, 1, 2, 10, 11, 12)]
+    assert source.test.names == [str(root / "test" / name / "9.png") for name in ("cat", "dog")]
+
+
+def test_nested_files_suffixes_and_skipped_files(root, pixels, write_image):
+    cat = root / "train" / "cat"
+    write_image(cat / "b" / "deep" / "x.png", 50)
+    Image.fromarray(pixels(51)).save(cat / "a.JPG", format="JPEG")
+    (cat / "notes.txt").write_text("no image")
+    (cat / ".hidden.png").write_text("no image")
+    write_image(cat / ".thumbnails" / "x.png", 52)
+    (root / "train" / "README.md").write_text("no class")
+    (root / "train" / ".cache").mkdir()
+    source = folder.load(str(root))
+    names = [Path(name).relative_to(cat).as_posix() for name in source.train.names[:5]]
+    assert names == ["0.png", "1.png", "2.png", "a.JPG", "b/deep/x.png"]
+    assert source.class_names == ("cat", "dog")
+
+
+def test_large_sources_are_read_when_needed(root, monkeypatch, pixels):
+    kept = folder.load(str(root))
+    monkeypatch.setattr(folder, "KEPT_BYTES", 8 * 32 * 32 * 3 - 1)
+    source = folder.load(str(root))
+    assert pictures(source.train) == pictures(kept.train) and source.content_hash == kept.content_hash
+    (root / "train" / "cat" / "1.png").write_bytes(b"damaged meanwhile")
+    assert pictures(kept.train)[1] == pixels(1).tobytes()
+    with pytest.raises(UserError, match=r"cannot read image .*1\.png of stream\.root=.*photos"):
+        source.train.load(1)
+
+
+def test_hash_is_of_contents_and_classes(root, tmp_path):
+    digest = folder.load(str(root)).content_hash
+    moved = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(root, moved)
+    os.rename(moved / "train" / "cat" / "0.png", moved / "train" / "cat" / "z.png")
+    assert folder.load(str(moved)).content_hash == digest
+    os.rename(moved / "train" / "cat" / "z.png", moved / "train" / "dog" / "z.png")
+    assert folder.load(str(moved)).content_hash != digest
+
+
+def test_relative_and_home_roots(root, monkeypatch):
+    digest = folder.load(str(root)).content_hash
+    monkeypatch.chdir(root.parent)
+    assert folder.load("photos").content_hash == digest
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert folder.load("~/photos").content_hash == digest
+
+
+def test_other_test_folders_are_left_out(root, caplog, write_image):
+    write_image(root / "test" / "fox" / "0.png")
+    with caplog.at_level(logging.WARNING):
+        source = folder.load(str(root))
+    assert len(source.test.targets) == 2 and "left out: fox" in caplog.text
+
+
+def test_stream_of_a_folder(root):
+    stream = build_stream(
+        folder.load(str(root)),
+        image_size=16,
+        seed=0,
+        num_tasks=2,
+        classes_per_task=None,
+        class_order=[1, 0],
+        crop_scale=[0.08, 1.0],
+        flip=True,
+        eval_crop=0.875,
+    )
+    assert [task.class_names for task in stream.tasks] == [("dog",), ("cat",)]
+    assert stream.tasks[0].train[0][0].shape == (3, 16, 16)
+
+
+def refused(place: Path | str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        folder.load(str(place))
+    assert f"stream.root={place}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_roots_are_refused(root, tmp_path):
+    refused(tmp_path / "nowhere", r"does not exist \(looked in .*nowhere\); give an existing directory")
+    archive = tmp_path / "photos.zip"
+    archive.write_bytes(b"PK")
+    refused(archive, r"is a file, not a directory; give the directory it unpacks to")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", r"is empty; give a directory that holds train/<class>/ and test/<class>/")
+
+
+def test_wrong_levels_name_the_right_one(root):
+    right = rf"must hold train/<class>/ and test/<class>/ .*stream\.root={root} looks right"
+    refused(root.parent, right)
+    refused(root / "train", right)
+    refused(root / "train" / "cat", right)
+
+
+def test_wrong_layouts_are_refused(root, tmp_path, write_image):
+    os.rename(root / "test", root / "val")
+    refused(root, r"it holds train, val but no test folder; rename val to test")
+    shutil.rmtree(root / "val")
+    refused(root, r"it holds train but no test folder; add one")
+    refused(
+        write_image(tmp_path / "flat" / "a.png").parent,
+        r"it holds a\.png; give the directory above the train",
+    )
+
+
+def test_a_train_folder_without_classes_is_refused(root, write_image):
+    shutil.rmtree(root / "train")
+    write_image(root / "train" / "a.png")
+    refused(root, r"its train folder has no class folders, add one a class")
+
+
+def test_a_class_without_test_folder_is_refused(root):
+    shutil.rmtree(root / "test" / "dog")
+    refused(
+        root, r"every class needs a test folder, there is none for dog; add .*test/dog with images or remove"
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_without_images_is_refused(root, split):
+    for path in (root / split / "cat").iterdir():
+        path.rename(path.with_suffix(".txt"))
+    refused(
+        root, rf"class folder .*{split}/cat has no image files \(\.bmp, .*\); add images or remove the class"
+    )
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_unreadable_images_are_named_before_training(root, monkeypatch, keep, write_image):
+    if not keep:
+        monkeypatch.setattr(folder, "KEPT_BYTES", 0)
+    (root / "train" / "dog" / "1.png").write_text("no image")
+    refused(
+        root,
+        r"cannot read image .*train/dog/1\.png of .*: not a known image format; replace the file or",
+    )
+    write_image(root / "train" / "dog" / "1.png")
+    cut = write_image(root / "test" / "dog" / "cut.jpg", 0, 64, 64)
+    cut.write_bytes(cut.read_bytes()[:-200])
+    if keep:
+        refused(root, r"cannot read image .*test/dog/cut\.jpg of .*truncated")
