@@ -19,6 +19,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from smope.streams.glyph_rendering import bitmap, pretraining_characters
 
 ARCHITECTURE = "vit_tiny_patch16_224"
-OPTIONS = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 8, "num_heads": 4}
+OPTIONS: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 8, "num_heads": 4}
 OUTPUT = Path(__file__).resolve().parents[1] / "smope" / "backbones" / "embedded" / "glyph_vit.safetensors"
 BANK_SIZE, INK_SIZE, IMAGE_SIZE = 48, 40, 32
 

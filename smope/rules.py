@@ -61,6 +61,7 @@ RULES: dict[str, Rule] = {
     "method.router_loss_weight": not_negative("1e-5"),
     "method.prototype_loss_weight": not_negative("1e-5"),
     "method.expert_rate_factor": positive("5.0"),
+    "method.centroids": at_least(1, 1),
     "router.top_k": at_least(1, 5),
     "router.epsilon": not_negative("0.4"),
     "backbone.name": Rule("the name of a timm model", lambda value: bool(value.strip()), "vit_base_patch16_224.dino"),

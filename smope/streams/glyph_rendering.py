@@ -73,11 +73,9 @@ def _font(face: str) -> ImageFont.FreeTypeFont:
 @cache
 def code_points(face: str) -> frozenset[int]:
     """Code points for which `face` has a drawing of its own."""
-    from fontTools.ttLib import TTFont
+    from matplotlib.ft2font import FT2Font
 
-    with TTFont(font_path(face), lazy=True) as font:
-        cmap = font.getBestCmap()
-    return frozenset(point for point, glyph in cmap.items() if glyph != ".notdef")
+    return frozenset(FT2Font(str(font_path(face))).get_charmap())
 
 
 def bitmap(face: str, character: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 
 from smope.build import Experiment, build
 from smope.config import Config
-from smope.metrics.cost import count_parameters
+from smope.metrics.cost import count_flops, count_parameters
 from smope.report.progress import Progress
 from smope.report.tables import matrix_table, score_lines
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
@@ -115,17 +115,26 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
 
 
 def describe(config: Config) -> str:
-    """What a run would do, without training: its parts, its tasks and its cost."""
+    """What a run would do, without training: its configuration, its parts, its tasks and its cost."""
     experiment = build(config)
     stream, trainer = experiment.stream, _trainer(experiment, torch.device("cpu"))
+    flops = count_flops(experiment.method, trainer.spans[0])
     lines = [config.to_yaml(), summary(experiment), "", f"{'task':>4}{'train':>8}{'test':>7}{'steps':>8}  classes"]
     for span, task in zip(trainer.spans, stream.tasks, strict=True):
-        steps = trainer.steps(span)
         shown = ", ".join(task.class_names[:6]) + (
             f" and {len(task.classes) - 6} more" if len(task.classes) > 6 else ""
         )
-        lines.append(f"{span.index + 1:>4}{len(task.train):>8}{len(task.test):>7}{steps:>8}  {shown}")
-    lines.append("nothing was trained or written (--dry-run)")
+        lines.append(f"{span.index + 1:>4}{len(task.train):>8}{len(task.test):>7}{trainer.steps(span):>8}  {shown}")
+    steps = sum(trainer.steps(span) for span in trainer.spans)
+    images = steps * experiment.settings.batch_size
+    lines += [
+        "",
+        f"cost of an image: {flops['inference'] / 1e9:.2f} GFLOPs to classify, "
+        f"{flops['training'] / 1e9:.2f} to train on",
+        f"cost of the run: {steps:,} training steps, {images:,} images, {images * flops['training'] / 1e12:,.1f} "
+        "TFLOPs, and the passes for usage, statistics and evaluation",
+        "nothing was trained or written (--dry-run)",
+    ]
     return "\n".join(lines)
 
 

@@ -1,0 +1,71 @@
+"""A ViT, a stream and settings so small that a test can train on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from smope.backbones.vit import Backbone, BackboneIdentity
+from smope.streams.base import ImageSet, Source, Stream, build_stream
+from smope.streams.images import KeptImages
+from smope.training.settings import TrainerSettings
+
+torch.set_num_threads(1)
+
+COLOURS = ((200, 60, 60), (60, 200, 60), (60, 60, 200), (190, 190, 60))
+
+
+def tiny_vit(seed: int = 0, **options: Any) -> VisionTransformer:
+    """A ViT of 32 pixels with random weights, depth 7, 2 heads of 16; draws nothing from torch's own generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 7, "num_heads": 2, "num_classes": 0}
+        return shake(VisionTransformer(**{**sizes, "global_pool": "token", **options}))
+
+
+def shake(vit: VisionTransformer) -> VisionTransformer:
+    """Weights of the size that training gives them: timm's own start is so close to zero that little can be seen."""
+    for name, parameter in vit.named_parameters():
+        nn.init.normal_(parameter, mean=1.0 if "norm" in name and name.endswith("weight") else 0.0, std=0.2)
+    return vit
+
+
+def tiny_backbone(seed: int = 0, **options: Any) -> Backbone:
+    """tiny_vit frozen, with the pixel statistics mean = std = 0.5."""
+    return frozen(tiny_vit(seed, **options))
+
+
+def frozen(vit: VisionTransformer, mean: float = 0.5, std: float = 0.5) -> Backbone:
+    return Backbone(vit, BackboneIdentity("tiny", "random", "0" * 64, (mean,) * 3, (std,) * 3))
+
+
+def tiny_source(classes: int = 4, train: int = 12, test: int = 5) -> Source:
+    """Images of 32 pixels, a noisy colour for each class; `train` and `test` images of each."""
+    draw = numpy.random.default_rng(0)
+
+    def images(number: int) -> ImageSet:
+        targets = [index % classes for index in range(number * classes)]
+        noise = draw.normal(0, 25, (len(targets), 32, 32, 3))
+        pixels = numpy.clip(noise + numpy.array(COLOURS)[targets][:, None, None], 0, 255).astype(numpy.uint8)
+        return ImageSet(targets, KeptImages(list(pixels)).load)
+
+    return Source("colours", tuple("abcdefgh"[:classes]), images(train), images(test), "0" * 64)
+
+
+def tiny_stream(seed: int = 0, num_tasks: int = 2, source: Source | None = None, **options: Any) -> Stream:
+    keys = {"class_order": "sorted", "classes_per_task": None, "crop_scale": None, "flip": False, "eval_crop": 1.0}
+    source = source or tiny_source()
+    return build_stream(source, image_size=32, seed=seed, num_tasks=num_tasks, **{**keys, **options})
+
+
+def tiny_settings(**changes: Any) -> TrainerSettings:
+    """Three steps an epoch on tiny_source: quick, and enough to learn it."""
+    values = {
+        "batch_size": 8, "eval_batch_size": 8, "epochs": 4, "dense_epochs": 1, "learning_rate": 1e-2, "frozen_steps": 0,
+        "alignment_epochs": 3, "alignment_samples_per_class": 8, "alignment_learning_rate": 1e-3, "device": "cpu",
+    }  # fmt: skip
+    return TrainerSettings(**{**values, **changes})
