@@ -251,7 +251,19 @@ def save(model: nn.Module, path: Path, seed: int) -> str:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata)
+    sort_metadata(path)
+    path.chmod(0o644)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in alphabetical order: the library writes them in a random one."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(size)
+    path.write_bytes(content[:8] + text + content[8 + size :])
 
 
 def parse_arguments() -> argparse.Namespace:

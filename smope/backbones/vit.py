@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from smope.backbones.weights import EMBEDDED, Weights, hub_file, metadata_numbers, read_weights
 from smope.errors import UserError
 
+WANTED = "prompt experts need a plain timm VisionTransformer with a CLS token, such as vit_base_patch16_224.augreg_in21k"
+
 
 @dataclass(frozen=True)
 class BackboneIdentity:
@@ -113,12 +115,11 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
     try:
         vit = timm.create_model(name, pretrained=False, num_classes=0, **{"global_pool": "token", **options, **extra})
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"backbone.name={name}: timm cannot build it with {options | extra}: {error}") from error
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
         raise UserError(
-            f"backbone.name={name}: a {type(vit).__name__} without a CLS token; prompt experts need a plain timm ViT "
-            "with one, such as vit_base_patch16_224.augreg_in21k"
-        )
+            f"backbone.name={name}: timm cannot build it with {options | extra} and a CLS token ({error}); {WANTED}"
+        ) from error
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
+        raise UserError(f"backbone.name={name}: timm builds a {type(vit).__name__} for it; {WANTED}")
     return vit
 
 

@@ -78,7 +78,7 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
 def _strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop wrapper prefixes that all backbone keys share, and classification heads."""
     for prefix in PREFIXES:
-        if any(key.startswith(prefix + "blocks.") for key in tensors):
+        if any(key.startswith(prefix) and ".blocks." in key for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return {key: value for key, value in tensors.items() if not key.startswith(("head.", "head_dist.", "fc_norm."))}
 

@@ -28,7 +28,9 @@ def attach(
             f"method.blocks must be different numbers in 0..{depth - 1} (the backbone has {depth} blocks), "
             f"got {list(blocks)}"
         )
-    attentions = [plain_attention(vit.blocks[block].attn, f"the attention of block {block}") for block in blocks]
+    # A block of another kind (several attentions in parallel) has no `attn`: then it is what the error names.
+    found = [getattr(vit.blocks[block], "attn", vit.blocks[block]) for block in blocks]
+    attentions = [plain_attention(item, f"the attention of block {n}") for n, item in zip(blocks, found, strict=True)]
     wrappers = [PromptedAttention(attention, make_bank(attention), copy.deepcopy(router)) for attention in attentions]
     for block, wrapper in zip(blocks, wrappers, strict=True):
         vit.blocks[block].attn = wrapper

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import time
 import unicodedata
 from pathlib import Path
@@ -23,6 +24,7 @@ from smope.streams.glyph_rendering import (
 )
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf" / "stream" / "glyphs.yaml"
+EMBEDDED = Path(glyphs.__file__).resolve().parents[1] / "backbones" / "embedded"
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,16 @@ def test_configured_stream(source):
     assert [len(task.test) for task in stream.tasks] == [200] * 10
     image, label = stream.tasks[3].train[0]
     assert tuple(image.shape) == (3, 32, 32) and label in stream.tasks[3].classes
+
+
+def test_card_describes_the_weights():
+    weights = (EMBEDDED / "glyph_vit.safetensors").read_bytes()
+    assert len(weights) < 8 * 10**6
+    assert hashlib.sha256(weights).hexdigest() in (EMBEDDED / "README.md").read_text(encoding="utf-8")
+
+
+def test_card_counts_the_classes(pretraining):
+    drawings_used = sum(len(group) for group in pretraining)
+    card = (EMBEDDED / "README.md").read_text(encoding="utf-8")
+    if f"{drawings_used:,} drawings of {len(pretraining)} classes" not in card:
+        pytest.skip("this matplotlib, Pillow or Python draws or knows other characters than the ones of the card")
