@@ -20,9 +20,9 @@ def train(*overrides: str) -> dict[str, Any]:
 
     Scores are fractions. smope.errors.UserError, before anything is trained or written, for what cannot work.
     """
+    from smope import session
     from smope.commands.train import new_run_dir
     from smope.compose import compose, read_overrides
-    from smope.training import run
 
     config = compose(read_overrides(overrides))
-    return run.train(config, new_run_dir(config))
+    return session.train(config, new_run_dir(config))

@@ -55,10 +55,8 @@ class RunDirectory:
         if path.exists() and not path.is_dir():
             raise UserError(f"run_dir={path}: is a file; name a directory that does not exist yet")
         if path.is_dir() and any(path.iterdir()):
-            raise UserError(
-                f"run_dir={path}: is not empty, and a run never overwrites another; name a new directory, "
-                f"or continue that run with: smope train resume={path}"
-            )
+            go_on = f", or continue that run with: smope train resume={path}" if cls(path).config.is_file() else ""
+            raise UserError(f"run_dir={path}: is not empty, and a run overwrites nothing; name a new directory{go_on}")
 
     @classmethod
     def create(cls, path: Path, config_yaml: str) -> RunDirectory:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from smope.backbones.weights import EMBEDDED, Weights, hub_file, metadata_numbers, read_weights
 from smope.errors import UserError
 
-WANTED = "prompt experts need a plain timm VisionTransformer with a CLS token, such as vit_base_patch16_224.augreg_in21k"
+WANTED = (
+    "prompt experts need a plain timm VisionTransformer with a CLS token, such as vit_base_patch16_224.augreg_in21k"
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class BackboneIdentity:
     std: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON gives it back: lists, not tuples."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
 
 class Backbone(nn.Module):

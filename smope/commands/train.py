@@ -82,7 +82,7 @@ def _parser() -> Parser:
 
 def _hand_over(config: Config, run_dir: Path, *, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
     """The first import of torch: everything that can be refused without it has been."""
-    from smope.training.run import describe, train
+    from smope.session import describe, train
 
     if dry_run:
         print(describe(config))

@@ -28,19 +28,17 @@ class ClassStatistics(nn.Module):
     def record(self, label: int, features: Tensor, *, seed: int) -> None:
         """Describe class `label` by its features (n, C), n >= 1; the variance divides by n.
 
-        With several centroids the features are split by k-means (scikit-learn, seeded); a centroid whose variance is
-        zero, a single image, is left out.
+        With several centroids the features are split by k-means (scikit-learn, seeded); a centroid of a single image,
+        which has no variance, is left out. A class for which none remains gets one Gaussian.
         """
-        centroids = self.mean.shape[1]
-        assignment = _assign(features, centroids, seed)
-        for index in range(centroids):
-            members = features[assignment == index]
-            if len(members) == 0:
-                continue
-            variance = members.var(dim=0, correction=0)
-            self.mean[label, index] = members.mean(dim=0)
-            self.variance[label, index] = variance
-            self.known[label, index] = bool(variance.mean() > 0) or centroids == 1
+        assignment = _assign(features, self.mean.shape[1], seed)
+        groups = [features[assignment == index] for index in range(self.mean.shape[1])]
+        spread = [group for group in groups if len(group) and group.var(dim=0, correction=0).any()]
+        self.known[label] = False
+        for index, group in enumerate(spread or [features]):
+            self.mean[label, index] = group.mean(dim=0)
+            self.variance[label, index] = group.var(dim=0, correction=0)
+            self.known[label, index] = True
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` features of each known centroid: (n, C) and labels (n,), grouped by class.

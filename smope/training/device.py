@@ -47,10 +47,12 @@ def prefer_onednn() -> bool:
     without bfloat16 matrix units still computes in float32, and on AMD ones twice as fast. Where the product really
     comes out in reduced precision the switch is put back.
     """
+    switch: Any = getattr(torch.backends.mkldnn, "matmul", None)  # since torch 2.9
+    if switch is None:
+        return False
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(256, 192, generator=generator), torch.randn(768, 192, generator=generator)
     exact = left.double() @ right.double().T
-    switch: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = switch.fp32_precision
     switch.fp32_precision = "bf16"
     product = torch.nn.functional.linear(left, right).double()

@@ -106,7 +106,7 @@ class Trainer:
             for phase in self._phases(span):
                 self._train_phase(span, task, phase)
             method.eval()
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast():
                 method.end_task(span, lambda kind: self._batches(task, kind))
         if method.align:
             with self._timed("align"):
@@ -207,11 +207,9 @@ class Trainer:
 
     def _batches(self, task: Task, kind: Literal["train", "plain"]) -> Iterator[tuple[Tensor, Tensor]]:
         span = self.spans[task.index]
-        with self._autocast():
-            if kind == "train":
-                yield from self._loader(span, task.train, shuffle=True)
-            else:
-                yield from self._loader(span, task.train_plain)
+        if kind == "train":
+            return self._loader(span, task.train, shuffle=True)
+        return self._loader(span, task.train_plain)
 
     def _loader(self, span: TaskSpan, images: TaskImages, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches on the device. Shuffled: the training loader (order from seed, task and epoch; incomplete last batch

@@ -181,7 +181,7 @@ def best(ranking: Sequence[float], number: int) -> list[int]:
 
 
 def softmax(logits: Sequence[Tensor]) -> list[Tensor]:
-    largest = max(float(logit) for logit in logits)
+    largest = max(logit.item() for logit in logits)
     powers = [(logit - largest).exp() for logit in logits]
     total = sum(powers)
     return [power / total for power in powers]
@@ -215,7 +215,7 @@ def router_loss(result: SlowPass, epsilon: float, paper: bool = False) -> Tensor
     for blocks, choices in zip(result.scores, result.chosen, strict=True):
         for heads, picks in zip(blocks, choices, strict=True):
             for scores, picked in zip(heads, picks, strict=True):
-                spread = float(scores.max() - scores.min())
+                spread = (scores.max() - scores.min()).item()
                 lifted = [s + epsilon * spread * (e not in picked) for e, s in enumerate(scores)]
                 for target in picked:
                     total = total + (-softmax(list(scores))[target] if paper else cross_entropy(lifted, target))
@@ -237,10 +237,10 @@ def prototype_loss(
             for prototype in prototypes:
                 scores = [(prototype * key).sum() for key in new]
                 if paper:
-                    targets = best([float(score) for score in scores], top_k)
+                    targets = best([score.item() for score in scores], top_k)
                     losses = [-softmax(scores)[target] for target in targets]
                 else:
-                    targets = best([float((prototype * key).sum()) for key in old], top_k)
+                    targets = best([(prototype * key).sum().item() for key in old], top_k)
                     losses = [cross_entropy(scores, target) for target in targets]
                 total = total + sum(losses) / len(prototypes)
     return total

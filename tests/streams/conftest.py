@@ -31,9 +31,7 @@ def write_image(path: Path, seed: int = 0, width: int = 32, height: int = 32) ->
 def source() -> Source:
     """Ten classes, their images interleaved: 40 for training, 20 for testing, 32 by 32 pixels."""
     splits = {
-        split: ImageSet(
-            [i * 7 % 10 for i in range(n)], KeptImages([pixels(start + i) for i in range(n)]).load
-        )
+        split: ImageSet([i * 7 % 10 for i in range(n)], KeptImages([pixels(start + i) for i in range(n)]).load)
         for split, n, start in (("train", 40, 0), ("test", 20, 100))
     }
     return Source("pictures", tuple("abcdefghij"), splits["train"], splits["test"], "0" * 64)

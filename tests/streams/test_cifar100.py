@@ -112,9 +112,7 @@ def test_hash_is_independent_of_path_and_order(tmp_path):
     digests = {cifar100.load(str(write_python(tmp_path / name))).content_hash for name in ("a", "b")}
     names = list(NAMES)
     for directory, order, shards in (("c", names, 1), ("d", names[::-1], 3)):
-        digests.add(
-            cifar100.load(str(write_parquet(tmp_path / directory, order, shards=shards))).content_hash
-        )
+        digests.add(cifar100.load(str(write_parquet(tmp_path / directory, order, shards=shards))).content_hash)
     assert len(digests) == 2
 
 
@@ -160,17 +158,11 @@ def test_damaged_torchvision_layout(tmp_path):
     refused(tmp_path, r"cannot read .*train \(")
     (place / "train").write_bytes(pickle.dumps([1]))
     refused(tmp_path, r"train holds no dictionary")
-    (place / "train").write_bytes(
-        pickle.dumps({"data": numpy.zeros((2, 5), numpy.uint8), "fine_labels": [0, 1]})
-    )
+    (place / "train").write_bytes(pickle.dumps({"data": numpy.zeros((2, 5), numpy.uint8), "fine_labels": [0, 1]}))
     refused(tmp_path, r"train has no uint8 array `data` of 3,072 columns")
-    (place / "train").write_bytes(
-        pickle.dumps({"data": numpy.zeros((2, 3072), numpy.uint8), "fine_labels": [0]})
-    )
+    (place / "train").write_bytes(pickle.dumps({"data": numpy.zeros((2, 3072), numpy.uint8), "fine_labels": [0]}))
     refused(tmp_path, r"train has no list `fine_labels` with a label a row")
-    (place / "train").write_bytes(
-        pickle.dumps({"data": numpy.zeros((2, 3072), numpy.uint8), "fine_labels": [0, 1]})
-    )
+    (place / "train").write_bytes(pickle.dumps({"data": numpy.zeros((2, 3072), numpy.uint8), "fine_labels": [0, 1]}))
     refused(tmp_path, r"train has 2 different class ids instead of each of 0 to 99")
     (place / "train").write_bytes(whole)
     (place / "meta").write_bytes(pickle.dumps({"fine_label_names": ["a", "b"]}))

@@ -145,18 +145,14 @@ def test_a_train_folder_without_classes_is_refused(root, write_image):
 
 def test_a_class_without_test_folder_is_refused(root):
     shutil.rmtree(root / "test" / "dog")
-    refused(
-        root, r"every class needs a test folder, there is none for dog; add .*test/dog with images or remove"
-    )
+    refused(root, r"every class needs a test folder, there is none for dog; add .*test/dog with images or remove")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_class_without_images_is_refused(root, split):
     for path in (root / split / "cat").iterdir():
         path.rename(path.with_suffix(".txt"))
-    refused(
-        root, rf"class folder .*{split}/cat has no image files \(\.bmp, .*\); add images or remove the class"
-    )
+    refused(root, rf"class folder .*{split}/cat has no image files \(\.bmp, .*\); add images or remove the class")
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -92,9 +92,7 @@ def test_of_an_animation_the_first_frame_counts(tmp_path):
 def test_what_is_no_image_is_named(tmp_path, write_image):
     text = tmp_path / "notes.jpg"
     text.write_text("no picture")
-    with pytest.raises(
-        UserError, match=r"cannot read image .*notes\.jpg: not a known image format; replace the file"
-    ):
+    with pytest.raises(UserError, match=r"cannot read image .*notes\.jpg: not a known image format; replace the file"):
         decode(text)
     with pytest.raises(UserError, match=r"cannot read image row 7: not a known image format"):
         decode(b"no picture", "row 7")
@@ -110,9 +108,7 @@ def test_what_is_no_image_is_named(tmp_path, write_image):
 
 
 def test_kept_images_equal_the_files(tmp_path, write_image):
-    files = FileImages(
-        [write_image(tmp_path / f"{i}.png", i, 10 + i, 7) for i in range(4)], "stream.root=here"
-    )
+    files = FileImages([write_image(tmp_path / f"{i}.png", i, 10 + i, 7) for i in range(4)], "stream.root=here")
     assert files.decoded_bytes() == 3 * 7 * (10 + 11 + 12 + 13)
     for images in (files.kept(), pickle.loads(pickle.dumps(files)), pickle.loads(pickle.dumps(files.kept()))):
         assert all((as_array(images.load(i)) == as_array(files.load(i))).all() for i in range(4))

@@ -158,9 +158,7 @@ def test_evaluation_draws_nothing(build, monkeypatch):
 
 
 def test_seeds_differ_and_stay_the_same():
-    seeds = {
-        stable_seed(seed, epoch, index) for seed in range(3) for epoch in range(20) for index in range(200)
-    }
+    seeds = {stable_seed(seed, epoch, index) for seed in range(3) for epoch in range(20) for index in range(200)}
     assert len(seeds) == 3 * 20 * 200 and all(0 <= seed < 2**63 for seed in seeds)
     assert stable_seed(0, 0, 0) == 9169699564768075551 and stable_seed(1, 2, 3) == 1517167407554927345
 
@@ -206,9 +204,7 @@ def test_a_class_without_images_is_refused(source, build, split):
     images = getattr(source, split)
     fewer = dataclasses.replace(images, targets=[target or 1 for target in images.targets])
     name = "training" if split == "train" else "test"
-    with pytest.raises(
-        UserError, match=rf"stream pictures: .* at least one {name} image, class 'a' has none; add"
-    ):
+    with pytest.raises(UserError, match=rf"stream pictures: .* at least one {name} image, class 'a' has none; add"):
         build(source=dataclasses.replace(source, **{split: fewer}))
 
 

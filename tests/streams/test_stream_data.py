@@ -27,9 +27,7 @@ def stream_of(source: Source, size: int = 224, eval_crop: float = 0.875) -> Stre
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "train", "test"), [("cifar100_subset", 5000, 2000), ("cifar100_20k", 20000, 10000)]
-)
+@pytest.mark.parametrize(("name", "train", "test"), [("cifar100_subset", 5000, 2000), ("cifar100_20k", 20000, 10000)])
 def test_cifar100(real_data, name, train, test):
     source = cifar100.load(str(real_data / name))
     assert source.class_names == cifar100.CLASS_NAMES
@@ -40,9 +38,7 @@ def test_cifar100(real_data, name, train, test):
     assert [len(task.train) for task in stream.tasks] == [train // 10] * 10
     image, label = stream.tasks[2].test[0]
     picture = source.test.load(stream.tasks[2].test.source_index[0])
-    expected = (
-        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
-    )
+    expected = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
     assert torch.equal((image * 255).round().to(torch.uint8), expected) and 20 <= label < 30
 
 
@@ -60,9 +56,7 @@ def test_class_folders_of_photographs(real_data):
 
 
 def test_other_hundred_classes_are_not_cifar(real_data):
-    with pytest.raises(
-        UserError, match=r"100 class folders in train, without apple, .*stream=folder takes any"
-    ):
+    with pytest.raises(UserError, match=r"100 class folders in train, without apple, .*stream=folder takes any"):
         cifar100.load(str(real_data / "caltech100"))
     with pytest.raises(UserError, match=r"cifar100_20k or .*cifar100_subset looks right"):
         cifar100.load(str(real_data))
@@ -98,7 +92,5 @@ def test_an_item_costs_little_more_than_its_transform(real_data):
             best = min(best, time.perf_counter() - start)
         return best / 100
 
-    overhead = seconds(images.__getitem__) - seconds(
-        lambda i: whole(source.train.load(images.source_index[i]))
-    )
+    overhead = seconds(images.__getitem__) - seconds(lambda i: whole(source.train.load(images.source_index[i])))
     assert overhead < 1e-3  # 0.1 ms on an idle machine

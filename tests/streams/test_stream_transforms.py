@@ -19,9 +19,7 @@ SHAPES = [(32, 32), (320, 240), (200, 300), (64, 500)]
 
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)
-@pytest.mark.parametrize(
-    ("size", "eval_crop", "resized"), [(224, 0.875, 256), (224, 1.0, 224), (32, 1.0, 32)]
-)
+@pytest.mark.parametrize(("size", "eval_crop", "resized"), [(224, 0.875, 256), (224, 1.0, 224), (32, 1.0, 32)])
 def test_evaluation_equals_plain_torchvision(width, height, size, eval_crop, resized):
     picture = noise(1, width, height)
     plain = v1.Compose([v1.Resize(resized), v1.CenterCrop(size), v1.ToTensor()])
@@ -46,9 +44,7 @@ def test_training_without_a_random_crop():
     picture = noise(3, 100, 60)
     plain = evaluation_transform(32, 0.875)(picture)
     assert torch.equal(training_transform(32, None, False, 0.875)(picture), plain)
-    flipped = {
-        bool(torch.equal(training_transform(32, None, True, 0.875)(picture), plain)) for _ in range(40)
-    }
+    flipped = {bool(torch.equal(training_transform(32, None, True, 0.875)(picture), plain)) for _ in range(40)}
     assert flipped == {True, False}
 
 
@@ -67,9 +63,7 @@ def test_wrong_crop_scales_are_refused(crop_scale):
 
 @pytest.mark.parametrize("eval_crop", [0.0, -1.0, 1.5])
 def test_wrong_eval_crops_are_refused(eval_crop):
-    with pytest.raises(
-        UserError, match=rf"stream\.eval_crop must be above 0 and at most 1, got {eval_crop}; use"
-    ):
+    with pytest.raises(UserError, match=rf"stream\.eval_crop must be above 0 and at most 1, got {eval_crop}; use"):
         evaluation_transform(32, eval_crop)
 
 

@@ -1,0 +1,43 @@
+"""Routers and methods as their files in conf/ describe them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from typing import Any
+
+import torch
+
+from smope.backbones.vit import Backbone
+from smope.compose import choices, compose, conf_dir, read_overrides
+from smope.methods.base import Method
+from smope.routers.base import Router
+
+ROUTERS = choices("router", [conf_dir()])
+METHODS = choices("method", [conf_dir()])
+
+
+def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:
+    """The router of conf/router/<name>.yaml; `changes` are for those of its keys that it has."""
+    return _make("router", name, changes)
+
+
+def make_method(name: str, backbone: Backbone, num_classes: int, seed: int = 0, **changes: Any) -> Method:
+    """The method of conf/method/<name>.yaml round `backbone`, its initial weights from `seed`."""
+    torch.manual_seed(seed)
+    return _make("method", name, changes, backbone=backbone, num_classes=num_classes)
+
+
+def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any:
+    values = dict(_read(group, name))
+    module, _, attribute = values.pop("_target_").rpartition(".")
+    target = getattr(importlib.import_module(module), attribute)
+    if "router" in inspect.signature(target).parameters:
+        objects["router"] = make_router()
+    return target(**{**values, **{key: value for key, value in changes.items() if key in values}}, **objects)
+
+
+@functools.cache
+def _read(group: str, name: str) -> dict[str, Any]:
+    return getattr(compose(read_overrides([f"{group}={name}"])), group)

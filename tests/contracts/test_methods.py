@@ -1,0 +1,205 @@
+"""What every method of conf/method must do; a new one is found by its file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from smope.experts.inject import detach
+from smope.methods.base import Method
+from smope.runs import RunDirectory
+from smope.streams.base import Stream
+from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
+from smope.training.trainer import Trainer
+from tests.tiny import tiny_backbone, tiny_settings, tiny_stream, tiny_vit
+
+from .conftest import METHODS, make_method
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return tiny_stream()
+
+
+@pytest.fixture(scope="module")
+def images(stream: Stream) -> Tensor:
+    """Eight test images of all classes."""
+    return torch.stack([task.test[index][0] for task in stream.tasks for index in range(4)])
+
+
+def trainer_of(method: Method, stream: Stream) -> Trainer:
+    return Trainer(method, stream, tiny_settings(), seed=0, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def trained(stream: Stream) -> Callable[[str], Trainer]:
+    """name -> the trainer of that method after both tasks; made once, so tests must copy the method to change it."""
+    made: dict[str, Trainer] = {}
+
+    def train(name: str) -> Trainer:
+        if name not in made:
+            made[name] = trainer_of(make_method(name, tiny_backbone(), 4), stream)
+            made[name].fit()
+        return made[name]
+
+    return train
+
+
+@pytest.fixture
+def method(name: str, trained: Callable[[str], Trainer]) -> Method:
+    return trained(name).method.eval()
+
+
+def frozen_weights(method: Method) -> list[Tensor]:
+    """The backbone's own weights: all parameters that the method does not declare as its."""
+    own = {id(parameter) for parameter in (*method.prompt_parameters(), *method.classifier.parameters())}
+    return [parameter for parameter in method.parameters() if id(parameter) not in own]
+
+
+@every_method
+def test_the_backbone_stays_as_it_was(method: Method) -> None:
+    before = tiny_vit().state_dict()
+    detach(backbone := copy.deepcopy(method).backbone.vit)
+    after = backbone.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@every_method
+def test_frozen_weights_have_no_gradient(method: Method) -> None:
+    weights = frozen_weights(method)
+    assert len(weights) == len(list(tiny_vit().parameters()))
+    assert all(weight.grad is None and not weight.requires_grad for weight in weights)
+
+
+@every_method
+def test_no_graph_is_built_through_the_backbone_without_prompts(method: Method, images: Tensor) -> None:
+    """Nothing in front of the classifier learns without prompts: then features cost a forward pass and no memory."""
+    features = copy.deepcopy(method).train().features(images.clone().requires_grad_())
+    assert features.requires_grad == bool(list(method.prompt_parameters()))
+
+
+@every_method
+def test_trains_what_it_declares_and_nothing_else(name: str, method: Method) -> None:
+    fresh = make_method(name, tiny_backbone(), 4)
+    grouped = {id(p) for group in method.parameter_groups(0.1) for p in group["params"]}
+    assert grouped == {id(p) for p in method.parameters() if p.requires_grad}
+    before, after = fresh.state_dict(), method.state_dict()
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    remembered = {value.data_ptr() for value in method.trained_state().values()}
+    assert changed
+    assert all(after[key].data_ptr() in remembered for key in changed)
+    declared = {id(p) for p in (*method.prompt_parameters(), *method.classifier.parameters())}
+    assert grouped <= declared
+    for key, parameter in method.named_parameters():
+        assert key not in changed or id(parameter) in declared
+
+
+@every_method
+def test_every_declared_parameter_learns(name: str, method: Method) -> None:
+    fresh = make_method(name, tiny_backbone(), 4)
+    pairs = zip(method.prompt_parameters(), fresh.prompt_parameters(), strict=True)
+    assert not any(torch.equal(now, then) for now, then in pairs)
+    assert not torch.equal(method.classifier.weight, fresh.classifier.weight)
+
+
+@every_method
+def test_saved_and_restored_it_is_the_same(name: str, method: Method, images: Tensor, tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
+    path = save_checkpoint(directory, method, 2, {"accuracy_matrix": [[1.0]]})
+    fresh = make_method(name, tiny_backbone(), 4, seed=1)
+    with torch.no_grad():
+        assert not torch.equal(fresh.eval()(images), method(images))
+        checkpoint = read_checkpoint(path)
+        restore(fresh, checkpoint)
+        assert torch.equal(fresh.eval()(images), method(images))
+    assert (checkpoint.tasks_done, checkpoint.history) == (2, {"accuracy_matrix": [[1.0]]})
+    old, new = method.state_dict(), fresh.state_dict()
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+@every_method
+def test_the_backbone_is_not_saved(method: Method) -> None:
+    saved = {value.data_ptr() for value in method.trained_state().values()}
+    assert not saved & {weight.data_ptr() for weight in frozen_weights(method)}
+    assert method.classifier.weight.data_ptr() in saved
+
+
+@every_method
+def test_a_state_that_does_not_fit_is_refused(name: str, method: Method) -> None:
+    state = method.trained_state()
+    removed = next(iter(state))
+    with pytest.raises(ValueError, match=rf"state does not fit \w+: {removed} on one side only"):
+        make_method(name, tiny_backbone(), 4).load_trained_state({k: v for k, v in state.items() if k != removed})
+
+
+@every_method
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_logits_do_not_depend_on_the_batch(method: Method, training: bool, images: Tensor) -> None:
+    method = copy.deepcopy(method).double().train(training)
+    order = torch.tensor([6, 1, 7, 0, 3, 2, 5, 4])
+    with torch.no_grad():
+        together = method(images.double())
+        alone = torch.cat([method(image.unsqueeze(0)) for image in images.double()])
+        shuffled = method(images.double()[order])
+    assert together.std(0).max() > 1e-3, "the images must differ"
+    torch.testing.assert_close(alone, together, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(shuffled, together[order], rtol=1e-10, atol=1e-10)
+
+
+@every_method
+def test_detached_it_leaves_the_plain_vit(method: Method, images: Tensor) -> None:
+    plain, vit = tiny_backbone(), copy.deepcopy(method).backbone
+    detach(vit.vit)
+    with torch.no_grad():
+        assert torch.equal(vit(images), plain(images))
+
+
+@every_method
+def test_attaching_changes_nothing_for_others(name: str, images: Tensor) -> None:
+    """Two methods on copies of one backbone do not share what they learn."""
+    backbone = tiny_backbone()
+    first, second = (make_method(name, copy.deepcopy(backbone), 4, seed=seed) for seed in (0, 1))
+    assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
+
+
+@every_method
+def test_training_repeats_exactly(name: str, stream: Stream, trained: Callable[[str], Trainer]) -> None:
+    first = trained(name)
+    torch.manual_seed(99)
+    again = trainer_of(make_method(name, tiny_backbone(), 4), stream)
+    torch.manual_seed(100)
+    again.fit()
+    assert again.history.accuracy_matrix == first.history.accuracy_matrix
+    old, new = first.method.trained_state(), again.method.trained_state()
+    assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+@every_method
+def test_learns_a_stream_of_two_tasks(name: str, trained: Callable[[str], Trainer]) -> None:
+    (first,), final = trained(name).history.accuracy_matrix
+    assert first > 0.9, "two classes: chance is 0.5"
+    assert sum(final) / 2 > 0.6, "four classes: chance is 0.25"
+
+
+@every_method
+def test_losses_are_named_scalars(name: str, stream: Stream, trained: Callable[[str], Trainer]) -> None:
+    trainer = trained(name)
+    task, method = trainer.spans[1], copy.deepcopy(trainer.method).train()
+    if not trainer._phases(task):
+        assert not method.parameter_groups(0.1), "what is trained needs a phase"
+        return
+    images, labels = zip(*(stream.tasks[1].train[index] for index in range(4)), strict=True)
+    losses = method.losses(torch.stack(images), torch.tensor(labels), task)
+    assert all(value.shape == () and torch.isfinite(value) for value in losses.values())
+    method.zero_grad()
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in method.classifier.parameters())

@@ -1,0 +1,146 @@
+"""What every router of conf/router must do; a new one is found by its file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from smope.routers.base import ExpertState, Router
+
+from .conftest import ROUTERS, make_router
+
+BATCH, HEADS, EXPERTS, WIDTH, TOP_K = 6, 2, 9, 8, 3
+
+every_router = pytest.mark.parametrize("name", ROUTERS)
+both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+@pytest.fixture
+def query() -> Tensor:
+    return torch.randn(BATCH, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def keys() -> Tensor:
+    return torch.rand(HEADS, EXPERTS, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def state() -> ExpertState:
+    """Some experts frequent and some never used, in both heads."""
+    counts = torch.tensor([[0, 3, 0, 9, 1, 0, 2, 7, 4], [5, 0, 0, 0, 6, 1, 0, 8, 2]])
+    return ExpertState(counts, counts > 4)
+
+
+def router_of(name: str, training: bool) -> Router:
+    return make_router(name, top_k=TOP_K).train(training)
+
+
+@every_router
+@both_modes
+def test_shapes_and_distinct_experts(
+    name: str, training: bool, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
+    router = router_of(name, training)
+    routing = router(query, keys, state)
+    chosen = TOP_K if router.sparse else EXPERTS
+    assert router.top_k == TOP_K
+    assert routing.scores.shape == (BATCH, HEADS, EXPERTS)
+    assert routing.expert_ids.shape == routing.weights.shape == (BATCH, HEADS, chosen)
+    assert routing.expert_ids.dtype == torch.int64
+    assert all(len(set(ids)) == chosen for ids in routing.expert_ids.flatten(0, 1).tolist())
+    assert 0 <= routing.expert_ids.min() <= routing.expert_ids.max() < EXPERTS
+
+
+@every_router
+@both_modes
+def test_weights_are_the_unpenalised_scores(
+    name: str, training: bool, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
+    routing = router_of(name, training)(query, keys, state)
+    torch.testing.assert_close(routing.scores, (query.unsqueeze(2) * keys).sum(-1))
+    assert torch.equal(routing.weights, routing.scores.gather(-1, routing.expert_ids))
+
+
+@every_router
+@both_modes
+def test_an_image_is_routed_by_itself(
+    name: str, training: bool, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
+    router, order = router_of(name, training), torch.tensor([3, 5, 0, 4, 1, 2])
+    together, shuffled = router(query, keys, state), router(query[order], keys, state)
+    assert torch.equal(together.expert_ids[order], shuffled.expert_ids)
+    for image in range(BATCH):
+        alone = router(query[image : image + 1], keys, state)
+        assert torch.equal(alone.expert_ids[0], together.expert_ids[image])
+        torch.testing.assert_close(alone.weights[0], together.weights[image])
+
+
+@every_router
+@both_modes
+def test_gradient_reaches_keys_and_query(
+    name: str, training: bool, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
+    query.requires_grad_()
+    keys.requires_grad_()
+    routing = router_of(name, training)(query, keys, state)
+    routing.weights.square().sum().backward()
+    assert query.grad.abs().sum(-1).min() > 0
+    chosen = torch.zeros(HEADS, EXPERTS, dtype=torch.bool)
+    for head in range(HEADS):
+        chosen[head, routing.expert_ids[:, head].unique()] = True
+    assert torch.equal(keys.grad.abs().sum(-1) > 0, chosen)
+
+
+@every_router
+@both_modes
+def test_changes_nothing_that_it_is_given(
+    name: str, training: bool, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
+    given = (query, keys, state.counts, state.frequent)
+    before = [tensor.clone() for tensor in given]
+    router_of(name, training)(query, keys, state)
+    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
+
+
+@every_router
+def test_repeats_itself_at_evaluation(name: str, query: Tensor, keys: Tensor, state: ExpertState) -> None:
+    router = router_of(name, training=False)
+    assert torch.equal(router(query, keys, state).expert_ids, router(query, keys, state).expert_ids)
+
+
+@every_router
+def test_takes_as_many_experts_as_there_are(name: str, query: Tensor, keys: Tensor, state: ExpertState) -> None:
+    routing = make_router(name, top_k=EXPERTS)(query, keys, state)
+    assert torch.equal(routing.expert_ids.sort(-1).values, torch.arange(EXPERTS).expand(BATCH, HEADS, EXPERTS))
+
+
+class TestAdaptiveNoise:
+    """By hand: one image, one head, scores 10, 8, 6, 4, 0 (range 10), the best two of five."""
+
+    keys = torch.tensor([[[10.0], [8.0], [6.0], [4.0], [0.0]]])
+
+    def chosen(self, router: Router, counts: list[int], frequent: list[int]) -> list[int]:
+        state = ExpertState(torch.tensor([counts]), torch.tensor([frequent]).bool())
+        return router(torch.ones(1, 1, 1), self.keys, state).expert_ids.flatten().tolist()
+
+    def test_training_holds_frequent_experts_back_by_epsilon_ranges(self) -> None:
+        used = [1, 1, 1, 1, 1]
+        assert self.chosen(make_router(top_k=2, epsilon=0.3).train(), used, [0, 0, 0, 0, 0]) == [0, 1]
+        assert self.chosen(make_router(top_k=2, epsilon=0.3).train(), used, [1, 0, 0, 0, 0]) == [1, 0]
+        assert self.chosen(make_router(top_k=2, epsilon=0.5).train(), used, [1, 0, 0, 0, 0]) == [1, 2]
+        assert self.chosen(make_router(top_k=2, epsilon=0.5).train(), used, [1, 1, 1, 1, 1]) == [0, 1]
+
+    def test_training_does_not_ask_who_was_used(self) -> None:
+        assert self.chosen(make_router(top_k=2).train(), [0, 0, 0, 1, 1], [0] * 5) == [0, 1]
+
+    def test_evaluation_excludes_unused_experts(self) -> None:
+        assert self.chosen(make_router(top_k=2).eval(), [0, 0, 3, 0, 1], [1] * 5) == [2, 4]
+        assert self.chosen(make_router(top_k=2).eval(), [0, 0, 0, 0, 0], [0] * 5) == [0, 1]
+        # With fewer used experts than K the best unused one is next.
+        assert self.chosen(make_router(top_k=2).eval(), [0, 0, 0, 0, 4], [0] * 5) == [4, 0]
+
+    def test_evaluation_without_exclusion_is_by_score(self) -> None:
+        router = make_router(top_k=2, exclude_unused_experts=False).eval()
+        assert self.chosen(router, [0, 0, 3, 0, 1], [1] * 5) == [0, 1]

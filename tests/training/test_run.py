@@ -1,0 +1,304 @@
+"""Whole runs through the command line: what a run directory holds, that runs repeat, and how they are continued."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+import smope
+from smope.cli import main
+from smope.methods.base import TaskSpan
+from smope.methods.ncm import NearestClassMean
+from smope.methods.smope import SMoPE
+from smope.metrics.accuracy_matrix import cumulative_average_accuracy, final_average_accuracy, forgetting
+
+# Next to nothing to compute: for the runs of which there have to be several.
+TINY = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=64"]
+QUICK = [*TINY, "method.blocks=[0,3]"]
+
+
+def train(run_dir: Path, *overrides: str) -> Path:
+    assert main(["train", *overrides, f"run_dir={run_dir}"]) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Path:
+    """experiment=smoke as it is."""
+    return train(folder / "smoke", "experiment=smoke")
+
+
+@pytest.fixture(scope="module")
+def quick(folder: Path) -> Path:
+    return train(folder / "quick", *QUICK)
+
+
+def record(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+
+
+def final_state(run_dir: Path) -> dict[str, Tensor]:
+    return load_file(sorted((run_dir / "checkpoints").iterdir())[-1])
+
+
+def losses(run_dir: Path) -> list[dict[str, str]]:
+    """metrics.csv without how long it took."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [
+            {key: value for key, value in row.items() if key != "images_per_second"} for row in csv.DictReader(file)
+        ]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def assert_same_result(first: Path, second: Path) -> None:
+    old, new = final_state(first), final_state(second)
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[key], new[key]) for key in old)
+    assert losses(first) == losses(second)
+    for key in ("accuracy_matrix", "final_average_accuracy", "forgetting", "sample_weighted_accuracy", "config_hash"):
+        assert record(first)[key] == record(second)[key], key
+
+
+def test_the_run_directory(finished: Path) -> None:
+    assert sorted(contents(finished)) == [
+        "checkpoints/task-001.safetensors", "checkpoints/task-002.safetensors",
+        "config.yaml", "metrics.csv", "run.json", "train.log",
+    ]  # fmt: skip
+    log = (finished / "train.log").read_text(encoding="utf-8")
+    assert "SMoPE on digits: 10 classes in 2 tasks, seed 0" in log
+    assert re.search(r"task 2/2: accuracy \d+\.\d %", log)
+    assert re.search(r"final average accuracy \(FAA\) +\d+\.\d\d %", log)
+
+
+def test_every_key_of_the_record(finished: Path) -> None:
+    found = record(finished)
+    types = {
+        "format_version": int, "config": dict, "versions": dict, "seed": int, "class_order": list,
+        "accuracy_matrix": list, "final_average_accuracy": float, "cumulative_average_accuracy": float,
+        "forgetting": float, "sample_weighted_accuracy": float, "status": str, "method": str, "stream": dict,
+        "class_names": list, "tasks": list, "evaluated_on": str, "config_hash": str, "trainable_parameters": dict,
+        "seconds": dict, "images_per_second": float, "backbone": dict,
+    }  # fmt: skip
+    assert {key: type(found.get(key)) for key in types} == types
+    assert (found["status"], found["method"], found["seed"], found["evaluated_on"]) == ("finished", "smope", 0, "test")
+    assert re.fullmatch(r"[0-9a-f]{12}", found["config_hash"])
+    assert {"python", "smope", "torch", "timm"} <= set(found["versions"])
+
+
+def test_the_record_describes_stream_and_tasks(finished: Path) -> None:
+    found = record(finished)
+    assert found["stream"]["name"] == "digits"
+    assert re.fullmatch(r"[0-9a-f]{64}", found["stream"]["content_hash"])
+    assert sorted(found["class_order"]) == list(range(10))
+    assert found["class_names"] == [str(digit) for digit in found["class_order"]]
+    assert [task["classes"] for task in found["tasks"]] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert sum(task["train"] + task["test"] for task in found["tasks"]) == 1797
+
+
+def test_the_record_describes_the_backbone(finished: Path) -> None:
+    backbone = record(finished)["backbone"]
+    assert (backbone["name"], backbone["source"]) == ("vit_tiny_patch16_224", "embedded")
+    assert re.fullmatch(r"[0-9a-f]{64}", backbone["sha256"])
+    assert len(backbone["mean"]) == len(backbone["std"]) == 3
+
+
+def test_the_record_counts_parameters(finished: Path) -> None:
+    """Six blocks of 25 experts, a key row and a value row of 32 numbers in each of 4 heads; 10 classes of 128 + 1."""
+    assert record(finished)["trainable_parameters"] == {"prompt": 6 * 4 * 25 * 2 * 32, "classifier": 10 * 129}
+
+
+def test_the_record_s_scores_follow_from_its_matrix(finished: Path) -> None:
+    found = record(finished)
+    matrix, sizes = found["accuracy_matrix"], [task["test"] for task in found["tasks"]]
+    assert matrix[0][1] is None
+    assert all(0 <= value <= 1 for row in matrix for value in row if value is not None)
+    assert found["final_average_accuracy"] == final_average_accuracy(matrix)
+    assert found["cumulative_average_accuracy"] == cumulative_average_accuracy(matrix)
+    assert found["forgetting"] == forgetting(matrix)
+    right = sum(round(value * size) for value, size in zip(matrix[1], sizes, strict=True))
+    assert found["sample_weighted_accuracy"] == pytest.approx(right / sum(sizes))
+    assert found["final_average_accuracy"] > 0.5, "ten classes: chance is 0.1"
+
+
+def test_the_record_s_times(finished: Path) -> None:
+    found = record(finished)
+    seconds = found["seconds"]
+    assert set(seconds) == {"train", "eval", "align", "per_task"}
+    assert len(seconds["per_task"]) == 2
+    assert 0 < seconds["train"] + seconds["eval"] + seconds["align"] <= sum(seconds["per_task"])
+    images = 32 * int(losses(finished)[-1]["step"])
+    assert found["images_per_second"] == pytest.approx(images / seconds["train"])
+
+
+def test_the_configuration_is_kept(finished: Path) -> None:
+    saved = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
+    assert saved == record(finished)["config"]
+    assert saved["backbone"]["image_size"] == 16
+    assert saved["router"]["top_k"] == 5
+
+
+def test_the_metrics(finished: Path) -> None:
+    rows = losses(finished)
+    assert [(row["task"], row["phase"], row["epoch"]) for row in rows] == [
+        ("0", "dense", "0"),
+        ("0", "sparse", "0"),
+        ("1", "sparse", "0"),
+    ]
+    assert all(math.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_the_same_command_gives_the_same_numbers(quick: Path, folder: Path) -> None:
+    torch.manual_seed(123)
+    assert_same_result(quick, train(folder / "again", *QUICK))
+
+
+def test_from_python_the_record_is_returned(folder: Path) -> None:
+    run_dir = folder / "python"
+    assert smope.train(*TINY, "method=ncm", f"run_dir={run_dir}") == record(run_dir)
+
+
+def test_another_seed_gives_others(quick: Path, folder: Path) -> None:
+    other = train(folder / "other", *TINY, "seed=1", "method=ncm")
+    assert record(other)["class_order"] != record(quick)["class_order"]
+    assert record(other)["config_hash"] != record(quick)["config_hash"]
+    assert record(other)["method"] == "ncm"
+    assert record(other)["trainable_parameters"] == {"prompt": 0, "classifier": 0}
+
+
+def test_a_directory_in_use_is_refused_and_untouched(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(quick)
+    assert main(["train", *QUICK, f"run_dir={quick}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"run_dir={quick}: is not empty" in line
+    assert f"smope train resume={quick}" in line
+    assert contents(quick) == before
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, method: type, task: int) -> None:
+    """Ctrl-C at the end of `task`, after its last training step."""
+    end_task = method.end_task
+
+    def stop(self: Any, span: TaskSpan, batches: Any) -> None:
+        if span.index == task:
+            raise KeyboardInterrupt
+        end_task(self, span, batches)
+
+    monkeypatch.setattr(method, "end_task", stop)
+
+
+def test_resumed_in_the_second_task_it_ends_the_same(
+    quick: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = folder / "interrupted"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, SMoPE, task=1)
+        assert main(["train", *QUICK, f"run_dir={run_dir}"]) == 130
+    stopped = record(run_dir)
+    assert stopped["status"] == "interrupted"
+    assert stopped["accuracy_matrix"] == [record(quick)["accuracy_matrix"][0], [None, None]]
+    assert [row["task"] for row in losses(run_dir)] == ["0", "0", "1"]
+    assert f"smope train resume={run_dir}" in capsys.readouterr().out
+    assert main(["train", f"resume={run_dir}"]) == 0
+    assert "resuming after task 1" in capsys.readouterr().out
+    assert_same_result(quick, run_dir)
+    resumed = record(run_dir)
+    assert resumed["status"] == "finished"
+    assert len(resumed["seconds"]["per_task"]) == 2
+    assert {**resumed["config"], "run_dir": None, "resume": None} == {**record(quick)["config"], "run_dir": None}
+
+
+def test_resumed_in_the_first_task_it_starts_again(folder: Path) -> None:
+    run_dir, overrides = folder / "early", [*TINY, "method=ncm"]
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, NearestClassMean, task=0)
+        assert main(["train", *overrides, f"run_dir={run_dir}"]) == 130
+    assert record(run_dir)["accuracy_matrix"] == [[None, None], [None, None]]
+    assert record(run_dir)["final_average_accuracy"] is None
+    assert main(["train", f"resume={run_dir}"]) == 0
+    assert record(run_dir)["status"] == "finished"
+    whole = train(folder / "whole", *overrides)
+    assert record(run_dir)["accuracy_matrix"] == record(whole)["accuracy_matrix"]
+
+
+def test_a_finished_run_has_nothing_to_resume(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(quick)
+    assert main(["train", f"resume={quick}"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert contents(quick) == before
+
+
+def test_eval_gives_the_recorded_numbers(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(quick)
+    assert main(["eval", str(quick)]) == 0
+    assert "equal to what the run recorded" in capsys.readouterr().out
+    assert main(["eval", str(quick), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["accuracy"] == found["recorded"] == record(quick)["accuracy_matrix"][-1]
+    assert contents(quick) == before
+
+
+def test_eval_tells_when_the_numbers_differ(
+    quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classify = SMoPE.classify
+    monkeypatch.setattr(SMoPE, "classify", lambda self, features: -classify(self, features))
+    assert main(["eval", str(quick)]) == 1
+    assert "the run recorded" in capsys.readouterr().out
+
+
+def test_eval_wants_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(folder / "nowhere")]) == 2
+    assert "nowhere: no such directory" in capsys.readouterr().err
+    assert main(["eval", str(folder)]) == 2
+    assert "holds no config.yaml" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_all_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(folder)
+    assert main(["train", *QUICK, "--dry-run", f"run_dir={folder / 'dry'}"]) == 0
+    text = capsys.readouterr().out
+    assert "nothing was trained or written" in text
+    assert "training 12,800 prompt and 1,290 classifier parameters" in text
+    steps = [line.split()[:4] for line in text.splitlines() if re.match(r" +\d +\d+ +\d+ +\d+  ", line)]
+    assert steps == [["1", "723", "177", "22"], ["2", "719", "178", "11"]]
+    assert contents(folder) == before
+    assert not (folder / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.batch_size=800"], r"trainer\.batch_size=800 is larger than the 723 training images of task 1"),
+        (["trainer.frozen_steps=11"], r"trainer\.frozen_steps=11 must be below the steps"),
+        (["method.blocks=[0,9]"], r"method\.blocks must be different numbers in 0\.\.7"),
+    ],
+)
+def test_what_only_backbone_and_data_can_tell_stops_before_anything_is_written(
+    overrides: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = folder / "refused"
+    assert main(["train", *QUICK, *overrides, f"run_dir={run_dir}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not run_dir.exists()
