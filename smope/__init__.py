@@ -21,8 +21,8 @@ def train(*overrides: str) -> dict[str, Any]:
     Scores are fractions. smope.errors.UserError, before anything is trained or written, for what cannot work.
     """
     from smope import session
-    from smope.commands.train import new_run_dir
-    from smope.compose import compose, read_overrides
+    from smope.commands.train import plan
+    from smope.compose import read_overrides
 
-    config = compose(read_overrides(overrides))
-    return session.train(config, new_run_dir(config))
+    config, run_dir, resume = plan(read_overrides(overrides))
+    return session.train(config, run_dir, resume=resume)

@@ -92,8 +92,11 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
     return Config(**values)
 
 
-def load_config(run_dir: Path) -> Config:
-    """The configuration that a run directory holds; UserError where there is none or it no longer fits."""
+def load_config(run_dir: Path, moved: Mapping[str, Any] | None = None) -> Config:
+    """The configuration that a run directory was made with; UserError where there is none or it no longer holds.
+
+    `moved` replaces values by dotted key, for data or weights that lie elsewhere now.
+    """
     import yaml
 
     path = run_dir / "config.yaml"
@@ -107,6 +110,9 @@ def load_config(run_dir: Path) -> Config:
         ) from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no mapping of keys; restore it or train anew")
+    for key, value in (moved or {}).items():
+        group, _, name = key.partition(".")
+        data[group][name] = value
     return validate(data)
 
 

@@ -98,11 +98,9 @@ class RunDirectory:
         """Forget the rows of `task` and later, which a resumed run is about to write again."""
         if not self.metrics.exists():
             return
-        with self.metrics.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["task"]) < task]
-        self.metrics.unlink()
-        for row in rows:
-            self.append_metrics(row)
+        header, *lines = self.metrics.read_text().splitlines(keepends=True) or [""]
+        kept = [line for line in lines if line.partition(",")[0].isdigit() and int(line.partition(",")[0]) < task]
+        write_atomically(self.metrics, "".join([header, *kept]).encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -12,8 +12,10 @@ from smope.config import Config
 from smope.metrics.cost import count_flops, count_parameters
 from smope.report.progress import Progress
 from smope.report.tables import matrix_table, score_lines
+from smope.report.trackers import Tracker
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
 from smope.training.checkpoint import list_checkpoints, read_checkpoint, restore
+from smope.training.device import float32_products
 from smope.training.history import History
 from smope.training.trainer import Trainer
 
@@ -31,33 +33,32 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> dict[str, Any]
         print(f"{run_dir} is finished already: nothing to resume")
         return existing.read_record()
     experiment = build(config)
-    history = _restore(experiment, existing) if existing else None
-    trainer = _trainer(experiment, experiment.device, history)
+    trainer = make_trainer(experiment)
+    if existing is not None:
+        _restore(trainer, existing)
     directory = existing or RunDirectory.create(run_dir, config.to_yaml())
     trainer.directory, trainer.progress = directory, Progress(directory.log)
-    trainer.tracker = experiment.tracker
     return _train(experiment, trainer, directory)
 
 
-def _trainer(experiment: Experiment, device: torch.device, history: History | None = None) -> Trainer:
+def make_trainer(experiment: Experiment) -> Trainer:
+    """The trainer of an experiment, its method on the device and in the precision of the settings."""
     seed, settings = experiment.config.seed, experiment.settings
-    return Trainer(experiment.method, experiment.stream, settings, seed=seed, device=device, history=history)
+    return Trainer(experiment.method, experiment.stream, settings, seed=seed, device=experiment.device)
 
 
-def _restore(experiment: Experiment, directory: RunDirectory) -> History | None:
-    """The history of the last checkpoint, its state put into the method; None where there is no checkpoint yet."""
+def _restore(trainer: Trainer, directory: RunDirectory) -> None:
+    """Go back to the last checkpoint, or to the start where there is none yet."""
     checkpoints = list_checkpoints(directory)
-    if not checkpoints:
-        directory.drop_metrics_from(0)
-        return None
-    checkpoint = read_checkpoint(checkpoints[-1])
-    restore(experiment.method, checkpoint)
-    directory.drop_metrics_from(checkpoint.tasks_done)
-    return History(**checkpoint.history)
+    if checkpoints:
+        checkpoint = read_checkpoint(checkpoints[-1])
+        restore(trainer.method, trainer.stream, checkpoint)
+        trainer.history = History(**checkpoint.history)
+    directory.drop_metrics_from(len(trainer.history.accuracy_matrix))
 
 
 def _train(experiment: Experiment, trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
-    config, progress, tracker = experiment.config, trainer.progress, trainer.tracker
+    progress = trainer.progress
     facts = _facts(experiment)
     progress.line(summary(experiment))
     progress.line(f"writing to {directory.path}")
@@ -71,15 +72,16 @@ def _train(experiment: Experiment, trainer: Trainer, directory: RunDirectory) ->
         return record
 
     write("running")
-    tracker.start(config.as_dict(), directory.path, config.name)
+    trainer.tracker = _start(experiment, directory, progress)
     try:
         trainer.fit(on_task_end=lambda: write("running"))
     except BaseException as error:
         write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         progress.line(f"stopped; continue after the last finished task with: smope train resume={directory.path}")
         raise
+    finally:
+        trainer.tracker.finish(trainer.history.scores())
     record = write("finished")
-    tracker.finish(trainer.history.scores())
     progress.line("")
     progress.line("accuracy on each task's test images, in percent")
     progress.line(matrix_table(record["accuracy_matrix"]))
@@ -87,6 +89,16 @@ def _train(experiment: Experiment, trainer: Trainer, directory: RunDirectory) ->
     progress.line(score_lines(record))
     progress.line(f"{sum(trainer.history.seconds_per_task):.0f} s; numbers in {directory.record}")
     return record
+
+
+def _start(experiment: Experiment, directory: RunDirectory, progress: Progress) -> Tracker:
+    """The tracker, started; one that cannot start is done without, which is said once."""
+    try:
+        experiment.tracker.start(experiment.config.as_dict(), directory.path, experiment.config.name)
+    except Exception as error:  # whatever a service answers must not cost a run
+        progress.line(f"no tracking: {type(experiment.tracker).__name__} did not start ({error}); training goes on")
+        return Tracker()
+    return experiment.tracker
 
 
 def _facts(experiment: Experiment) -> dict[str, Any]:
@@ -110,6 +122,7 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
         "trainable_parameters": count_parameters(method),
         "device": str(experiment.device),
         "threads": torch.get_num_threads(),
+        "float32_products": float32_products(),
         "versions": versions(),
     }
 
@@ -117,7 +130,7 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
 def describe(config: Config) -> str:
     """What a run would do, without training: its configuration, its parts, its tasks and its cost."""
     experiment = build(config)
-    stream, trainer = experiment.stream, _trainer(experiment, torch.device("cpu"))
+    stream, trainer = experiment.stream, make_trainer(experiment)
     flops = count_flops(experiment.method, trainer.spans[0])
     lines = [config.to_yaml(), summary(experiment), "", f"{'task':>4}{'train':>8}{'test':>7}{'steps':>8}  classes"]
     for span, task in zip(trainer.spans, stream.tasks, strict=True):

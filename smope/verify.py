@@ -91,9 +91,11 @@ def verify(path: Path, dtype: torch.dtype = torch.float64) -> list[Comparison]:
     config, tensors = read_reference(path)
     try:
         return list(_Recomputation(config, tensors, dtype).run())
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"FILE={path}: a tensor is missing: {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"FILE={path}: its tensors do not fit its config: {error}") from error
 
 

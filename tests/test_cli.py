@@ -181,9 +181,29 @@ def test_resume_takes_the_saved_configuration(handed: Handed) -> None:
     run = saved_run(Path("old"), "seed=4", "router=topk", "experiment=smoke")
     assert main(["train", "resume=old"]) == 0
     (config, run_dir, options) = handed[0]
-    assert (config.seed, config.router, config.resume) == (4, {**config.router, "top_k": 5}, "old")
+    assert (config.seed, config.router, config.resume) == (4, {**config.router, "top_k": 5}, None)
     assert config.router["_target_"].endswith("TopK")
     assert (run_dir, options["resume"]) == (run, True)
+
+
+def test_a_resumed_run_may_find_its_data_elsewhere(handed: Handed) -> None:
+    for name in ("before", "after"):
+        Path(name).mkdir()
+    saved_run(Path("old"), "stream=folder", "stream.root=before", "stream.num_tasks=2", "backbone=glyph_vit")
+    Path("before").rmdir()
+    assert main(["train", "resume=old", "stream.root=after", "trainer.num_workers=2"]) == 0
+    config = handed[0][0]
+    assert Path(config.stream["root"]) == Path("after").absolute()
+    assert config.trainer["num_workers"] == 2
+
+
+def test_resume_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("smope.session.train", lambda *args, **options: calls.append((args, options)))
+    run = saved_run(tmp_path / "old", "seed=4")
+    smope.train(f"resume={run}")
+    [((config, run_dir), options)] = calls
+    assert (config.seed, run_dir, options) == (4, run, {"resume": True})
 
 
 @pytest.mark.parametrize("repeated", [["seed=4"], ["router=topk"], ["experiment=smoke", "seed=4"], ["run_dir=old"]])

@@ -20,28 +20,30 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     args = parser.parse_args(argv)
 
-    from smope.config import load_config
+    from smope.config import flatten, load_config
     from smope.errors import UserError
     from smope.report.tables import percent
+    from smope.rules import check_rules
     from smope.runs import RunDirectory
 
     directory = RunDirectory.open(args.run)
     config = load_config(args.run)
 
+    if args.device:
+        config.trainer["device"] = args.device
+        check_rules(flatten(config.as_dict()))
+
     from smope.build import build
+    from smope.session import make_trainer
     from smope.training.checkpoint import list_checkpoints, read_checkpoint, restore
-    from smope.training.device import resolve_device
     from smope.training.history import History
-    from smope.training.trainer import Trainer
 
     checkpoints = list_checkpoints(directory)
     if not checkpoints:
         raise UserError(f"RUN={args.run}: holds no checkpoint yet; train it first: smope train resume={args.run}")
     checkpoint = read_checkpoint(checkpoints[-1])
-    experiment = build(config)
-    restore(experiment.method, checkpoint)
-    device = resolve_device(args.device) if args.device else experiment.device
-    trainer = Trainer(experiment.method, experiment.stream, experiment.settings, seed=config.seed, device=device)
+    trainer = make_trainer(build(config))
+    restore(trainer.method, trainer.stream, checkpoint)
     seen = trainer.spans[checkpoint.tasks_done - 1].stop
     row = [trainer.accuracy(index, seen) for index in range(checkpoint.tasks_done)]
     recorded = History(**checkpoint.history).accuracy_matrix[-1]
@@ -51,6 +53,6 @@ def run(argv: list[str]) -> int:
     else:
         for index, value in enumerate(row):
             print(f"task {index + 1:>3}  {percent(value):>6} %")
-        print(f"mean      {percent(sum(row) / len(row)):>6} %  on the {experiment.stream.evaluated_on} images")
+        print(f"mean      {percent(sum(row) / len(row)):>6} %  on the {trainer.stream.evaluated_on} images")
         print("equal to what the run recorded" if same else f"the run recorded {' '.join(map(percent, recorded))}")
     return 0 if same else 1

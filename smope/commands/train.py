@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from smope.plain_types import shown
 from smope.runs import RunDirectory
 
 RUNS = Path("runs")
+# Where things are and how they are fed: a resumed run may have these changed (hashes tell whether it is the same data).
+MOVABLE = ("stream.root", "backbone.weights", "trainer.device", "trainer.num_workers")
 
 
 class JobFailed(Exception):
@@ -43,13 +44,19 @@ def run(argv: Sequence[str]) -> int:
     overrides = read_overrides(options.overrides, options.config_dir, multirun=options.multirun)
     if options.multirun:
         return _train_many(overrides, options.dry_run)
+    config, run_dir, resume = plan(overrides)
+    _hand_over(config, run_dir, resume=resume, dry_run=options.dry_run)
+    return 0
+
+
+def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
+    """What the overrides ask for: a configuration, its run directory, and whether to resume there."""
     resumed = _value(overrides, "resume")
     if resumed is not None:
-        return _resume(overrides, Path(resumed).expanduser(), options.dry_run)
+        run_dir = Path(resumed).expanduser()
+        return _resumed_config(overrides, run_dir), run_dir, True
     config = compose(overrides)
-    run_dir = new_run_dir(config)
-    _hand_over(config, run_dir, dry_run=options.dry_run)
-    return 0
+    return config, new_run_dir(config), False
 
 
 def new_run_dir(config: Config) -> Path:
@@ -96,19 +103,17 @@ def _value(overrides: Overrides, key: str) -> Any:
     return values[-1] if values else None
 
 
-def _resume(overrides: Overrides, run_dir: Path, dry_run: bool) -> int:
-    """Continue `run_dir` with the configuration that it holds; overrides may repeat it but not change it."""
+def _resumed_config(overrides: Overrides, run_dir: Path) -> Config:
+    """The configuration that `run_dir` holds; overrides may say where things are now, and not change anything else."""
     RunDirectory.open(run_dir, "resume")
-    saved = load_config(run_dir)
+    saved = load_config(run_dir, moved={key: _value(overrides, key) for key in MOVABLE if key in overrides.given})
     changed = _changed(overrides, saved)
     if changed:
         raise UserError(
             f"resume={run_dir} continues with that run's own configuration, but {', '.join(changed)} "
             "differs from it; leave the override out, or start a new run"
         )
-    config = replace(saved, resume=str(run_dir))
-    _hand_over(config, run_dir, resume=True, dry_run=dry_run)
-    return 0
+    return saved
 
 
 def _changed(overrides: Overrides, saved: Config) -> list[str]:

@@ -79,7 +79,7 @@ class PromptedAttention(nn.Module):
         q, k = attention.q_norm(q), attention.k_norm(k)
         keys, values = self.bank()
         router = self._dense_router if self.dense else self.router
-        routing = router(q.mean(dim=2), keys, self.bank.state)
+        routing = router(q.mean(dim=2, dtype=keys.dtype), keys, self.bank.state)
         self.routing = routing
         out = expert_attention(q, k, v, routing.weights, gather_values(values, routing.expert_ids), attention.scale)
         return self._project(x, out.transpose(1, 2).flatten(2))

@@ -55,13 +55,11 @@ class ExpertBank(nn.Module):
         cumulative (the authors' program): the average is over the experts used at all, and a flag stays set.
         Otherwise (the paper): the average is over all E, and flags are decided anew.
         """
-        counts = self.counts.double()
-        total = counts.sum(-1, keepdim=True)
-        if cumulative:
-            mean = total / (counts > 0).sum(-1, keepdim=True).clamp(min=1)
-            self.frequent |= (counts >= mean) & (counts > 0)
-        else:
-            self.frequent.copy_((counts >= total / counts.shape[-1]) & (counts > 0))
+        used = self.counts > 0
+        averaged_over = used.sum(-1, keepdim=True) if cumulative else self.counts.shape[-1]
+        # counts >= sum / n, in whole numbers
+        above = used & (self.counts * averaged_over >= self.counts.sum(-1, keepdim=True))
+        self.frequent.copy_(self.frequent | above if cumulative else above)
 
     @torch.no_grad()
     def snapshot(self) -> None:
@@ -91,4 +89,5 @@ class InputSpaceBank(ExpertBank):
     def _project(rows: Tensor, weight: Tensor) -> Tensor:
         heads, experts, width = rows.shape
         prompts = rows.transpose(0, 1).reshape(experts, heads * width)
-        return (prompts @ weight.T).view(experts, heads, width).transpose(0, 1)
+        with torch.autocast(rows.device.type, enabled=False):  # the keys decide on routing
+            return (prompts @ weight.T).view(experts, heads, width).transpose(0, 1)

@@ -40,13 +40,14 @@ class NearestClassMean(Method):
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         weight, bias = self.classifier.weight, self.classifier.bias
-        sums = torch.zeros(task.stop - task.start, weight.shape[1], dtype=torch.float64, device=weight.device)
-        counts = torch.zeros(task.stop - task.start, 1, dtype=torch.float64, device=weight.device)
+        # Summed in float64 on the CPU: not every accelerator has it.
+        sums = torch.zeros(task.stop - task.start, weight.shape[1], dtype=torch.float64)
+        counts = torch.zeros(task.stop - task.start, 1, dtype=torch.float64)
         for images, labels in batches("plain"):
-            rows = labels - task.start
-            sums.index_add_(0, rows, self.features(images).double())
+            rows = labels.cpu() - task.start
+            sums.index_add_(0, rows, self.features(images).cpu().double())
             counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64).unsqueeze(1))
-        means = (sums / counts.clamp(min=1)).to(weight.dtype)
+        means = (sums / counts.clamp(min=1)).to(weight)
         if self.similarity == "cosine":
             weight[task.start : task.stop] = F.normalize(means, dim=-1)
             bias.zero_()

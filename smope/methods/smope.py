@@ -150,7 +150,8 @@ class SMoPE(Method):
             keys = torch.stack([bank()[0] for bank in self.experts])
             old_keys = torch.stack([bank.old_keys for bank in self.experts])
             frequent = torch.stack([bank.frequent for bank in self.experts])
-            losses["prototype"] = self.prototype_loss_weight * function(keys, old_keys, frequent, self.top_k)
+            with torch.autocast(keys.device.type, enabled=False):  # targets must not depend on rounded scores
+                losses["prototype"] = self.prototype_loss_weight * function(keys, old_keys, frequent, self.top_k)
         return losses
 
     @torch.no_grad()

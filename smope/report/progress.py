@@ -34,17 +34,27 @@ class Progress:
         self._bars = not quiet and sys.stdout.isatty()
 
     def line(self, text: str) -> None:
+        self._write(text)
+        if not self._quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def detail(self, text: str) -> None:
+        """A line that a bar replaces where there are bars; the log has it anyway."""
+        self._write(text)
+        if not self._quiet and not self._bars:
+            print(text, flush=True)
+
+    def _write(self, text: str) -> None:
         if self._log is not None:
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
-        if not self._quiet:
-            print(text, flush=True)
 
     @contextmanager
-    def bar(self, total: int, description: str) -> Iterator[Bar]:
-        """A bar of `total` steps that disappears when it is done."""
+    def bar(self, total: int, description: str, done: int = 0) -> Iterator[Bar]:
+        """A bar of `total` steps, of which some may be `done`; it disappears when it ends."""
         if not self._bars:
             yield Bar(None)
             return
-        with tqdm(total=total, desc=description, leave=False, file=sys.stdout, dynamic_ncols=True) as bar:
+        with tqdm(total=total, initial=done, desc=description, leave=False, file=sys.stdout, dynamic_ncols=True) as bar:
             yield Bar(bar)

@@ -26,7 +26,8 @@ class NoTracker(Tracker):
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases. mode "auto": online where an API key is configured, else offline; it never prompts."""
+    """Weights & Biases. mode "auto": as WANDB_MODE says, else online where an API key is configured, else offline;
+    it never prompts."""
 
     def __init__(
         self,
@@ -56,9 +57,13 @@ class WandbTracker(Tracker):
         )
 
     def _mode(self) -> Literal["online", "offline", "disabled"]:
-        if self.mode == "auto":
-            return "online" if _has_key() else "offline"
-        return self.mode
+        """The mode asked for; "auto" follows WANDB_MODE, then whether there is a key."""
+        if self.mode != "auto":
+            return self.mode
+        wanted = os.environ.get("WANDB_MODE")
+        if wanted in ("online", "offline", "disabled"):
+            return wanted
+        return "online" if _has_key() else "offline"
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         if self._run is not None:

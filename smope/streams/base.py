@@ -83,6 +83,12 @@ class Stream:
     benchmark: CLScenario
     evaluated_on: str = "test"
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) of images, labels, class order and tasks: equal streams give equal accuracies."""
+        parts = [self.content_hash, *map(str, self.class_order), *(str(len(task.classes)) for task in self.tasks)]
+        return hashlib.sha256(",".join(parts).encode()).hexdigest()
+
 
 class TaskImages(Dataset):
     """The images of one task: items are (float32 image (3, S, S) in [0, 1], label).

@@ -26,8 +26,8 @@ def align_classifier(method: Method, task: TaskSpan, settings: TrainerSettings, 
     parameters = list(method.classifier.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=settings.alignment_learning_rate, weight_decay=WEIGHT_DECAY)
     generator = torch.Generator().manual_seed(seed)
-    centroids = int(method.statistics.known.sum())
-    batches = task.start if settings.alignment_batches == "old_classes" else centroids
+    gaussians = int(method.statistics.known.sum())
+    batches = task.start if settings.alignment_batches == "old_classes" else gaussians
     for epoch in range(settings.alignment_epochs):
         features, labels = method.statistics.sample(rows, generator)
         order = torch.randperm(len(labels), generator=generator).to(labels.device)
@@ -37,7 +37,7 @@ def align_classifier(method: Method, task: TaskSpan, settings: TrainerSettings, 
                 settings.alignment_learning_rate, step, batches * settings.alignment_epochs, settings.schedule_lag
             )
             optimizer.param_groups[0]["lr"] = rate
-            loss = F.cross_entropy(method.classifier(features[chosen])[:, : task.stop], labels[chosen])
+            loss = F.cross_entropy(method.classify(features[chosen])[:, : task.stop], labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

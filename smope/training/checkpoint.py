@@ -18,6 +18,7 @@ from torch import Tensor
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.runs import FORMAT_VERSION, RunDirectory, write_atomically
+from smope.streams.base import Stream
 
 KEPT = 2
 
@@ -29,16 +30,20 @@ class Checkpoint:
     path: Path
     tasks_done: int
     backbone_sha256: str
+    stream_identity: str
     history: dict[str, Any]
     state: dict[str, Tensor]
 
 
-def save_checkpoint(directory: RunDirectory, method: Method, tasks_done: int, history: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    directory: RunDirectory, method: Method, stream: Stream, tasks_done: int, history: Mapping[str, Any]
+) -> Path:
     """Write the checkpoint of a task boundary and keep the last two."""
     metadata = {
         "format_version": str(FORMAT_VERSION),
         "tasks_done": str(tasks_done),
         "backbone_sha256": method.backbone.identity.sha256,
+        "stream_identity": stream.identity,
         "history": json.dumps(history),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in method.trained_state().items()}
@@ -61,7 +66,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
             metadata = file.metadata()
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         checkpoint = Checkpoint(
-            path, int(metadata["tasks_done"]), metadata["backbone_sha256"], json.loads(metadata["history"]), state
+            path,
+            int(metadata["tasks_done"]),
+            metadata["backbone_sha256"],
+            metadata["stream_identity"],
+            json.loads(metadata["history"]),
+            state,
         )
     except Exception as error:
         raise UserError(
@@ -75,12 +85,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def restore(method: Method, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's state into a method on the same backbone."""
-    theirs, ours = checkpoint.backbone_sha256, method.backbone.identity.sha256
-    if theirs != ours:
-        raise UserError(
-            f"checkpoint {checkpoint.path}: was trained on a backbone with sha256 {theirs[:12]}…, "
-            f"this one has {ours[:12]}…; give the same file in backbone.weights"
-        )
+def restore(method: Method, stream: Stream, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's state into a method on the same backbone and the same stream.
+
+    The method must have its final device and precision already, so that nothing is rounded on the way.
+    """
+    for what, theirs, ours, key in (
+        ("backbone", checkpoint.backbone_sha256, method.backbone.identity.sha256, "backbone.weights"),
+        ("stream", checkpoint.stream_identity, stream.identity, "stream.root"),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"checkpoint {checkpoint.path}: was trained on another {what} (sha256 {theirs[:12]}, "
+                f"here {ours[:12]}); give the same in {key}"
+            )
     method.load_trained_state(checkpoint.state)

@@ -21,7 +21,7 @@ def resolve_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
+    device = torch.device(name)  # the form of the name is checked with the configuration
     lacking = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     )
@@ -32,12 +32,23 @@ def resolve_device(name: str) -> torch.device:
 
 def prepare_process(settings: TrainerSettings, device: torch.device) -> None:
     """Set torch's process-wide switches: repeatable kernels if asked for, and the faster float32 products on a CPU."""
+    if settings.precision == "float16" and device.type != "cuda":
+        raise UserError(
+            f"trainer.precision=float16 needs a CUDA device, this is {device.type}; use bfloat16 or float32"
+        )
+    if settings.precision == "float64" and device.type == "mps":
+        raise UserError("trainer.precision=float64: mps has no float64; use float32, or trainer.device=cpu")
+    torch.use_deterministic_algorithms(settings.deterministic)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     if device.type == "cpu":
         prefer_onednn()
+
+
+def float32_products() -> str:
+    """Which precision CPU products may be computed in: "bf16" means by oneDNN, checked to be in float32; see below."""
+    return getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", "ieee")
 
 
 def prefer_onednn() -> bool:

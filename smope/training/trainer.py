@@ -43,7 +43,6 @@ class Trainer:
         *,
         seed: int,
         device: torch.device,
-        history: History | None = None,
         directory: RunDirectory | None = None,
         progress: Progress | None = None,
         tracker: Tracker | None = None,
@@ -54,7 +53,7 @@ class Trainer:
         self.settings = settings
         self.seed = seed
         self.device = device
-        self.history = history or History([len(task.test) for task in stream.tasks])
+        self.history = History([len(task.test) for task in stream.tasks])
         self.directory = directory
         self.progress = progress or Progress(None, quiet=True)
         self.tracker = tracker or Tracker()
@@ -87,20 +86,28 @@ class Trainer:
     def fit(self, on_task_end: Callable[[], object] = lambda: None) -> History:
         """Train on every task that the history does not hold yet; `on_task_end` is called after each checkpoint."""
         first = len(self.history.accuracy_matrix)
-        for span, task in zip(self.spans[first:], self.stream.tasks[first:], strict=True):
-            started = time.perf_counter()
-            self._learn(span, task)
-            row = self._evaluate(span)
-            self.history.accuracy_matrix.append(row)
-            self.history.seconds_per_task.append(time.perf_counter() - started)
-            self._report(span, row)
-            if self.directory is not None:
-                save_checkpoint(self.directory, self.method, span.index + 1, self.history.as_dict())
-            on_task_end()
+        with self.progress.bar(len(self.spans), "tasks", done=first) as bar:
+            for span, task in zip(self.spans[first:], self.stream.tasks[first:], strict=True):
+                self._take(span, task)
+                on_task_end()
+                bar.update()
         return self.history
+
+    def _take(self, span: TaskSpan, task: Task) -> None:
+        """One task: learn it, evaluate all tasks so far, write the checkpoint."""
+        started = time.perf_counter()
+        self._learn(span, task)
+        row = self._evaluate(span)
+        self.history.accuracy_matrix.append(row)
+        self.history.seconds_per_task.append(time.perf_counter() - started)
+        self._report(span, row)
+        if self.directory is not None:
+            save_checkpoint(self.directory, self.method, self.stream, span.index + 1, self.history.as_dict())
 
     def _learn(self, span: TaskSpan, task: Task) -> None:
         method, self.epoch = self.method, 0
+        # For methods that draw from torch's own generator: a task starts from the same state in a resumed run.
+        torch.manual_seed(stable_seed(self.seed, "task", span.index))
         with self._timed("train"):
             method.begin_task(span)
             for phase in self._phases(span):
@@ -148,7 +155,7 @@ class Trainer:
                 self._end_epoch(
                     span, phase, epoch, steps, means, schedule(bases[-1], (epoch + 1) * steps - 1, epoch), started
                 )
-                bar.note(f"loss {means['loss']:.3f}")
+                bar.note(f"epoch {epoch + 1}/{phase.epochs}, loss {means['loss']:.3f}")
 
     def _end_epoch(
         self, span: TaskSpan, phase: Phase, epoch: int, steps: int, means: dict[str, float], rate: float, started: float
@@ -168,6 +175,10 @@ class Trainer:
         if self.directory is not None:
             self.directory.append_metrics(row)
         self.tracker.log(row, step=self.history.steps)
+        self.progress.detail(
+            f"task {span.index + 1}/{len(self.spans)} {phase.name} epoch {epoch + 1}/{phase.epochs}: "
+            f"loss {means['loss']:.4f}, {row['images_per_second']:.0f} images a second"
+        )
 
     def _record_statistics(self, span: TaskSpan, task: Task) -> None:
         """Mean and variance of each class's features over its training images, in evaluation mode."""
@@ -196,8 +207,8 @@ class Trainer:
         self.method.eval()
         correct = 0
         for batch, labels in self._loader(self.spans[index], images):
-            with torch.no_grad(), self._autocast():
-                logits = self.method(batch)[:, :seen_classes]
+            with torch.no_grad():  # classified in full precision: rounded logits have ties
+                logits = self.method.classify(self._features(batch))[:, :seen_classes]
             correct += int((logits.argmax(-1) == labels).sum())
         return correct / len(images)
 
@@ -227,7 +238,7 @@ class Trainer:
             num_workers=self.settings.num_workers,
             pin_memory=self.device.type == "cuda",
         )
-        for batch, labels in loader:
+        for batch, labels in _own_errors(loader):
             yield batch.to(self.device, self.dtype, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -237,10 +248,12 @@ class Trainer:
     @contextmanager
     def _timed(self, what: Literal["train", "align", "eval"]) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.history.seconds[what] += time.perf_counter() - started
+        try:
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        finally:
+            self.history.seconds[what] += time.perf_counter() - started
 
     def _report(self, span: TaskSpan, row: list[float]) -> None:
         mean = sum(row) / len(row)
@@ -249,3 +262,11 @@ class Trainer:
             f"({' '.join(f'{100 * value:.1f}' for value in row)}), {self.history.seconds_per_task[-1]:.1f} s"
         )
         self.tracker.log({"task": span.index, "average_accuracy": mean}, step=self.history.steps)
+
+
+def _own_errors(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader; a UserError from a worker process is said in one line, as without workers."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from error

@@ -111,14 +111,16 @@ def test_every_declared_parameter_learns(name: str, method: Method) -> None:
 
 
 @every_method
-def test_saved_and_restored_it_is_the_same(name: str, method: Method, images: Tensor, tmp_path: Path) -> None:
+def test_saved_and_restored_it_is_the_same(
+    name: str, method: Method, stream: Stream, images: Tensor, tmp_path: Path
+) -> None:
     directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
-    path = save_checkpoint(directory, method, 2, {"accuracy_matrix": [[1.0]]})
+    path = save_checkpoint(directory, method, stream, 2, {"accuracy_matrix": [[1.0]]})
     fresh = make_method(name, tiny_backbone(), 4, seed=1)
     with torch.no_grad():
         assert not torch.equal(fresh.eval()(images), method(images))
         checkpoint = read_checkpoint(path)
-        restore(fresh, checkpoint)
+        restore(fresh, stream, checkpoint)
         assert torch.equal(fresh.eval()(images), method(images))
     assert (checkpoint.tasks_done, checkpoint.history) == (2, {"accuracy_matrix": [[1.0]]})
     old, new = method.state_dict(), fresh.state_dict()

@@ -51,8 +51,10 @@ def make(kind: type[Method], classes: int = 4, **options: Any) -> Any:
 
 
 def trainer_of(method: Method, stream: Stream, seed: int = 0, **changes: Any) -> Trainer:
-    parts = {key: changes.pop(key) for key in ("directory", "history") if key in changes}
-    return Trainer(method, stream, tiny_settings(**changes), seed=seed, device=CPU, **parts)
+    directory, history = changes.pop("directory", None), changes.pop("history", None)
+    trainer = Trainer(method, stream, tiny_settings(**changes), seed=seed, device=CPU, directory=directory)
+    trainer.history = history or trainer.history
+    return trainer
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,7 @@ def test_continued_from_a_checkpoint_it_ends_the_same(augmented: Stream, tmp_pat
     expected = trainer_of(whole, augmented, directory=directory).fit()
     checkpoint = read_checkpoint(list_checkpoints(directory)[0])
     method = make(SMoPE)
-    restore(method, checkpoint)
+    restore(method, augmented, checkpoint)
     history = trainer_of(method, augmented, history=History(**checkpoint.history)).fit()
     assert history.accuracy_matrix == expected.accuracy_matrix
     assert (history.steps, history.images_trained) == (expected.steps, expected.images_trained)
@@ -195,8 +197,17 @@ def test_another_backbone_is_refused(stream: Stream, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(list_checkpoints(directory)[-1])
     method = make(NearestClassMean)
     object.__setattr__(method.backbone.identity, "sha256", "f" * 64)
-    with pytest.raises(UserError, match=r"was trained on a backbone with sha256 000000000000…, this one has ffffff"):
-        restore(method, checkpoint)
+    with pytest.raises(UserError, match=r"another backbone \(sha256 000000000000, here f{12}\).*backbone\.weights"):
+        restore(method, stream, checkpoint)
+
+
+def test_another_stream_is_refused(stream: Stream, tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
+    trainer_of(make(NearestClassMean), stream, directory=directory).fit()
+    checkpoint = read_checkpoint(list_checkpoints(directory)[-1])
+    other = tiny_stream(num_tasks=4)
+    with pytest.raises(UserError, match=r"trained on another stream \(sha256 \w{12}, here \w{12}\).*stream\.root"):
+        restore(make(NearestClassMean), other, checkpoint)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors"])
