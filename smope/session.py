@@ -67,7 +67,7 @@ def _train(experiment: Experiment, trainer: Trainer, directory: RunDirectory) ->
         progress.line(f"resuming after task {done}")
 
     def write(status: str) -> dict[str, Any]:
-        record = {**facts, "status": status, **trainer.history.record()}
+        record = {"format_version": FORMAT_VERSION, "status": status, **facts, **trainer.history.record()}
         directory.write_record(record)
         return record
 
@@ -105,8 +105,6 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
     """The part of run.json that is known before training."""
     config, stream, method = experiment.config, experiment.stream, experiment.method
     return {
-        "format_version": FORMAT_VERSION,
-        "status": "running",
         "config": config.as_dict(),
         "config_hash": config.config_hash,
         "seed": config.seed,

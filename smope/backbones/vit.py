@@ -95,7 +95,7 @@ def load_backbone(
     options:          further keyword arguments of timm.create_model.
     """
     vit = _create(name, image_size, options or {})
-    loaded = _find_weights(name, weights, vit)
+    loaded = _find_weights(name, weights)
     if loaded is not None:
         _load(vit, loaded)
     own = _own_statistics(name, loaded) if pixel_statistics == "own" else None
@@ -126,7 +126,7 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
     return vit
 
 
-def _find_weights(name: str, weights: str, vit: VisionTransformer) -> Weights | None:
+def _find_weights(name: str, weights: str) -> Weights | None:
     if weights == "random":
         return None
     if weights == "embedded":
@@ -144,7 +144,7 @@ def _load(vit: VisionTransformer, weights: Weights) -> None:
     own = vit.state_dict()
     if "pos_embed" in tensors and "pos_embed" in own and tensors["pos_embed"].shape != own["pos_embed"].shape:
         tensors = dict(checkpoint_filter_fn(tensors, vit))
-    # Registers' and mask tokens that self-supervised training leaves behind play no part in the forward pass.
+    # The mask token that self-supervised training leaves behind plays no part in the forward pass.
     unexpected = [key for key in tensors if key not in own and key != "mask_token"]
     missing = [key for key in own if key not in tensors]
     wrong = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]

@@ -161,9 +161,8 @@ class SMoPE(Method):
         earlier = [bank.counts.clone() for bank in self.experts]
         if self.usage_count == "order_free":
             for bank in self.experts:
-                bank.counts.fill_(
-                    1
-                )  # nothing counts as unused during the pass, so that the order of batches is irrelevant
+                # Nothing counts as unused during the pass, so that the order of batches is irrelevant.
+                bank.counts.fill_(1)
         for images, _ in batches("train"):
             self.features(images)
             for bank, routing in zip(self.experts, self.routings, strict=True):

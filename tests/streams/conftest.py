@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,11 +65,3 @@ def build(source: Source) -> Build:
         return build_stream(**{"source": source} | options | changes)  # type: ignore[arg-type]
 
     return build_it
-
-
-@pytest.fixture
-def real_data() -> Path:
-    """The folder of real data sets that SMOPE_DATA names."""
-    if "SMOPE_DATA" not in os.environ:
-        pytest.skip("SMOPE_DATA does not name a folder of data sets")
-    return Path(os.environ["SMOPE_DATA"])

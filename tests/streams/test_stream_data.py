@@ -28,8 +28,8 @@ def stream_of(source: Source, size: int = 224, eval_crop: float = 0.875) -> Stre
 
 
 @pytest.mark.parametrize(("name", "train", "test"), [("cifar100_subset", 5000, 2000), ("cifar100_20k", 20000, 10000)])
-def test_cifar100(real_data, name, train, test):
-    source = cifar100.load(str(real_data / name))
+def test_cifar100(data_root, name, train, test):
+    source = cifar100.load(str(data_root / name))
     assert source.class_names == cifar100.CLASS_NAMES
     assert (len(source.train.targets), len(source.test.targets)) == (train, test)
     stream = stream_of(source, 32, 1.0)
@@ -42,8 +42,8 @@ def test_cifar100(real_data, name, train, test):
     assert torch.equal((image * 255).round().to(torch.uint8), expected) and 20 <= label < 30
 
 
-def test_class_folders_of_photographs(real_data):
-    source = folder.load(str(real_data / "caltech100"))
+def test_class_folders_of_photographs(data_root):
+    source = folder.load(str(data_root / "caltech100"))
     assert len(source.class_names) == 100
     stream = stream_of(source)
     task = stream.tasks[0]
@@ -55,15 +55,15 @@ def test_class_folders_of_photographs(real_data):
     assert alone.shape[1:] == (3, 224, 224) and alone.min() >= 0 and alone.max() <= 1
 
 
-def test_other_hundred_classes_are_not_cifar(real_data):
+def test_other_hundred_classes_are_not_cifar(data_root):
     with pytest.raises(UserError, match=r"100 class folders in train, without apple, .*stream=folder takes any"):
-        cifar100.load(str(real_data / "caltech100"))
+        cifar100.load(str(data_root / "caltech100"))
     with pytest.raises(UserError, match=r"cifar100_20k or .*cifar100_subset looks right"):
-        cifar100.load(str(real_data))
+        cifar100.load(str(data_root))
 
 
-def test_an_item_costs_little_more_than_its_transform(real_data):
-    source = cifar100.load(str(real_data / "cifar100_subset"))
+def test_an_item_costs_little_more_than_its_transform(data_root):
+    source = cifar100.load(str(data_root / "cifar100_subset"))
     images = (
         build_stream(
             source,
