@@ -185,8 +185,8 @@ def test_killed_in_a_step(step: int, stream: Stream, directory: RunDirectory, wh
 
 
 PLACES = [
-    (Method, "begin_phase"), (Drawing, "end_task"), (loop, "align_classifier"), (Trainer, "_record_statistics"), (Trainer, "_evaluate"),
-    (Trainer, "accuracy"), (loop, "save_checkpoint"), (RunDirectory, "append_metrics"), (History, "end_task"),
+    (Method, "begin_phase"), (Drawing, "end_task"), (Trainer, "_record_statistics"), (loop, "align_classifier"),
+    (Trainer, "_evaluate"), (Trainer, "accuracy"), (loop, "save_checkpoint"), (RunDirectory, "append_metrics"), (History, "end_task"),
 ]  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def test_stopped_between_steps(
 
 
 def test_stopped_again_and_again(stream: Stream, directory: RunDirectory, whole: Whole) -> None:
-    """Every third step of the first task, and where the second one begins; the generators go on from where they were."""
+    """At every third step, and where the second task begins."""
     for _ in range(5):
         broken_off(taken_up("drawing", stream, directory), during(RunningPhase, "step", 3, terminate), Interrupted)
     broken_off(taken_up("drawing", stream, directory), during(Drawing, "begin_task", 1, terminate), Interrupted)

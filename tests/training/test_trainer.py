@@ -21,7 +21,7 @@ from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.runs import RunDirectory
 from smope.streams.base import Stream
 from smope.training import device
-from smope.training.checkpoint import list_checkpoints, read_checkpoint, restore
+from smope.training.checkpoint import list_checkpoints
 from smope.training.history import History
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream
@@ -76,7 +76,7 @@ def test_the_matrix_is_lower_triangular_in_fractions() -> None:
     full = history.full_matrix()
     assert [[value is None for value in row] for row in full] == [[j > t for j in range(4)] for t in range(4)]
     assert len(history.seconds_per_task) == 4
-    assert sum(history.seconds.values()) <= sum(history.seconds_per_task)
+    assert sum(history.seconds.values()) == pytest.approx(sum(history.seconds_per_task))
 
 
 def test_accuracy_is_among_the_classes_seen(stream: Stream) -> None:
@@ -121,7 +121,7 @@ def test_phases_of_the_first_task(stream: Stream, tmp_path: Path) -> None:
     ]
 
 
-def test_old_checkpoints_are_dropped(tmp_path: Path) -> None:
+def test_a_method_without_phases_has_checkpoints_at_task_boundaries(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
     trainer_of(make(NearestClassMean), tiny_stream(num_tasks=4), directory=directory).fit()
     assert [path.name for path in list_checkpoints(directory)] == [
@@ -182,49 +182,6 @@ def test_workers_change_no_number(augmented: Stream) -> None:
     assert histories[0].accuracy_matrix == histories[1].accuracy_matrix
 
 
-def test_continued_from_a_checkpoint_it_ends_the_same(augmented: Stream, tmp_path: Path) -> None:
-    directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
-    whole = make(SMoPE)
-    expected = trainer_of(whole, augmented, directory=directory).fit()
-    checkpoint = read_checkpoint(list_checkpoints(directory)[0])
-    method = make(SMoPE)
-    continued = trainer_of(method, augmented)
-    continued.resume(checkpoint)
-    history = continued.fit()
-    assert history.accuracy_matrix == expected.accuracy_matrix
-    assert (history.steps, history.images_trained) == (expected.steps, expected.images_trained)
-    old, new = whole.trained_state(), method.trained_state()
-    assert all(torch.equal(old[key], new[key]) for key in old)
-    assert any(bank.frequent.any() for bank in method.experts), "the second task used what the first remembered"
-
-
-def test_another_backbone_is_refused(stream: Stream, tmp_path: Path) -> None:
-    directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
-    trainer_of(make(NearestClassMean), stream, directory=directory).fit()
-    checkpoint = read_checkpoint(list_checkpoints(directory)[-1])
-    method = make(NearestClassMean)
-    object.__setattr__(method.backbone.identity, "sha256", "f" * 64)
-    with pytest.raises(UserError, match=r"another backbone \(sha256 000000000000, here f{12}\).*backbone\.weights"):
-        restore(method, stream, checkpoint)
-
-
-def test_another_stream_is_refused(stream: Stream, tmp_path: Path) -> None:
-    directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
-    trainer_of(make(NearestClassMean), stream, directory=directory).fit()
-    checkpoint = read_checkpoint(list_checkpoints(directory)[-1])
-    other = tiny_stream(num_tasks=4)
-    with pytest.raises(UserError, match=r"trained on another stream \(sha256 \w{12}, here \w{12}\).*stream\.root"):
-        restore(make(NearestClassMean), other, checkpoint)
-
-
-@pytest.mark.parametrize("content", [b"", b"no tensors"])
-def test_a_damaged_checkpoint(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "task-001.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"task-001\.safetensors: cannot be read "):
-        read_checkpoint(path)
-
-
 @pytest.mark.parametrize("which", ["train", "plain"])
 def test_statistics_are_of_every_training_image(which: str, stream: Stream) -> None:
     method = make(Finetune, align=True)
@@ -273,19 +230,6 @@ def test_frozen_steps_must_leave_some(frozen: int, phase: str, stream: Stream) -
     trainer_of(make(SMoPE), stream, frozen_steps=frozen - 1, dense_epochs=dense)
     with pytest.raises(UserError, match=rf"trainer\.frozen_steps={frozen} must be below"):
         trainer_of(make(SMoPE), stream, frozen_steps=frozen, dense_epochs=dense)
-
-
-class Diverging(Finetune):
-    def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
-        found = super().losses(images, labels, task)
-        return {name: value * (torch.nan if task.index == 1 else 1.0) for name, value in found.items()}
-
-
-def test_a_loss_that_is_not_finite(stream: Stream) -> None:
-    trainer = trainer_of(make(Diverging), stream)
-    with pytest.raises(UserError, match=r"the loss became nan in step 1 of task 2 .*lower trainer\.learning_rate=0.01"):
-        trainer.fit()
-    assert len(trainer.history.accuracy_matrix) == 1
 
 
 def test_precision_float64(stream: Stream) -> None:
