@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,21 @@ class TaskSpan:
 
 
 @dataclass(frozen=True)
+class Card:
+    """Where a method is from and what its paper says that it costs; `smope methods` shows it beside our own counts.
+
+    published_parameters: millions of trained parameters, classifier included, with ViT-B/16 and 200 classes.
+    published_gflops:     of one training and one test image, in the convention of that paper.
+    note:                 what a reader of the comparison has to know, such as what the published number counted.
+    """
+
+    source: str
+    note: str = ""
+    published_parameters: float | None = None
+    published_gflops: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Phase:
     """A stretch of training with an optimizer and a schedule of its own."""
 
@@ -56,6 +71,8 @@ class Method(nn.Module):
     end_task; and, where `align` is true, it records class statistics and retrains the classifier on them.
     What a method remembers is a Parameter or a buffer, so that trained_state() is all of it.
     """
+
+    card: ClassVar[Card]
 
     def __init__(self, backbone: Backbone, num_classes: int, *, align: bool, centroids: int = 1) -> None:
         super().__init__()

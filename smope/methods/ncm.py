@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
-from smope.methods.base import Batches, Method, Phase, TaskSpan
+from smope.methods.base import Batches, Card, Method, Phase, TaskSpan
 
 
 class NearestClassMean(Method):
@@ -19,6 +19,7 @@ class NearestClassMean(Method):
     rows are the means: logits are cosines, or 2·x·m - |m|², which ranks as -|x - m|² does.
     """
 
+    card = Card("Zhou et al. 2023, arXiv 2303.07338 (SimpleCIL)", "one pass over frozen features, nothing is trained")
     means: Tensor
     counts: Tensor
 

@@ -27,7 +27,7 @@ from smope.experts.inject import attach
 from smope.losses.classification import task_cross_entropy
 from smope.losses.prototype import Prototypes, find_prototypes, prototype_loss, prototype_mass_loss
 from smope.losses.router import router_loss, router_mass_loss
-from smope.methods.base import Batches, Method, Phase, TaskSpan
+from smope.methods.base import Batches, Card, Method, Phase, TaskSpan
 from smope.routers.base import Router, Routing
 
 
@@ -47,6 +47,12 @@ class SMoPE(Method):
     expert_rate_factor:    the experts' learning rate over the classifier's.
     align, centroids:      retrain the classifier on class statistics after each task; Gaussians a class for that.
     """
+
+    card = Card(
+        "Le et al. 2026, arXiv 2509.24483 and its program",
+        published_parameters=0.38,
+        published_gflops=(33.72, 33.72),
+    )
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smope.experts.inject import detach
-from smope.methods.base import Method
+from smope.methods.base import Card, Method
 from smope.runs import RunDirectory
 from smope.streams.base import Stream
 from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
@@ -205,3 +205,9 @@ def test_losses_are_named_scalars(name: str, stream: Stream, trained: Callable[[
     method.zero_grad()
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in method.classifier.parameters())
+
+
+@every_method
+def test_says_where_it_is_from(method: Method) -> None:
+    assert isinstance(method.card, Card)
+    assert method.card.source
