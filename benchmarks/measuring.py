@@ -174,15 +174,32 @@ def measure(
     built = {variant: build(setting, variant, checkout) for variant in variants}
     kept = {variant: _first_call(*built[variant], setting, variant) for variant in variants}
     peaks = {variant: _cuda_peak(built[variant][0], setting) for variant in variants}
-    rounds: list[dict[Variant, float]] = []
+    runs = {variant: run for variant, (run, _) in built.items()}
+    rounds: list[Round] = []
     start = time.perf_counter()
     while len(rounds) < 3 or time.perf_counter() - start < seconds * len(rounds) / (len(rounds) + 1):
-        turn = len(rounds) % len(variants)
-        rounds.append({})
-        for variant in variants[turn:] + variants[:turn]:
-            with torch_default_products() if variant.variant in TORCH_DEFAULT else nullcontext():
-                rounds[-1][variant] = timed(built[variant][0], setting)
+        rounds.append(_round(runs, len(rounds), setting))
     return [_row(setting, variant, rounds, kept, peaks) for variant in variants]
+
+
+Round = dict[Variant, tuple[float, float]]
+"""Seconds of a step, and of the steps of plain beside it."""
+
+
+def _round(runs: dict[Variant, Callable[[], Any]], number: int, setting: Setting) -> Round:
+    """Each variant once, between two steps of plain: what slows the machine down for a while slows both."""
+    others = [variant for variant in runs if variant != PLAIN]
+    turn = number % max(1, len(others))
+    found: Round = {}
+    before = first = timed(runs[PLAIN], setting)
+    for variant in others[turn:] + others[:turn]:
+        with torch_default_products() if variant.variant in TORCH_DEFAULT else nullcontext():
+            own = timed(runs[variant], setting)
+        after = timed(runs[PLAIN], setting)
+        found[variant] = own, (before + after) / 2
+        before = after
+    found[PLAIN] = first, before
+    return found
 
 
 def _first_call(run: Callable[[], Any], module: nn.Module, setting: Setting, variant: Variant) -> int | None:
@@ -206,7 +223,7 @@ def _cuda_peak(run: Callable[[], Any], setting: Setting) -> int | None:
 def _row(
     setting: Setting,
     variant: Variant,
-    rounds: list[dict[Variant, float]],
+    rounds: list[Round],
     kept: dict[Variant, int | None],
     peaks: dict[Variant, int | None],
 ) -> dict[str, Any]:
@@ -214,15 +231,18 @@ def _row(
         size, plain = sizes[variant], sizes[PLAIN]
         return size / plain if size is not None and plain else None
 
+    ratios = [{key: own / plain for key, (own, plain) in found.items()} for found in rounds]
     return {
         **asdict(setting),
         **asdict(variant),
-        "ratio_to_plain": statistics.median(r[variant] / r[PLAIN] for r in rounds),
+        "ratio_to_plain": 1.0 if variant == PLAIN else statistics.median(r[variant] for r in ratios),
         "peak_memory_ratio": against_plain(peaks),
         "saved_bytes_ratio": against_plain(kept),
-        "ratio_to_smope": statistics.median(r[variant] / r[SPARSE] for r in rounds) if SPARSE in rounds[0] else None,
-        "seconds": statistics.median(r[variant] for r in rounds),
+        "ratio_to_smope": statistics.median(r[variant] / r[SPARSE] for r in ratios) if SPARSE in rounds[0] else None,
+        "seconds": statistics.median(found[variant][0] for found in rounds),
         "rounds": len(rounds),
+        "lowest_ratio": min(r[variant] for r in ratios),
+        "highest_ratio": max(r[variant] for r in ratios),
     }
 
 

@@ -104,6 +104,8 @@ def _memory_advice(trainer: Trainer) -> str:
     settings, device = trainer.settings, trainer.device
     if trainer.method.training:
         advice = f"start a new run with a smaller trainer.batch_size than {settings.batch_size}"
+        if not settings.activation_checkpointing:
+            advice = f"continue with trainer.activation_checkpointing=true, {advice}"
     else:
         advice = f"continue with a smaller trainer.eval_batch_size than {settings.eval_batch_size}"
     return f"out of memory on {device}: {advice}, or continue on a device with more memory"

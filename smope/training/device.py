@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 from typing import Any
 
 import torch
 
+from smope.backbones.vit import Backbone
 from smope.errors import UserError
 from smope.training.settings import TrainerSettings
 
+COMPILER = "inductor"
 EXACT = (
     1e-5  # largest relative error at which a float32 product still counts as computed in float32; bfloat16 gives 1e-3
 )
@@ -44,6 +48,23 @@ def prepare_process(settings: TrainerSettings, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
     if device.type == "cpu":
         prefer_onednn()
+
+
+def prepare_backbone(backbone: Backbone, settings: TrainerSettings, device: torch.device) -> None:
+    """Compile the backbone, or have it keep less for the backward pass, where the settings ask for it.
+
+    UserError where nothing is there that could compile.
+    """
+    backbone.recompute = settings.activation_checkpointing
+    if not settings.compile:
+        return
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
+        raise UserError(
+            "trainer.compile=true needs a C++ compiler, and none is installed; install g++, or set it to false"
+        )
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("trainer.compile=true needs triton on a CUDA device; pip install triton, or set it to false")
+    backbone.compile(backend=COMPILER)
 
 
 def float32_products() -> str:

@@ -18,6 +18,7 @@ from smope.seeding import stable_seed
 from smope.streams.base import Stream, Task, TaskImages
 from smope.training.alignment import align_classifier
 from smope.training.checkpoint import Checkpoint, Within, restore, save_checkpoint
+from smope.training.device import prepare_backbone
 from smope.training.history import History
 from smope.training.interruption import Interrupted, Interruption
 from smope.training.loading import choose_workers, in_order, load, shuffled
@@ -51,6 +52,7 @@ class Trainer:
     ) -> None:
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         self.method = method.to(device, self.dtype)
+        prepare_backbone(method.backbone, settings, device)
         self.stream = stream
         self.settings = settings
         self.seed = seed

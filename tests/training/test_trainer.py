@@ -182,6 +182,39 @@ def test_workers_change_no_number(augmented: Stream) -> None:
     assert histories[0].accuracy_matrix == histories[1].accuracy_matrix
 
 
+def test_activation_checkpointing_changes_no_number(augmented: Stream) -> None:
+    runs = [make(SMoPE), make(SMoPE)]
+    histories = [
+        trainer_of(method, augmented, epochs=1, activation_checkpointing=on).fit()
+        for method, on in zip(runs, (False, True), strict=True)
+    ]
+    assert [method.backbone.recompute for method in runs] == [False, True]
+    assert histories[0].accuracy_matrix == histories[1].accuracy_matrix
+    pairs = zip(*(method.trained_state().values() for method in runs), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_compiled_it_learns_the_same(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through both tasks, dense and sparse, in training and evaluation, with batches of several sizes."""
+    monkeypatch.setattr(device, "COMPILER", "aot_eager")  # all of it but the generated code
+    torch.compiler.reset()
+    runs = [make(SMoPE), make(SMoPE)]
+    for method, on in zip(runs, (False, True), strict=True):
+        trainer_of(method, stream, compile=on, epochs=2).fit()
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    for (name, ours), theirs in zip(runs[0].trained_state().items(), runs[1].trained_state().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"trainer\.compile=true needs a C\+\+ compiler.*set it to false"):
+        device.prepare_backbone(tiny_backbone(depth=2), tiny_settings(compile=True), CPU)
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"trainer\.compile=true needs triton.*pip install triton"):
+        device.prepare_backbone(tiny_backbone(depth=2), tiny_settings(compile=True), torch.device("cuda"))
+
+
 @pytest.mark.parametrize("which", ["train", "plain"])
 def test_statistics_are_of_every_training_image(which: str, stream: Stream) -> None:
     method = make(Finetune, align=True)
