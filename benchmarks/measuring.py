@@ -64,7 +64,7 @@ def build(setting: Setting, variant: Variant, checkout: Path | None = None) -> t
     labels = torch.arange(setting.batch, device=setting.device) % 10 + 10 * (variant.task or 0)
     if variant.variant.startswith("plain"):
         vit = timm.create_model(setting.backbone, num_classes=0, img_size=setting.image_size).eval()
-        vit.requires_grad_(False).to(setting.device)
+        _share_weights(vit.requires_grad_(False).to(setting.device), setting)
         return _plain(vit, images, setting), vit
     if variant.variant == "authors":
         assert checkout and variant.num_experts and variant.top_k and variant.task is not None
@@ -74,6 +74,15 @@ def build(setting: Setting, variant: Variant, checkout: Path | None = None) -> t
         return (program.step(images, labels) if setting.phase == "train" else program.inference(images)), program
     method = _method(setting, variant)
     return _smope(method, images, labels, setting, variant), method
+
+
+_weights: dict[tuple[str, int, str], dict[str, Tensor]] = {}
+
+
+def _share_weights(vit: nn.Module, setting: Setting) -> None:
+    """One copy of the frozen weights for all variants: another one for each would push the others out of memory."""
+    known = _weights.setdefault((setting.backbone, setting.image_size, setting.device), vit.state_dict())
+    vit.load_state_dict(known, assign=True)
 
 
 def _plain(vit: nn.Module, images: Tensor, setting: Setting) -> Callable[[], Any]:
@@ -92,7 +101,8 @@ def _plain(vit: nn.Module, images: Tensor, setting: Setting) -> Callable[[], Any
 
 def _method(setting: Setting, variant: Variant) -> SMoPE:
     torch.manual_seed(0)
-    backbone = load_backbone(setting.backbone, "random", "none", image_size=setting.image_size)
+    backbone = load_backbone(setting.backbone, "random", "none", image_size=setting.image_size).to(setting.device)
+    _share_weights(backbone.vit, setting)
     router = AdaptiveNoise(variant.top_k or 5, 0.4)
     method = SMoPE(backbone, CLASSES, router, num_experts=variant.num_experts or 25).to(setting.device)
     method.dense = variant.variant == "dense"
@@ -231,7 +241,8 @@ def _row(
         size, plain = sizes[variant], sizes[PLAIN]
         return size / plain if size is not None and plain else None
 
-    ratios = [{key: own / plain for key, (own, plain) in found.items()} for found in rounds]
+    fastest, plain = min(found[variant][0] for found in rounds), min(found[PLAIN][0] for found in rounds)
+    ratios = [{key: own / beside for key, (own, beside) in found.items()} for found in rounds]
     return {
         **asdict(setting),
         **asdict(variant),
@@ -243,6 +254,7 @@ def _row(
         "rounds": len(rounds),
         "lowest_ratio": min(r[variant] for r in ratios),
         "highest_ratio": max(r[variant] for r in ratios),
+        "fastest_ratio": fastest / plain,
     }
 
 

@@ -203,7 +203,8 @@ def describe(row: dict[str, Any]) -> str:
         if row[key] is not None
     )
     setting = f"{row['backbone']} batch {row['batch']} {row['device']} {row['dtype']} {row['phase']}"
-    spread = f"{row['ratio_to_plain']:.3f} of plain ({row['lowest_ratio']:.2f} to {row['highest_ratio']:.2f})"
+    spread = f"{row['ratio_to_plain']:.3f} of plain ({row['lowest_ratio']:.2f} to {row['highest_ratio']:.2f}"
+    spread += f" in {row['rounds']} rounds; fastest against fastest {row['fastest_ratio']:.3f})"
     return f"{setting}: {row['variant']}{sizes} {row['seconds']:.3f} s, {spread}{ratios}"
 
 

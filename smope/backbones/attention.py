@@ -5,7 +5,7 @@ is the log of the sum of their exponentials, its value their softmax average. Th
 many experts there are, and keeps nothing for the backward pass that plain attention does not keep.
 
 Two ways to compute it, equal to rounding; `attend` chooses:
-    _Products  matrix products, a few heads at a time, so that no (N, N) matrix outlives its turn. Float32 and float64.
+    _Products  matrix products, a few heads at a time, so that no (N, N) matrix outlives its turn.
     _Fused     torch's flash kernel on the tokens alone, the extra key merged in through the log-sum-exp of each row.
 
 Shapes: B batch, R rows (queries), N tokens, H heads, D head width, C = H·D.
@@ -56,12 +56,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None
 def in_products(v: Tensor) -> bool:
     """Whether matrix products are the way for tensors like `v`.
 
-    On a CPU they are as fast as the flash kernel, and 2.2 times as fast where oneDNN computes products (its calls are
-    too dear for the kernel's small tiles; measured on an AMD Zen 4, 96 heads of 197 tokens, forward and backward).
+    On a CPU: where oneDNN computes them. Its calls are too dear for the small tiles of the flash kernel, which there
+    takes 2.2 times as long (AMD Zen 4, 96 heads of 197 tokens, forward and backward). Elsewhere it takes 0.87 times as
+    long (an AMD EPYC without AVX-512; 0.75 times for the forward pass alone).
     """
     if v.device.type == "cuda":
         return v.dtype == torch.float64 or v.shape[-1] % 8 != 0  # the kernels have neither
-    return v.device.type != "cpu" or (v.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling())
+    if v.device.type != "cpu":
+        return True
+    exact = v.dtype in (torch.float32, torch.float64)
+    return exact and not torch.compiler.is_compiling() and onednn_computes_products()
+
+
+def onednn_computes_products() -> bool:
+    """Whether oneDNN computes float32 products in this process (see training/device.py)."""
+    return getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", None) == "bf16"
 
 
 class _Products(torch.autograd.Function):

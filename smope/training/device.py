@@ -80,7 +80,7 @@ def prefer_onednn() -> bool:
     comes out in reduced precision the switch is put back.
     """
     switch: Any = getattr(torch.backends.mkldnn, "matmul", None)  # since torch 2.9
-    if switch is None:
+    if switch is None or not _onednn_has_effect():
         return False
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(256, 192, generator=generator), torch.randn(768, 192, generator=generator)
@@ -92,3 +92,9 @@ def prefer_onednn() -> bool:
         return True
     switch.fp32_precision = before
     return False
+
+
+def _onednn_has_effect() -> bool:
+    """torch listens to the switch on processors with AVX-512 (or Arm's bfloat16) only."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and supported()

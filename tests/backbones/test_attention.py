@@ -113,9 +113,11 @@ def test_bfloat16_is_close_and_stays_bfloat16() -> None:
     assert all(close(mine, its, 3e-2) for mine, its in zip(ours, theirs, strict=True))
 
 
-def test_which_way_is_taken_on_a_cpu() -> None:
+@pytest.mark.parametrize("onednn", [True, False])
+def test_which_way_is_taken_on_a_cpu(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "onednn_computes_products", lambda: onednn)
     ways = {dtype: in_products(torch.empty(1, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.bfloat16)}
-    assert ways == {torch.float32: True, torch.float64: True, torch.bfloat16: False}
+    assert ways == {torch.float32: onednn, torch.float64: onednn, torch.bfloat16: False}
 
 
 @pytest.mark.parametrize("flash", [True, False], ids=["flash", "memory-efficient"])

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostB
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from smope.backbones import attention
 from smope.backbones.forward import cls_features, run_block, run_cls_row, takes_apart
 from smope.backbones.vit import load_backbone
 from smope.experts.bank import ExpertBank
@@ -62,6 +63,13 @@ def prompted(vit: VisionTransformer, *blocks: int) -> list[ExpertBank]:
     dtype = next(vit.parameters()).dtype
     wrappers = attach(vit, blocks, TopK(3), lambda a: ExpertBank(a.num_heads, 7, a.head_dim).to(dtype))
     return [wrapper.bank for wrapper in wrappers]
+
+
+@pytest.fixture(autouse=True, params=["products", "kernel"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to attend that a CPU may take, whatever this one would."""
+    monkeypatch.setattr(attention, "onednn_computes_products", lambda: request.param == "products")
+    return request.param
 
 
 @kinds

@@ -322,11 +322,20 @@ def test_onednn_only_where_it_is_exact(matmul: Any) -> None:
 
 def test_onednn_is_left_where_it_is_not_exact(matmul: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     matmul.fp32_precision = "ieee"
+    monkeypatch.setattr(device, "_onednn_has_effect", lambda: True)
     monkeypatch.setattr(
         torch.nn.functional, "linear", lambda left, right: (left.bfloat16() @ right.bfloat16().T).float()
     )
     assert not device.prefer_onednn()
     assert matmul.fp32_precision == "ieee"
+
+
+def test_onednn_is_left_where_it_has_no_effect(matmul: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the record does not name what is not used, and attention takes the kernel that is faster without it."""
+    matmul.fp32_precision = "ieee"
+    monkeypatch.setattr(device, "_onednn_has_effect", lambda: False)
+    assert not device.prefer_onednn()
+    assert matmul.fp32_precision == device.float32_products() == "ieee"
 
 
 def test_deterministic_kernels() -> None:
