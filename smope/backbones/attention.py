@@ -155,7 +155,7 @@ class _Fused(torch.autograd.Function):
         rows = lse[..., : q.shape[2]]  # some kernels pad it
         logit = logit.unsqueeze(-1)
         gate = torch.sigmoid(logit - rows).unsqueeze(-1)
-        out = torch.lerp(out, value.unsqueeze(2).to(out.dtype), gate.to(out.dtype))
+        out.lerp_(value.unsqueeze(2).to(out.dtype), gate.to(out.dtype))
         rows.copy_(torch.logaddexp(rows, logit))
         ctx.scale, ctx.rest = scale, rest
         if any(ctx.needs_input_grad[:3]):
