@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 ALL_GROUPS = (*GROUPS, "experiment")
 # Values that are paths or free text: taken as they stand, so that = , [ ] and spaces need no quoting.
-TEXT_KEYS = ("run_dir", "resume", "stream.root", "stream.split_lists", "stream.table", "backbone.weights", "name")
+TEXT_KEYS = (
+    "run_dir", "resume", "stream.root", "stream.split_lists", "stream.table", "stream.cache_dir", "backbone.weights",
+    "name",
+)  # fmt: skip
 OVERRIDE = re.compile(r"\+{0,2}[\w][\w./@:-]*=|~[\w]")
 TEXT_OVERRIDE = re.compile(rf"(?P<key>\+{{0,2}}(?:{'|'.join(map(re.escape, TEXT_KEYS))}))=(?P<value>.*)", re.DOTALL)
 

@@ -43,15 +43,18 @@ PATHS = (
     ("stream", "root", ()),
     ("stream", "split_lists", ()),
     ("stream", "table", ()),
+    ("stream", "cache_dir", ()),
     ("stream", "class_order", CLASS_ORDERS),
     ("backbone", "weights", WEIGHT_KEYWORDS),
 )
 # Where a run is kept and how it is watched, fed or saved does not change what it computes.
 NOT_HASHED = ("run_dir", "resume", "tracker", "name")
+NOT_HASHED_IN_STREAM = ("cache_gb", "cache_dir")
 NOT_HASHED_IN_TRAINER = ("num_workers", "activation_checkpointing", "checkpoint_minutes", "checkpoint_steps")
 # A resumed run may have these changed: where things are (hashes tell whether they are the same) and how it is run.
 MOVABLE = (
     *(f"{group}.{name}" for group, name, _ in PATHS),
+    "stream.cache_gb",
     *(f"trainer.{name}" for name in ("device", "eval_batch_size", *NOT_HASHED_IN_TRAINER)),
 )
 
@@ -85,8 +88,9 @@ class Config:
     def config_hash(self) -> str:
         """12 hex digits that name the computation: the same whatever the name, place, tracker or workers."""
         kept = {key: value for key, value in self.as_dict().items() if key not in NOT_HASHED}
-        for name in NOT_HASHED_IN_TRAINER:
-            kept["trainer"].pop(name, None)
+        for group, names in (("stream", NOT_HASHED_IN_STREAM), ("trainer", NOT_HASHED_IN_TRAINER)):
+            for name in names:
+                kept[group].pop(name, None)
         text = json.dumps(kept, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -91,6 +91,7 @@ RULES: dict[str, Rule] = {
     "stream.validation_fraction": Rule("above 0 and below 1, or null", lambda value: 0 < value < 1, "0.2"),
     "stream.disjoint_classes": Rule("within 0..1", lambda value: 0 <= value <= 1, "0.5"),
     "stream.blurry_images": Rule("within 0..1", lambda value: 0 <= value <= 1, "0.1"),
+    "stream.cache_gb": not_negative("8.0"),
     "trainer.batch_size": at_least(1, 32),
     "trainer.eval_batch_size": at_least(1, 128),
     "trainer.epochs": at_least(1, 6),

@@ -13,9 +13,9 @@ import torch
 
 from smope.build import Experiment, build
 from smope.config import Config
-from smope.metrics.cost import count_flops, count_parameters
+from smope.metrics.cost import count_flops, count_parameters, stored_bytes
 from smope.report.progress import Progress
-from smope.report.tables import matrix_table, score_lines
+from smope.report.tables import cost_table, matrix_table, score_lines
 from smope.report.trackers import Tracker
 from smope.resuming import context, go_back
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
@@ -36,7 +36,7 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> dict[str, Any]
     trainer = make_trainer(experiment)
     directory = RunDirectory.create(run_dir, config.to_yaml())
     with directory.locked():
-        return _train(experiment, trainer, directory)
+        return _train(experiment, trainer, directory, _facts(experiment, trainer))
 
 
 def _resume(config: Config, directory: RunDirectory) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def _resume(config: Config, directory: RunDirectory) -> dict[str, Any]:
     with directory.locked():
         experiment = build(config)
         trainer = make_trainer(experiment)
-        return _train(experiment, trainer, directory, go_back(trainer, config, directory))
+        facts = _facts(experiment, trainer)
+        return _train(experiment, trainer, directory, facts, go_back(trainer, config, directory))
 
 
 def make_trainer(experiment: Experiment) -> Trainer:
@@ -56,9 +57,13 @@ def make_trainer(experiment: Experiment) -> Trainer:
 
 
 def _train(
-    experiment: Experiment, trainer: Trainer, directory: RunDirectory, said: Sequence[str] = ()
+    experiment: Experiment,
+    trainer: Trainer,
+    directory: RunDirectory,
+    facts: dict[str, Any],
+    said: Sequence[str] = (),
 ) -> dict[str, Any]:
-    progress, facts = Progress(directory.log), _facts(experiment)
+    progress = Progress(directory.log)
     trainer.directory, trainer.progress, trainer.context = directory, progress, context(trainer, experiment.config)
     progress.line(summary(experiment))
     progress.line(f"writing to {directory.path}")
@@ -67,6 +72,7 @@ def _train(
 
     def write(status: str) -> dict[str, Any]:
         record = {"format_version": FORMAT_VERSION, "status": status, **facts, **trainer.history.record()}
+        record["cost"] = {**facts["cost"], **trainer.history.cost()}
         directory.write_record(record)
         return record
 
@@ -90,6 +96,8 @@ def _train(
     progress.line(matrix_table(record["accuracy_matrix"]))
     progress.line("")
     progress.line(score_lines(record))
+    progress.line("")
+    progress.line(cost_table(record["cost"]))
     progress.line(f"{sum(trainer.history.seconds_per_task):.0f} s; numbers in {directory.record}")
     return record
 
@@ -121,8 +129,8 @@ def _start(experiment: Experiment, directory: RunDirectory, progress: Progress) 
     return experiment.tracker
 
 
-def _facts(experiment: Experiment) -> dict[str, Any]:
-    """The part of run.json that is known before training."""
+def _facts(experiment: Experiment, trainer: Trainer) -> dict[str, Any]:
+    """The part of run.json that is known before training; of the method as it was built, nothing restored yet."""
     config, stream, method = experiment.config, experiment.stream, experiment.method
     return {
         "config": config.as_dict(),
@@ -145,6 +153,11 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
         "evaluated_on": stream.evaluated_on,
         "backbone": experiment.backbone.identity.as_dict(),
         "trainable_parameters": count_parameters(method),
+        "cost": {
+            "trainable_parameters": count_parameters(method),
+            "stored_state_bytes": stored_bytes(method),
+            "gflops_per_image": count_flops(method, trainer.spans[0]),
+        },
         "device": str(experiment.device),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -168,9 +181,10 @@ def describe(config: Config) -> str:
     images = steps * experiment.settings.batch_size
     lines += [
         "",
-        f"cost of an image: {flops['inference'] / 1e9:.2f} GFLOPs to classify, "
-        f"{flops['training'] / 1e9:.2f} to train on",
-        f"cost of the run: {steps:,} training steps, {images:,} images, {images * flops['training'] / 1e12:,.1f} "
+        f"cost of an image: {flops['infer_gflops']['torch']:.2f} GFLOPs to classify, "
+        f"{flops['train_gflops']['torch']:.2f} to train on",
+        f"cost of the run: {steps:,} training steps, {images:,} images, "
+        f"{images * flops['train_gflops']['torch'] / 1e3:,.1f} "
         "TFLOPs, and the passes for usage, statistics and evaluation",
         "nothing was trained or written (--dry-run)",
     ]

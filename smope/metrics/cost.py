@@ -1,11 +1,15 @@
-"""What a method costs: trained parameters and floating-point operations."""
+"""What a method costs: trained parameters, stored state, memory, and floating-point operations (see flops.py)."""
 
 from __future__ import annotations
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+import sys
 
-from smope.methods.base import Method, TaskSpan
+import torch
+
+from smope.methods.base import Method
+from smope.metrics.flops import count_flops
+
+__all__ = ["count_flops", "count_parameters", "peak_memory", "stored_bytes"]
 
 
 def count_parameters(method: Method) -> dict[str, int]:
@@ -16,24 +20,22 @@ def count_parameters(method: Method) -> dict[str, int]:
     }
 
 
-def count_flops(method: Method, task: TaskSpan) -> dict[str, int]:
-    """Floating-point operations of one image, as PyTorch's counter has them (a multiply-add is two).
+def stored_bytes(method: Method) -> int:
+    """Bytes of all that a checkpoint holds of `method` between two tasks: what it learned and what it remembers."""
+    return sum(value.numel() * value.element_size() for value in method.trained_state().values())
 
-    inference: one forward pass. training: losses on one image of `task` and their backward pass; 0 where nothing is
-    trained. Gradients and evaluation mode are left as they were found.
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most bytes since the process began, as far as the system says.
+
+    process_resident: resident set, with Python, libraries and images. cuda_allocated: tensors on a CUDA device.
     """
-    weight = method.classifier.weight
-    size = method.backbone.image_size
-    image = torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device)
-    was_training = method.training
-    with torch.no_grad(), FlopCounterMode(display=False) as inference:
-        method.eval()(image)
-    training = FlopCounterMode(display=False)
-    if weight.requires_grad:
-        with training:
-            method.train()
-            label = torch.full((1,), task.classes[0], device=weight.device)
-            torch.stack(list(method.losses(image, label, task).values())).sum().backward()
-        method.zero_grad()
-    method.train(was_training)
-    return {"inference": inference.get_total_flops(), "training": training.get_total_flops()}
+    peaks: dict[str, int] = {}
+    if device.type == "cuda":
+        peaks["cuda_allocated"] = torch.cuda.max_memory_allocated(device)
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # not on Windows
+        return peaks
+    unit = 1 if sys.platform == "darwin" else 1024
+    return peaks | {"process_resident": getrusage(RUSAGE_SELF).ru_maxrss * unit}

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from smope.seeding import stable_seed
+from smope.streams.cache import PixelCache, cache_folder
 from smope.streams.partition import Partition, divide, hold_out
 from smope.streams.reading import read
 from smope.streams.source import ImageSet, Source
@@ -156,17 +157,21 @@ def build_stream(
     blurry_images: float = 0.1,
     validation_fraction: float | None = None,
     broken_images: Literal["error", "skip"] = "error",
+    cache_gb: float = 0.0,
+    cache_dir: str | None = None,
 ) -> Stream:
     """Read `source` and cut it into tasks; see partition.py for which there are, transforms.py for the pictures.
 
     Label l is the source's class `class_order[l]`. `image_size` is the side S in pixels. With
     `validation_fraction` that part of each class's training images is held out and evaluated on instead of the
-    test images, which are then not used at all. Random generators are left as they were. UserError for an
-    image that cannot be read (unless `broken_images` is "skip"), a class order or sizes that do not fit the
+    test images, which are then not used at all. Decoded images are kept from run to run in `cache_dir` (the user's
+    cache directory), `cache_gb` of 10^9 bytes at most (0: none). Random generators are left as they were. UserError
+    for an image that cannot be read (unless `broken_images` is "skip"), a class order or sizes that do not fit the
     classes, and for a class or task without images.
     """
     transforms = Transforms(Training(image_size, crop_scale, flip, eval_crop), Evaluation(image_size, eval_crop))
-    contents = read(source, broken_images)
+    cache = PixelCache(cache_folder(cache_dir), round(cache_gb * 1e9)) if cache_gb > 0 else None
+    contents = read(source, broken_images, cache)
     source = contents.source
     if validation_fraction is not None:
         source = hold_out(source, validation_fraction, seed)

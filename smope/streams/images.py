@@ -26,6 +26,17 @@ def encoded(image: Picture, name: str) -> bytes | numpy.ndarray:
         raise _unreadable(name, error) from error
 
 
+def size(image: Picture) -> tuple[int, int] | None:
+    """Height and width, as the header of an image file has them, perhaps swapped; None where it cannot be read."""
+    if isinstance(image, numpy.ndarray):
+        return image.shape[0], image.shape[1]
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return opened.height, opened.width
+    except Exception:  # as in decode, which names the image
+        return None
+
+
 def decode(image: bytes | str | Path, name: str | None = None) -> Image.Image:
     """An encoded image, its bytes or its path, as an RGB picture.
 

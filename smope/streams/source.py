@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy
 
+from smope.streams.cache import Kept
 from smope.streams.images import Picture, decode
 
 
@@ -27,7 +28,7 @@ class ImageSet:
     """
 
     targets: Sequence[int]
-    images: Sequence[Picture]
+    images: Sequence[Picture | Kept]
     names: Sequence[str] | None = None
     tasks: Sequence[int] | None = None
 
@@ -37,11 +38,14 @@ class ImageSet:
     def name(self, index: int) -> str:
         """What errors call image `index`."""
         image = self.images[index]
+        image = image.original if isinstance(image, Kept) else image
         return self.names[index] if self.names else str(image) if isinstance(image, Path) else f"number {index}"
 
     def pixels(self, index: int) -> numpy.ndarray:
         """Image `index` as RGB, (height, width, 3) uint8; UserError naming it where it cannot be decoded."""
         image = self.images[index]
+        if isinstance(image, Kept):
+            return image.pixels(self.name(index))
         return image if isinstance(image, numpy.ndarray) else numpy.asarray(decode(image, self.name(index)))
 
     def choose(self, indices: Sequence[int]) -> ImageSet:

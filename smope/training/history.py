@@ -12,8 +12,9 @@ from smope.metrics import accuracy_matrix as metrics
 class History:
     """accuracy_matrix: one row a finished task, fractions; test_images: of each task; seconds: wall-clock totals, with
     `wait` (of training steps for their images) as part of `train`; seconds_per_task: training, alignment and
-    evaluation together; seconds_of_task: of the one under way; images_trained: images that went through a step.
-    The last two and `steps` grow with each epoch that ends."""
+    evaluation together; seconds_of_task: of the one under way; images_trained: images that went through a step, and
+    `steps` those steps, which grow with each epoch that ends; images_evaluated: test images that were classified;
+    peak_memory: bytes, see metrics/cost.py, the most of all processes that this run was continued in."""
 
     test_images: list[int]
     accuracy_matrix: list[list[float]] = field(default_factory=list)
@@ -22,6 +23,8 @@ class History:
     seconds_of_task: float = 0.0
     images_trained: int = 0
     steps: int = 0
+    images_evaluated: int = 0
+    peak_memory: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -30,6 +33,9 @@ class History:
         """Time spent on training, alignment or evaluation, of the task under way."""
         self.seconds[what] += seconds
         self.seconds_of_task += seconds
+
+    def note_memory(self, now: dict[str, int]) -> None:
+        self.peak_memory |= {what: max(size, self.peak_memory.get(what, 0)) for what, size in now.items()}
 
     def end_task(self, row: list[float]) -> None:
         """The task under way is done; `row` is the accuracy on each task so far."""
@@ -58,11 +64,27 @@ class History:
 
     def record(self) -> dict[str, Any]:
         """The part of run.json that changes while a run goes on."""
-        train = self.seconds["train"]
         return {
             "accuracy_matrix": self.full_matrix(),
             **self.scores(),
             "seconds": {**self.seconds, "per_task": self.seconds_per_task},
-            "images_per_second": self.images_trained / train if train > 0 else None,
-            "waiting_share": self.seconds["wait"] / train if train > 0 else None,
+            "images_per_second": _ratio(self.images_trained, self.seconds["train"]),
+            "waiting_share": _ratio(self.seconds["wait"], self.seconds["train"]),
         }
+
+    def cost(self) -> dict[str, Any]:
+        """What was measured for the block `cost` of run.json; rates are over all seconds of a kind, passes after a
+        task's last step and checkpoints included."""
+        return {
+            "seconds": {what: self.seconds[what] for what in ("train", "align", "eval")},
+            "images_per_second": {
+                "train": _ratio(self.images_trained, self.seconds["train"]),
+                "infer": _ratio(self.images_evaluated, self.seconds["eval"]),
+            },
+            "waiting_share": _ratio(self.seconds["wait"], self.seconds["train"]),
+            "peak_memory_bytes": dict(self.peak_memory),
+        }
+
+
+def _ratio(amount: float, seconds: float) -> float | None:
+    return amount / seconds if seconds > 0 else None

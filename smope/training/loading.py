@@ -32,9 +32,9 @@ def shuffled(count: int, size: int, seed: int) -> list[list[int]]:
 
 
 def choose_workers(wanted: int | None, images: TaskImages, device: torch.device) -> int:
-    """`wanted`, or where that is None, processes that decode images while an accelerator computes.
+    """`wanted`, or where that is None, processes that read images while an accelerator computes.
 
-    Pixels that are in memory need no decoding, and on a CPU the processes would only take turns with the training.
+    Pixels that are in memory need no reading, and on a CPU the processes would only take turns with the training.
     """
     if wanted is not None:
         return wanted

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.methods.base import Method, Phase, TaskSpan
+from smope.metrics.cost import peak_memory
 from smope.report.progress import Bar, Progress
 from smope.report.trackers import Tracker
 from smope.runs import RunDirectory
@@ -254,6 +255,7 @@ class Trainer:
         with self.progress.bar(span.index + 1, f"task {span.index + 1}/{len(self.spans)} test") as bar:
             for index in range(span.index + 1):
                 row.append(self.accuracy(index, span.stop))
+                self.history.images_evaluated += len(self.stream.tasks[index].test)
                 bar.update()
         self._book("eval")
         return row
@@ -312,6 +314,7 @@ class Trainer:
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         self.history.add_seconds(what, now - self._since)
+        self.history.note_memory(peak_memory(self.device))
         self._since = now
 
     def _report(self, span: TaskSpan) -> None:

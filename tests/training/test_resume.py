@@ -91,7 +91,7 @@ def rows(directory: RunDirectory) -> list[dict[str, str]]:
 
 def result(trainer: Trainer) -> tuple[dict[str, Tensor], History]:
     history = History(**trainer.history.as_dict())
-    history.seconds, history.seconds_per_task = {}, []
+    history.seconds, history.seconds_per_task, history.peak_memory = {}, [], {}
     return trainer.method.trained_state(), history
 
 

@@ -98,7 +98,7 @@ def test_every_key_of_the_record(finished: Path) -> None:
         "accuracy_matrix": list, "final_average_accuracy": float, "cumulative_average_accuracy": float,
         "forgetting": float, "sample_weighted_accuracy": float, "status": str, "method": str, "stream": dict,
         "class_names": list, "tasks": list, "evaluated_on": str, "config_hash": str, "trainable_parameters": dict,
-        "seconds": dict, "images_per_second": float, "backbone": dict,
+        "seconds": dict, "images_per_second": float, "backbone": dict, "cost": dict,
     }  # fmt: skip
     assert {key: type(found.get(key)) for key in types} == types
     assert (found["status"], found["method"], found["seed"], found["evaluated_on"]) == ("finished", "smope", 0, "test")
@@ -126,6 +126,46 @@ def test_the_record_describes_the_backbone(finished: Path) -> None:
 def test_the_record_counts_parameters(finished: Path) -> None:
     """Six blocks of 25 experts, a key row and a value row of 32 numbers in each of 4 heads; 10 classes of 128 + 1."""
     assert record(finished)["trainable_parameters"] == {"prompt": 6 * 4 * 25 * 2 * 32, "classifier": 10 * 129}
+
+
+def test_the_record_says_what_it_cost(finished: Path) -> None:
+    found = record(finished)
+    cost, seconds = found["cost"], found["seconds"]
+    assert cost["trainable_parameters"] == found["trainable_parameters"]
+    assert cost["seconds"] == {key: seconds[key] for key in ("train", "align", "eval")}
+    assert cost["waiting_share"] == found["waiting_share"]
+    tested = sum(sum(task["test"] for task in found["tasks"][: index + 1]) for index in range(2))
+    assert cost["images_per_second"] == {
+        "train": found["images_per_second"], "infer": pytest.approx(tested / seconds["eval"])
+    }  # fmt: skip
+    flops = cost["gflops_per_image"]
+    assert 0 < flops["infer_gflops"]["torch"] < flops["train_gflops"]["torch"]
+    stored = sum(v.nbytes for k, v in final_state(finished).items() if k.startswith("method."))
+    assert cost["stored_state_bytes"] == stored
+    assert cost["peak_memory_bytes"].keys() <= {"process_resident"}
+    assert all(size > 10**8 for size in cost["peak_memory_bytes"].values()), "torch alone takes more"
+
+
+def test_the_run_ends_with_its_cost(finished: Path) -> None:
+    lines = (finished / "train.log").read_text(encoding="utf-8").splitlines()
+    cost = record(finished)["cost"]
+    head = lines.index(f"{'cost of an image':<42}{'training':>12}{'inference':>12}")
+    flops = cost["gflops_per_image"]
+    for line, counts, counter in (
+        (1, flops, "torch"),
+        (2, flops["without_cls_saving"], "torch"),
+        (3, flops, "paper_convention"),
+        (4, flops["without_cls_saving"], "paper_convention"),
+    ):
+        shown = [f"{counts[phase][counter]:.2g}" for phase in ("train_gflops", "infer_gflops")]
+        assert lines[head + line].split()[-2:] == shown
+    assert lines[head + 5].startswith("images a second")
+    assert re.fullmatch(
+        r"trained parameters: 38,400 in prompts, 1,290 in the classifier; stored state \d\.\d MB", lines[head + 6]
+    )
+    assert re.fullmatch(
+        r"seconds: .+ training \(\d+\.\d\d % of it waiting for images\), .+ evaluation", lines[head + 7]
+    )
 
 
 def test_the_record_s_scores_follow_from_its_matrix(finished: Path) -> None:
