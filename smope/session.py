@@ -166,9 +166,10 @@ def describe(config: Config) -> str:
     images = steps * experiment.settings.batch_size
     lines += [
         "",
-        f"cost of an image: {flops['inference'] / 1e9:.2f} GFLOPs to classify, "
-        f"{flops['training'] / 1e9:.2f} to train on",
-        f"cost of the run: {steps:,} training steps, {images:,} images, {images * flops['training'] / 1e12:,.1f} "
+        f"cost of an image: {flops['infer_gflops']['torch']:.2f} GFLOPs to classify, "
+        f"{flops['train_gflops']['torch']:.2f} to train on",
+        f"cost of the run: {steps:,} training steps, {images:,} images, "
+        f"{images * flops['train_gflops']['torch'] / 1e3:,.1f} "
         "TFLOPs, and the passes for usage, statistics and evaluation",
         "nothing was trained or written (--dry-run)",
     ]

@@ -22,7 +22,7 @@ ARROWS = {
     "smope.routers": ("smope.errors",),
     "smope.losses": ("smope.errors", "smope.routers.base"),
     "smope.metrics.accuracy_matrix": (),
-    "smope.metrics": ("smope.errors", "smope.methods.base"),
+    "smope.metrics": ("smope.errors", "smope.methods.base", "smope.experts.inject"),
     "smope.backbones": ("smope.errors",),
     "smope.experts": ("smope.errors", "smope.routers", "smope.backbones.attention"),
     "smope.methods": ("smope.errors", "smope.backbones", "smope.experts", "smope.routers", "smope.losses"),

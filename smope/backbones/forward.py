@@ -29,10 +29,13 @@ BLOCK = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path
 ATTENTION = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"}
 
 
-def cls_features(vit: VisionTransformer, pixels: Tensor, *, recompute: bool = False) -> Tensor:
+def cls_features(
+    vit: VisionTransformer, pixels: Tensor, *, recompute: bool = False, whole_last_block: bool = False
+) -> Tensor:
     """The CLS row of vit.forward_features(pixels), (B, C), in evaluation mode.
 
     recompute: keep only each block's input for the backward pass, and run the block again there.
+    whole_last_block: compute rows that nobody reads as well, to count what it saves not to.
     """
     if type(vit).forward_features is not VisionTransformer.forward_features or not _made_of(vit, VIT | HEAD):
         return vit.forward_features(pixels)[:, 0]
@@ -45,7 +48,7 @@ def cls_features(vit: VisionTransformer, pixels: Tensor, *, recompute: bool = Fa
             if recompute and x.requires_grad
             else run_block(block, x)
         )
-    return vit.norm(run_cls_row(last, x))[:, 0]
+    return vit.norm((run_block if whole_last_block else run_cls_row)(last, x))[:, 0]
 
 
 def run_block(block: Any, x: Tensor) -> Tensor:

@@ -52,10 +52,12 @@ class Backbone(nn.Module):
     weights; gradients still flow through it to whatever is injected into it.
 
     recompute: keep less for the backward pass and run each block again there.
+    whole_last_block: compute all its rows, not the CLS row alone; the features are the same.
     """
 
     recompute: bool = False
     frozen: bool = True
+    whole_last_block: bool = False
     mean: Tensor
     std: Tensor
 
@@ -85,7 +87,8 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return cls_features(self.vit, (images - self.mean) / self.std, recompute=self.recompute)
+        pixels = (images - self.mean) / self.std
+        return cls_features(self.vit, pixels, recompute=self.recompute, whole_last_block=self.whole_last_block)
 
 
 def load_backbone(

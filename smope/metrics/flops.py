@@ -1,0 +1,172 @@
+"""Floating-point operations of one image, counted in two ways and without computing them.
+
+torch             as torch.utils.flop_counter has it: every matrix product and convolution, attention's included, a
+                  multiply-add being two operations. Training is a forward and a backward pass. Nothing elementwise
+                  counts (softmax, norms, the choice of experts).
+paper_convention  what papers on prompt tuning print, by calflops: one forward pass, in training too, in which linear
+                  and convolution layers count 2 a multiply-add, LayerNorm 5 an element and an activation 1. Products
+                  that are written with @ are not seen, attention's own two among them. One pass through a ViT-B/16 at
+                  224 pixels is 33.72 GFLOPs (33.69 of them in linear and convolution layers).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from smope.experts.inject import detach
+from smope.methods.base import Method, TaskSpan
+
+LAYER_NORM, ACTIVATION = 5, 1  # operations an element, as calflops has them
+
+Gflops = dict[str, float]
+"""{"torch": ..., "paper_convention": ...} of one image."""
+
+
+def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
+    """GFLOPs of one image of `task`, as `Gflops` each.
+
+    train_gflops, infer_gflops: as the method runs; training is a step of its last phase, 0 where it takes none.
+    without_cls_saving:         both, would the last block compute all rows as timm's does.
+    cls_saving:                 how much less it is as the method runs.
+    beyond_plain:               what infer_gflops has more than the same ViT with a classifier and nothing else.
+
+    The method and all random generators are left as they were. What a step costs once, whatever its batch (SMoPE's
+    prototype loss, from the second task on), is no image's and not counted. Where attention is computed by matrix
+    products, as in float32 on a CPU, SMoPE's experts are one more column of them; flash kernels are not told of it.
+    """
+    with _quietly(method):
+        trial, trained = _trial(method, task)
+        now = _both(trial, task, trained)
+        trial.backbone.whole_last_block = True
+        whole = _both(trial, task, trained)
+        trial.backbone.whole_last_block = False
+        detach(trial.backbone.vit)
+        plain = _count(lambda: trial.classifier(trial.backbone(_image(trial))))
+    return {
+        **now,
+        "without_cls_saving": whole,
+        "cls_saving": {name: _minus(whole[name], now[name]) for name in now},
+        "beyond_plain": _minus(now["infer_gflops"], plain),
+    }
+
+
+class ProductsOnly(TorchDispatchMode):
+    """Sums in `operations` what PyTorch's counter counts, by its formulas.
+
+    What is counted (products, convolutions, attention kernels) is not computed: it gives zeros and takes no time.
+    Everything else is computed, so that code which looks at values runs as ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            return func(*args, **kwargs)
+        out = kwargs["out"].zero_() if isinstance(kwargs.get("out"), Tensor) else _zeros(func, args, kwargs)
+        self.operations += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def _zeros(func: Any, args: Any, kwargs: Any) -> Any:
+    """What func(*args, **kwargs) returns, with zeros in it."""
+    device = next(value.device for value in args if isinstance(value, Tensor))
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+
+    def zeros(meta: Tensor) -> Tensor:
+        return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=device).zero_()
+
+    return tree_map_only(Tensor, zeros, func(*args, **kwargs))
+
+
+class LayersOnly(TorchFunctionMode):
+    """Sums in `operations` what calflops counts of a ViT's layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {**dict(enumerate(args)), **(kwargs or {})}
+        if func is F.linear:
+            self.operations += 2 * out.numel() * args[1].shape[-1]
+        elif func is F.conv2d:
+            bias = given.get(2, given.get("bias"))
+            self.operations += out.numel() * (2 * args[1][0].numel() + (bias is not None))
+        elif func in (F.layer_norm, torch.layer_norm):
+            affine = given.get(2, given.get("weight")) is not None
+            self.operations += out.numel() * (LAYER_NORM - (not affine))
+        elif func in (F.gelu, F.relu, F.silu):
+            self.operations += out.numel() * ACTIVATION
+        return out
+
+
+def _trial(method: Method, task: TaskSpan) -> tuple[Method, bool]:
+    """A copy at the last phase of `task`, sharing the frozen backbone's weights; and whether that trains anything."""
+    frozen = [parameter for parameter in method.backbone.parameters() if not parameter.requires_grad]
+    trial = copy.deepcopy(method, {id(parameter): parameter for parameter in frozen})
+    trial.begin_task(task)
+    phases = trial.phases(task, 1, 0)
+    if phases:
+        trial.begin_phase(phases[-1])
+    return trial, bool(phases)
+
+
+@contextmanager
+def _quietly(method: Method) -> Iterator[None]:
+    """Draw from copies of the generators, and in one thread: without its products a pass is many small pieces."""
+    device, threads = method.classifier.weight.device, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _both(method: Method, task: TaskSpan, trained: bool) -> dict[str, Gflops]:
+    image = _image(method)
+    label = torch.full((1,), task.classes[0], device=image.device)
+
+    def losses() -> Tensor:
+        return torch.stack(list(method.losses(image, label, task).values())).sum()
+
+    method.train()
+    train = _count(losses, backward=True) if trained else {"torch": 0.0, "paper_convention": 0.0}
+    method.eval()
+    return {"train_gflops": train, "infer_gflops": _count(lambda: method(image))}
+
+
+def _count(run: Callable[[], Tensor], *, backward: bool = False) -> Gflops:
+    """Of run() and, if so asked, of the backward pass of the scalar that it returns."""
+    with torch.set_grad_enabled(backward), ProductsOnly() as products:
+        with LayersOnly() as layers:
+            result = run()
+        if backward:
+            result.backward()
+    return {"torch": products.operations / 1e9, "paper_convention": layers.operations / 1e9}
+
+
+def _image(method: Method) -> Tensor:
+    """A black image, (1, 3, S, S)."""
+    size, weight = method.backbone.image_size, method.classifier.weight
+    return torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device)
+
+
+def _minus(more: Gflops, less: Gflops) -> Gflops:
+    return {name: more[name] - less[name] for name in more}
