@@ -127,15 +127,27 @@ def _cost(*path: str) -> Callable[[Mapping[str, Any]], float | None]:
     return read
 
 
+def _mebibytes(*path: str) -> Callable[[Mapping[str, Any]], float | None]:
+    read = _cost(*path)
+
+    def scaled(record: Mapping[str, Any]) -> float | None:
+        value = read(record)
+        return None if value is None else value / 2**20
+
+    return scaled
+
+
 COLUMNS = (
     Column("FAA", _percent("final_average_accuracy"), 2, "high", spread=True),
     Column("CAA", _percent("cumulative_average_accuracy"), 2, "high", spread=True),
     Column("forgetting", _percent("forgetting"), 2, "low", spread=True),
     Column("parameters", _parameters),
-    Column("train GFLOPs", _cost("train_gflops", "torch"), 2),
-    Column("test GFLOPs", _cost("infer_gflops", "torch"), 2),
+    Column("train GFLOPs", _cost("gflops_per_image", "train_gflops", "torch"), 2),
+    Column("test GFLOPs", _cost("gflops_per_image", "infer_gflops", "torch"), 2),
     Column("seconds", _seconds),
-    Column("peak MiB", _cost("peak_memory_mib")),
+    Column("state MiB", _mebibytes("stored_state_bytes"), 1),
+    Column("process MiB", _mebibytes("peak_memory_bytes", "process_resident")),
+    Column("GPU MiB", _mebibytes("peak_memory_bytes", "cuda_allocated")),
 )
 
 

@@ -85,10 +85,13 @@ class FeCAM(OnePass):
         width = self.moments.means.shape[1]
         identity = torch.eye(width, dtype=torch.float64, device=self.moments.scatter.device)
         found = []
-        for covariance in self.moments.covariances():
-            correlation = self._correlation(covariance, identity)
-            inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(correlation), identity, upper=False)
-            found.append(inverse.float())
+        for group in range(len(self.moments.scatter)):
+            covariance = self.moments.covariance(group)
+            if covariance.any():
+                factor = torch.linalg.cholesky(self._correlation(covariance, identity))
+                found.append(torch.linalg.solve_triangular(factor, identity, upper=False).float())
+            else:
+                found.append(identity.float())
         return torch.stack(found)
 
     def _correlation(self, covariance: Tensor, identity: Tensor) -> Tensor:
@@ -97,9 +100,8 @@ class FeCAM(OnePass):
         on = covariance.diagonal().mean()
         off = (covariance.sum() - covariance.trace()) / max(1, width * (width - 1))
         shrunk = covariance + self.diagonal * on * identity + self.off_diagonal * off * (1 - identity)
-        deviation = shrunk.diagonal().clamp(min=1e-30).sqrt()
-        correlation = shrunk / torch.outer(deviation, deviation)
-        return torch.where(on > 0, correlation, identity)
+        deviation = shrunk.diagonal().sqrt()
+        return shrunk / torch.outer(deviation, deviation)
 
 
 def _forget_whitening(method: FeCAM, _: Any) -> None:

@@ -84,8 +84,8 @@ class ClassMoments(FixedPrecision):
             self.means[label] += share * apart
             self.counts[label] += len(rows)
 
-    def covariances(self) -> Tensor:
-        """(G, C, C) float64; of each group the unbiased estimate, zero where no class has two images."""
-        spare = (self.counts - 1).clamp(min=0).double()
-        freedom = spare if len(self.scatter) > 1 else spare.sum(0, keepdim=True)
-        return self.scatter.double() / freedom.clamp(min=1).view(-1, 1, 1)
+    def covariance(self, group: int) -> Tensor:
+        """(C, C) float64, the unbiased estimate of one group; zero where no class of it has two images."""
+        spare = (self.counts - 1).clamp(min=0)
+        freedom = spare[group] if len(self.scatter) > 1 else spare.sum()
+        return self.scatter[group].double() / int(freedom.clamp(min=1))

@@ -32,7 +32,7 @@ class StreamingLDA(OnePass):
         for features, labels in self.features_of(batches, moments.means.device):
             moments.add(features, labels)
         identity = torch.eye(moments.means.shape[1]).to(moments.means)
-        covariance = (1 - self.shrinkage) * moments.covariances()[0] + self.shrinkage * identity
+        covariance = (1 - self.shrinkage) * moments.covariance(0) + self.shrinkage * identity
         weight = torch.cholesky_solve(moments.means.T, torch.linalg.cholesky(covariance)).T
         self.classifier.weight.copy_(weight)
         self.classifier.bias.copy_(-(weight * moments.means).sum(1) / 2)
