@@ -24,6 +24,7 @@ from smope.runs import RunDirectory
 from smope.schema import keys_of, takes
 
 SKIPPED = {*IMMATERIAL, *(f"trainer.{name}" for name in NOT_HASHED_IN_TRAINER)}
+SHORT = 60  # characters of a value in a line of text
 # A bound that no continual learner competes with: shown, never marked as the best.
 BOUNDS = ("joint",)
 
@@ -256,7 +257,7 @@ def differences(found: Sequence[Table]) -> list[str]:
     keys = dict.fromkeys(key for table in found for key in table.place)
     lines = []
     for key in keys:
-        values = [shown(table.place.get(key, "not there")) for table in found]
+        values = [shown(table.place.get(key, "not there"))[:SHORT] for table in found]
         if len({*values}) > 1:
             lines.append(f"{key}: {' | '.join(values)}")
     return lines

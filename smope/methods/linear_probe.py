@@ -28,6 +28,9 @@ class LinearProbe(Method):
     penalty:    of the mean loss, penalty · |W - W_before|² / 2: how far a task may take the weights. 0: none.
     iterations: most L-BFGS iterations a task.
 
+    Either way nothing sets the rows of different tasks against each other, which is why means of features, that need no
+    setting against each other, are far ahead of a probe.
+
     Of the images a task's features are kept while it is learned (n·C numbers in float64), and nothing afterwards.
     """
 

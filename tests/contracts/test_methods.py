@@ -153,7 +153,9 @@ def test_nothing_else_grows_with_the_number_of_images(name: str) -> None:
     """All tensors that the method holds, remembered or not: no image and no feature stays behind."""
     held = []
     for images in (8, 16):
-        trainer = trainer_of(make_method(name, tiny_backbone(), 4), tiny_stream(source=tiny_source(train=images)))
+        longer = tiny_stream(source=tiny_source(train=images))
+        settings = tiny_settings(epochs=1, alignment_epochs=1)
+        trainer = Trainer(make_method(name, tiny_backbone(), 4), longer, settings, seed=0, device=torch.device("cpu"))
         trainer.fit()
         held.append(tensors_in(trainer.method, set()))
     assert held[0] == held[1] > 0

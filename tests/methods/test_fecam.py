@@ -39,7 +39,7 @@ def slow(features: Tensor, labels: Tensor, shown: Tensor, options: dict[str, Any
         deviation = numpy.sqrt(numpy.diagonal(covariance))
         inverse = numpy.linalg.pinv(covariance / numpy.outer(deviation, deviation))
         columns.append([float((row - mean) @ inverse @ (row - mean)) for row in test])
-    return torch.tensor(columns).T
+    return torch.tensor(columns, dtype=torch.float64).T
 
 
 @pytest.mark.parametrize(
