@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from smope.report.grids import aligned, markdown_grid
 from smope.reproduction import RULE, SCORES, Comparison, Mean, Row, compare, images, means, verdict
 
 # What run.json says that is the same for all seeds, unless they ran on different machines.
@@ -133,9 +134,9 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"Row `{card['row']}`, from Le et al. 2026 (arXiv 2509.24483): {card['statement']}.",
         card["note"],
         f"    {card['command']}",
-        _grid(card["table"]) if card["comparisons"] else "",
+        markdown_grid(card["table"]) if card["comparisons"] else "",
         card["rule"] if card["comparisons"] else "",
-        _grid(runs),
+        markdown_grid(runs),
         "FAA, CAA and forgetting weigh tasks equally, `all images` is the accuracy over all of them; percent. Seconds "
         "are on the clock: training, alignment and evaluation.",
         "\n".join(f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in _facts(card).items()),
@@ -157,13 +158,6 @@ def screen(card: Mapping[str, Any]) -> str:
         f"{card['verdict']}: {card['statement']}",
     ]
     return "\n\n".join(section for section in sections if section)
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as text in columns."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
 def _facts(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,9 +183,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(map(_text, value)) or "none"
     return str(value)
-
-
-def _grid(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of lines of cells, the head first."""
-    head, *body = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([head, "|" + "---|" * len(lines[0]), *body])

@@ -43,6 +43,10 @@ def _is_crop(value: list[float]) -> bool:
     return len(value) == 2 and 0 < value[0] <= value[1] <= 1
 
 
+def _is_range(value: list[int]) -> bool:
+    return len(value) == 2 and -30 <= value[0] <= value[1] <= 30
+
+
 def _are_blocks(value: list[int]) -> bool:
     return bool(value) and min(value) >= 0 and len(set(value)) == len(value)
 
@@ -72,6 +76,15 @@ RULES: dict[str, Rule] = {
     "method.prototype_loss_weight": not_negative("1e-5"),
     "method.expert_rate_factor": positive("5.0"),
     "method.centroids": at_least(1, 1),
+    "method.backbone_rate_factor": positive("0.01"),
+    "method.penalty": not_negative("1e-3"),
+    "method.iterations": at_least(1, 200),
+    "method.width": at_least(1, 2000),
+    "method.exponents": Rule("two numbers a,b with -30 <= a <= b <= 30", _is_range, "[-8,8]"),
+    "method.shrinkage": Rule("above 0 and at most 1", lambda value: 0 < value <= 1, "1e-4"),
+    "method.diagonal": positive("1.0"),
+    "method.off_diagonal": not_negative("0.0"),
+    "method.tukey": Rule("above 0 and at most 1, or null", lambda value: 0 < value <= 1, "0.5"),
     "router.top_k": at_least(1, 5),
     "router.epsilon": not_negative("0.4"),
     "backbone.name": Rule("the name of a timm model", lambda value: bool(value.strip()), "vit_base_patch16_224.dino"),

@@ -156,6 +156,17 @@ def keys_of(target: str, key: str) -> dict[str, Key]:
     return dict(_argument_keys(node.args, module))
 
 
+def takes(target: str, argument: str) -> bool:
+    """Whether the constructor of a dotted class name has an argument of that name; False where there is no class."""
+    module_name, _, name = target.rpartition(".")
+    module = read_module(module_name) if module_name else None
+    found = module.find(name) if module else None
+    if found is None or not isinstance(found[1], ast.ClassDef):
+        return False
+    starts = [item for item in found[1].body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+    return any(argument in (a.arg for a in (*start.args.args, *start.args.kwonlyargs)) for start in starts)
+
+
 def _class_keys(node: ast.ClassDef, module: Module) -> Iterator[tuple[str, Key]]:
     """Arguments of the class's own __init__, the fields of a dataclass, or what its base class has."""
     for member in node.body:

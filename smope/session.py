@@ -195,9 +195,10 @@ def summary(experiment: Experiment) -> str:
     """Two lines that say what is trained on what."""
     config, stream, backbone = experiment.config, experiment.stream, experiment.backbone
     parameters = count_parameters(experiment.method)
+    frozen, own = ("frozen", "prompt") if backbone.frozen else ("trained", "backbone")
     return (
         f"{type(experiment.method).__name__} on {stream.name}: {len(stream.class_names)} classes "
         f"in {len(stream.tasks)} tasks, seed {config.seed}, {experiment.device}\n"
-        f"backbone {backbone.identity.name} ({backbone.identity.source}), {backbone.image_size} px, frozen; "
-        f"training {parameters['prompt']:,} prompt and {parameters['classifier']:,} classifier parameters"
+        f"backbone {backbone.identity.name} ({backbone.identity.source}), {backbone.image_size} px, {frozen}; "
+        f"training {parameters['prompt']:,} {own} and {parameters['classifier']:,} classifier parameters"
     )

@@ -48,8 +48,9 @@ ABOVE_BUILD = (
     "smope.compose",
     "smope.build",
     "smope.session",
+    "smope.inventory",
 )
-HYDRA = tuple(module for module in ABOVE_BUILD if module != "smope.session")
+HYDRA = tuple(module for module in ABOVE_BUILD if module not in ("smope.session", "smope.inventory"))
 # Who may know a library.
 KNOWN_BY = {
     "hydra": HYDRA,
@@ -71,6 +72,10 @@ QUICK = (
     "smope.commands.reproduce",
     "smope.reproduction",
     "smope.card",
+    "smope.commands.methods",
+    "smope.commands.collect",
+    "smope.collection",
+    "smope.collection_tables",
 )
 HEAVY = {"torch", "torchvision", "timm", "avalanche", "wandb", "numpy", "sklearn", "safetensors"}
 

@@ -1,4 +1,4 @@
-"""The frozen ViT: created by timm, loaded with every key accounted for, and never trained."""
+"""The frozen ViT: created by timm, loaded with every key accounted for, and never trained unless a method says so."""
 
 from __future__ import annotations
 
@@ -48,14 +48,15 @@ class BackboneIdentity:
 class Backbone(nn.Module):
     """A frozen ViT with its own pixel statistics: images (B, 3, S, S) in [0, 1] -> CLS features (B, C) after its norm.
 
-    Always in evaluation mode (no dropout, no stochastic depth) and without gradients for its weights; gradients still
-    flow through it to whatever is injected into it.
+    Always in evaluation mode (no dropout, no stochastic depth) and, while it is `frozen`, without gradients for its
+    weights; gradients still flow through it to whatever is injected into it.
 
     recompute: keep less for the backward pass and run each block again there.
     whole_last_block: compute all its rows, not the CLS row alone; the features are the same.
     """
 
     recompute: bool = False
+    frozen: bool = True
     whole_last_block: bool = False
     mean: Tensor
     std: Tensor
@@ -75,6 +76,11 @@ class Backbone(nn.Module):
     @property
     def image_size(self) -> int:
         return self.vit.patch_embed.img_size[0]
+
+    def unfreeze(self) -> None:
+        """Have the weights trained, for methods that fine-tune the backbone itself; `identity` is where they began."""
+        self.vit.requires_grad_(True)
+        self.frozen = False
 
     def train(self, mode: bool = True) -> Backbone:
         """Stays in evaluation mode whatever is asked."""

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import smope
-from smope.card import aligned, make_card, markdown, screen
+from smope.card import make_card, markdown, screen
 from smope.commands import Parser
 from smope.commands.train import RUNS, plan
 from smope.compose import compose_values, read_overrides
 from smope.config import MISSING, Config, flatten
 from smope.errors import UserError
+from smope.report.grids import aligned
 from smope.reproduction import ROWS, SCORES, Row, changed_data, changed_settings, images
 from smope.runs import RunDirectory, write_atomically
 

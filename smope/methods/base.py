@@ -65,14 +65,18 @@ class Phase:
 
 
 class Method(nn.Module):
-    """A frozen backbone, a linear classifier over all classes, and what a subclass adds.
+    """A backbone, frozen unless a subclass unfreezes it, a linear classifier over all classes, and what else it adds.
 
     The trainer calls, for each task: begin_task; for each of phases(): begin_phase, then losses() on every batch;
     end_task; and, where `align` is true, it records class statistics and retrains the classifier on them.
     What a method remembers is a Parameter or a buffer, so that trained_state() is all of it.
+
+    revisits: train on the images of all tasks so far, not of the current one alone. A task then has as many steps as
+    without, and each epoch draws its images anew from all those seen.
     """
 
     card: ClassVar[Card]
+    revisits: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, num_classes: int, *, align: bool, centroids: int = 1) -> None:
         super().__init__()
@@ -83,8 +87,8 @@ class Method(nn.Module):
         self.statistics = ClassStatistics(num_classes, centroids if align else 0, backbone.embed_dim)
 
     def features(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) in [0, 1] -> features (B, C). Without prompts no graph is built through the backbone."""
-        with torch.no_grad():
+        """images (B, 3, S, S) in [0, 1] -> features (B, C). Without prompts a frozen backbone builds no graph."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
             return self.backbone(images)
 
     def classify(self, features: Tensor) -> Tensor:
@@ -106,7 +110,8 @@ class Method(nn.Module):
         """Called before the first step of a phase."""
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
-        """Named scalar losses of one batch; their sum is minimised. labels (B,), all of them in task.classes."""
+        """Named scalar losses of one batch; their sum is minimised. labels (B,), all of them in task.classes, or below
+        task.stop for a method that revisits earlier tasks."""
         return {"cross_entropy": task_cross_entropy(self(images), labels, task.classes)}
 
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
@@ -117,12 +122,13 @@ class Method(nn.Module):
         return [{"params": list(self.classifier.parameters()), "lr": learning_rate}]
 
     def prompt_parameters(self) -> Iterable[nn.Parameter]:
-        """The trained parameters that are not the classifier's."""
-        return ()
+        """The trained parameters that are not the classifier's: prompts, or the weights of an unfrozen backbone."""
+        return () if self.backbone.frozen else self.backbone.vit.parameters()
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Everything learned or remembered, by name; the frozen backbone is not part of it."""
-        return {key: value for key, value in self.state_dict().items() if not key.startswith("backbone.")}
+        """Everything learned or remembered, by name; a frozen backbone is not part of it, an unfrozen one is."""
+        left_out = "backbone." if self.backbone.frozen else ()
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(left_out)}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Restore trained_state(); every name must be there and no other."""

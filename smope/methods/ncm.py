@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
-from smope.methods.base import Batches, Card, Method, Phase, TaskSpan
+from smope.methods.base import Batches, Card, TaskSpan
+from smope.methods.one_pass import OnePass
 
 
-class NearestClassMean(Method):
+class NearestClassMean(OnePass):
     """Classifies by the closest mean of a class's training features (evaluation transform, one pass).
 
     similarity: "cosine" between feature and mean, as in SimpleCIL, or "euclidean" distance. The classifier's weight
@@ -26,18 +27,11 @@ class NearestClassMean(Method):
     def __init__(
         self, backbone: Backbone, num_classes: int, *, similarity: Literal["cosine", "euclidean"] = "cosine"
     ) -> None:
-        super().__init__(backbone, num_classes, align=False)
+        super().__init__(backbone, num_classes)
         self.similarity = similarity
-        self.classifier.requires_grad_(False)
         # Classes may come again, with other images: their means go on from what they were.
         self.register_buffer("means", torch.zeros(num_classes, backbone.embed_dim))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
-
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        return []
-
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        return []
 
     def classify(self, features: Tensor) -> Tensor:
         if self.similarity == "cosine":
@@ -49,9 +43,9 @@ class NearestClassMean(Method):
         # Summed in float64 on the CPU: not every accelerator has it.
         sums = self.means.cpu().double() * self.counts.cpu().unsqueeze(1)
         counts = self.counts.cpu().clone()
-        for images, labels in batches("plain"):
-            sums.index_add_(0, labels.cpu(), self.features(images).cpu().double())
-            counts += torch.bincount(labels.cpu(), minlength=len(counts))
+        for features, labels in self.features_of(batches, sums.device):
+            sums.index_add_(0, labels, features)
+            counts += torch.bincount(labels, minlength=len(counts))
         self.means.copy_(sums / counts.clamp(min=1).unsqueeze(1))
         self.counts.copy_(counts)
         if self.similarity == "cosine":

@@ -50,7 +50,7 @@ class SMoPE(Method):
 
     card = Card(
         "Le et al. 2026, arXiv 2509.24483 and its program",
-        published_parameters=0.38,
+        published_parameters=0.384,
         published_gflops=(33.72, 33.72),
     )
 

@@ -52,7 +52,8 @@ def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
         whole = _both(trial, task, trained)
         trial.backbone.whole_last_block = False
         detach(trial.backbone.vit)
-        plain = _count(lambda: trial.classifier(trial.backbone(_image(trial))))
+        weight = trial.classifier.weight.new_zeros(trial.num_classes, trial.backbone.embed_dim)
+        plain = _count(lambda: F.linear(trial.backbone(_image(trial)), weight))
     return {
         **now,
         "without_cls_saving": whole,
@@ -71,26 +72,29 @@ class ProductsOnly(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
+        self._shapes: dict[str, Any] = {}  # of results that were met before: a ViT's blocks are alike
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
         if formula is None:
             return func(*args, **kwargs)
-        out = kwargs["out"].zero_() if isinstance(kwargs.get("out"), Tensor) else _zeros(func, args, kwargs)
+        out = kwargs["out"].zero_() if isinstance(kwargs.get("out"), Tensor) else self._zeros(func, args, kwargs)
         self.operations += formula(*args, **kwargs, out_val=out)
         return out
 
+    def _zeros(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What func(*args, **kwargs) returns, with zeros in it."""
+        device = next(value.device for value in args if isinstance(value, Tensor))
+        alike = repr((func, tree_map_only(Tensor, lambda t: (t.shape, t.stride(), t.dtype), (args, kwargs))))
+        if alike not in self._shapes:
+            args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+            self._shapes[alike] = func(*args, **kwargs)
 
-def _zeros(func: Any, args: Any, kwargs: Any) -> Any:
-    """What func(*args, **kwargs) returns, with zeros in it."""
-    device = next(value.device for value in args if isinstance(value, Tensor))
-    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        def zeros(meta: Tensor) -> Tensor:
+            return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=device).zero_()
 
-    def zeros(meta: Tensor) -> Tensor:
-        return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=device).zero_()
-
-    return tree_map_only(Tensor, zeros, func(*args, **kwargs))
+        return tree_map_only(Tensor, zeros, self._shapes[alike])
 
 
 class LayersOnly(TorchFunctionMode):

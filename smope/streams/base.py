@@ -129,6 +129,14 @@ class TaskImages(Dataset):
         return *part(self._images.pixels(index), self.transform, draw), self.targets[item]
 
 
+def together(sets: Sequence[TaskImages]) -> TaskImages:
+    """The images of several tasks of one stream, cut from the same source, as one set in the order given."""
+    first = sets[0]
+    index = [number for images in sets for number in images.source_index]
+    targets = [target for images in sets for target in images.targets]
+    return TaskImages(first._images, index, targets, first.transform, first._seed)
+
+
 class Parts(Dataset):
     """Items for `transforms.collate`: see TaskImages.part."""
 

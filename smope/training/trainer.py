@@ -16,7 +16,7 @@ from smope.report.progress import Bar, Progress
 from smope.report.trackers import Tracker
 from smope.runs import RunDirectory
 from smope.seeding import stable_seed
-from smope.streams.base import Stream, Task, TaskImages
+from smope.streams.base import Stream, Task, TaskImages, together
 from smope.training.alignment import align_classifier
 from smope.training.checkpoint import Checkpoint, Within, restore, save_checkpoint
 from smope.training.device import prepare_backbone
@@ -167,7 +167,8 @@ class Trainer:
     def _train_epoch(self, task: Task, running: RunningPhase, bar: Bar) -> None:
         """One epoch, or what is left of it."""
         started, first = time.perf_counter(), running.done % running.steps
-        for images, labels in self._watched(self._loader(running.span, task.train, shuffle=True, first=first)):
+        loader = self._loader(running.span, self._material(task), shuffle=True, first=first, last=running.steps)
+        for images, labels in self._watched(loader):
             with self.interruption.held():
                 running.step(images, labels)
                 if running.done % running.steps == 0:
@@ -176,6 +177,12 @@ class Trainer:
             bar.update()
             if self._due(running.position):
                 self._save(running)
+
+    def _material(self, task: Task) -> TaskImages:
+        """What a task's steps draw from: its own training images or, for a method that revisits, all so far."""
+        if not self.method.revisits:
+            return task.train
+        return together([seen.train for seen in self.stream.tasks[: task.index + 1]])
 
     def _end_epoch(self, running: RunningPhase, speed: float, bar: Bar) -> None:
         phase, epoch, means = running.phase, running.done // running.steps - 1, running.end_epoch()
@@ -282,11 +289,11 @@ class Trainer:
         return self._loader(span, task.train_plain)
 
     def _loader(
-        self, span: TaskSpan, images: TaskImages, shuffle: bool = False, first: int = 0
+        self, span: TaskSpan, images: TaskImages, shuffle: bool = False, first: int = 0, last: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches on the device, from the `first` on. Shuffled: the training loader (order from seed, task and epoch;
-        incomplete last batch dropped); otherwise every image once, in order. Each call is an epoch of its own for
-        augmentation."""
+        """Batches on the device, from the `first` up to `last`. Shuffled: the training loader (order from seed, task
+        and epoch; incomplete last batch dropped); otherwise every image once, in order. Each call is an epoch of its
+        own for augmentation."""
         images.set_epoch(self.epoch)
         if shuffle:
             seed = stable_seed(self.seed, "order", span.index, self.epoch)
@@ -296,7 +303,7 @@ class Trainer:
         if images is not self.stream.tasks[span.index].test:
             self.epoch += 1
         workers = choose_workers(self.settings.num_workers, images, self.device)
-        yield from load(images, batches[first:], self.device, self.dtype, workers)
+        yield from load(images, batches[first:last], self.device, self.dtype, workers)
 
     def _watched(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, and note how long each was waited for."""

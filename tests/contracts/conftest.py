@@ -16,6 +16,7 @@ from smope.routers.base import Router
 
 ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
+SMALL = {"width": 64}  # where a method's own size, meant for real images, would take seconds
 
 
 def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:
@@ -24,9 +25,9 @@ def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:
 
 
 def make_method(name: str, backbone: Backbone, num_classes: int, seed: int = 0, **changes: Any) -> Method:
-    """The method of conf/method/<name>.yaml round `backbone`, its initial weights from `seed`."""
+    """The method of conf/method/<name>.yaml round `backbone`, small, its initial weights from `seed`."""
     torch.manual_seed(seed)
-    return _make("method", name, changes, backbone=backbone, num_classes=num_classes)
+    return _make("method", name, {**SMALL, **changes}, backbone=backbone, num_classes=num_classes)
 
 
 def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any:

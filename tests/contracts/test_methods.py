@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from smope.runs import RunDirectory
 from smope.streams.base import Stream
 from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from smope.training.trainer import Trainer
-from tests.tiny import tiny_backbone, tiny_settings, tiny_stream, tiny_vit
+from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream, tiny_vit
 
 from .conftest import METHODS, make_method
 
@@ -64,18 +67,19 @@ def frozen_weights(method: Method) -> list[Tensor]:
 
 
 @every_method
-def test_the_backbone_stays_as_it_was(method: Method) -> None:
+def test_the_backbone_stays_as_it_was_unless_it_is_said_to_be_trained(method: Method) -> None:
     before = tiny_vit().state_dict()
     detach(backbone := copy.deepcopy(method).backbone.vit)
     after = backbone.state_dict()
     assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], value) for key, value in before.items())
+    same = [torch.equal(after[key], value) for key, value in before.items()]
+    assert all(same) if method.backbone.frozen else not any(same)
 
 
 @every_method
 def test_frozen_weights_have_no_gradient(method: Method) -> None:
     weights = frozen_weights(method)
-    assert len(weights) == len(list(tiny_vit().parameters()))
+    assert len(weights) == (len(list(tiny_vit().parameters())) if method.backbone.frozen else 0)
     assert all(weight.grad is None and not weight.requires_grad for weight in weights)
 
 
@@ -129,10 +133,48 @@ def test_saved_and_restored_it_is_the_same(
 
 
 @every_method
-def test_the_backbone_is_not_saved(method: Method) -> None:
+def test_a_frozen_backbone_is_not_saved_and_a_trained_one_is(method: Method) -> None:
     saved = {value.data_ptr() for value in method.trained_state().values()}
     assert not saved & {weight.data_ptr() for weight in frozen_weights(method)}
     assert method.classifier.weight.data_ptr() in saved
+    assert all(parameter.data_ptr() in saved for parameter in method.prompt_parameters())
+
+
+@every_method
+def test_what_is_remembered_has_its_size_before_the_first_image(name: str, method: Method) -> None:
+    """Memory is bounded: checkpoints do not grow with tasks or images."""
+    fresh = make_method(name, tiny_backbone(), 4).trained_state()
+    sizes, before = ({k: (v.shape, v.dtype) for k, v in state.items()} for state in (method.trained_state(), fresh))
+    assert sizes == before
+
+
+@every_method
+def test_nothing_else_grows_with_the_number_of_images(name: str) -> None:
+    """All tensors that the method holds, remembered or not: no image and no feature stays behind."""
+    held = []
+    for images in (8, 16):
+        longer = tiny_stream(source=tiny_source(train=images))
+        settings = tiny_settings(epochs=1, alignment_epochs=1)
+        trainer = Trainer(make_method(name, tiny_backbone(), 4), longer, settings, seed=0, device=torch.device("cpu"))
+        trainer.fit()
+        held.append(tensors_in(trainer.method, set()))
+    assert held[0] == held[1] > 0
+
+
+def tensors_in(thing: Any, seen: set[int]) -> int:
+    """Numbers in all tensors that can be reached from `thing`, each tensor once."""
+    if id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType):
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        return thing.numel()
+    if isinstance(thing, Mapping):
+        inner = [*thing.values()]
+    elif isinstance(thing, list | tuple | set | frozenset | deque):
+        inner = [*thing]
+    else:
+        inner = [*getattr(thing, "__dict__", {}).values()]
+    return sum(tensors_in(item, seen) for item in inner)
 
 
 @every_method
@@ -162,7 +204,7 @@ def test_detached_it_leaves_the_plain_vit(method: Method, images: Tensor) -> Non
     plain, vit = tiny_backbone(), copy.deepcopy(method).backbone
     detach(vit.vit)
     with torch.no_grad():
-        assert torch.equal(vit(images), plain(images))
+        assert torch.equal(vit(images), plain(images)) == method.backbone.frozen
 
 
 @every_method
@@ -196,8 +238,8 @@ def test_learns_a_stream_of_two_tasks(name: str, trained: Callable[[str], Traine
 def test_losses_are_named_scalars(name: str, stream: Stream, trained: Callable[[str], Trainer]) -> None:
     trainer = trained(name)
     task, method = trainer.spans[1], copy.deepcopy(trainer.method).train()
-    if not trainer._phases(task):
-        assert not method.parameter_groups(0.1), "what is trained needs a phase"
+    if not method.parameter_groups(0.1):
+        assert not trainer._phases(task), "a phase needs something to train"
         return
     images, labels = zip(*(stream.tasks[1].train[index] for index in range(4)), strict=True)
     losses = method.losses(torch.stack(images), torch.tensor(labels), task)

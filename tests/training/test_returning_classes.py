@@ -10,8 +10,14 @@ import torch
 
 from smope.errors import UserError
 from smope.methods.base import Method
+from smope.methods.fecam import FeCAM
 from smope.methods.finetune import Finetune
+from smope.methods.full_finetune import FullFinetune
+from smope.methods.joint import Joint
+from smope.methods.linear_probe import LinearProbe
 from smope.methods.ncm import NearestClassMean
+from smope.methods.ridge import Ridge
+from smope.methods.slda import StreamingLDA
 from smope.methods.smope import SMoPE
 from smope.methods.statistics import ClassStatistics
 from smope.routers.adaptive_noise import AdaptiveNoise
@@ -79,7 +85,10 @@ def test_spans_of_blurred_boundaries(blurry):
     assert any(set(a.classes) & set(b.classes) for a, b in itertools.pairwise(spans))
 
 
-@pytest.mark.parametrize("kind", [SMoPE, Finetune, NearestClassMean])
+KINDS = [SMoPE, Finetune, NearestClassMean, FullFinetune, Joint, LinearProbe, Ridge, StreamingLDA, FeCAM]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", ["domains", "blurry"])
 def test_every_kind_of_method_learns_there(kind, which, request):
     stream: Stream = request.getfixturevalue(which)
