@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import tracemalloc
@@ -135,10 +136,9 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
 
 @pytest.mark.parametrize("sides", [(2**31 - 1, 2**31 - 1), (10**6, 1), (1, 10**6), (0, 5)])
 def test_odd_sizes_are_errors_or_pictures(sides):
-    try:
+    refused = pytest.raises(UserError, match="cannot read image sides")
+    with refused if sides != (1, 10**6) else contextlib.nullcontext():  # Pillow fills up a few missing rows
         assert decode(declared(*sides), "sides").size == sides
-    except UserError as error:
-        assert "cannot read image sides" in str(error)
 
 
 def test_a_bomb_in_the_text_of_a_png_is_refused(pixels):
