@@ -163,9 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time by the number of experts (.svg or .png)")
     parser.add_argument("--authors-checkout", type=Path, metavar="DIR", help="a checkout of the authors' program")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
-    parser.add_argument(
-        "--seconds", type=float, default=80.0, help="for a group with ViT-B; half for the others"
-    )
+    parser.add_argument("--seconds", type=float, default=80.0, help="for a group with ViT-B; half for the others")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     prefer_onednn()

@@ -59,6 +59,11 @@ MOVABLE = (
 )
 
 
+def may_move(key: str) -> bool:
+    """Whether a resumed run may have this key otherwise: see MOVABLE, and what it is called and who watches it."""
+    return key in MOVABLE or key.partition(".")[0] in ("name", "tracker")
+
+
 @dataclass(frozen=True)
 class Config:
     """One run. Groups are plain dicts with their `_target_` and every keyword argument that configures it."""
@@ -119,7 +124,7 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
 def load_config(run_dir: Path, moved: Mapping[str, Any] | None = None) -> Config:
     """The configuration that a run directory was made with; UserError where there is none or it no longer holds.
 
-    `moved` replaces values by dotted key, for data or weights that lie elsewhere now.
+    `moved` replaces values by dotted key, for data or weights that lie elsewhere now, or whole groups.
     """
     import yaml
 
@@ -136,7 +141,10 @@ def load_config(run_dir: Path, moved: Mapping[str, Any] | None = None) -> Config
         raise UserError(f"{path} holds no mapping of keys; restore it or train anew")
     for key, value in (moved or {}).items():
         group, _, name = key.partition(".")
-        data[group][name] = value
+        if name:
+            data[group][name] = value
+        else:
+            data[group] = value
     return validate(data)
 
 

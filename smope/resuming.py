@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from smope.config import MOVABLE, NOT_HASHED, Config, flatten
+from smope.config import NOT_HASHED, Config, flatten, may_move
 from smope.errors import UserError
 from smope.plain_types import shown
 from smope.runs import RunDirectory, write_atomically
@@ -42,14 +42,16 @@ def go_back(trainer: Trainer, config: Config, directory: RunDirectory) -> list[s
 
 def context(trainer: Trainer, config: Config) -> dict[str, Any]:
     """What a checkpoint keeps beside its state: the configuration, and what else decides about the last digits."""
-    return {"config": config.as_dict(), "config_hash": config.config_hash, "process": _process(trainer.device)}
+    return {"config": config.as_dict(), "config_hash": config.config_hash, "process": process(trainer.device)}
 
 
-def _process(device: torch.device) -> dict[str, Any]:
+def process(device: torch.device) -> dict[str, Any]:
+    """What of a process decides about the last digits of its numbers."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "float32_products": float32_products(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
 
@@ -59,7 +61,7 @@ def _refuse_other_settings(directory: RunDirectory, made_with: Mapping[str, Any]
     changed = [
         f"{key}={shown(new[key])} (was {shown(value)})"
         for key, value in old.items()
-        if key in new and new[key] != value and key not in MOVABLE and key.partition(".")[0] not in NOT_HASHED
+        if key in new and new[key] != value and not may_move(key) and key.partition(".")[0] not in NOT_HASHED
     ]
     if changed:
         raise UserError(
@@ -71,7 +73,8 @@ def _refuse_other_settings(directory: RunDirectory, made_with: Mapping[str, Any]
 def _note_moved(directory: RunDirectory, config: Config) -> list[str]:
     """Write into config.yaml what an override changed, so that it need not be said again."""
     old, new = flatten(yaml.safe_load(directory.config.read_text(encoding="utf-8"))), flatten(config.as_dict())
-    moved = [f"now with {key}={shown(new[key])} (was {shown(old[key])})" for key in MOVABLE if _differs(key, old, new)]
+    keys = [key for key in dict.fromkeys([*new, *old]) if may_move(key) and old.get(key) != new.get(key)]
+    moved = [f"now with {key}={shown(new.get(key))} (was {shown(old.get(key))})" for key in keys]
     if moved:
         write_atomically(directory.config, config.to_yaml().encode())
     return moved
@@ -90,7 +93,7 @@ def _where(trainer: Trainer, checkpoint: Checkpoint | None) -> list[str]:
     else:
         span = trainer.spans[checkpoint.tasks_done]
         lines = [f"resuming in task {span.index + 1} after {checkpoint.within.steps} of {trainer.steps(span)} steps"]
-    old, new = checkpoint.context.get("process", {}), _process(trainer.device)
+    old, new = checkpoint.context.get("process", {}), process(trainer.device)
     other = [f"{key} {new[key]} (was {old[key]})" for key in new if _differs(key, old, new)]
     if other:
         lines.append(f"from here on with {', '.join(other)}: numbers may differ in their last digits")

@@ -31,6 +31,12 @@ def at_least(minimum: int, example: int) -> Rule:
     return Rule(f"at least {minimum}", lambda value: value >= minimum, str(example))
 
 
+def within(minimum: int, maximum: int, example: int) -> Rule:
+    """For what takes memory or processes: a number too many zeros long ends here, not in a machine that swaps."""
+    text = f"at least {minimum} and at most {maximum}"
+    return Rule(text, lambda value: minimum <= value <= maximum, str(example))
+
+
 def not_negative(example: str) -> Rule:
     return Rule("a finite number, 0 or more", lambda value: math.isfinite(value) and value >= 0, example)
 
@@ -70,12 +76,12 @@ def _is_folder_name(value: str) -> bool:
 RULES: dict[str, Rule] = {
     "seed": Rule("within 0..4294967295", lambda value: 0 <= value < 2**32, "0"),
     "name": Rule("usable as a folder's name, without / or \\", _is_folder_name, "first_try"),
-    "method.num_experts": at_least(1, 25),
+    "method.num_experts": within(1, 100_000, 25),
     "method.blocks": Rule("a list of different block numbers, each 0 or more", _are_blocks, "[0,1,2,3,4,5]"),
     "method.router_loss_weight": not_negative("1e-5"),
     "method.prototype_loss_weight": not_negative("1e-5"),
     "method.expert_rate_factor": positive("5.0"),
-    "method.centroids": at_least(1, 1),
+    "method.centroids": within(1, 1000, 1),
     "method.backbone_rate_factor": positive("0.01"),
     "method.penalty": not_negative("1e-3"),
     "method.iterations": at_least(1, 200),
@@ -88,7 +94,7 @@ RULES: dict[str, Rule] = {
     "router.top_k": at_least(1, 5),
     "router.epsilon": not_negative("0.4"),
     "backbone.name": Rule("the name of a timm model", lambda value: bool(value.strip()), "vit_base_patch16_224.dino"),
-    "backbone.image_size": at_least(1, 224),
+    "backbone.image_size": within(1, 4096, 224),
     "backbone.mean": Rule("three finite numbers", _are_three, "[0.5,0.5,0.5]"),
     "backbone.std": Rule("three numbers above 0", lambda v: _are_three(v) and min(v) > 0, "[0.5,0.5,0.5]"),
     "stream.num_tasks": at_least(1, 5),
@@ -114,9 +120,11 @@ RULES: dict[str, Rule] = {
     "trainer.frozen_steps": at_least(0, 10),
     "trainer.iter_step": at_least(1, 40),
     "trainer.alignment_epochs": at_least(0, 50),
-    "trainer.alignment_samples_per_class": at_least(1, 128),
+    "trainer.alignment_samples_per_class": within(1, 100_000, 128),
     "trainer.alignment_learning_rate": positive("1e-5"),
-    "trainer.num_workers": at_least(0, 0),
+    "trainer.num_workers": within(0, 256, 0),
+    "trainer.checkpoint_minutes": positive("10"),
+    "trainer.checkpoint_steps": at_least(1, 500),
     "trainer.device": Rule(
         "auto, cpu, cuda, cuda:N or mps",
         lambda value: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value)),

@@ -125,16 +125,22 @@ class RunDirectory:
             ) from error
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        write_atomically(self.record, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        try:
+            write_atomically(self.record, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        except OSError as error:
+            raise OSError(f"{self.record}: cannot be written ({error.strerror}); make room, then resume") from error
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row to metrics.csv; columns that a method does not have stay empty, unknown losses are left out."""
-        new = not self.metrics.exists() or self.metrics.stat().st_size == 0
-        with self.metrics.open("a", newline="") as file:
-            writer = csv.DictWriter(file, METRICS, extrasaction="ignore", restval="")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            new = not self.metrics.exists() or self.metrics.stat().st_size == 0
+            with self.metrics.open("a", newline="") as file:
+                writer = csv.DictWriter(file, METRICS, extrasaction="ignore", restval="")
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise OSError(f"{self.metrics}: cannot be written ({error.strerror}); make room, then resume") from error
 
     def drop_metrics_after(self, step: int) -> None:
         """Forget the rows of epochs that ended later, which a resumed run writes again, and a row cut short."""

@@ -13,10 +13,11 @@ import torch
 
 from smope.build import Experiment, build
 from smope.config import Config
+from smope.methods.frozen import frozen_sha256
 from smope.metrics.cost import count_flops, count_parameters, stored_bytes
 from smope.report.progress import Progress
 from smope.report.tables import cost_table, matrix_table, score_lines
-from smope.report.trackers import Tracker
+from smope.report.trackers import Guarded
 from smope.resuming import context, go_back
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
 from smope.training.device import float32_products
@@ -32,8 +33,7 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> dict[str, Any]
     if resume:
         return _resume(config, RunDirectory.open(run_dir, "resume"))
     RunDirectory.check_free(run_dir)
-    experiment = build(config)
-    trainer = make_trainer(experiment)
+    experiment, trainer = prepare(config)
     directory = RunDirectory.create(run_dir, config.to_yaml())
     with directory.locked():
         return _train(experiment, trainer, directory, _facts(experiment, trainer))
@@ -44,10 +44,23 @@ def _resume(config: Config, directory: RunDirectory) -> dict[str, Any]:
         print(f"{directory.path} is finished already: nothing to resume")
         return directory.read_record()
     with directory.locked():
-        experiment = build(config)
-        trainer = make_trainer(experiment)
+        experiment, trainer = prepare(config)
         facts = _facts(experiment, trainer)
         return _train(experiment, trainer, directory, facts, go_back(trainer, config, directory))
+
+
+def prepare(config: Config) -> tuple[Experiment, Trainer]:
+    """The objects of a run and its trainer. MemoryError, saying what is too large, where there is no room for them."""
+    try:
+        experiment = build(config)
+        return experiment, make_trainer(experiment)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise MemoryError(
+            "out of memory before training: backbone, experts and class statistics do not fit; choose a smaller "
+            "backbone, method.num_experts or method.centroids, or a device with more memory"
+        ) from error
 
 
 def make_trainer(experiment: Experiment) -> Trainer:
@@ -77,19 +90,22 @@ def _train(
         return record
 
     write("running")
-    trainer.tracker = _start(experiment, directory, progress)
+    trainer.tracker = Guarded(experiment.tracker, progress.line)
+    trainer.tracker.start(experiment.config.as_dict(), directory.path, experiment.config.name)
     try:
         with trainer.interruption.watching():
             trainer.fit(on_task_end=lambda: write("running"))
     except BaseException as error:
         with suppress(OSError):  # a full disk must not hide what went wrong
             write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        with suppress(OSError):
             progress.line(f"stopped; continue with: smope train {shlex.quote(f'resume={directory.path}')}")
         if _out_of_memory(error):
             raise MemoryError(_memory_advice(trainer)) from error
         raise
     finally:
         trainer.tracker.finish(trainer.history.scores())
+    _look_at_frozen_weights(trainer, facts, progress)
     record = write("finished")
     progress.line("")
     progress.line(f"accuracy on each task's {experiment.stream.evaluated_on} images, in percent")
@@ -119,14 +135,13 @@ def _memory_advice(trainer: Trainer) -> str:
     return f"out of memory on {device}: {advice}, or continue on a device with more memory"
 
 
-def _start(experiment: Experiment, directory: RunDirectory, progress: Progress) -> Tracker:
-    """The tracker, started; one that cannot start is done without, which is said once."""
-    try:
-        experiment.tracker.start(experiment.config.as_dict(), directory.path, experiment.config.name)
-    except Exception as error:  # whatever a service answers must not cost a run
-        progress.line(f"no tracking: {type(experiment.tracker).__name__} did not start ({error}); training goes on")
-        return Tracker()
-    return experiment.tracker
+def _look_at_frozen_weights(trainer: Trainer, facts: dict[str, Any], progress: Progress) -> None:
+    """Note in run.json what the frozen weights are after training; a method that changed them is told of."""
+    weights = facts["frozen_weights"]
+    weights["trained"] = frozen_sha256(trainer.method)
+    if weights["trained"] != weights["loaded"]:
+        name = type(trainer.method).__name__
+        progress.line(f"{name} has changed weights of the frozen backbone: do not use this run")
 
 
 def _facts(experiment: Experiment, trainer: Trainer) -> dict[str, Any]:
@@ -152,6 +167,7 @@ def _facts(experiment: Experiment, trainer: Trainer) -> dict[str, Any]:
         ],
         "evaluated_on": stream.evaluated_on,
         "backbone": experiment.backbone.identity.as_dict(),
+        "frozen_weights": {"loaded": frozen_sha256(method), "trained": None},
         "trainable_parameters": count_parameters(method),
         "cost": {
             "trainable_parameters": count_parameters(method),

@@ -69,6 +69,7 @@ QUICK = (
     "smope.rules",
     "smope.compose",
     "smope.commands.train",
+    "smope.commands.audit",
     "smope.commands.reproduce",
     "smope.reproduction",
     "smope.card",

@@ -19,7 +19,7 @@ from smope.compose import (
     plain_values,
     read_overrides,
 )
-from smope.config import MISSING, MOVABLE, Config, absolute_paths, flatten, load_config, validate
+from smope.config import MISSING, Config, absolute_paths, flatten, load_config, may_move, validate
 from smope.errors import UserError
 from smope.plain_types import shown
 from smope.runs import RunDirectory
@@ -104,12 +104,17 @@ def _value(overrides: Overrides, key: str) -> Any:
 def _resumed_config(overrides: Overrides, run_dir: Path) -> Config:
     """The configuration that `run_dir` holds; overrides may say where things are now, and not change anything else."""
     RunDirectory.open(run_dir, "resume")
-    saved = load_config(run_dir, moved={key: _value(overrides, key) for key in MOVABLE if key in overrides.given})
+    given = sorted(key for key in overrides.given if may_move(key))  # a group comes before its keys
+    moved = {key: _value(overrides, key) for key in given}
+    if "tracker" in moved:
+        moved["tracker"] = compose_values(overrides)["tracker"]
+    saved = load_config(run_dir, moved=moved)
     changed = _changed(overrides, saved)
     if changed:
         raise UserError(
             f"resume={run_dir} continues with that run's own configuration, but {', '.join(changed)} "
-            "differs from it; leave the override out, or start a new run"
+            "differs from it; leave the override out, or start a new run (where things are, workers, device, "
+            "checkpoints and tracker may change)"
         )
     return saved
 
@@ -125,7 +130,7 @@ def _changed(overrides: Overrides, saved: Config) -> list[str]:
     changed = []
     for key, value in asked.items():
         is_set = key in named or key.partition(".")[0] in named or value != defaults.get(key)
-        if is_set and value not in (MISSING, old.get(key)) and key not in ("resume", "run_dir", *MOVABLE):
+        if is_set and value not in (MISSING, old.get(key)) and not (key in ("resume", "run_dir") or may_move(key)):
             changed.append(f"{key}={shown(value)}")
     return changed
 

@@ -34,10 +34,10 @@ class Progress:
         self._bars = not quiet and sys.stdout.isatty()
 
     def line(self, text: str) -> None:
-        self._write(text)
         if not self._quiet:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+        self._write(text)
 
     def detail(self, text: str) -> None:
         """A line that a bar replaces where there are bars; the log has it anyway."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+INIT_SECONDS = 30.0  # that W&B may take to answer at the start; its own default is three times that
 
 
 class Tracker:
@@ -23,6 +25,37 @@ class Tracker:
 
 class NoTracker(Tracker):
     """Tracks nothing beside the run directory."""
+
+
+class Guarded(Tracker):
+    """A tracker that cannot harm a run: its first exception is told of, once, and after that it is done without.
+
+    Whatever a service answers must not cost hours of training: the run directory has everything anyway.
+    """
+
+    def __init__(self, tracker: Tracker, tell: Callable[[str], object]) -> None:
+        self._tracker = tracker
+        self._tell = tell
+        self._works = True
+
+    def start(self, config: Mapping[str, Any], run_dir: Path, name: str) -> None:
+        self._try("did not start", self._tracker.start, config, run_dir, name)
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        self._try("failed", self._tracker.log, values, step)
+
+    def finish(self, scores: Mapping[str, Any]) -> None:
+        self._try("failed", self._tracker.finish, scores)
+
+    def _try(self, what: str, call: Callable[..., None], *arguments: Any) -> None:
+        if not self._works:
+            return
+        try:
+            call(*arguments)
+        except Exception as error:
+            self._works = False
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._tell(f"no tracking: {type(self._tracker).__name__} {what} ({reason}); training goes on")
 
 
 class WandbTracker(Tracker):
@@ -45,6 +78,9 @@ class WandbTracker(Tracker):
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str) -> None:
         import wandb
 
+        mode = self._mode()
+        if mode == "online" and not _has_key():  # W&B would ask for one, and wait
+            raise RuntimeError("no W&B API key: set WANDB_API_KEY, or use tracker.mode=offline and wandb sync later")
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -52,8 +88,8 @@ class WandbTracker(Tracker):
             name=name,
             dir=str(run_dir),
             config=dict(config),
-            mode=self._mode(),
-            settings=wandb.Settings(silent=True),
+            mode=mode,
+            settings=wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
         )
 
     def _mode(self) -> Literal["online", "offline", "disabled"]:

@@ -122,6 +122,10 @@ class TaskImages(Dataset):
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
         return resample(collate([self.parts[item]]), self.transform.image_size)[0], self.targets[item]
 
+    def pixels(self, item: int) -> numpy.ndarray:
+        """Image `item` before any transform: RGB, (height, width, 3) uint8."""
+        return self._images.pixels(self.source_index[item])
+
     def part(self, item: int) -> tuple[numpy.ndarray, Window, int]:
         """What image `item` shows in this epoch: its pixels, how they are resampled, and its label."""
         index = self.source_index[item]

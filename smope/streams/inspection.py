@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -169,15 +170,20 @@ def _look(image: Picture, blank: Look) -> Look:
         picture = decode(content, blank.name) if isinstance(content, bytes) else Image.fromarray(content)
     except UserError as error:
         return replace(blank, problem="the file is empty" if content == b"" else _reason(error))
-    pixels = hashlib.sha256(f"{picture.size}".encode())
-    pixels.update(picture.tobytes())
     return replace(
         blank,
         content=hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).hexdigest(),
-        pixels=pixels.hexdigest(),
+        pixels=pixel_hash(numpy.asarray(picture)),
         size=picture.size,
         traits=_traits(content) if isinstance(content, bytes) else (),
     )
+
+
+def pixel_hash(pixels: numpy.ndarray) -> str:
+    """SHA-256 (hex) of the size and the RGB pixels (height, width, 3) of a picture, whatever file it came from."""
+    digest = hashlib.sha256(f"{pixels.shape[1::-1]}".encode())
+    digest.update(numpy.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()
 
 
 def _reason(error: UserError) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy
 
+from smope.errors import UserError
 from smope.streams.cache import Kept
 from smope.streams.images import Picture, decode
 
@@ -73,3 +74,14 @@ class Source:
     test: ImageSet
     task_names: tuple[str, ...] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """UserError where an image is of a class that there is not."""
+        last = len(self.class_names) - 1
+        for split, images in (("training", self.train), ("test", self.test)):
+            if len(images) and not (min(images.targets) >= 0 and max(images.targets) <= last):
+                index = next(i for i, target in enumerate(images.targets) if not 0 <= target <= last)
+                raise UserError(
+                    f"stream {self.name}: {split} image {images.name(index)} has label {images.targets[index]}, and "
+                    f"the classes are 0..{last}; correct the labels or the list of classes"
+                )

@@ -156,7 +156,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     text = metadata.get("facts", "")
     if metadata.get("sha256") != _digest(text, tensors):
         raise UserError(f"checkpoint {path}: is damaged: its content does not match its sha256")
-    facts = json.loads(text)
+    facts = _facts(path, text)
     parts: dict[str, dict[str, Tensor]] = {"method": {}, "within": {}}
     for key, value in tensors.items():
         group, _, name = key.partition(".")
@@ -171,6 +171,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
         Within(facts["steps"], parts["within"], facts["values"]) if facts["steps"] else None,
         facts["context"],
     )
+
+
+def _facts(path: Path, text: str) -> dict[str, Any]:
+    """The record of a checkpoint, whose hash says only that it is as it was written. UserError where it is none."""
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        facts = None
+    kinds = {"tasks_done": int, "steps": int, "backbone_sha256": str, "stream_identity": str}
+    kinds |= dict.fromkeys(("history", "context", "values"), dict)
+    odd = [key for key, kind in kinds.items() if not isinstance(facts, dict) or type(facts.get(key)) is not kind]
+    if odd or min(facts["tasks_done"], facts["steps"]) < 0:
+        raise UserError(f"checkpoint {path}: is no checkpoint of a run: its record makes no sense ({', '.join(odd)})")
+    return facts
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

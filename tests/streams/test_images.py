@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import io
+import struct
+import tracemalloc
+import zlib
+
 import numpy
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from smope.errors import UserError
 from smope.streams.images import SUFFIXES, decode
@@ -103,3 +110,48 @@ def test_what_is_no_image_is_named(tmp_path, write_image):
     Image.fromarray(numpy.zeros((2, 2), numpy.float32)).save(tmp_path / "f.tiff")
     with pytest.raises(UserError, match=r"cannot read image .*f\.tiff: floating-point pixels"):
         decode(tmp_path / "f.tiff")
+
+
+def declared(width: int, height: int) -> bytes:
+    """A PNG of a few hundred bytes that says it has so many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(declared(60_000, 60_000))
+    tracemalloc.start()
+    with pytest.raises(
+        UserError, match=r"cannot read image .*bomb\.png: Image size \(3600000000 pixels\) exceeds limit"
+    ):
+        decode(path)
+    assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("sides", [(2**31 - 1, 2**31 - 1), (10**6, 1), (1, 10**6), (0, 5)])
+def test_odd_sizes_are_errors_or_pictures(sides):
+    refused = pytest.raises(UserError, match="cannot read image sides")
+    with refused if sides != (1, 10**6) else contextlib.nullcontext():  # Pillow fills up a few missing rows
+        assert decode(declared(*sides), "sides").size == sides
+
+
+def test_a_bomb_in_the_text_of_a_png_is_refused(pixels):
+    buffer, info = io.BytesIO(), PngInfo()
+    info.add_text("comment", "x" * 100_000_000, zip=True)
+    Image.fromarray(pixels(0)).save(buffer, "png", pnginfo=info)
+    assert len(buffer.getvalue()) < 1_000_000
+    with pytest.raises(UserError, match=r"cannot read image text: .*[Dd]ecompress"):
+        decode(buffer.getvalue(), "text")
+
+
+def test_a_huge_picture_is_a_picture():
+    """Large, and no bomb: 8,000 by 6,000 pixels from a camera."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8000, 6000), "red").save(buffer, "png")
+    assert decode(buffer.getvalue()).size == (8000, 6000)

@@ -86,3 +86,13 @@ def test_a_skipped_image_is_skipped_in_its_stream(files):
     files.train.images[5].write_text("no image")
     with pytest.raises(UserError, match=r"at least one training image, class 'dog' has none"):
         build_stream(files, image_size=8, seed=0, num_tasks=2, class_order="sorted", broken_images="skip")
+
+
+@pytest.mark.parametrize("label", [-1, 2, 10**12])
+@pytest.mark.parametrize(("split", "word"), [("train", "training"), ("test", "test")])
+def test_labels_of_classes_that_there_are_not(label, split, word):
+    sets = {name: ImageSet([0, 1], [numpy.zeros((4, 4, 3), numpy.uint8)] * 2) for name in ("train", "test")}
+    sets[split] = ImageSet([0, 1, label], [numpy.zeros((4, 4, 3), numpy.uint8)] * 3)
+    message = rf"stream pets: {word} image number 2 has label {label}, and the classes are 0\.\.1; correct the labels"
+    with pytest.raises(UserError, match=message):
+        Source("pets", ("cat", "dog"), sets["train"], sets["test"])

@@ -1,0 +1,96 @@
+"""`smope audit RUN`: whether a run's numbers can be trusted, a verdict a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smope.commands import Parser
+from smope.config import Config, flatten, load_config
+from smope.errors import UserError
+from smope.rules import check_rules
+from smope.runs import RunDirectory, write_atomically
+
+if TYPE_CHECKING:
+    from smope.audit.subject import Verdict
+
+EPILOG = """\
+The run is rebuilt from its directory and looked at as it was after its last finished task: whether logits depend on
+the batch, on the order of images or on the time; whether evaluation is one; images shared by training and test;
+frozen weights; the accuracy matrix and its scores. Tolerances and their reasons: smope/audit/checks.py. The verdicts
+are stored as audit.json in the run directory; nothing else is written. Exit code 1 where a check fails.
+
+examples:
+  smope audit runs/demo/2026-01-31_12-00-00
+  smope audit runs/demo/2026-01-31_12-00-00 --strict    one shared image is too many"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Exit code 1 where a check fails; UserError where there is no run to look at."""
+    options = _parser().parse_args(argv)
+    if options.images < 0:
+        raise UserError(f"--images must be 0 or more, got {options.images}; write for example --images 64")
+    directory, config = _open(options.run, options.device)
+
+    from smope.audit.checks import run_checks
+    from smope.audit.subject import document, open_subject
+
+    subject, verdict = open_subject(directory, config, images=options.images, strict=options.strict)
+    verdicts = [verdict]
+    show = (lambda _: None) if options.json else _show
+    show(verdict)
+    if subject is not None:
+        for verdict in run_checks(subject):
+            verdicts.append(verdict)
+            show(verdict)
+    content = document(verdicts, subject, options.strict)
+    if options.json:
+        print(json.dumps(content, indent=1))
+    else:
+        rest = "" if subject else "; the others need a state that fits"
+        print(f"{sum(verdict.passed for verdict in verdicts)} of {len(verdicts)} checks passed{rest}")
+    _store(directory.path, content)
+    return 0 if content["passed"] else 1
+
+
+def _parser() -> Parser:
+    parser = Parser("smope audit", "Whether a run's numbers can be trusted: a verdict a line.", EPILOG)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
+    parser.add_argument("--strict", action="store_true", help="fail on any image in both training and test")
+    parser.add_argument(
+        "--images", type=int, default=64, help="test images to compare one by one (default: 64; 0: all)"
+    )
+    parser.add_argument("--device", default=None, help="auto, cpu, cuda, cuda:N or mps (default: the run's own)")
+    parser.add_argument("--json", action="store_true", help="print what audit.json holds")
+    return parser
+
+
+def _open(path: Path, device: str | None) -> tuple[RunDirectory, Config]:
+    if path.is_file():
+        raise UserError(
+            f"RUN={path}: is a file; smope audit looks at a run directory, runs/<name>/<time>, and at nothing else yet"
+        )
+    directory = RunDirectory.open(path)
+    config = load_config(path)
+    if device:
+        config.trainer["device"] = device
+        check_rules(flatten(config.as_dict()))
+    return directory, config
+
+
+def _show(verdict: Verdict) -> None:
+    print(f"{'ok    ' if verdict.passed else 'FAILED'}  {verdict.check:<22}  {verdict.text}", flush=True)
+
+
+def _store(run_dir: Path, content: dict[str, Any]) -> None:
+    """A run directory that cannot be written, in an archive say, can be audited all the same."""
+    path = run_dir / "audit.json"
+    try:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        print(f"smope: {path}: cannot be written ({error.strerror}); the verdicts stand", file=sys.stderr)
+        return
+    print(f"stored in {path}", file=sys.stderr)

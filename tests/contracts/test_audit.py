@@ -1,0 +1,29 @@
+"""Every method of conf/method passes the audit of a run of its own; a new one is found by its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smope.cli import main
+
+from .conftest import METHODS
+
+CHECKS = [
+    "state", "batch size", "image order", "repeated evaluation", "evaluation mode", "evaluation transforms",
+    "train and test overlap", "unseen classes", "frozen weights", "last row", "scores",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_passes_the_audit(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    quick = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=128", "trainer.alignment_epochs=1"]
+    assert main(["train", *quick, f"method={name}", "trainer.device=cpu", f"run_dir={run_dir}"]) == 0
+    capsys.readouterr()
+    assert main(["audit", str(run_dir), "--strict", "--images", "16"]) == 0, capsys.readouterr().out
+    found = json.loads((run_dir / "audit.json").read_text(encoding="utf-8"))
+    assert [verdict["check"] for verdict in found["verdicts"]] == CHECKS
+    assert found["passed"] is True
