@@ -44,8 +44,11 @@ def build(config: Config) -> Experiment:
     stream = make_stream(config, backbone.image_size)
     torch.manual_seed(stable_seed(config.seed, "initialisation"))
     objects: dict[str, Any] = {"backbone": backbone, "num_classes": len(stream.class_names)}
-    if "router" in inspect.signature(get_object(config.method["_target_"])).parameters:
+    wanted = inspect.signature(get_object(config.method["_target_"])).parameters
+    if "router" in wanted:
         objects["router"] = _call(config.router)
+    if "total_tasks" in wanted:  # a method with prompts of their own for each task
+        objects["total_tasks"] = len(stream.tasks)
     method: Method = _call(config.method, **objects)
     return Experiment(config, backbone, stream, method, settings, _call(config.tracker), device)
 

@@ -16,6 +16,8 @@ from smope.routers.base import Router
 
 ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
+TASKS = 2  # of the stream that methods are tried on
+SIZES = {"length": 4, "e_length": 4}  # prompts in proportion to the 17 tokens of a tiny image
 
 
 def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:
@@ -24,17 +26,20 @@ def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:
 
 
 def make_method(name: str, backbone: Backbone, num_classes: int, seed: int = 0, **changes: Any) -> Method:
-    """The method of conf/method/<name>.yaml round `backbone`, its initial weights from `seed`."""
+    """The method of conf/method/<name>.yaml round `backbone`, its prompts short, its initial weights from `seed`."""
     torch.manual_seed(seed)
-    return _make("method", name, changes, backbone=backbone, num_classes=num_classes)
+    return _make("method", name, {**SIZES, **changes}, backbone=backbone, num_classes=num_classes)
 
 
 def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any:
     values = dict(_read(group, name))
     module, _, attribute = values.pop("_target_").rpartition(".")
     target = getattr(importlib.import_module(module), attribute)
-    if "router" in inspect.signature(target).parameters:
+    wanted = inspect.signature(target).parameters
+    if "router" in wanted:
         objects["router"] = make_router()
+    if "total_tasks" in wanted:
+        objects["total_tasks"] = TASKS
     return target(**{**values, **{key: value for key, value in changes.items() if key in values}}, **objects)
 
 
