@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,11 @@ class PrefixMethod(Method):
     """Base of these methods; a subclass says in `choose` which prompts an image gets for its query.
 
     The query is the CLS feature of one pass through the same backbone without prompts, so that features cost two
-    forward passes. A method that chooses without one sets `queried` to False and costs one.
+    forward passes. Where a method is not `queried`, it chooses without one and costs one.
 
     Prompts have no weight decay: it would move those of earlier tasks, which have no gradient any more.
     """
 
-    queried: ClassVar[bool] = True
     task: Tensor
 
     def __init__(
@@ -58,6 +57,11 @@ class PrefixMethod(Method):
         self.register_buffer("task", torch.zeros((), dtype=torch.int64))
 
     @property
+    def queried(self) -> bool:
+        """Whether choosing takes the query, at present."""
+        return True
+
+    @property
     def width(self) -> int:
         """The width of a prompt: that of the backbone's keys and values, heads side by side."""
         return self._wrappers[0].width
@@ -68,8 +72,6 @@ class PrefixMethod(Method):
 
     def query(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) -> CLS features (B, C) of the frozen backbone without prompts, without gradient."""
-        if not self.queried:
-            return images.new_empty(len(images), 0)
         clear(self._wrappers)
         with torch.no_grad():
             return self.backbone(images)
@@ -83,7 +85,7 @@ class PrefixMethod(Method):
             return self.backbone(images)
 
     def _choice(self, images: Tensor) -> Choice:
-        query = self.query(images)
+        query = self.query(images) if self.queried else images.new_empty(len(images), 0)
         # A half-precision similarity can choose another prompt.
         with torch.autocast(images.device.type, enabled=False):
             return self.choose(query.to(self.classifier.weight.dtype))
