@@ -43,14 +43,19 @@ def build(config: Config) -> Experiment:
     backbone: Backbone = _call(config.backbone)
     stream = make_stream(config, backbone.image_size)
     torch.manual_seed(stable_seed(config.seed, "initialisation"))
-    objects: dict[str, Any] = {"backbone": backbone, "num_classes": len(stream.class_names)}
+    method = make_method(config, backbone, len(stream.class_names), len(stream.tasks))
+    return Experiment(config, backbone, stream, method, settings, _call(config.tracker), device)
+
+
+def make_method(config: Config, backbone: Backbone, num_classes: int, total_tasks: int) -> Method:
+    """The method of a configuration round `backbone`; its first weights come from torch's generator."""
+    objects: dict[str, Any] = {"backbone": backbone, "num_classes": num_classes}
     wanted = inspect.signature(get_object(config.method["_target_"])).parameters
     if "router" in wanted:
         objects["router"] = _call(config.router)
-    if "total_tasks" in wanted:  # a method with prompts of their own for each task
-        objects["total_tasks"] = len(stream.tasks)
-    method: Method = _call(config.method, **objects)
-    return Experiment(config, backbone, stream, method, settings, _call(config.tracker), device)
+    if "total_tasks" in wanted:  # a method with something of its own for each task
+        objects["total_tasks"] = total_tasks
+    return _call(config.method, **objects)
 
 
 def make_stream(config: Config, image_size: int) -> Stream:

@@ -12,6 +12,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from smope.backbones.vit import load_backbone
 from smope.errors import UserError
 from smope.methods.base import Method, Phase, TaskSpan
 from smope.methods.coda import CODAPrompt
@@ -66,29 +67,29 @@ def products(method: Method, training: bool) -> float:
     """GFLOPs of a forward pass for one image, in the convention that leaves attention's own products out."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        method.train(training).features(torch.empty(1, 3, 224, 224))
+        method.train(training).features(torch.rand(1, 3, 224, 224))
     counts = {str(operation): number for operation, number in counter.get_flop_counts()["Global"].items()}
     return sum(number for operation, number in counts.items() if "bmm" not in operation) / 1e9
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "l2p"])
-def test_one_or_two_forward_passes(name: str, full_size: Callable[[str], Method]) -> None:
-    """The published 33.72 and 67.44 have the last block for every token; here its CLS row alone is computed (-2.3).
-
-    Training a DualPrompt takes the query as well, for its keys.
-    """
-    one = products(Finetune(full_size("l2p").backbone, 200), False)
+@pytest.mark.parametrize("name", PROMPTED)
+def test_one_or_two_forward_passes(name: str) -> None:
+    """As published, but that training a DualPrompt takes the query as well, for its keys."""
+    backbone = load_backbone("vit_tiny_patch16_224", "random", "none")
+    one = products(Finetune(backbone, 10), False)
+    assert one > 2
     passes = {"ovor": (1, 1), "hide": (1, 2), "norga": (1, 2)}.get(name, (2, 2))
-    method = full_size(name)
-    assert one == pytest.approx(31.4, rel=0.01)
+    method = make_method(name, backbone, 10)
     for training, number in zip((True, False), passes, strict=True):
         assert products(method, training) == pytest.approx(number * one, rel=0.01)
 
 
-def moved(method: Method, task: TaskSpan, names: list[str], steps: int = 2) -> dict[str, torch.Tensor]:
+def moved(
+    method: Method, task: TaskSpan, names: list[str], steps: int = 2, decay: float = 0.1
+) -> dict[str, torch.Tensor]:
     """What some steps on a task change, by name: True where an entry moved."""
     before = {name: method.get_parameter(name).detach().clone() for name in names}
-    phase = RunningPhase(method, task, method.phases(task, 4, 1)[-1], tiny_settings(weight_decay=0.1), CPU,
+    phase = RunningPhase(method, task, method.phases(task, 4, 1)[-1], tiny_settings(weight_decay=decay), CPU,
                          first=0, steps=steps)  # fmt: skip
     draw = torch.Generator().manual_seed(1)
     for _ in range(steps):
@@ -178,7 +179,7 @@ def test_outliers_train_the_classifier_alone(source: Any) -> None:
     task = TaskSpan(1, 2, 4)
     method.begin_task(task)
     method.begin_phase(method.phases(task, 20, 1)[-1])
-    found = moved(method, task, ["general", "expert", "classifier.weight"])
+    found = moved(method, task, ["general", "expert", "classifier.weight"], decay=0.0)
     assert not found["general"].any() and not found["expert"].any()
     assert found["classifier.weight"].any(-1).tolist() == [False, False, True, True]
     losses = method.losses(torch.rand(8, 3, 32, 32), torch.tensor([2, 3] * 4), task)
