@@ -73,11 +73,21 @@ def _is_folder_name(value: str) -> bool:
     return bool(value.strip()) and value not in (".", "..") and not re.search(r"[/\\\0\n]", value)
 
 
+BLOCKS = Rule("a list of different block numbers, each 0 or more", _are_blocks, "[0,1,2,3,4]")
+SHARE = Rule("0 or more and below 1", lambda value: 0 <= value < 1, "0.2")
+PROMPT_SIZES = {
+    "pool_size": 10, "length": 4, "g_length": 5, "e_length": 20, "top_k": 5, "outliers": 40, "candidates": 600,
+    "neighbours": 50,
+}  # fmt: skip
+PROMPT_WEIGHTS = (
+    "pull_weight", "ortho_weight", "soft_weight", "hard_weight", "contrastive_weight", "outlier_weight",
+    "outlier_noise",
+)  # fmt: skip
 RULES: dict[str, Rule] = {
     "seed": Rule("within 0..4294967295", lambda value: 0 <= value < 2**32, "0"),
     "name": Rule("usable as a folder's name, without / or \\", _is_folder_name, "first_try"),
     "method.num_experts": within(1, 100_000, 25),
-    "method.blocks": Rule("a list of different block numbers, each 0 or more", _are_blocks, "[0,1,2,3,4,5]"),
+    "method.blocks": BLOCKS,
     "method.router_loss_weight": not_negative("1e-5"),
     "method.prototype_loss_weight": not_negative("1e-5"),
     "method.expert_rate_factor": positive("5.0"),
@@ -91,6 +101,13 @@ RULES: dict[str, Rule] = {
     "method.diagonal": positive("1.0"),
     "method.off_diagonal": not_negative("0.0"),
     "method.tukey": Rule("above 0 and at most 1, or null", lambda value: 0 < value <= 1, "0.5"),
+    **{f"method.{name}": BLOCKS for name in ("g_blocks", "e_blocks")},
+    **{f"method.{name}": at_least(1, example) for name, example in PROMPT_SIZES.items()},
+    **{f"method.{name}": not_negative("0.1") for name in PROMPT_WEIGHTS},
+    **{f"method.{name}": positive("1.0") for name in ("prompt_rate_factor", "identity_rate_factor", "temperature")},
+    "method.identity_epochs": at_least(0, 20),
+    "method.prompt_momentum": SHARE,
+    "method.outlier_share": SHARE,
     "router.top_k": at_least(1, 5),
     "router.epsilon": not_negative("0.4"),
     "backbone.name": Rule("the name of a timm model", lambda value: bool(value.strip()), "vit_base_patch16_224.dino"),

@@ -28,7 +28,7 @@ PLAIN: dict[str, Any] = {
 # Containers that a YAML list or mapping fills as well.
 PLAIN |= {"Sequence": list, "tuple": list, "Mapping": dict}
 # Sizes that follow from the stream: build.py passes them, nobody configures them.
-COMPUTED = {"num_classes"}
+COMPUTED = {"num_classes", "total_tasks"}
 
 
 class NotPlain(Exception):

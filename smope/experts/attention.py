@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import torch
 from timm.models.vision_transformer import Attention  # pyright: ignore[reportPrivateImportUsage] (its oldest home)
-from torch import Tensor, nn
+from torch import Tensor
 
 from smope.backbones.attention import ExtraKey, attend, heads, project
-from smope.errors import UserError
+from smope.backbones.wrapping import AttentionWrapper
 from smope.experts.bank import ExpertBank
 from smope.routers.base import Router, Routing
 from smope.routers.dense import Dense
@@ -27,30 +27,18 @@ def as_one_key(routing: Routing, values: Tensor, scale: float) -> ExtraKey:
         return ExtraKey(logits.logsumexp(-1), torch.einsum("bhe,hed->bhd", share, values))
 
 
-def plain_attention(attention: object, where: str) -> Attention:
-    """`attention` if the experts can join it, else UserError; `where` names it in the message."""
-    if type(attention) is not Attention:
-        raise UserError(
-            f"backbone: {where} is a {type(attention).__name__}; prompt experts need timm's plain Attention (one qkv "
-            "projection, softmax over all tokens, no rotary positions); choose a plain ViT such as vit_base_patch16_224"
-        )
-    return attention
-
-
-class PromptedAttention(nn.Module):
+class PromptedAttention(AttentionWrapper):
     """Wraps `attention` (frozen, untouched) and lets each image attend to its chosen experts as well.
 
     After a forward pass `routing` holds the decision, without gradient (see `recorded`). `dense` switches to all
     experts (warm-up). Without its wrapper the block computes bit for bit what it did before: see inject.detach.
     """
 
-    attention: Attention
     bank: ExpertBank
     router: Router
 
     def __init__(self, attention: Attention, bank: ExpertBank, router: Router) -> None:
-        super().__init__()
-        self.attention = attention
+        super().__init__(attention)
         self.bank = bank
         self.router = router
         self.dense = False
@@ -58,10 +46,7 @@ class PromptedAttention(nn.Module):
         self._record: list[Routing] | None = None
         self._dense_router = Dense(router.top_k)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """x (B, N, C) -> (B, N, C)."""
-        if attn_mask is not None or is_causal:
-            raise UserError("attn_mask / is_causal: a block with prompt experts attends to all tokens; pass neither")
+    def attended(self, x: Tensor) -> Tensor:
         attention = self.attention
         q, k, v = heads(attention, x)
         keys, values = self.bank()

@@ -5,9 +5,9 @@ Shapes: B batch, S image side, C feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,17 +58,40 @@ class Card:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with an optimizer and a schedule of its own."""
+    """A stretch of training with an optimizer of its own.
+
+    Its schedule is its own as well, or, with `of`, epochs `start` and after of a schedule over `of` epochs.
+    """
 
     name: str
     epochs: int
+    start: int = 0
+    of: int | None = None
+
+    @property
+    def schedule_epochs(self) -> int:
+        return self.of or self.epochs
+
+
+class Aligned(Protocol):
+    """A classifier that the trainer retrains on remembered class statistics: a method, or a part of one."""
+
+    @property
+    def statistics(self) -> ClassStatistics: ...
+
+    @property
+    def classifier(self) -> nn.Module: ...
+
+    def task_features(self, images: Tensor, task: TaskSpan) -> Tensor: ...
+
+    def classify(self, features: Tensor) -> Tensor: ...
 
 
 class Method(nn.Module):
     """A backbone, frozen unless a subclass unfreezes it, a linear classifier over all classes, and what else it adds.
 
     The trainer calls, for each task: begin_task; for each of phases(): begin_phase, then losses() on every batch;
-    end_task; and, where `align` is true, it records class statistics and retrains the classifier on them.
+    end_task; and, for each of aligned(), it records class statistics and retrains the classifier on them.
     What a method remembers is a Parameter or a buffer, so that trained_state() is all of it.
 
     revisits: train on the images of all tasks so far, not of the current one alone. A task then has as many steps as
@@ -91,6 +114,10 @@ class Method(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
             return self.backbone(images)
 
+    def task_features(self, images: Tensor, task: TaskSpan) -> Tensor:
+        """features() of images that are known to belong to `task`: what class statistics describe."""
+        return self.features(images)
+
     def classify(self, features: Tensor) -> Tensor:
         """features (B, C) -> logits (B, num_classes)."""
         return self.classifier(features)
@@ -98,6 +125,9 @@ class Method(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) in [0, 1] -> logits (B, num_classes); only classes seen so far mean anything."""
         return self.classify(self.features(images))
+
+    def check_stream(self, tasks: Sequence[TaskSpan]) -> None:
+        """UserError, before anything is trained, for a stream that the method cannot learn."""
 
     def begin_task(self, task: TaskSpan) -> None:
         """Called before the first phase of a task."""
@@ -116,6 +146,10 @@ class Method(nn.Module):
 
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         """Called in evaluation mode, without gradients, after the last phase of a task."""
+
+    def aligned(self) -> Sequence[Aligned]:
+        """What has its class statistics recorded after each task, and its classifier aligned from the second on."""
+        return [self] if self.align else []
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Optimizer groups, each with its base rate."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from smope.methods.base import Method, TaskSpan
+from smope.methods.base import Aligned, TaskSpan
 from smope.training.schedule import alignment_cosine
 from smope.training.settings import TrainerSettings
 
 WEIGHT_DECAY = 5e-4
 
 
-def align_classifier(method: Method, task: TaskSpan, settings: TrainerSettings, seed: int) -> None:
+def align_classifier(method: Aligned, task: TaskSpan, settings: TrainerSettings, seed: int) -> None:
     """Train the classifier so that all classes seen so far compete.
 
     Each of `alignment_epochs` epochs draws `alignment_samples_per_class` features of every seen class, shuffles them,

@@ -52,7 +52,7 @@ class RunningPhase:
         self._optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         half = settings.precision == "float16" and device.type == "cuda"
         self._scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self._schedule = make_schedule(settings, phase.epochs, steps)
+        self._schedule = make_schedule(settings, phase.schedule_epochs, steps)
         self._sums: dict[str, Tensor] = {}
 
     @property
@@ -73,7 +73,8 @@ class RunningPhase:
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Train on one batch. UserError, with nothing changed, where its loss is not finite."""
         for group, base in zip(self._optimizer.param_groups, self._bases, strict=True):
-            group["lr"] = self._schedule(base, self.done, self.done // self.steps)
+            step = self.phase.start * self.steps + self.done
+            group["lr"] = self._schedule(base, step, step // self.steps)
         with autocast(self.settings, self.device):
             losses = self.method.losses(images, labels, self.span)
             total = torch.stack(list(losses.values())).sum()

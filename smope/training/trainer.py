@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smope.errors import UserError
-from smope.methods.base import Method, Phase, TaskSpan
+from smope.methods.base import Aligned, Method, Phase, TaskSpan
 from smope.metrics.cost import peak_memory
 from smope.report.progress import Bar, Progress
 from smope.report.trackers import Tracker
@@ -73,6 +73,7 @@ class Trainer:
 
     def _check(self) -> None:
         """What would fail in the middle of a run fails before it starts."""
+        self.method.check_stream(self.spans)
         centroids = self.method.statistics.mean.shape[1]
         if centroids > 1 and any(span.classes[0] < span.start for span in self.spans):
             raise UserError(
@@ -88,7 +89,7 @@ class Trainer:
                     f"images of task {span.index + 1}, so that no whole batch is left; lower it"
                 )
             for phase in phases:
-                make_schedule(self.settings, phase.epochs, steps)
+                make_schedule(self.settings, phase.schedule_epochs, steps)
 
     def _phases(self, span: TaskSpan) -> list[Phase]:
         dense = self.settings.epochs // 2 if self.settings.dense_epochs is None else self.settings.dense_epochs
@@ -240,21 +241,24 @@ class Trainer:
         with torch.no_grad(), autocast(self.settings, self.device):
             method.end_task(span, lambda kind: self._batches(task, kind))
         self._book("train")
-        if method.align:
-            self._record_statistics(span, task)
+        for part in method.aligned():
+            self._record_statistics(part, span, task)
             if span.index > 0:
                 method.train()
-                align_classifier(method, span, self.settings, stable_seed(self.seed, "alignment", span.index))
+                align_classifier(part, span, self.settings, stable_seed(self.seed, "alignment", span.index))
             self._book("align")
 
-    def _record_statistics(self, span: TaskSpan, task: Task) -> None:
+    def _record_statistics(self, part: Aligned, span: TaskSpan, task: Task) -> None:
         """Mean and variance of each class's features over its training images, in evaluation mode."""
-        method = self.method.eval()
+        self.method.eval()
         images = task.train if self.settings.statistics_images == "train" else task.train_plain
-        pairs = [(self._features(batch), labels) for batch, labels in self._loader(span, images)]
+        pairs = []
+        for batch, labels in self._loader(span, images):
+            with torch.no_grad(), autocast(self.settings, self.device):
+                pairs.append((part.task_features(batch, span).to(self.dtype), labels))
         features, labels = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
         for label in span.classes:
-            method.statistics.record(label, features[labels == label], seed=self.seed)
+            part.statistics.record(label, features[labels == label], seed=self.seed)
 
     def _evaluate(self, span: TaskSpan) -> list[float]:
         """Accuracy on the test images of every task seen so far, all seen classes competing."""

@@ -16,7 +16,9 @@ from smope.routers.base import Router
 
 ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
-SMALL = {"width": 64}  # where a method's own size, meant for real images, would take seconds
+TASKS = 2  # of the stream that methods are tried on
+# Prompts in proportion to the 17 tokens of a tiny image, and where a size meant for real images would take seconds
+SIZES = {"length": 4, "e_length": 4, "width": 64}
 
 
 def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:
@@ -27,15 +29,18 @@ def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:
 def make_method(name: str, backbone: Backbone, num_classes: int, seed: int = 0, **changes: Any) -> Method:
     """The method of conf/method/<name>.yaml round `backbone`, small, its initial weights from `seed`."""
     torch.manual_seed(seed)
-    return _make("method", name, {**SMALL, **changes}, backbone=backbone, num_classes=num_classes)
+    return _make("method", name, {**SIZES, **changes}, backbone=backbone, num_classes=num_classes)
 
 
 def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any:
     values = dict(_read(group, name))
     module, _, attribute = values.pop("_target_").rpartition(".")
     target = getattr(importlib.import_module(module), attribute)
-    if "router" in inspect.signature(target).parameters:
+    wanted = inspect.signature(target).parameters
+    if "router" in wanted:
         objects["router"] = make_router()
+    if "total_tasks" in wanted:
+        objects["total_tasks"] = TASKS
     return target(**{**values, **{key: value for key, value in changes.items() if key in values}}, **objects)
 
 

@@ -114,14 +114,14 @@ class OtherAttention(Attention):
 def test_attention_that_is_not_plain(kind: str) -> None:
     vit = tiny_vit()
     vit.blocks[1].attn = OtherAttention(32, 2) if kind == "subclass" else nn.Identity()
-    with pytest.raises(UserError, match=r"block 1 is a (OtherAttention|Identity); prompt experts need timm"):
+    with pytest.raises(UserError, match=r"block 1 is a (OtherAttention|Identity); prompts need timm"):
         attach_to(vit, 0, 1)
     assert not isinstance(vit.blocks[0].attn, PromptedAttention)
 
 
 def test_blocks_with_parallel_attentions() -> None:
     backbone = load_backbone("vit_small_patch16_18x2_224", "random", "none", image_size=32, options={"depth": 2})
-    with pytest.raises(UserError, match=r"block 0 is a ParallelThingsBlock; prompt experts need"):
+    with pytest.raises(UserError, match=r"block 0 is a ParallelThingsBlock; prompts need"):
         attach_to(backbone.vit, 0)
 
 

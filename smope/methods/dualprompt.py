@@ -1,0 +1,96 @@
+"""DualPrompt: G-prompts that all tasks share in the first blocks, and one E-prompt a task in the blocks behind them.
+
+Wang et al., ECCV 2022, arXiv 2204.04799. Sizes are those that the published number of parameters adds up to, which the
+PyTorch port of the authors' program has on ImageNet-R: 5 keys and 5 values a G-prompt, 20 and 20 an E-prompt, one
+key a task for all blocks. From that port also the start of a task's prompt, a copy of the one before it. Its reshape
+that mixes images is an option, off by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from smope.backbones.vit import Backbone
+from smope.methods.base import Card, TaskSpan
+from smope.methods.prefixed import Choice, PrefixMethod, check_tasks
+from smope.prompts.pool import AuthorsBug, best, new_keys, new_prompts, pick, pull, similarities
+from smope.prompts.prefix import prefixes
+
+
+class DualPrompt(PrefixMethod):
+    """In training an image gets its task's E-prompt; in evaluation that of the task, among those seen, whose key is
+    closest to its query.
+
+    g_blocks, g_length:  where the G-prompts join, and how many keys (and as many values) they have.
+    e_blocks, e_length:  the same for the E-prompts.
+    start_from_previous: whether a task's E-prompt starts as the one before it.
+    pull_weight:         of the loss 1 - cosine of the task's key and the queries.
+    prompt_rate_factor:  the prompts' learning rate over the classifier's.
+    authors_bug:         faults of published programs, for comparison only: IMAGES LEAK INTO EACH OTHER (pool.py).
+    """
+
+    card = Card(
+        "Wang et al. 2022, arXiv 2204.04799",
+        "two forward passes an image, also in training, where the published count leaves out the query's: a task's "
+        "prompt is known there, and the query serves its key alone",
+        published_parameters=1.10,
+        published_gflops=(33.72, 67.44),
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        total_tasks: int,
+        *,
+        g_length: int = 5,
+        e_length: int = 20,
+        g_blocks: list[int] | None = None,
+        e_blocks: list[int] | None = None,
+        start_from_previous: bool = True,
+        pull_weight: float = 1.0,
+        prompt_rate_factor: float = 1.0,
+        align: bool = False,
+        centroids: int = 1,
+        authors_bug: AuthorsBug = "none",
+    ) -> None:
+        g_blocks = [0, 1] if g_blocks is None else g_blocks
+        e_blocks = [2, 3, 4] if e_blocks is None else e_blocks
+        super().__init__(
+            backbone,
+            num_classes,
+            [*g_blocks, *e_blocks],
+            align=align,
+            centroids=centroids,
+            prompt_rate_factor=prompt_rate_factor,
+            key="method.g_blocks and method.e_blocks together",
+        )
+        self.start_from_previous = start_from_previous
+        self.pull_weight = pull_weight
+        self.authors_bug: AuthorsBug = authors_bug
+        self.general = nn.Parameter(new_prompts(len(g_blocks), 1, g_length, self.width)[:, :, 0])  # (L, 2, P, W)
+        self.expert = new_prompts(len(e_blocks), total_tasks, e_length, self.width)
+        self.keys = new_keys(total_tasks, backbone.embed_dim)
+
+    def check_stream(self, tasks: Sequence[TaskSpan]) -> None:
+        check_tasks(self, tasks, len(self.keys))
+
+    @torch.no_grad()
+    def begin_task(self, task: TaskSpan) -> None:
+        super().begin_task(task)
+        if self.start_from_previous and task.index > 0:
+            self.expert[:, :, task.index] = self.expert[:, :, task.index - 1]
+
+    def choose(self, query: Tensor) -> Choice:
+        scores = similarities(query, self.keys)
+        if self.training:
+            ids = self.task.expand(len(query), 1)
+        else:
+            unseen = torch.arange(len(self.keys), device=query.device) > self.task
+            ids = best(scores.masked_fill(unseen, -2), 1, self.authors_bug)
+        general = self.general.unsqueeze(2).expand(-1, -1, len(query), -1, -1)
+        expert = pick(self.expert, ids, self.authors_bug)
+        return Choice([*prefixes(general), *prefixes(expert)], {"pull": self.pull_weight * pull(scores, ids)})

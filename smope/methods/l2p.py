@@ -1,0 +1,71 @@
+"""L2P: a pool of prompts for all tasks, of which each image takes those whose keys are closest to its query.
+
+Wang et al., CVPR 2022, arXiv 2112.08654; as L2P++, with prefixes instead of tokens, in Smith et al., CVPR 2023
+(CODA-Prompt, arXiv 2211.13218). In their program each block has keys of its own and half as many prompt rows; sizes
+here are those that the published numbers of parameters add up to: one set of keys, and `length` keys and as many values
+a prompt. The pull of keys towards queries is a mean over images, as in L2P (the program of CODA-Prompt couples all
+pairs of images).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from smope.backbones.vit import Backbone
+from smope.errors import UserError
+from smope.methods.base import Card
+from smope.methods.prefixed import Choice, PrefixMethod
+from smope.prompts.pool import AuthorsBug, best, new_keys, new_prompts, pick, pull, similarities
+from smope.prompts.prefix import prefixes
+
+
+class L2P(PrefixMethod):
+    """The `top_k` of `pool_size` prompts by cosine of key and query, each `length` keys and `length` values a block.
+
+    blocks:             where the prompts join; all blocks take the same prompts of the pool (default: the first block).
+    pull_weight:        of the loss sum over chosen keys of 1 - cosine, the only one that moves keys.
+    prompt_rate_factor: the prompts' learning rate over the classifier's.
+    authors_bug:        faults of published programs, for comparison only: IMAGES LEAK INTO EACH OTHER (pool.py).
+    """
+
+    card = Card(
+        "Wang et al. 2022, arXiv 2112.08654; L2P++ of Smith et al. 2023, arXiv 2211.13218",
+        "two forward passes an image, in training and evaluation: the first gives the query",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        pool_size: int = 30,
+        length: int = 20,
+        top_k: int = 5,
+        blocks: list[int] | None = None,
+        pull_weight: float = 0.1,
+        prompt_rate_factor: float = 1.0,
+        align: bool = False,
+        centroids: int = 1,
+        authors_bug: AuthorsBug = "none",
+    ) -> None:
+        blocks = self._default_blocks() if blocks is None else blocks
+        super().__init__(
+            backbone, num_classes, blocks, align=align, centroids=centroids, prompt_rate_factor=prompt_rate_factor
+        )
+        if not 1 <= top_k <= pool_size:
+            raise UserError(f"method.top_k must be in 1..method.pool_size={pool_size}, got {top_k}; lower it")
+        self.top_k = top_k
+        self.pull_weight = pull_weight
+        self.authors_bug: AuthorsBug = authors_bug
+        self.prompts = new_prompts(len(blocks), pool_size, length, self.width)
+        self.keys = new_keys(pool_size, backbone.embed_dim)
+
+    @staticmethod
+    def _default_blocks() -> list[int]:
+        return [0]
+
+    def choose(self, query: Tensor) -> Choice:
+        scores = similarities(query, self.keys)
+        ids = best(scores, self.top_k, self.authors_bug)
+        rows = pick(self.prompts, ids, self.authors_bug)
+        return Choice(prefixes(rows), {"pull": self.pull_weight * pull(scores, ids)})

@@ -1,0 +1,86 @@
+"""NoRGa: HiDe-Prompt with a non-linear residual gate on the logits of the prefix.
+
+Le et al., NeurIPS 2024, arXiv 2405.14124, after their public program. A prefix's logits s (scale included) become
+
+    s + outer · activation(inner · s),        inner and outer: two learned numbers a block, trained in the first task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from smope.backbones.vit import Backbone
+from smope.methods.base import Card
+from smope.methods.hide import HiDePrompt
+from smope.prompts.pool import AuthorsBug
+from smope.prompts.prefix import Prefix
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "gelu": nn.functional.gelu,
+}
+
+
+class NoRGa(HiDePrompt):
+    """HiDe-Prompt (see there) with gates. activation: of the gate, tanh, sigmoid or gelu."""
+
+    card = Card(
+        "Le et al. 2024, arXiv 2405.14124, and its program",
+        HiDePrompt.card.note,
+        published_parameters=4.21,
+        published_gflops=(33.72, 67.45),
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        total_tasks: int,
+        *,
+        activation: Literal["tanh", "sigmoid", "gelu"] = "sigmoid",
+        length: int = 20,
+        blocks: list[int] | None = None,
+        identity_epochs: int | None = None,
+        prompt_momentum: float = 0.01,
+        contrastive_weight: float = 0.1,
+        prompt_rate_factor: float = 10.0,
+        identity_rate_factor: float = 0.2,
+        align: bool = True,
+        centroids: int = 1,
+        authors_bug: AuthorsBug = "none",
+    ) -> None:
+        super().__init__(
+            backbone,
+            num_classes,
+            total_tasks,
+            length=length,
+            blocks=blocks,
+            identity_epochs=identity_epochs,
+            prompt_momentum=prompt_momentum,
+            contrastive_weight=contrastive_weight,
+            prompt_rate_factor=prompt_rate_factor,
+            identity_rate_factor=identity_rate_factor,
+            align=align,
+            centroids=centroids,
+            authors_bug=authors_bug,
+        )
+        self.activation = ACTIVATIONS[activation]
+        self.gates = nn.Parameter(torch.ones(len(self.prompts), 2))  # inner and outer of each block
+
+    def _prefixes(self, rows: Tensor) -> list[Prefix]:
+        gates = self.gates if int(self.task) == 0 else self.gates.detach()
+        return [
+            Prefix(keys, values, partial(gated, inner=inner, outer=outer, activation=self.activation))
+            for (keys, values), (inner, outer) in zip(rows, gates, strict=True)
+        ]
+
+
+def gated(logits: Tensor, inner: Tensor, outer: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gate; logits of any shape."""
+    return logits + outer * activation(inner * logits)

@@ -1,0 +1,94 @@
+"""VQ-Prompt: a soft mixture of prompts is replaced by the prompt nearest to it, and gradients pass straight through.
+
+Jiao et al., NeurIPS 2024, arXiv 2410.20444, after their public program. In each of the first five blocks, with
+query q, and M keys k_m and prompts p_m:
+
+    soft = sum over m of softmax_m(q·k_m/|k_m| / temperature) · p_m,    hard = the p_m nearest to soft,
+
+the image's prefix is `hard`, its gradient that of `soft`. All tasks share the M prompts, and none is ever frozen.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smope.backbones.vit import Backbone
+from smope.methods.base import Card
+from smope.methods.prefixed import Choice, PrefixMethod
+from smope.prompts.prefix import prefixes
+
+
+class VQPrompt(PrefixMethod):
+    """`pool_size` prompts in each block, each `length` keys and `length` values, quantised.
+
+    temperature:        of the softmax.
+    soft_weight:        of the loss (soft - hard)² that moves the mixture, mean over a block's entries, sum over blocks.
+    hard_weight:        of the same with the mixture fixed, which moves the prompts.
+    prompt_rate_factor: the prompts' learning rate over the classifier's.
+
+    Parameters, for L blocks: prompts (L, M, 2, P, W), keys (L, M, C).
+    """
+
+    card = Card(
+        "Jiao et al. 2024, arXiv 2410.20444, and its program",
+        "two forward passes an image, in training and evaluation: the first gives the query",
+        published_parameters=0.50,
+        published_gflops=(67.44, 67.44),
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        pool_size: int = 10,
+        length: int = 4,
+        blocks: list[int] | None = None,
+        temperature: float = 1.0,
+        soft_weight: float = 0.4,
+        hard_weight: float = 0.1,
+        prompt_rate_factor: float = 5.0,
+        align: bool = True,
+        centroids: int = 1,
+    ) -> None:
+        blocks = [0, 1, 2, 3, 4] if blocks is None else blocks
+        super().__init__(
+            backbone, num_classes, blocks, align=align, centroids=centroids, prompt_rate_factor=prompt_rate_factor
+        )
+        self.temperature = temperature
+        self.soft_weight = soft_weight
+        self.hard_weight = hard_weight
+        self.prompts = nn.Parameter(torch.empty(len(blocks), pool_size, 2, length, self.width).uniform_())
+        self.keys = nn.Parameter(torch.empty(len(blocks), pool_size, backbone.embed_dim).uniform_())
+
+    def choose(self, query: Tensor) -> Choice:
+        shares = (query @ F.normalize(self.keys, dim=-1).mT / self.temperature).softmax(-1)  # (L, B, M)
+        soft = torch.einsum("lbm,lmdpw->ldbpw", shares, self.prompts)
+        chosen = nearest(shares, self.prompts)
+        hard = self.prompts[torch.arange(len(chosen), device=chosen.device).unsqueeze(1), chosen].transpose(1, 2)
+        losses = {
+            "soft": self.soft_weight * distance(soft, hard.detach()),
+            "hard": self.hard_weight * distance(hard, soft.detach()),
+        }
+        return Choice(prefixes(soft + (hard - soft).detach()), losses)
+
+
+@torch.no_grad()
+def nearest(shares: Tensor, prompts: Tensor) -> Tensor:
+    """The prompt nearest to each mixture: shares (L, B, M), prompts (L, M, 2, P, W) -> ids (L, B).
+
+    |soft - p_m|² = |soft|² - 2 soft·p_m + |p_m|², where soft·p_m needs no more than the products of prompts with each
+    other. Taken round their mean, which changes no distance (shares add up to 1) and keeps rounding small.
+    """
+    rows = prompts.flatten(2)
+    rows = rows - rows.mean(1, keepdim=True)
+    products = rows @ rows.mT
+    squares = products.diagonal(dim1=-2, dim2=-1).unsqueeze(1)
+    return (squares - 2 * shares @ products).argmin(-1)
+
+
+def distance(one: Tensor, other: Tensor) -> Tensor:
+    """Mean squared difference of a block's entries, summed over the blocks of dimension 0."""
+    return (one - other).square().flatten(1).mean(1).sum()
