@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Record = Literal["nothing", "seen", "all"]
+
 
 @dataclass(frozen=True)
 class TrainerSettings:
@@ -25,6 +27,8 @@ class TrainerSettings:
     deterministic:                only kernels whose results repeat (the CPU's always do); slower on accelerators.
     checkpoint_minutes, checkpoint_steps: a checkpoint after so long, or so many steps of a task, beside those at the
                                   end of each phase and task; null: none.
+    record:                       what evaluation keeps for the analysis, see training/recording.py: logits and chosen
+                                  experts of the test images of the tasks "seen" so far, of "all" tasks, or "nothing".
     """
 
     batch_size: int = 128
@@ -48,3 +52,4 @@ class TrainerSettings:
     deterministic: bool = False
     checkpoint_minutes: float | None = 10.0
     checkpoint_steps: int | None = None
+    record: Record = "seen"
