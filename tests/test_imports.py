@@ -27,7 +27,7 @@ ARROWS = {
     "smope.experts": ("smope.errors", "smope.routers", "smope.backbones.attention"),
     "smope.methods": ("smope.errors", "smope.backbones", "smope.experts", "smope.routers", "smope.losses"),
     "smope.streams": ("smope.errors", "smope.seeding"),
-    "smope.report": ("smope.errors",),
+    "smope.report": ("smope.errors", "smope.runs", "smope.analysis"),
     "smope.runs": ("smope.errors",),
     "smope.analysis": (
         "smope.errors",
