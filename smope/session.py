@@ -16,6 +16,7 @@ from smope.config import Config
 from smope.metrics.cost import count_flops, count_parameters
 from smope.report.progress import Progress
 from smope.report.tables import matrix_table, score_lines
+from smope.report.terminal import coloured_matrix
 from smope.report.trackers import Tracker
 from smope.resuming import context, go_back
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
@@ -87,10 +88,11 @@ def _train(
     record = write("finished")
     progress.line("")
     progress.line(f"accuracy on each task's {experiment.stream.evaluated_on} images, in percent")
-    progress.line(matrix_table(record["accuracy_matrix"]))
+    progress.line(matrix_table(record["accuracy_matrix"]), coloured_matrix(record["accuracy_matrix"]))
     progress.line("")
     progress.line(score_lines(record))
     progress.line(f"{sum(trainer.history.seconds_per_task):.0f} s; numbers in {directory.record}")
+    progress.line(f"a page with pictures: smope report {shlex.quote(str(directory.path))}")
     return record
 
 
