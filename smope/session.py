@@ -17,7 +17,7 @@ from smope.metrics.cost import count_flops, count_parameters
 from smope.report.progress import Progress
 from smope.report.tables import matrix_table, score_lines
 from smope.report.terminal import coloured_matrix
-from smope.report.trackers import Tracker
+from smope.report.trackers import Guarded, Tracker
 from smope.resuming import context, go_back
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
 from smope.training.device import float32_products
@@ -72,7 +72,7 @@ def _train(
         return record
 
     write("running")
-    trainer.tracker = _start(experiment, directory, progress)
+    trainer.tracker = _start(experiment, directory, progress, trainer.history.steps)
     try:
         with trainer.interruption.watching():
             trainer.fit(on_task_end=lambda: write("running"))
@@ -111,14 +111,11 @@ def _memory_advice(trainer: Trainer) -> str:
     return f"out of memory on {device}: {advice}, or continue on a device with more memory"
 
 
-def _start(experiment: Experiment, directory: RunDirectory, progress: Progress) -> Tracker:
-    """The tracker, started; one that cannot start is done without, which is said once."""
-    try:
-        experiment.tracker.start(experiment.config.as_dict(), directory.path, experiment.config.name)
-    except Exception as error:  # whatever a service answers must not cost a run
-        progress.line(f"no tracking: {type(experiment.tracker).__name__} did not start ({error}); training goes on")
-        return Tracker()
-    return experiment.tracker
+def _start(experiment: Experiment, directory: RunDirectory, progress: Progress, step: int) -> Tracker:
+    """The tracker, started; one that cannot start, or fails later, is done without, which is said once."""
+    tracker = Guarded(experiment.tracker, progress.line)
+    tracker.start(experiment.config.as_dict(), directory.path, experiment.config.name, step)
+    return tracker
 
 
 def _facts(experiment: Experiment) -> dict[str, Any]:

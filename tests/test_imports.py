@@ -62,6 +62,7 @@ KNOWN_BY = {
     "hydra": HYDRA,
     "omegaconf": HYDRA,
     "wandb": ("smope.report.trackers",),
+    "tensorboard": ("smope.report.trackers",),
     "avalanche": ("smope.streams", "smope.serving"),
     "timm": ("smope.backbones", "smope.experts", "smope.methods", "smope.verify"),
     "torchvision": ("smope.streams", "smope.serving"),

@@ -326,7 +326,7 @@ class Trainer:
             f"task {span.index + 1}/{len(self.spans)}: accuracy {100 * mean:.1f} % "
             f"({' '.join(f'{100 * value:.1f}' for value in row)}), {self.history.seconds_per_task[-1]:.1f} s"
         )
-        self.tracker.log({"task": span.index, "average_accuracy": mean}, step=self.history.steps)
+        self.tracker.end_task(self.history.accuracy_matrix, self.history.scores(), step=self.history.steps)
 
 
 def _spans(stream: Stream) -> list[TaskSpan]:
