@@ -16,7 +16,7 @@ PINS := pyproject.toml constraints.txt
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed
-	$(BIN)/smope train $(ARGS)
+	$(BIN)/smope train --report $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a method on a stream of tasks and evaluate it after each",
     "eval": "evaluate a finished run again from its run directory",
     "audit": "check whether the numbers of a run can be trusted",
+    "report": "write a page about one run, or a comparison of many",
     "reproduce": "run a row of the paper for several seeds and compare it with the published numbers",
     "collect": "put finished runs into one table: methods by scores, mean and spread over seeds",
     "methods": "list the methods: where they are from, what they train, what an image costs",

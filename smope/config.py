@@ -50,7 +50,9 @@ PATHS = (
 # Where a run is kept and how it is watched, fed or saved does not change what it computes.
 NOT_HASHED = ("run_dir", "resume", "tracker", "name")
 NOT_HASHED_IN_STREAM = ("cache_gb", "cache_dir")
-NOT_HASHED_IN_TRAINER = ("num_workers", "activation_checkpointing", "checkpoint_minutes", "checkpoint_steps")
+NOT_HASHED_IN_TRAINER = (
+    "num_workers", "activation_checkpointing", "checkpoint_minutes", "checkpoint_steps", "record",
+)  # fmt: skip
 # A resumed run may have these changed: where things are (hashes tell whether they are the same) and how it is run.
 MOVABLE = (
     *(f"{group}.{name}" for group, name, _ in PATHS),

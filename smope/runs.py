@@ -5,6 +5,7 @@ train.log        what the run printed
 metrics.csv      one row an epoch
 run.json         accuracy matrix, scores, costs, versions, hashes; rewritten after each task
 checkpoints/     see training/checkpoint.py
+analysis/        what evaluation saw after each task, see training/recording.py
 .lock            held while a process trains here
 """
 
@@ -51,6 +52,7 @@ class RunDirectory:
         self.metrics = path / "metrics.csv"
         self.record = path / "run.json"
         self.checkpoints = path / "checkpoints"
+        self.analysis = path / "analysis"
 
     @classmethod
     def check_free(cls, path: Path) -> None:

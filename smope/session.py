@@ -17,7 +17,8 @@ from smope.methods.frozen import frozen_sha256
 from smope.metrics.cost import count_flops, count_parameters, stored_bytes
 from smope.report.progress import Progress
 from smope.report.tables import cost_table, matrix_table, score_lines
-from smope.report.trackers import Guarded
+from smope.report.terminal import coloured_matrix
+from smope.report.trackers import Guarded, Tracker
 from smope.resuming import context, go_back
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
 from smope.training.device import float32_products
@@ -90,8 +91,7 @@ def _train(
         return record
 
     write("running")
-    trainer.tracker = Guarded(experiment.tracker, progress.line)
-    trainer.tracker.start(experiment.config.as_dict(), directory.path, experiment.config.name)
+    trainer.tracker = _start(experiment, directory, progress, trainer.history.steps)
     try:
         with trainer.interruption.watching():
             trainer.fit(on_task_end=lambda: write("running"))
@@ -109,12 +109,13 @@ def _train(
     record = write("finished")
     progress.line("")
     progress.line(f"accuracy on each task's {experiment.stream.evaluated_on} images, in percent")
-    progress.line(matrix_table(record["accuracy_matrix"]))
+    progress.line(matrix_table(record["accuracy_matrix"]), coloured_matrix(record["accuracy_matrix"]))
     progress.line("")
     progress.line(score_lines(record))
     progress.line("")
     progress.line(cost_table(record["cost"]))
     progress.line(f"{sum(trainer.history.seconds_per_task):.0f} s; numbers in {directory.record}")
+    progress.line(f"a page with pictures: smope report {shlex.quote(str(directory.path))}")
     return record
 
 
@@ -142,6 +143,13 @@ def _look_at_frozen_weights(trainer: Trainer, facts: dict[str, Any], progress: P
     if weights["trained"] != weights["loaded"]:
         name = type(trainer.method).__name__
         progress.line(f"{name} has changed weights of the frozen backbone: do not use this run")
+
+
+def _start(experiment: Experiment, directory: RunDirectory, progress: Progress, step: int) -> Tracker:
+    """The tracker, started; one that cannot start, or fails later, is done without, which is said once."""
+    tracker = Guarded(experiment.tracker, progress.line)
+    tracker.start(experiment.config.as_dict(), directory.path, experiment.config.name, step)
+    return tracker
 
 
 def _facts(experiment: Experiment, trainer: Trainer) -> dict[str, Any]:

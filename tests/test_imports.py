@@ -35,8 +35,15 @@ ARROWS = {
         "smope.losses",
     ),
     "smope.streams": ("smope.errors", "smope.seeding"),
-    "smope.report": ("smope.errors",),
+    "smope.report": ("smope.errors", "smope.runs", "smope.analysis"),
     "smope.runs": ("smope.errors",),
+    "smope.analysis": (
+        "smope.errors",
+        "smope.runs",
+        "smope.config",
+        "smope.plain_types",
+        "smope.metrics",
+    ),
     "smope.training": (
         "smope.errors",
         "smope.seeding",
@@ -64,10 +71,13 @@ KNOWN_BY = {
     "hydra": HYDRA,
     "omegaconf": HYDRA,
     "wandb": ("smope.report.trackers",),
+    "tensorboard": ("smope.report.trackers",),
     "avalanche": ("smope.streams", "smope.serving"),
     "timm": ("smope.backbones", "smope.experts", "smope.prompts", "smope.methods", "smope.verify"),
     "torchvision": ("smope.streams", "smope.serving"),
-    "sklearn": ("smope.streams.digits", "smope.methods.statistics"),
+    "sklearn": ("smope.streams.digits", "smope.methods.statistics", "smope.analysis"),
+    "pandas": ("smope.analysis", "smope.report"),
+    "matplotlib": ("smope.report", "smope.streams.glyphs", "smope.streams.glyph_rendering"),
 }
 QUICK = (
     "smope",
@@ -86,7 +96,19 @@ QUICK = (
     "smope.collection",
     "smope.collection_tables",
 )
-HEAVY = {"torch", "torchvision", "timm", "avalanche", "wandb", "numpy", "sklearn", "safetensors"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "avalanche",
+    "wandb",
+    "numpy",
+    "sklearn",
+    "safetensors",
+    "pandas",
+    "scipy",
+    "matplotlib",
+}
 
 
 def inside(module: str, packages: tuple[str, ...]) -> bool:
@@ -162,6 +184,11 @@ def test_torch_alone_is_behind_the_mathematics() -> None:
 def test_the_accuracy_matrix_is_plain_python() -> None:
     libraries = {name.partition(".")[0] for name in imports("smope.metrics.accuracy_matrix")}
     assert libraries == {"__future__", "collections", "statistics"}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if inside(module, ("smope.analysis",))])
+def test_the_analysis_needs_no_torch(module: str) -> None:
+    assert not {name for name in reached_from(module) if name.partition(".")[0] in ("torch", "timm", "avalanche")}
 
 
 @pytest.mark.parametrize("module", QUICK)

@@ -16,7 +16,7 @@ from smope.errors import UserError
 
 REQUIRED = (
     "torch", "torchvision", "timm", "avalanche-lib", "hydra-core", "omegaconf", "pyyaml", "huggingface-hub", "wandb",
-    "scikit-learn", "safetensors", "matplotlib", "pillow", "numpy", "tqdm",
+    "tensorboard", "scikit-learn", "scipy", "pandas", "safetensors", "matplotlib", "jinja2", "pillow", "numpy", "tqdm",
 )  # fmt: skip
 OPTIONAL = {"pyarrow": "reads data sets in parquet files: pip install 'smope[parquet]'"}
 EMBEDDED = Path("backbones", "embedded", "glyph_vit.safetensors")

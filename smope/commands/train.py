@@ -40,10 +40,16 @@ def run(argv: Sequence[str]) -> int:
         return 0
     options = _parser().parse_intermixed_args(argv)
     overrides = read_overrides(options.overrides, options.config_dir, multirun=options.multirun)
+    if options.multirun and options.report:
+        raise UserError("--report belongs to a single run; with -m, afterwards: smope report runs/<name>")
     if options.multirun:
         return _train_many(overrides, options.dry_run)
     config, run_dir, resume = plan(overrides)
     _hand_over(config, run_dir, resume=resume, dry_run=options.dry_run)
+    if options.report and not options.dry_run:
+        from smope.commands.report import run as report
+
+        report([str(run_dir)])
     return 0
 
 
@@ -78,6 +84,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--dry-run", action="store_true", help="show configuration, tasks and cost; train and write nothing"
     )
+    parser.add_argument("--report", action="store_true", help="write the run's report.html when it has finished")
     parser.add_argument("-m", "--multirun", action="store_true", help="one run for each combination of key=a,b values")
     parser.add_argument(
         "--config-dir", metavar="DIR", help="a folder of your own laid out like conf/, searched as well"

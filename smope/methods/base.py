@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.experts.bank import ExpertBank
 from smope.losses.classification import task_cross_entropy
 from smope.methods.statistics import ClassStatistics
+from smope.routers.base import Routing
 
 Batches = Callable[[Literal["train", "plain"]], Iterator[tuple[Tensor, Tensor]]]
 """Batches of the current task's training images and labels, on the method's device: "train" is the training loader as
@@ -108,6 +110,16 @@ class Method(nn.Module):
         self.align = align
         self.classifier = nn.Linear(backbone.embed_dim, num_classes)
         self.statistics = ClassStatistics(num_classes, centroids if align else 0, backbone.embed_dim)
+
+    @property
+    def experts(self) -> list[ExpertBank]:
+        """The experts of each prompted block, where a method has any."""
+        return []
+
+    @property
+    def routings(self) -> list[Routing]:
+        """The decisions of the last forward pass, one a prompted block, without gradient; none without experts."""
+        return []
 
     def features(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) in [0, 1] -> features (B, C). Without prompts a frozen backbone builds no graph."""

@@ -39,11 +39,15 @@ def forgetting(matrix: Matrix) -> float:
 
     Chaudhry et al. 2018 (arXiv 1801.10112). Avalanche's metric of this name takes the first accuracy, not the best.
     """
+    per_task = forgetting_per_task(matrix)
+    return fmean(per_task) if per_task else 0.0
+
+
+def forgetting_per_task(matrix: Matrix) -> list[float]:
+    """What `forgetting` is the mean of: one value for each task but the last."""
     last = len(matrix) - 1
-    final = _seen(matrix, last)
-    if last == 0:
-        return 0.0
-    return fmean(max(_seen(matrix, row)[task] for row in range(task, last)) - final[task] for task in range(last))
+    rows = [_seen(matrix, row) for row in range(len(matrix))]
+    return [max(rows[row][task] for row in range(task, last)) - rows[last][task] for task in range(last)]
 
 
 def backward_transfer(matrix: Matrix) -> float:
@@ -56,6 +60,42 @@ def backward_transfer(matrix: Matrix) -> float:
     if last == 0:
         return 0.0
     return fmean(final[task] - _seen(matrix, task)[task] for task in range(last))
+
+
+def learning_accuracy(matrix: Matrix) -> float:
+    """Mean over all tasks of the accuracy right after learning them.
+
+    Riemer et al. 2019 (arXiv 1810.11910). FAA = learning accuracy + backward transfer · (T - 1) / T.
+    """
+    return fmean(_seen(matrix, task)[task] for task in range(len(matrix)))
+
+
+def intransigence(matrix: Matrix, joint: Sequence[float]) -> float:
+    """Mean over all tasks of (joint accuracy on the task - accuracy right after learning it): what was not learned.
+
+    Chaudhry et al. 2018 (arXiv 1801.10112). Their reference for task k is trained on tasks 1..k together; `joint`, the
+    last row of a run trained on all tasks together, has to tell all classes apart, so that early tasks may come out
+    negative.
+    """
+    if len(joint) != len(matrix):
+        raise ValueError(f"joint must hold an accuracy for each of the {len(matrix)} tasks, got {len(joint)}")
+    return fmean(reference - _seen(matrix, task)[task] for task, reference in enumerate(joint))
+
+
+def forward_transfer(matrix: Matrix, untrained: Sequence[float]) -> float:
+    """Mean over all tasks but the first of (accuracy right before learning it - that of an untrained model).
+
+    Lopez-Paz and Ranzato 2017 (arXiv 1706.08840). Needs A[t-1][t], which a class-incremental stream does not have (the
+    task's classes are unknown before it): meant for streams where classes come again. 0 for one task.
+    """
+    before = [row[task + 1] for task, row in enumerate(matrix[:-1]) if len(row) > task + 1]
+    if len(untrained) != len(matrix) or len(before) != len(matrix) - 1 or None in before:
+        raise ValueError(
+            f"accuracy_matrix: forward transfer needs the accuracy on each of the {len(matrix)} tasks right before "
+            "learning it, and untrained as many accuracies"
+        )
+    pairs = zip(before, untrained[1:], strict=True)
+    return fmean(value - start for value, start in pairs if value is not None) if before else 0.0
 
 
 def sample_weighted_accuracy(accuracies: Sequence[float], test_images: Sequence[int]) -> float:

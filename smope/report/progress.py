@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from smope.report.terminal import has_colour
+
 
 class Bar:
     """A progress bar, or nothing where the output is not a terminal."""
@@ -33,9 +35,10 @@ class Progress:
         self._quiet = quiet
         self._bars = not quiet and sys.stdout.isatty()
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, coloured: str | None = None) -> None:
+        """Print a line, or several; `coloured` instead where the terminal has colours."""
         if not self._quiet:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(coloured if coloured is not None and has_colour(sys.stdout) else text, file=sys.stdout)
             sys.stdout.flush()
         self._write(text)
 

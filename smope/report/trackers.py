@@ -1,26 +1,42 @@
-"""Experiment trackers: the only place that knows W&B."""
+"""Experiment trackers beside the run directory, which has it all: W&B, TensorBoard, CSV. No other file knows them.
+
+A tracker hears of each epoch (`log`), each task (`end_task`) and the end (`finish`). A resumed run logs again what came
+after its checkpoint; these numbers are the same, and W&B and TensorBoard keep one of each step.
+"""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from smope.runs import write_atomically
+
 INIT_SECONDS = 30.0  # that W&B may take to answer at the start; its own default is three times that
+Matrix = Sequence[Sequence[float]]
+# Configuration that a seed, a place or a service changes: runs that differ in nothing else belong to one group.
+NOT_GROUPED = ("seed", "run_dir", "resume", "tracker")
 
 
 class Tracker:
-    """Receives what a run measures; this one keeps nothing (the run directory has it all)."""
+    """Receives what a run measures; this one keeps nothing."""
 
-    def start(self, config: Mapping[str, Any], run_dir: Path, name: str) -> None:
-        """Called once before training."""
+    def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
+        """Called once before training, or before going on after `step` training steps."""
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """One epoch's losses, or one task's accuracy."""
+        """One epoch's losses and learning rate."""
+
+    def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
+        """A task is evaluated: the accuracy matrix so far, a row a task, and the scores that follow from it."""
 
     def finish(self, scores: Mapping[str, Any]) -> None:
-        """Called once after training with the final scores."""
+        """Called once after training, also where it was broken off, with the scores so far."""
 
 
 class NoTracker(Tracker):
@@ -28,64 +44,126 @@ class NoTracker(Tracker):
 
 
 class Guarded(Tracker):
-    """A tracker that cannot harm a run: its first exception is told of, once, and after that it is done without.
+    """Passes everything on; at the first exception it tells once and passes nothing on any more.
 
-    Whatever a service answers must not cost hours of training: the run directory has everything anyway.
+    Whatever a service answers must not cost a run.
     """
 
     def __init__(self, tracker: Tracker, tell: Callable[[str], object]) -> None:
-        self._tracker = tracker
+        self.tracker: Tracker = tracker
         self._tell = tell
-        self._works = True
 
-    def start(self, config: Mapping[str, Any], run_dir: Path, name: str) -> None:
-        self._try("did not start", self._tracker.start, config, run_dir, name)
+    def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
+        self._pass_on("start", config, run_dir, name, step)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        self._try("failed", self._tracker.log, values, step)
+        self._pass_on("log", values, step)
+
+    def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
+        self._pass_on("end_task", matrix, scores, step)
 
     def finish(self, scores: Mapping[str, Any]) -> None:
-        self._try("failed", self._tracker.finish, scores)
+        self._pass_on("finish", scores)
 
-    def _try(self, what: str, call: Callable[..., None], *arguments: Any) -> None:
-        if not self._works:
-            return
+    def _pass_on(self, what: str, *arguments: Any) -> None:
         try:
-            call(*arguments)
-        except Exception as error:
-            self._works = False
+            getattr(self.tracker, what)(*arguments)
+        except Exception as error:  # of a library or service of somebody else's
+            name = type(self.tracker).__name__
+            how = "did not start" if what == "start" else f"failed in {what}"
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._tell(f"no tracking: {type(self._tracker).__name__} {what} ({reason}); training goes on")
+            self._tell(f"no tracking: {name} {how} ({reason}); training goes on")
+            self.tracker = Tracker()
+
+
+class CsvTracker(Tracker):
+    """scores.csv in the run directory: a row a task, with the mean accuracy and that on each task.
+
+    (metrics.csv, a row an epoch, is written in any case.)
+    """
+
+    def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
+        self._path = run_dir / "scores.csv"
+
+    def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
+        file = io.StringIO()
+        tasks = len(matrix)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["after_task", "average_accuracy", *(f"task_{task + 1}" for task in range(tasks))])
+        for index, row in enumerate(matrix):
+            writer.writerow([index + 1, sum(row) / len(row), *row, *[""] * (tasks - len(row))])
+        write_atomically(self._path, file.getvalue().encode())
+
+
+class TensorBoardTracker(Tracker):
+    """Event files in tensorboard/ of the run directory: `tensorboard --logdir RUN`."""
+
+    def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run_dir = run_dir
+        self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=step + 1 if step else None)
+        self._writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```", step)
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        for key, value in _numbers(values).items():
+            self._writer.add_scalar(f"train/{key}", value, step)
+
+    def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
+        for key, value in _task_values(matrix, scores).items():
+            self._writer.add_scalar(key, value, step)
+        for key, picture in _pictures(matrix, self._run_dir).items():
+            self._writer.add_image(key, _pixels(picture), step, dataformats="HWC")
+        self._writer.flush()
+
+    def finish(self, scores: Mapping[str, Any]) -> None:
+        self._writer.close()
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases. mode "auto": as WANDB_MODE says, else online where an API key is configured, else offline;
-    it never prompts."""
+    """Weights & Biases: configuration, losses, scores of each task, matrix as table and heat map, expert load, and at
+    the end the small trained state with run.json and config.yaml as an artefact.
+
+    mode:     "auto": as WANDB_MODE says, else online where an API key is configured, else offline. It never prompts.
+    group:    null: the name and a hash of the configuration without its seed, so that seeds stand together.
+    job_type: null: the method.
+    upload:   whether to log the artefact.
+
+    A resumed run goes on in the same W&B run, whose identifier is kept in wandb.json of the run directory.
+    """
 
     def __init__(
         self,
         project: str = "smope",
         entity: str | None = None,
         group: str | None = None,
+        job_type: str | None = None,
         mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+        upload: bool = True,
     ) -> None:
         self.project = project
         self.entity = entity
         self.group = group
+        self.job_type = job_type
         self.mode: Literal["auto", "online", "offline", "disabled"] = mode
+        self.upload = upload
         self._run: Any = None
 
-    def start(self, config: Mapping[str, Any], run_dir: Path, name: str) -> None:
+    def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
         import wandb
 
         mode = self._mode()
-        if mode == "online" and not _has_key():  # W&B would ask for one, and wait
-            raise RuntimeError("no W&B API key: set WANDB_API_KEY, or use tracker.mode=offline and wandb sync later")
+        if mode == "online" and not _has_key():
+            raise RuntimeError("no API key: run `wandb login`, or take tracker.mode=offline")
+        self._run_dir = run_dir
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,
-            group=self.group,
-            name=name,
+            group=self.group or _group(config, name),
+            job_type=self.job_type or str(config["method"]["_target_"]).split(".")[-2],
+            name=f"{name}, seed {config['seed']}",
+            id=_identifier(run_dir),
+            resume="allow",
             dir=str(run_dir),
             config=dict(config),
             mode=mode,
@@ -102,13 +180,50 @@ class WandbTracker(Tracker):
         return "online" if _has_key() else "offline"
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        if self._run is not None:
-            self._run.log(dict(values), step=step)
+        self._run.log({f"train/{key}": value for key, value in _numbers(values).items()}, step=step)
+
+    def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
+        import wandb
+
+        columns = ["after task", *(f"task {task + 1}" for task in range(len(matrix)))]
+        data = [[index + 1, *row, *[None] * (len(matrix) - len(row))] for index, row in enumerate(matrix)]
+        pictures = {key: wandb.Image(_pixels(png)) for key, png in _pictures(matrix, self._run_dir).items()}
+        table = wandb.Table(columns=columns, data=data)
+        self._run.log({**_task_values(matrix, scores), "accuracy_matrix": table, **pictures}, step=step)
 
     def finish(self, scores: Mapping[str, Any]) -> None:
-        if self._run is not None:
-            self._run.summary.update(dict(scores))
-            self._run.finish()
+        if self._run is None:
+            return
+        self._run.summary.update(dict(scores))
+        if self.upload:
+            self._log_state()
+        self._run.finish()
+
+    def _log_state(self) -> None:
+        """The last checkpoint (no backbone in it), the record and the configuration."""
+        import wandb
+
+        artefact = wandb.Artifact(f"state-{self._run.id}", type="model")
+        checkpoints = sorted((self._run_dir / "checkpoints").glob("*.safetensors"))[-1:]
+        for path in [*checkpoints, self._run_dir / "run.json", self._run_dir / "config.yaml"]:
+            if path.is_file():
+                artefact.add_file(str(path))
+        self._run.log_artifact(artefact)
+
+
+def _identifier(run_dir: Path) -> str:
+    """This run's name at W&B, made once and kept."""
+    path = run_dir / "wandb.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))["id"]
+    identifier = os.urandom(6).hex()
+    write_atomically(path, json.dumps({"id": identifier}).encode())
+    return identifier
+
+
+def _group(config: Mapping[str, Any], name: str) -> str:
+    kept = {key: value for key, value in config.items() if key not in NOT_GROUPED}
+    return f"{name}-{hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def _has_key() -> bool:
@@ -120,3 +235,47 @@ def _has_key() -> bool:
         return "wandb" in netrc.read_text()
     except OSError:
         return False
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _task_values(matrix: Matrix, scores: Mapping[str, Any]) -> dict[str, float]:
+    """What is known after a task, by name; tasks counted from 1."""
+    row = matrix[-1]
+    accuracies = {f"accuracy/task_{task + 1}": value for task, value in enumerate(row)}
+    named = {f"scores/{key}": value for key, value in _numbers(scores).items()}
+    return {"task": len(matrix), "average_accuracy": sum(row) / len(row), **accuracies, **named}
+
+
+def _pictures(matrix: Matrix, run_dir: Path) -> dict[str, bytes]:
+    """PNGs: the matrix as a heat map, and the load of experts where choices were recorded."""
+    import pandas
+
+    from smope.analysis.evidence import Evidence
+    from smope.analysis.experts import load_of
+    from smope.report.figures import heat_map, load_map
+    from smope.report.ink import png
+
+    names = range(1, len(matrix) + 1)
+    frame = pandas.DataFrame(
+        [[*row, *[float("nan")] * (len(matrix) - len(row))] for row in matrix],
+        pandas.Index(names, name="after task"), pandas.Index(names, name="task"),
+    )  # fmt: skip
+    pictures = {"accuracy_matrix_map": png(heat_map("matrix", "", frame, text="").drawing)}
+    evidence = Evidence(run_dir)
+    if len(matrix) in evidence.recorded:
+        last = evidence.after(len(matrix))
+        if last.experts is not None:
+            load = load_of(last.experts[last.seen], last.num_experts)
+            pictures["expert_load"] = png(load_map("load", "", load, range(1, len(load) + 1), text="").drawing)
+    return pictures
+
+
+def _pixels(picture: bytes) -> Any:
+    """A PNG as an array (height, width, 3)."""
+    import numpy
+    from PIL import Image
+
+    return numpy.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Record = Literal["nothing", "seen", "all"]
+
 
 @dataclass(frozen=True)
 class TrainerSettings:
@@ -29,6 +31,8 @@ class TrainerSettings:
                                   less memory, about a third more time, the same numbers.
     checkpoint_minutes, checkpoint_steps: a checkpoint after so long, or so many steps of a task, beside those at the
                                   end of each phase and task; null: none.
+    record:                       what evaluation keeps for the analysis, see training/recording.py: logits and chosen
+                                  experts of the test images of the tasks "seen" so far, of "all" tasks, or "nothing".
     """
 
     batch_size: int = 128
@@ -54,3 +58,4 @@ class TrainerSettings:
     activation_checkpointing: bool = False
     checkpoint_minutes: float | None = 10.0
     checkpoint_steps: int | None = None
+    record: Record = "seen"

@@ -25,6 +25,7 @@ from smope.training.interruption import Interrupted, Interruption
 from smope.training.loading import choose_workers, in_order, load, shuffled
 from smope.training.phase import RunningPhase, autocast
 from smope.training.randomness import generator_states, restore_generators, seed_generators
+from smope.training.recording import Recorder
 from smope.training.schedule import make_schedule
 from smope.training.settings import TrainerSettings
 
@@ -62,6 +63,7 @@ class Trainer:
         self.directory = directory
         self.progress = progress or Progress(None, quiet=True)
         self.tracker = tracker or Tracker()
+        self.recorder = Recorder(settings.record, stream)
         self.interruption = Interruption()
         self.context: dict[str, Any] = {}
         self.epoch = 0  # of the current task, over all its phases and passes: augmentation and order depend on it
@@ -263,11 +265,15 @@ class Trainer:
     def _evaluate(self, span: TaskSpan) -> list[float]:
         """Accuracy on the test images of every task seen so far, all seen classes competing."""
         row = []
+        self.recorder.begin()
         with self.progress.bar(span.index + 1, f"task {span.index + 1}/{len(self.spans)} test") as bar:
             for index in range(span.index + 1):
                 row.append(self.accuracy(index, span.stop))
                 self.history.images_evaluated += len(self.stream.tasks[index].test)
                 bar.update()
+        for index in self.recorder.tasks_to_come(span):
+            self.accuracy(index, span.stop)
+        self.recorder.write(self.directory, self.method, span)
         self._book("eval")
         return row
 
@@ -279,6 +285,7 @@ class Trainer:
         for batch, labels in self._loader(self.spans[index], images):
             with torch.no_grad():  # classified in full precision: rounded logits have ties
                 logits = self.method.classify(self._features(batch))[:, :seen_classes]
+            self.recorder.add(logits, self.method)
             correct += int((logits.argmax(-1) == labels).sum())
         return correct / len(images)
 
@@ -335,7 +342,7 @@ class Trainer:
             f"task {span.index + 1}/{len(self.spans)}: accuracy {100 * mean:.1f} % "
             f"({' '.join(f'{100 * value:.1f}' for value in row)}), {self.history.seconds_per_task[-1]:.1f} s"
         )
-        self.tracker.log({"task": span.index, "average_accuracy": mean}, step=self.history.steps)
+        self.tracker.end_task(self.history.accuracy_matrix, self.history.scores(), step=self.history.steps)
 
 
 def _spans(stream: Stream) -> list[TaskSpan]:

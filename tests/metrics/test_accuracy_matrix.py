@@ -13,6 +13,10 @@ from smope.metrics.accuracy_matrix import (
     cumulative_average_accuracy,
     final_average_accuracy,
     forgetting,
+    forgetting_per_task,
+    forward_transfer,
+    intransigence,
+    learning_accuracy,
     sample_weighted_accuracy,
 )
 
@@ -29,7 +33,32 @@ def test_by_hand() -> None:
     assert final_average_accuracy(MATRIX) == pytest.approx(0.7)
     assert cumulative_average_accuracy(MATRIX) == pytest.approx((0.7 + 0.85 + 0.7) / 3)
     assert forgetting(MATRIX) == pytest.approx((0.3 + 0.3) / 2)
+    assert forgetting_per_task(MATRIX) == pytest.approx([0.3, 0.3])
     assert backward_transfer(MATRIX) == pytest.approx((-0.1 - 0.3) / 2)
+    assert learning_accuracy(MATRIX) == pytest.approx((0.7 + 0.8 + 1.0) / 3)
+    assert intransigence(MATRIX, [0.8, 0.8, 0.7]) == pytest.approx((0.1 + 0 - 0.3) / 3)
+
+
+def test_final_accuracy_is_learning_plus_backward_transfer() -> None:
+    gained = backward_transfer(MATRIX) * 2 / 3
+    assert final_average_accuracy(MATRIX) == pytest.approx(learning_accuracy(MATRIX) + gained)
+
+
+def test_forward_transfer_by_hand() -> None:
+    ahead = [[0.7, 0.3, 0.9], [0.9, 0.8, 0.6], [0.6, 0.5, 1.0]]
+    assert forward_transfer(ahead, [0.9, 0.1, 0.5]) == pytest.approx((0.2 + 0.1) / 2)
+    assert forward_transfer([[0.7]], [0.1]) == 0
+
+
+@pytest.mark.parametrize(("matrix", "untrained"), [(MATRIX, [0.1] * 3), ([[0.7], [0.9, 0.8]], [0.1] * 2), ([[1]], [])])
+def test_forward_transfer_needs_what_comes_before(matrix: list[list[float | None]], untrained: list[float]) -> None:
+    with pytest.raises(ValueError, match="forward transfer needs the accuracy"):
+        forward_transfer(matrix, untrained)
+
+
+def test_a_joint_run_must_have_as_many_tasks() -> None:
+    with pytest.raises(ValueError, match="joint must hold an accuracy for each of the 3 tasks, got 1"):
+        intransigence(MATRIX, [0.5])
 
 
 def test_a_task_that_improves_is_forgotten_less_than_nothing() -> None:

@@ -1,146 +1,180 @@
-"""A service that fails costs no run: it is told of once, nothing is asked for, and training goes on."""
+"""Trackers, read back from what the real libraries wrote."""
 
 from __future__ import annotations
 
+import csv
 import json
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
 
-from smope.cli import main
-from smope.report.trackers import Guarded, Tracker, WandbTracker
+from smope.report.trackers import CsvTracker, Guarded, TensorBoardTracker, Tracker, WandbTracker
+from tests.analysis.made_runs import expert_evidence, write_run
 
-TINY = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=128", "method=ncm", "trainer.device=cpu"]
-
-
-class Failing(Tracker):
-    """Fails in one of its calls and counts all of them."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.calls: list[str] = []
-
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name == self.where:
-            raise ConnectionError("nobody\nanswers")
-
-    def start(self, *_: Any) -> None:
-        self._call("start")
-
-    def log(self, *_: Any, **__: Any) -> None:
-        self._call("log")
-
-    def finish(self, *_: Any) -> None:
-        self._call("finish")
-
-
-@pytest.mark.parametrize(
-    ("where", "calls", "what"),
-    [
-        ("start", ["start"], "did not start"),
-        ("log", ["start", "log"], "failed"),
-        ("finish", ["start", "log", "log", "finish"], "failed"),
-    ],
-)
-def test_the_first_failure_is_told_and_the_last(where: str, calls: list[str], what: str) -> None:
-    tracker, told = Failing(where), []
-    guarded = Guarded(tracker, told.append)
-    guarded.start({}, Path(), "run")
-    for step in range(2):
-        guarded.log({"loss": 1.0}, step=step)
-    guarded.finish({})
-    assert tracker.calls == calls
-    assert told == [f"no tracking: Failing {what} (nobody answers); training goes on"]
-
-
-def test_an_interruption_is_no_failure() -> None:
-    class Interrupted(Tracker):
-        def log(self, *_: Any, **__: Any) -> None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Guarded(Interrupted(), print).log({}, step=0)
+CONFIG = {"seed": 3, "name": "made", "method": {"_target_": "smope.methods.smope.SMoPE"}, "run_dir": "x"}
+SCORES = {"final_average_accuracy": 0.75, "forgetting": 0.5, "none": None}
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
-    """A W&B that notes how it is started, and no key."""
-    fake = SimpleNamespace(started=[], answer=lambda: SimpleNamespace(log=lambda *_, **__: None))
-
-    def init(**options: Any) -> Any:
-        fake.started.append(options)
-        return fake.answer()
-
-    fake.init, fake.Settings = init, lambda **options: options
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    return fake
+def run_dir(tmp_path: Path) -> Path:
+    """A run directory with a checkpoint and what evaluation recorded."""
+    path = write_run(tmp_path / "run", evidence=expert_evidence())
+    (path / "checkpoints").mkdir()
+    (path / "checkpoints" / "002-00000000.safetensors").write_bytes(b"state")
+    return path
 
 
-def run_of(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Train to the end; the lines about tracking."""
-    assert main(["train", *TINY, *arguments, f"run_dir={tmp_path / 'run'}"]) == 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
-    return [line for line in capsys.readouterr().out.splitlines() if "tracking" in line]
+def track(tracker: Tracker, run_dir: Path, first: int = 0) -> None:
+    """Two tasks of one epoch each, or only the second."""
+    tracker.start(CONFIG, run_dir, "made", 10 * first)
+    for task in range(first, 2):
+        tracker.log({"task": task, "phase": "sparse", "loss": 0.5 - 0.1 * task, "learning_rate": 1e-3}, 10 * (task + 1))
+        tracker.end_task([[1.0], [0.5, 1.0]][: task + 1], SCORES, 10 * (task + 1))
+    tracker.finish(SCORES)
 
 
-def refuse_to_ask(*_: Any) -> str:
-    pytest.fail("asked for something")
+def records(folder: Path) -> Iterator[Any]:
+    """The records of an offline run's transaction log: blocks of 32 KiB, records in one or several pieces."""
+    (path,) = folder.glob("*.wandb")
+    data, offset, whole = finished(path), 7, b""
+    while offset + 7 <= len(data):
+        left = 32768 - offset % 32768
+        if left < 7:
+            offset += left
+            continue
+        length, kind = int.from_bytes(data[offset + 4 : offset + 6], "little"), data[offset + 6]
+        whole += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            yield record
 
 
-def test_without_a_key_nothing_is_asked(
-    wandb: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("builtins.input", refuse_to_ask)
-    (line,) = run_of(["tracker=wandb", "tracker.mode=online"], tmp_path, capsys)
-    assert line.startswith("no tracking: WandbTracker did not start (no W&B API key: set WANDB_API_KEY, or use")
-    assert wandb.started == [], "W&B itself would have asked"
+def finished(path: Path) -> bytes:
+    """The log's content, once another process has stopped writing it."""
+    size = -1
+    for _ in range(100):
+        if path.stat().st_size == size > 7:
+            break
+        size = path.stat().st_size
+        time.sleep(0.3)
+    return path.read_bytes()
 
 
-def test_a_service_that_cannot_be_reached(
-    wandb: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable() -> None:
-        raise TimeoutError("run initialization has timed out after 30.0 sec")
-
-    wandb.answer = unreachable
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    (line,) = run_of(["tracker=wandb"], tmp_path, capsys)
-    assert "did not start (run initialization has timed out after 30.0 sec); training goes on" in line
-    assert wandb.started[0]["mode"] == "online"
-    assert wandb.started[0]["settings"]["init_timeout"] == 30.0
+def history(found: list[Any]) -> dict[int, dict[str, Any]]:
+    """What was logged, by step."""
+    rows: dict[int, dict[str, Any]] = {}
+    for record in found:
+        if record.WhichOneof("record_type") == "history":
+            values = {
+                "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
+            }
+            rows.setdefault(int(values["_step"]), {}).update(values)
+    return rows
 
 
-def test_a_service_that_goes_away(
-    wandb: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lost(*_: Any, **__: Any) -> None:
-        raise BrokenPipeError("the service has gone")
-
-    wandb.answer = lambda: SimpleNamespace(log=lost)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    (line,) = run_of(["tracker=wandb"], tmp_path, capsys)
-    assert line == "no tracking: WandbTracker failed (the service has gone); training goes on"
+def offline_runs(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "wandb").glob("offline-run-*"))
 
 
-@pytest.mark.parametrize(
-    ("set_up", "mode"),
-    [
-        (lambda patch: None, "offline"),
-        (lambda patch: patch.setenv("WANDB_API_KEY", "0" * 40), "online"),
-        (lambda patch: patch.setenv("WANDB_MODE", "disabled"), "disabled"),
-    ],
-)
-def test_the_mode_that_auto_finds(
-    set_up: Callable[[pytest.MonkeyPatch], None], mode: str, wandb: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_up(monkeypatch)
-    WandbTracker().start({}, Path("run"), "name")
-    assert wandb.started[0]["mode"] == mode
+def test_wandb_offline(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(run_dir / "no_netrc"))
+    track(WandbTracker(), run_dir)
+    (folder,) = offline_runs(run_dir)
+    found = list(records(folder))
+    (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+    assert run.run_id == json.loads((run_dir / "wandb.json").read_text(encoding="utf-8"))["id"]
+    assert (run.project, run.job_type, run.display_name) == ("smope", "smope", "made, seed 3")
+    assert run.run_group.startswith("made-")
+    config = {item.key: json.loads(item.value_json) for item in run.config.update if item.key != "_wandb"}
+    assert config == CONFIG
+    rows = history(found)
+    assert rows[10]["train/loss"] == 0.5
+    assert rows[20]["train/learning_rate"] == 1e-3
+    assert rows[20]["accuracy/task_1"] == 0.5
+    assert rows[20]["average_accuracy"] == rows[20]["scores/final_average_accuracy"] == 0.75
+    assert rows[20]["accuracy_matrix/_type"] == "table-file"
+    assert rows[20]["accuracy_matrix_map/_type"] == rows[20]["expert_load/_type"] == "image-file"
+    table = json.loads((folder / "files" / rows[20]["accuracy_matrix/path"]).read_text(encoding="utf-8"))
+    assert table["columns"] == ["after task", "task 1", "task 2"]
+    assert table["data"] == [[1, 1.0, None], [2, 0.5, 1.0]]
+    assert (folder / "files" / rows[20]["expert_load/path"]).stat().st_size > 1000
+    artefacts = [record.artifact for record in found if record.WhichOneof("record_type") == "artifact"]
+    (state,) = [artefact for artefact in artefacts if artefact.type == "model"]
+    held = {entry.path for entry in state.manifest.contents}
+    assert held == {"002-00000000.safetensors", "run.json", "config.yaml"}
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(run_dir: Path) -> None:
+    for first in (0, 1):
+        track(WandbTracker(mode="offline", upload=False, group="sweep", job_type="try"), run_dir, first)
+    runs = [record.run for folder in offline_runs(run_dir) for record in records(folder)
+            if record.WhichOneof("record_type") == "run"]  # fmt: skip
+    assert {(run.run_id, run.run_group, run.job_type) for run in runs} == {(runs[0].run_id, "sweep", "try")}
+
+
+def test_seeds_are_one_group() -> None:
+    from smope.report.trackers import _group
+
+    assert _group(CONFIG, "made") == _group({**CONFIG, "seed": 4, "run_dir": "y"}, "made")
+    assert _group(CONFIG, "made") != _group({**CONFIG, "method": {"_target_": "other"}}, "made")
+
+
+def test_wandb_disabled_writes_nothing(run_dir: Path) -> None:
+    track(WandbTracker(mode="disabled"), run_dir)
+    assert offline_runs(run_dir) == []
+
+
+def test_online_without_a_key_is_refused_without_asking(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(run_dir / "no_netrc"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    said: list[str] = []
+    track(Guarded(WandbTracker(mode="online"), said.append), run_dir)
+    assert said == [
+        "no tracking: WandbTracker did not start (no API key: run `wandb login`, or take tracker.mode=offline); "
+        "training goes on"
+    ]
+
+
+def test_a_tracker_that_fails_is_told_once_and_left_alone() -> None:
+    class Failing(Tracker):
+        calls = 0
+
+        def log(self, values: Any, step: int) -> None:
+            self.calls += 1
+            raise OSError("no route")
+
+    failing, said = Failing(), list[str]()
+    guarded = Guarded(failing, said.append)
+    guarded.log({}, 1)
+    guarded.log({}, 2)
+    assert failing.calls == 1
+    assert said == ["no tracking: Failing failed in log (no route); training goes on"]
+
+
+def test_tensorboard(run_dir: Path) -> None:
+    track(TensorBoardTracker(), run_dir)
+    track(TensorBoardTracker(), run_dir, first=1)
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    assert [(event.step, round(event.value, 3)) for event in events.Scalars("train/loss")] == [(10, 0.5), (20, 0.4)]
+    assert [event.value for event in events.Scalars("accuracy/task_1")] == [1.0, 0.5]
+    assert set(events.Tags()["images"]) == {"accuracy_matrix_map", "expert_load"}
+
+
+def test_csv(run_dir: Path) -> None:
+    track(CsvTracker(), run_dir)
+    with (run_dir / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["average_accuracy"] for row in rows] == ["1.0", "0.75"]
+    assert (rows[0]["task_2"], rows[1]["task_1"]) == ("", "0.5")

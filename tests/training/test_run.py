@@ -82,6 +82,7 @@ def assert_same_result(first: Path, second: Path) -> None:
 
 def test_the_run_directory(finished: Path) -> None:
     assert sorted(contents(finished)) == [
+        "analysis/images.safetensors", "analysis/task-001.safetensors", "analysis/task-002.safetensors",
         "checkpoints/001-00000022.safetensors", "checkpoints/002-00000000.safetensors",
         "config.yaml", "metrics.csv", "run.json", "train.log",
     ]  # fmt: skip

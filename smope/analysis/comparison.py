@@ -1,0 +1,165 @@
+"""Whether two methods differ by more than chance: over seeds, and over test images.
+
+With n paired seeds the exact permutation test has 2^n sign patterns, so that no p below 2 / 2^n can come out: three
+seeds cannot say more than p = 0.25, five 0.0625, six 0.03125. `smallest_p` says so beside every p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy
+import pandas
+from scipy.stats import binomtest, bootstrap, permutation_test
+
+from smope.analysis.runs import Run, scores
+from smope.errors import UserError
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+EXACT_UP_TO = 13  # pairs: 2^13 < RESAMPLES
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of paired values, first minus second.
+
+    low, high:   95 % interval of the mean difference, percentile bootstrap over pairs (NaN for a single pair).
+    p:           two-sided sign-flip permutation test of a mean difference of 0, exact up to 13 pairs.
+    smallest_p:  the least that this test can give with so many pairs.
+    effect_size: Cohen's d_z, mean over standard deviation (ddof 1) of the differences; NaN for one pair, infinite
+                 where all differences are equal and not 0.
+    wins:        share of pairs in which the first is larger, ties counting half.
+    """
+
+    pairs: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    smallest_p: float
+    effect_size: float
+    wins: float
+
+
+def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
+    """Compare values that belong together in pairs (the same seed); the same numbers in every call."""
+    if len(first) != len(second) or not first:
+        raise ValueError(f"first ({len(first)}) and second ({len(second)}) must be as many, at least one")
+    difference = numpy.asarray(first, float) - numpy.asarray(second, float)
+    low, high = _interval(difference)
+    return Comparison(
+        len(difference),
+        float(difference.mean()),
+        low,
+        high,
+        _sign_flip(difference),
+        min(1.0, 2 / 2 ** len(difference)),
+        _effect_size(difference),
+        float(((difference > 0) + 0.5 * (difference == 0)).mean()),
+    )
+
+
+def _sign_flip(difference: numpy.ndarray) -> float:
+    """Two-sided p of the permutation test that exchanges the two values of each pair; 1 for a single pair."""
+    if len(difference) < 2:
+        return 1.0
+    result = permutation_test(
+        (difference,),
+        lambda values, axis: values.mean(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=2**EXACT_UP_TO if len(difference) <= EXACT_UP_TO else RESAMPLES,
+        rng=numpy.random.default_rng(0),
+    )
+    return float(result.pvalue)
+
+
+def _effect_size(difference: numpy.ndarray) -> float:
+    if len(difference) < 2:
+        return float("nan")
+    spread, mean = float(difference.std(ddof=1)), float(difference.mean())
+    if spread < 1e-12:
+        return float("nan") if abs(mean) < 1e-12 else float(numpy.copysign(numpy.inf, mean))
+    return mean / spread
+
+
+def _interval(difference: numpy.ndarray) -> tuple[float, float]:
+    if len(difference) < 2:
+        return float("nan"), float("nan")
+    if numpy.ptp(difference) < 1e-12:
+        return float(difference[0]), float(difference[0])
+    result = bootstrap(
+        (difference,),
+        numpy.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=numpy.random.default_rng(0),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def compare_runs(first: Sequence[Run], second: Sequence[Run], score: str = "final_average_accuracy") -> Comparison:
+    """Compare two groups of runs by a column of `scores`, paired by seed; UserError where no seed is in both."""
+    left, right = (_by_seed(runs, score) for runs in (first, second))
+    seeds = sorted(left.keys() & right.keys())
+    if not seeds:
+        raise UserError(
+            f"{first[0].label} has seeds {sorted(left)}, {second[0].label} {sorted(right)}: none in "
+            "common, so nothing is paired; train both with the same seeds"
+        )
+    return compare([left[seed] for seed in seeds], [right[seed] for seed in seeds])
+
+
+def _by_seed(runs: Sequence[Run], score: str) -> dict[int, float]:
+    """The score of each seed, the mean where a seed was run more than once."""
+    frame: Any = scores(runs)
+    return frame.groupby("seed")[score].mean().to_dict()
+
+
+def compare_all(runs: Sequence[Run], score: str = "final_average_accuracy") -> pandas.DataFrame:
+    """Every two labels that share seeds: columns first (of the larger mean), second, and those of Comparison."""
+    frame: Any = scores(runs)
+    means = frame.groupby("label")[score].mean().sort_values(ascending=False)
+    rows = []
+    for first, second in combinations(means.index, 2):
+        left, right = ([run for run in runs if run.label == label] for label in (first, second))
+        if {run.seed for run in left} & {run.seed for run in right}:
+            rows.append({"first": first, "second": second, **vars(compare_runs(left, right, score))})
+    return pandas.DataFrame(rows)
+
+
+def compare_images(first: Run, second: Run) -> dict[str, float]:
+    """Two runs on the same test images after their last task: is the difference in accuracy more than chance of images?
+
+    difference (first minus second) with its 95 % interval (paired bootstrap over images), only_first and only_second
+    (images that only one has right), p of McNemar's exact test on these. Says nothing about other seeds.
+    UserError where the runs were not evaluated on the same images.
+    """
+    if first.record["stream"]["identity"] != second.record["stream"]["identity"]:
+        raise UserError(
+            f"{first.path} and {second.path}: were evaluated on other images or class orders; compare runs of one seed"
+        )
+    left, right = first.evidence.last, second.evidence.last
+    if left.tasks_done != right.tasks_done:
+        raise UserError(f"{first.path} and {second.path}: have finished different numbers of tasks; finish both")
+    difference = left.correct[left.seen].astype(float) - right.correct[right.seen].astype(float)
+    only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
+    low, high = _image_interval(only_first, only_second, len(difference))
+    undecided = only_first + only_second == 0
+    p = 1.0 if undecided else float(binomtest(only_first, only_first + only_second).pvalue)
+    mean = float(difference.mean())
+    return {"difference": mean, "low": low, "high": high, "only_first": only_first, "only_second": only_second, "p": p}
+
+
+def _image_interval(only_first: int, only_second: int, images: int) -> tuple[float, float]:
+    """Resampling images with values +1, 0, -1 is a multinomial draw of how many there are of each."""
+    draw = numpy.random.default_rng(0)
+    share = numpy.array([only_first, only_second, images - only_first - only_second]) / images
+    counts = draw.multinomial(images, share, RESAMPLES)
+    low, high = numpy.percentile((counts[:, 0] - counts[:, 1]) / images, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,257 @@
+"""Runs and what their run.json says: scores, curves, costs, and what differs between their configurations."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from smope.analysis.evidence import Evidence
+from smope.config import NOT_HASHED, NOT_HASHED_IN_TRAINER, flatten
+from smope.errors import UserError
+from smope.metrics import accuracy_matrix as metrics
+from smope.plain_types import shown
+from smope.runs import FORMAT_VERSION, RunDirectory
+
+# Configuration that says where or how a run is computed, not what.
+UNIMPORTANT = {
+    *NOT_HASHED, *(f"trainer.{name}" for name in NOT_HASHED_IN_TRAINER), "seed", "trainer.device",
+    "trainer.eval_batch_size",
+}  # fmt: skip
+SCORES = {
+    "final_average_accuracy": "FAA: mean accuracy over all tasks after the last",
+    "cumulative_average_accuracy": "CAA: mean over t of the mean accuracy over the tasks seen after task t",
+    "forgetting": "mean over old tasks of best earlier accuracy minus the last (Chaudhry et al. 2018)",
+    "backward_transfer": "mean over old tasks of last accuracy minus the one right after learning (Lopez-Paz and "
+    "Ranzato 2017)",
+    "learning_accuracy": "mean accuracy on each task right after learning it (Riemer et al. 2019)",
+    "sample_weighted_accuracy": "accuracy over all test images together, after the last task",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. `label` names its configuration among those it was loaded with."""
+
+    path: Path
+    record: Mapping[str, Any]
+    label: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.record["method"]
+
+    @property
+    def seed(self) -> int:
+        return self.record["seed"]
+
+    @property
+    def name(self) -> str:
+        """Label and seed: how tables and figures call this run."""
+        return f"{self.label}, seed {self.seed}"
+
+    @property
+    def matrix(self) -> list[list[float]]:
+        """A row a finished task, as long as there are tasks seen; fractions."""
+        rows = [[value for value in row if value is not None] for row in self.record["accuracy_matrix"]]
+        return [row for row in rows if row]
+
+    @property
+    def tasks_done(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.record["tasks"])
+
+    @property
+    def finished(self) -> bool:
+        return self.record["status"] == "finished"
+
+    @property
+    def classes_of_tasks(self) -> list[list[int]]:
+        """The labels of each task's training images."""
+        return [task["classes"] for task in self.record["tasks"]]
+
+    @property
+    def class_incremental(self) -> bool:
+        """Whether every class belongs to one task alone."""
+        return max(Counter(label for classes in self.classes_of_tasks for label in classes).values()) == 1
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What evaluation kept."""
+        return Evidence(self.path)
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether evaluation kept something after every task that is done."""
+        return self.evidence.recorded == list(range(1, self.tasks_done + 1)) and self.tasks_done > 0
+
+
+def load_runs(*patterns: str | Path) -> list[Run]:
+    """Runs by glob pattern, as run directories or as folders with run directories anywhere below.
+
+    Sorted by label and seed; those that have not finished a task are left out. UserError where none is found.
+    """
+    found: dict[Path, Run] = {}
+    for pattern in map(str, patterns):
+        paths = [Path(path) for path in sorted(glob.glob(str(Path(pattern).expanduser())))]
+        records = [path for folder in paths for path in _records(folder)]
+        if not records:
+            what = "holds no run.json at any depth" if paths else "no such directory"
+            raise UserError(f"RUN={pattern}: {what}; name run directories, runs/<name>/<time>, or a folder of them")
+        found |= {path.parent.resolve(): _load(path.parent) for path in records}
+    runs = [run for run in found.values() if run.tasks_done > 0]
+    if not runs:
+        raise UserError(f"RUN={', '.join(map(str, patterns))}: no task is finished yet; come back when one is")
+    labels = _labels(runs)
+    labelled = [Run(run.path, run.record, label) for run, label in zip(runs, labels, strict=True)]
+    return sorted(labelled, key=lambda run: (run.label, run.seed, str(run.path)))
+
+
+def _records(folder: Path) -> list[Path]:
+    own = folder / "run.json"
+    return [own] if own.is_file() else sorted(folder.rglob("run.json"))
+
+
+def _load(path: Path) -> Run:
+    record = RunDirectory(path).read_record()
+    missing = [key for key in ("accuracy_matrix", "method", "seed", "config", "tasks", "status") if key not in record]
+    if missing or record.get("format_version") != FORMAT_VERSION:
+        what = f"has no {missing[0]}" if missing else f"has format version {record.get('format_version')}"
+        raise UserError(f"{path}/run.json: {what}, so this smope cannot read it; leave the run out")
+    return Run(path, record)
+
+
+def _important(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in flatten(run.record["config"]).items() if key.partition(".")[0] not in
+            NOT_HASHED and key not in UNIMPORTANT}  # fmt: skip
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The method's name, and in brackets what tells runs of one method apart beside the seed."""
+    configs = [_important(run) for run in runs]
+    streams = {run.record["stream"]["name"] for run in runs}
+    labels = []
+    for run, config in zip(runs, configs, strict=True):
+        same = [other for mate, other in zip(runs, configs, strict=True) if mate.method == run.method]
+        differing = [key for key in config if any(other.get(key) != config[key] for other in same)]
+        if any(key.startswith("stream.") for key in differing):
+            differing = ["stream.name", *(key for key in differing if not key.startswith("stream."))]
+        inner = ", ".join(f"{key.partition('.')[2]}={shown(config[key])}" for key in differing if "_target_" not in key)
+        on = f" on {run.record['stream']['name']}" if len(streams) > 1 and "stream.name" not in differing else ""
+        labels.append(f"{run.method}{on}" + (f" ({inner})" if inner else ""))
+    return labels
+
+
+def differences(runs: Sequence[Run]) -> pandas.DataFrame:
+    """What was configured differently: a row a key, a column a label, text; empty where nothing was.
+
+    Seeds, places, devices and trackers are left out. A key that a configuration does not have is empty there.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        configs.setdefault(run.label, dict(map(_chosen, *zip(*_important(run).items(), strict=True))))
+    keys = list(dict.fromkeys(key for config in configs.values() for key in config))
+    rows = {
+        key: {label: shown(config[key]) if key in config else "" for label, config in configs.items()} for key in keys
+    }
+    kept = {key: row for key, row in rows.items() if len(set(row.values())) > 1}
+    return pandas.DataFrame.from_dict(kept, orient="index", columns=list(configs)).rename_axis("key")
+
+
+def _chosen(key: str, value: Any) -> tuple[str, Any]:
+    """A group's choice by the name of its file or class, as it is chosen: method=smope, not method._target_=..."""
+    if not key.endswith("._target_"):
+        return key, value
+    module, _, name = str(value).rpartition(".")
+    return key.removesuffix("._target_"), module.rpartition(".")[2] if key.startswith("method") else name
+
+
+def accuracies(runs: Sequence[Run]) -> pandas.DataFrame:
+    """Every measured accuracy: columns label, seed, after_task, task (from 1), accuracy (fraction)."""
+    rows = [
+        (run.label, run.seed, after + 1, task + 1, value)
+        for run in runs
+        for after, row in enumerate(run.matrix)
+        for task, value in enumerate(row)
+    ]
+    return pandas.DataFrame(rows, columns=["label", "seed", "after_task", "task", "accuracy"])
+
+
+def curves(runs: Sequence[Run]) -> pandas.DataFrame:
+    """A_t, the mean accuracy over the tasks seen: columns label, seed, after_task, average_accuracy."""
+    rows = [
+        (run.label, run.seed, row + 1, metrics.average_accuracy(run.matrix, row))
+        for run in runs
+        for row in range(run.tasks_done)
+    ]
+    return pandas.DataFrame(rows, columns=["label", "seed", "after_task", "average_accuracy"])
+
+
+def forgetting_by_task(runs: Sequence[Run]) -> pandas.DataFrame:
+    """For each task but the last: columns label, seed, task, learned (right after its own), best, final, forgetting."""
+    rows = []
+    for run in runs:
+        for task, lost in enumerate(metrics.forgetting_per_task(run.matrix)):
+            final = run.matrix[-1][task]
+            rows.append((run.label, run.seed, task + 1, run.matrix[task][task], lost + final, final, lost))
+    return pandas.DataFrame(rows, columns=["label", "seed", "task", "learned", "best", "final", "forgetting"])
+
+
+def scores(runs: Sequence[Run]) -> pandas.DataFrame:
+    """A row a run: label, seed, tasks (finished), and the scores of SCORES over these, as fractions."""
+    rows = []
+    for run in runs:
+        images = [task["test"] for task in run.record["tasks"]][: run.tasks_done]
+        values = {name: getattr(metrics, name)(run.matrix) for name in SCORES if name != "sample_weighted_accuracy"} | {
+            "sample_weighted_accuracy": metrics.sample_weighted_accuracy(run.matrix[-1], images)
+        }
+        rows.append({"label": run.label, "seed": run.seed, "tasks": run.tasks_done, **values})
+    return pandas.DataFrame(rows, columns=["label", "seed", "tasks", *SCORES])
+
+
+def summarise(frame: pandas.DataFrame, by: str | list[str] = "label") -> pandas.DataFrame:
+    """Mean and standard deviation over seeds (ddof 0, as the paper has it) of every numeric column, and how many.
+
+    Columns are pairs (column, "mean" or "std"), and ("runs", "").
+    """
+    numeric = [column for column in frame.select_dtypes("number") if column not in ("seed", "tasks") and column != by]
+    groups = frame.groupby(by, sort=False)
+    parts = {(column, "mean"): groups[column].mean() for column in numeric}
+    parts |= {(column, "std"): groups[column].std(ddof=0) for column in numeric}
+    table: Any = pandas.DataFrame({("runs", ""): groups.size(), **parts})
+    return table[[("runs", ""), *((column, kind) for column in numeric for kind in ("mean", "std"))]]
+
+
+def costs(runs: Sequence[Run]) -> pandas.DataFrame:
+    """A row a run: trained parameters, seconds by what they were spent on, training images a second, device."""
+    rows = []
+    for run in runs:
+        parameters, seconds = run.record["trainable_parameters"], run.record["seconds"]
+        rows.append(
+            {
+                "label": run.label,
+                "seed": run.seed,
+                "prompt_parameters": parameters["prompt"],
+                "classifier_parameters": parameters["classifier"],
+                **{f"seconds_{what}": seconds[what] for what in ("train", "align", "eval")},
+                "images_per_second": run.record.get("images_per_second"),
+                "device": run.record.get("device", ""),
+                "threads": run.record.get("threads"),
+            }
+        )
+    return pandas.DataFrame(rows)
+
+
+def epochs(run: Run) -> pandas.DataFrame:
+    """metrics.csv: losses and learning rate, a row an epoch."""
+    path = RunDirectory(run.path).metrics
+    return pandas.read_csv(path) if path.is_file() else pandas.DataFrame()

@@ -1,0 +1,144 @@
+"""Sections that follow from accuracy matrices: scores, curves, matrices, forgetting, comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import pandas
+
+from smope.analysis.comparison import compare_all
+from smope.analysis.runs import SCORES, Run, curves, forgetting_by_task, scores, summarise
+from smope.report.content import Section, Table, by_label, plural
+from smope.report.figures import Figure, bars, heat_map, lines, points
+from smope.report.grids import Grid
+
+HEADINGS = {
+    "final_average_accuracy": "FAA",
+    "cumulative_average_accuracy": "CAA",
+    "forgetting": "forgetting",
+    "backward_transfer": "backward transfer",
+    "learning_accuracy": "learning accuracy",
+    "sample_weighted_accuracy": "all images",
+}
+
+
+def score_grid(runs: Sequence[Run]) -> Grid:
+    """A row a configuration: runs and every score in percent, mean ± standard deviation (ddof 0) over seeds."""
+    table: Any = summarise(scores(runs))
+    rows = []
+    for label, row in table.iterrows():
+        several = row[("runs", "")] > 1
+        cells = [
+            points(row[(name, "mean")], 2) + (f" ± {points(row[(name, 'std')], 2)}" if several else "")
+            for name in SCORES
+        ]
+        rows.append([str(label), str(int(row[("runs", "")])), *cells])
+    return [["method", "runs", *(HEADINGS[name] for name in SCORES)], *rows]
+
+
+def overview(runs: Sequence[Run]) -> Section:
+    groups, first = by_label(runs), runs[0].record
+    best: Any = scores(runs).groupby("label")["final_average_accuracy"].mean()
+    streams = sorted({run.record["stream"]["name"] for run in runs})
+    lead = (
+        f"{plural(len(runs), 'run')} of {plural(len(groups), 'configuration')} on {', '.join(streams)}: "
+        f"{len(first['class_names'])} classes in {plural(len(first['tasks']), 'task')}, evaluated on "
+        f"{first['evaluated_on']} images. "
+    )
+    if len(groups) > 1:
+        lead += f"The highest final average accuracy is that of {best.idxmax()}, {points(best.max())} %."
+    else:
+        lead += f"The final average accuracy is {points(best.max())} %."
+    unfinished = [run.name for run in runs if not run.finished]
+    note = "Percent; mean ± standard deviation (ddof 0) over seeds. Tasks count equally, except under all images."
+    if unfinished:
+        note += f" Not finished, counted as far as they are: {', '.join(unfinished)}."
+    return Section("scores", "Scores", lead, [Table("Scores, percent", score_grid(runs))], note=note)
+
+
+def accuracy(runs: Sequence[Run]) -> Section:
+    frame = curves(runs)
+    last: Any = frame[frame["after_task"] == frame["after_task"].max()].groupby("label")["average_accuracy"].mean()
+    ends = ", ".join(f"{label} at {points(value)} %" for label, value in last.items())
+    curve = lines(
+        "accuracy-curves", "Average accuracy after each task", frame, ("label", "after_task", "average_accuracy"),
+        labels=("after task", "mean accuracy over tasks seen, %"), text=f"After the last task: {ends}.",
+        caption=_band(runs, "Mean over the tasks seen so far."),
+    )  # fmt: skip
+    maps = [_matrix(label, group, number) for number, (label, group) in enumerate(by_label(runs).items())]
+    lead = "Each row of a matrix is an evaluation; down a column one sees a task being learned and forgotten."
+    return Section("accuracy", "Accuracy", lead, figures=[curve, *maps])
+
+
+def _band(runs: Sequence[Run], text: str) -> str:
+    several = any(len(group) > 1 for group in by_label(runs).values())
+    return text + (" Bands: one standard deviation over seeds." if several else "")
+
+
+def _matrix(label: str, runs: Sequence[Run], number: int) -> Figure:
+    tasks = max(run.tasks_done for run in runs)
+    values = numpy.full((len(runs), tasks, tasks), numpy.nan)
+    for index, run in enumerate(runs):
+        for row, accuracies in enumerate(run.matrix):
+            values[index, row, : len(accuracies)] = accuracies
+    full = [index for index, run in enumerate(runs) if run.tasks_done == tasks]
+    names = range(1, tasks + 1)
+    mean = values[full].mean(0)
+    frame = pandas.DataFrame(mean, pandas.Index(names, name="after task"), pandas.Index(names, name="task"))
+    last = ", ".join(points(value) for value in mean[-1])
+    over = f", mean of {plural(len(full), 'run')}" if len(full) > 1 else ""
+    return heat_map(
+        f"matrix-{number + 1}", f"Accuracy matrix: {label}{over}", frame,
+        text=f"Accuracy of {label} on each task after each task. After the last: {last} percent on tasks 1 to {tasks}.",
+    )  # fmt: skip
+
+
+def forgetting(runs: Sequence[Run]) -> Section | None:
+    frame = forgetting_by_task(runs)
+    if frame.empty:
+        return None
+    table: Any = frame.pivot_table(index="task", columns="label", values="forgetting", sort=False).sort_index()
+    worst = {label: table[label].idxmax() for label in table}
+    text = "; ".join(f"{label} lost most on task {task}, {points(table.loc[task, label])} points" for label, task in
+                     worst.items())  # fmt: skip
+    figure = bars(
+        "forgetting-tasks", "Forgetting of each task", table, labels=("task", "best earlier minus final, points"),
+        text=text + ".", caption="Mean over seeds. Negative: the task has become better since.",
+    )  # fmt: skip
+    lead = (
+        "Best accuracy before the last task minus the accuracy after it. The last task has had no time to be forgotten."
+    )
+    return Section("forgetting", "Forgetting", lead, figures=[figure])
+
+
+def comparison(runs: Sequence[Run]) -> Section | None:
+    frame = compare_all(runs)
+    if frame.empty:
+        return None
+    head = ["first", "second", "pairs", "difference", "95 % interval", "p", "smallest p", "effect size d", "wins"]
+    rows = [
+        [row["first"], row["second"], str(row["pairs"]), _signed(row["difference"]),
+         "" if math.isnan(row["low"]) else f"{_signed(row['low'])} to {_signed(row['high'])}", f"{row['p']:.3g}",
+         f"{row['smallest_p']:.3g}", "" if math.isnan(row["effect_size"]) else f"{row['effect_size']:.1f}",
+         f"{100 * row['wins']:.0f} %"]
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+    pairs = int(frame["pairs"].max())
+    lead = (
+        "Final average accuracies, paired by seed. The p-value comes from exchanging the two runs of a pair at random, "
+        f"and with {plural(pairs, 'pair')} it cannot be below {2 / 2**pairs:.3g}, however large the difference."
+    )
+    note = (
+        "Difference in points, with a bootstrap interval over pairs (too narrow where there are few pairs); d: "
+        "mean over standard deviation of the differences; wins: share of seeds in which the first is better."
+    )
+    return Section(
+        "comparison", "Comparison", lead, [Table("Every two methods that share seeds", [head, *rows])], note=note
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.2f}"

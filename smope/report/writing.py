@@ -1,0 +1,36 @@
+"""Writing a report: the page, its figures as files, its main table as Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from smope.analysis.runs import Run
+from smope.errors import UserError
+from smope.report.accuracy_sections import score_grid
+from smope.report.grids import latex_grid, markdown_grid
+from smope.report.ink import png, svg, svg_file
+from smope.report.page import GENERATOR, page, sections
+from smope.runs import write_atomically
+
+
+def write_report(runs: Sequence[Run], out: Path) -> Path:
+    """Write `out`, an HTML file, and beside it a folder of the same name without ending; both are ours to replace."""
+    if out.is_file() and GENERATOR not in out.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise UserError(f"--out={out}: is there and was not written by smope report; name another file")
+    parts = sections(runs)
+    folder = out.with_suffix("")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawings: dict[str, str] = {}
+        for figure in (figure for part in parts for figure in part.figures):
+            drawings[figure.name] = svg(figure.drawing, figure.name)
+            write_atomically(folder / f"{figure.name}.png", png(figure.drawing))
+            write_atomically(folder / f"{figure.name}.svg", svg_file(drawings[figure.name]).encode())
+        grid = score_grid(runs)
+        write_atomically(folder / "scores.md", (markdown_grid(grid) + "\n").encode())
+        write_atomically(folder / "scores.tex", (latex_grid(grid) + "\n").encode())
+        write_atomically(out, page(runs, parts, drawings, folder.name).encode())
+    except OSError as error:
+        raise UserError(f"--out={out}: cannot be written ({error.strerror}); name another file") from error
+    return out

@@ -1,0 +1,91 @@
+"""What a comparison of a few seeds, or of images, can say."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from pathlib import Path
+
+import numpy
+import pytest
+from scipy.stats import ttest_rel
+
+from smope.analysis import compare, compare_all, compare_images, compare_runs, load_runs
+from smope.errors import UserError
+from tests.analysis.made_runs import logits_for, usual_evidence, usual_run, write_run
+
+FIRST, SECOND = [0.9, 0.8, 0.85, 0.95], [0.7, 0.75, 0.86, 0.8]
+
+
+def test_by_hand() -> None:
+    found = compare(FIRST, SECOND)
+    difference = numpy.array(FIRST) - numpy.array(SECOND)
+    assert found.pairs == 4
+    assert found.difference == pytest.approx(0.0975)
+    assert found.effect_size == pytest.approx(difference.mean() / difference.std(ddof=1))
+    assert found.effect_size == pytest.approx(ttest_rel(FIRST, SECOND).statistic / 2), "t over the root of n"
+    assert found.wins == 0.75
+    means = [numpy.mean(difference * signs) for signs in product((1, -1), repeat=4)]
+    above = sum(mean >= difference.mean() - 1e-12 for mean in means)
+    assert found.p == pytest.approx(min(1, 2 * above / 16))
+    assert found.smallest_p == 2 / 16
+    assert found.low < found.difference < found.high
+
+
+def test_it_is_symmetric_and_repeats() -> None:
+    one, other = compare(FIRST, SECOND), compare(SECOND, FIRST)
+    assert other.difference == -one.difference
+    assert other.p == pytest.approx(one.p)
+    assert (one.low, one.high) == (compare(FIRST, SECOND).low, compare(FIRST, SECOND).high)
+
+
+def test_three_seeds_cannot_say_more_than_a_quarter() -> None:
+    found = compare([0.9, 0.8, 0.7], [0.1, 0.2, 0.3])
+    assert found.p == found.smallest_p == 0.25
+
+
+def test_one_pair_and_equal_pairs() -> None:
+    single = compare([0.9], [0.8])
+    assert (single.p, single.smallest_p, math.isnan(single.low), math.isnan(single.effect_size)) == (1, 1, True, True)
+    shifted = compare([0.9, 0.8], [0.8, 0.7])
+    assert shifted.effect_size == math.inf
+    assert shifted.low == shifted.high == pytest.approx(0.1)
+    same = compare([0.9, 0.8], [0.9, 0.8])
+    assert (same.difference, same.p, same.wins) == (0, 1, 0.5)
+    with pytest.raises(ValueError, match="must be as many, at least one"):
+        compare([0.9], [])
+
+
+def with_final(path: Path, final: float, **changes: object) -> None:
+    write_run(path, accuracy_matrix=[[1.0, None], [final, 1.0]], **changes)
+
+
+def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
+    for seed, (ours, theirs) in enumerate([(0.8, 0.6), (0.6, 0.6), (0.9, 0.5)]):
+        with_final(tmp_path / f"a{seed}", ours, seed=seed)
+        with_final(tmp_path / f"b{seed}", theirs, seed=seed, method="ncm")
+    with_final(tmp_path / "a9", 0.0, seed=9)  # of no other method: left out
+    runs = load_runs(tmp_path)
+    ours, theirs = ([run for run in runs if run.method == method] for method in ("smope", "ncm"))
+    assert compare_runs(ours, theirs).difference == pytest.approx((0.1 + 0 + 0.2) / 3)
+    (row,) = compare_all(runs).to_dict("records")
+    assert {row["first"], row["second"]} == {"smope", "ncm"}
+    assert row["pairs"] == 3
+    with pytest.raises(UserError, match="none in common"):
+        compare_runs(ours[-1:], theirs)
+
+
+def test_images_are_paired(tmp_path: Path) -> None:
+    """Eight images: the usual run has two wrong, the other has these two right and another two wrong."""
+    evidence = usual_evidence()
+    predicted = [0, 0, 1, 1, 0, 0, 3, 3]
+    evidence[2] = {"logits": logits_for(predicted, 4), "predicted": numpy.array(predicted, numpy.uint16)}
+    (other,) = load_runs(write_run(tmp_path / "other", evidence=evidence))
+    usual = usual_run(tmp_path / "usual")
+    found = compare_images(usual, other)
+    assert (found["difference"], found["only_first"], found["only_second"], found["p"]) == (0, 2, 2, 1)
+    assert found["low"] == -found["high"] < 0
+    assert compare_images(usual, usual)["p"] == 1
+    stream = {"name": "made", "content_hash": "c", "identity": "another"}
+    with pytest.raises(UserError, match="other images or class orders"):
+        compare_images(usual, usual_run(tmp_path / "elsewhere", stream=stream))

@@ -1,0 +1,109 @@
+"""Loading runs: which are found, how they are called, and the tables that follow from run.json alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smope.analysis import accuracies, costs, curves, differences, load_runs, scores, summarise
+from smope.analysis.runs import forgetting_by_task
+from smope.errors import UserError
+from tests.analysis.made_runs import usual_run, write_run
+
+
+def config(**method: object) -> dict[str, object]:
+    return {"seed": 0, "name": "made", "method": {"_target_": "smope.methods.smope.SMoPE", **method}}
+
+
+def test_scores_by_hand(tmp_path: Path) -> None:
+    run = load_runs(write_run(tmp_path / "run"))
+    (row,) = scores(run).to_dict("records")
+    assert row == {
+        "label": "smope", "seed": 0, "tasks": 2, "final_average_accuracy": 0.75, "cumulative_average_accuracy": 0.875,
+        "forgetting": 0.5, "backward_transfer": -0.5, "learning_accuracy": 1.0, "sample_weighted_accuracy": 0.75,
+    }  # fmt: skip
+    assert accuracies(run)["accuracy"].tolist() == [1.0, 0.5, 1.0]
+    assert curves(run)["average_accuracy"].tolist() == [1.0, 0.75]
+    (lost,) = forgetting_by_task(run).to_dict("records")
+    assert (lost["task"], lost["learned"], lost["best"], lost["final"], lost["forgetting"]) == (1, 1.0, 1.0, 0.5, 0.5)
+    assert costs(run)["seconds_align"].tolist() == [0.5]
+
+
+def test_found_by_pattern_folder_and_path_each_once(tmp_path: Path) -> None:
+    for seed in (1, 0):
+        write_run(tmp_path / "runs" / f"s{seed}", seed=seed)
+    for pattern in (tmp_path / "runs" / "*", tmp_path / "runs", tmp_path):
+        assert [run.name for run in load_runs(pattern)] == ["smope, seed 0", "smope, seed 1"]
+    assert len(load_runs(tmp_path, tmp_path / "runs" / "s1")) == 2
+
+
+def test_labels_tell_configurations_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config=config(num_experts=4))
+    write_run(tmp_path / "b", config=config(num_experts=8))
+    write_run(tmp_path / "c", config={**config(), "method": {"_target_": "smope.methods.ncm.N"}}, method="ncm")
+    runs = load_runs(tmp_path)
+    assert [run.label for run in runs] == ["ncm", "smope (num_experts=4)", "smope (num_experts=8)"]
+    table = differences(runs)
+    assert table.loc["method"].tolist() == ["ncm", "smope", "smope"]
+    assert table.loc["method.num_experts"].tolist() == ["", "4", "8"]
+    assert differences(runs[:1]).empty
+
+
+def test_labels_name_the_stream_where_there_are_several(tmp_path: Path) -> None:
+    for name in ("digits", "glyphs"):
+        stream = {"name": name, "content_hash": name, "identity": name}
+        write_run(tmp_path / name, stream=stream, config={**config(), "stream": {"name": name}})
+    assert [run.label for run in load_runs(tmp_path)] == ["smope (name=digits)", "smope (name=glyphs)"]
+
+
+def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", seed=0, accuracy_matrix=[[1.0, None], [0.5, 0.9]])
+    write_run(tmp_path / "b", seed=1, accuracy_matrix=[[1.0, None], [0.7, 0.9]])
+    table = summarise(scores(load_runs(tmp_path)))
+    assert table.loc["smope", ("runs", "")] == 2
+    assert table.loc["smope", ("final_average_accuracy", "mean")] == pytest.approx(0.75)
+    assert table.loc["smope", ("final_average_accuracy", "std")] == pytest.approx(0.05)
+
+
+def test_a_run_under_way_counts_as_far_as_it_is(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", status="running", accuracy_matrix=[[0.9, None], [None, None]])
+    (run,) = load_runs(tmp_path)
+    assert (run.tasks_done, run.num_tasks, run.finished, run.has_evidence) == (1, 2, False, False)
+    assert scores([run])["final_average_accuracy"].tolist() == [0.9]
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"RUN=.*nowhere: no such directory; name run directories"):
+        load_runs(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no run\.json at any depth"):
+        load_runs(tmp_path)
+    write_run(tmp_path / "empty", accuracy_matrix=[[None, None], [None, None]])
+    with pytest.raises(UserError, match="no task is finished yet"):
+        load_runs(tmp_path)
+    write_run(tmp_path / "old", format_version=0)
+    with pytest.raises(UserError, match=r"old/run\.json: has format version 0"):
+        load_runs(tmp_path)
+    (tmp_path / "old" / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="is damaged"):
+        load_runs(tmp_path)
+
+
+def test_evidence_that_is_not_there_is_said(tmp_path: Path) -> None:
+    (run,) = load_runs(write_run(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"holds no analysis/task-002\.safetensors.*trainer\.record=seen"):
+        run.evidence.after(2)
+    damaged = usual_run(tmp_path / "damaged")
+    (tmp_path / "damaged" / "analysis" / "task-001.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"task-001\.safetensors: cannot be read"):
+        damaged.evidence.after(1)
+
+
+def test_evidence(tmp_path: Path) -> None:
+    run = usual_run(tmp_path / "run")
+    assert run.has_evidence
+    assert run.evidence.recorded == [1, 2]
+    snapshot = run.evidence.last
+    assert snapshot.correct.tolist() == [True, False, True, False, True, True, True, True]
+    assert snapshot.probabilities[0] == pytest.approx([0.7112, 0.0963, 0.0963, 0.0963], abs=1e-4)
+    assert snapshot.experts is None

@@ -1,0 +1,216 @@
+"""The report: what is in it, that it needs nothing from elsewhere, and that a browser shows it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from smope.cli import main
+from tests.analysis.made_runs import expert_evidence, usual_evidence, write_run
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
+MAXIMUM = 3_000_000
+SECTIONS = [
+    "scores", "accuracy", "forgetting", "mistakes", "experts", "examples", "confidence", "unknown", "comparison",
+    "cost", "configuration", "definitions",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes, and the text of it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods of two seeds: one routes, one recorded the task to come."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        write_run(folder / f"smope-{seed}", evidence=expert_evidence(), seed=seed)
+        config = {"seed": seed, "name": "made", "method": {"_target_": "smope.methods.ncm.NearestClassMean"}}
+        ahead = usual_evidence()
+        ahead[1]["logits"] = numpy.concatenate([ahead[1]["logits"], 0.5 * ahead[1]["logits"]])
+        ahead[1]["predicted"] = numpy.concatenate([ahead[1]["predicted"]] * 2)
+        matrix = [[1.0, None], [0.25 + 0.25 * seed, 1.0]]
+        write_run(
+            folder / f"ncm-{seed}", evidence=ahead, seed=seed, method="ncm", config=config, accuracy_matrix=matrix
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "compare.html"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> Page:
+    return Page(report.read_text(encoding="utf-8"))
+
+
+def test_every_section_is_there_and_can_be_reached(page: Page) -> None:
+    assert [section["id"] for section in page.all("section")] == SECTIONS
+    targets = {link["href"] for link in page.all("a")}
+    assert {f"#{name}" for name in SECTIONS} <= targets
+    identifiers = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
+    assert [name for name, count in identifiers.items() if count > 1] == []
+    assert {target[1:] for target in targets if target.startswith("#")} <= set(identifiers)
+
+
+def test_it_refers_to_nothing_elsewhere(report: Path, page: Page) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert set(re.findall(r"https?://[^\"' <]+", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert page.all("script") == []
+    assert "@import" not in text
+    for _, attributes in page.elements:
+        for key in ("src", "href", "xlink:href"):
+            value = attributes.get(key, "#")
+            assert value.startswith(("#", "data:")) or (report.parent / value).is_file(), value
+    assert report.stat().st_size < MAXIMUM
+
+
+def test_every_figure_has_a_text_alternative_and_its_numbers(report: Path, page: Page) -> None:
+    drawings = [svg for svg in page.all("svg") if svg.get("role") == "img"]
+    assert len(drawings) == len(page.all("svg")) == len(page.all("figure")) > 8
+    identifiers = {attributes.get("id") for _, attributes in page.elements}
+    assert all(set(svg["aria-labelledby"].split()) <= identifiers for svg in drawings)
+    assert all(image["alt"] for image in page.all("img"))
+    assert len(page.all("details")) == len(page.all("figure")) + 1, "a table under each figure, and the run directories"
+    described = re.findall(r"<desc[^>]*>(.*?)</desc>", report.read_text(encoding="utf-8"))
+    assert len(described) == len(drawings)
+    assert all(re.search(r"\d", text) for text in described), "each says a number"
+
+
+def test_the_numbers_are_those_of_the_runs(page: Page) -> None:
+    words = " ".join(" ".join(page.words).split())
+    assert "4 runs of 2 configurations on made: 4 classes in 2 tasks, evaluated on test images." in words
+    assert "smope 2 75.00 ± 0.00 87.50 ± 0.00 50.00 ± 0.00 -50.00 ± 0.00 100.00 ± 0.00 75.00 ± 0.00" in words
+    assert "ncm 2 68.75 ± 6.25" in words
+    assert "it cannot be below 0.5, however large the difference" in words
+    assert "Each image chooses 2 of 4 experts" in words
+    assert "rank correlation" not in words, "a single pair of tasks correlates with nothing"
+
+
+def test_figures_and_tables_lie_beside_it(report: Path) -> None:
+    folder = report.with_suffix("")
+    drawings = sorted(path.stem for path in folder.glob("*.svg"))
+    assert drawings == sorted(path.stem for path in folder.glob("*.png"))
+    assert {"accuracy-curves", "matrix-1", "matrix-2", "load-1", "overlap-1", "errors", "unknown-classes"} <= set(
+        drawings
+    )
+    for name in drawings:
+        assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
+        assert Image.open(folder / f"{name}.png").size[0] > 600
+    assert "| smope | 2 | 75.00 ± 0.00 |" in (folder / "scores.md").read_text(encoding="utf-8")
+    assert r"smope & 2 & 75.00 $\pm$ 0.00" in (folder / "scores.tex").read_text(encoding="utf-8")
+
+
+def test_the_same_runs_give_the_same_page(runs: Path, report: Path, tmp_path: Path) -> None:
+    assert main(["report", str(runs), "--out", str(tmp_path / "compare.html")]) == 0
+    assert (tmp_path / "compare.html").read_bytes() == report.read_bytes()
+
+
+def test_one_run_has_its_report_in_its_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", evidence=expert_evidence())
+    assert main(["report", str(run)]) == 0
+    assert f"report on 1 run: {run / 'report.html'}" in capsys.readouterr().out
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    found = [section["id"] for section in page.all("section")]
+    assert found == [name for name in SECTIONS if name not in ("unknown", "comparison", "configuration")]
+    assert main(["report", str(run)]) == 0, "a report may be written again"
+
+
+def test_runs_that_kept_no_logits_have_a_report_too(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert [section["id"] for section in page.all("section")] == [
+        "scores",
+        "accuracy",
+        "forgetting",
+        "cost",
+        "definitions",
+    ]
+
+
+def test_names_are_text_not_markup(tmp_path: Path) -> None:
+    names = ["<script>alert(1)</script>", "b & c", "c", "d"]
+    write_run(tmp_path / "run", evidence=expert_evidence(), class_names=names)
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert page.all("script") == []
+    assert "<script>alert(1)</script>" in "".join(page.words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{runs}/nowhere"], r"RUN=.*nowhere: no such directory"),
+        (
+            ["{runs}", "--out", "{out}/page.pdf"],
+            r"--out=.*page\.pdf: must be an HTML file; write for example --out page\.h",
+        ),
+        (["{runs}", "--out", "{out}/mine.html"], r"mine\.html: is there and was not written by smope report"),
+        (["{runs}", "--ou", "x.html"], r"did you mean --out\?"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.html").write_text("<h1>mine</h1>", encoding="utf-8")
+    assert main(["report", *(text.format(runs=runs, out=tmp_path) for text in arguments)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.html"]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
+def test_a_browser_shows_it_without_complaint(report: Path, tmp_path: Path) -> None:
+    dom, complaints = browse(report, tmp_path / "profile")
+    assert complaints == []
+    page = Page(dom)
+    assert [section["id"] for section in page.all("section")] == SECTIONS
+    assert len(page.all("svg")) == len(page.all("figure"))
+    broken = tmp_path / "broken.html"
+    broken.write_text("<!DOCTYPE html><script>console.error('seen')</script>", encoding="utf-8")
+    assert browse(broken, tmp_path / "other")[1], "this test sees what a console says"
+
+
+def browse(path: Path, profile: Path) -> tuple[str, list[str]]:
+    """What headless Chromium makes of a file, and what it says on its console."""
+    options = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", "--no-first-run", "--enable-logging=stderr", f"--user-data-dir={profile}", "--dump-dom",
+    ]  # fmt: skip
+    done = subprocess.run([CHROMIUM, *options, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

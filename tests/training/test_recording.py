@@ -1,0 +1,171 @@
+"""What evaluation leaves for the analysis: it says what the matrix says, changes nothing, and survives a break."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from smope.methods.base import Method
+from smope.methods.finetune import Finetune
+from smope.methods.smope import SMoPE
+from smope.routers.adaptive_noise import AdaptiveNoise
+from smope.routers.dense import Dense
+from smope.runs import RunDirectory
+from smope.streams.base import Stream
+from smope.training.checkpoint import last_checkpoint
+from smope.training.trainer import Trainer
+from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
+
+CPU = torch.device("cpu")
+Files = dict[str, dict[str, numpy.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return tiny_stream()
+
+
+def make(router: Any = None) -> SMoPE:
+    torch.manual_seed(0)
+    return SMoPE(tiny_backbone(depth=2), 4, router or AdaptiveNoise(3), num_experts=7, blocks=[0, 1])
+
+
+def train(path: Path, stream: Stream, method: Method, **changes: Any) -> Trainer:
+    directory = RunDirectory.create(path, "seed: 0\n")
+    trainer = Trainer(method, stream, tiny_settings(**changes), seed=0, device=CPU, directory=directory)
+    trainer.fit()
+    return trainer
+
+
+def read(path: Path) -> Files:
+    return {file.stem: load_file(file) for file in sorted((path / "analysis").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def seen(stream: Stream, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    return train(tmp_path_factory.mktemp("seen") / "run", stream, make())
+
+
+def folder(trainer: Trainer) -> Path:
+    assert trainer.directory is not None
+    return trainer.directory.path
+
+
+def test_the_images_are_described_once_in_the_order_of_tasks(seen: Trainer, stream: Stream) -> None:
+    images = read(folder(seen))["images"]
+    assert images["labels"].tolist() == [label for task in stream.tasks for label in task.test.targets]
+    assert images["tasks"].tolist() == [0] * 10 + [1] * 10
+    assert images["source_index"].tolist() == [i for task in stream.tasks for i in task.test.source_index]
+    assert images["labels"][images["example_of"]].tolist() == [0, 1, 2, 3], "a picture of each class"
+    first = (255 * stream.tasks[0].test[int(images["example_of"][0])][0]).round()
+    assert numpy.array_equal(images["examples"][0], first.permute(1, 2, 0).numpy())
+
+
+def test_what_was_predicted_gives_the_accuracy_matrix(seen: Trainer) -> None:
+    files = read(folder(seen))
+    labels, tasks = files["images"]["labels"], files["images"]["tasks"]
+    for after, row in enumerate(seen.history.accuracy_matrix):
+        predicted = files[f"task-{after + 1:03d}"]["predicted"]
+        right = predicted == labels[: len(predicted)]
+        assert [right[tasks[: len(right)] == task].mean() for task in range(after + 1)] == pytest.approx(row)
+
+
+def test_logits_and_experts_are_those_of_the_method(seen: Trainer, stream: Stream) -> None:
+    last, method = read(folder(seen))["task-002"], seen.method.eval()
+    assert isinstance(method, SMoPE)
+    images = torch.stack([stream.tasks[1].test[index][0] for index in range(10)])
+    with torch.no_grad():
+        logits = method(images)
+    assert last["logits"].dtype == numpy.float16
+    assert last["logits"].shape == (20, 4)
+    assert numpy.allclose(last["logits"][10:], logits, atol=1e-2, rtol=1e-3)
+    assert last["experts.1"].dtype == numpy.uint8
+    assert numpy.array_equal(last["experts.1"][10:], method.routings[1].expert_ids.numpy())
+    for name, rows in (("keys", method.experts[0].keys), ("values", method.experts[0].values)):
+        assert numpy.array_equal(last[f"{name}.0"], rows.detach().numpy())
+    assert numpy.array_equal(last["counts.1"], method.experts[1].counts.numpy())
+
+
+def test_only_seen_classes_and_images_are_there(seen: Trainer) -> None:
+    first = read(folder(seen))["task-001"]
+    assert first["logits"].shape == (10, 2)
+    assert first["experts.0"].shape == (10, 2, 3)
+
+
+def test_tasks_to_come_on_request(seen: Trainer, stream: Stream, tmp_path: Path) -> None:
+    train(tmp_path / "run", stream, make(), record="all")
+    files, usual = read(tmp_path / "run"), read(folder(seen))
+    assert files["task-001"]["logits"].shape == (20, 2)
+    assert files["task-001"]["experts.1"].shape == (20, 2, 3)
+    assert numpy.array_equal(files["task-001"]["logits"][:10], usual["task-001"]["logits"])
+    assert same(files["task-002"], usual["task-002"])
+
+
+def same(first: dict[str, numpy.ndarray], second: dict[str, numpy.ndarray]) -> bool:
+    return first.keys() == second.keys() and all(numpy.array_equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("record", ["nothing", "all"])
+def test_no_number_depends_on_it(record: str, seen: Trainer, stream: Stream, tmp_path: Path) -> None:
+    trainer = train(tmp_path / "run", stream, make(), record=record)
+    ours, usual = trainer.method.trained_state(), seen.method.trained_state()
+    assert all(torch.equal(ours[key], usual[key]) for key in usual)
+    assert trainer.history.accuracy_matrix == seen.history.accuracy_matrix
+    assert metrics(folder(trainer)) == metrics(folder(seen))
+    assert (tmp_path / "run" / "analysis").exists() == (record != "nothing")
+
+
+def metrics(path: Path) -> list[dict[str, str]]:
+    with (path / "metrics.csv").open(newline="") as file:
+        return [{**row, "images_per_second": ""} for row in csv.DictReader(file)]
+
+
+def test_methods_without_experts_and_with_all_of_them_have_no_choices(stream: Stream, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    train(tmp_path / "plain", stream, Finetune(tiny_backbone(depth=1), 4))
+    assert set(read(tmp_path / "plain")["task-002"]) == {"logits", "predicted"}
+    train(tmp_path / "dense", stream, make(Dense(3)))
+    found = set(read(tmp_path / "dense")["task-002"])
+    assert "keys.0" in found
+    assert "experts.0" not in found
+
+
+class Broken(BaseException):
+    """Stands for a process that is killed."""
+
+
+@pytest.mark.parametrize("owner", ["_save", "accuracy"])
+def test_a_run_broken_off_and_resumed_leaves_the_same_files(
+    owner: str, seen: Trainer, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the checkpoint of the second task, its file just written, and within its evaluation."""
+    real = getattr(Trainer, owner)
+
+    def breaking(self: Trainer, *arguments: Any) -> Any:
+        done = len(self.history.accuracy_matrix)
+        if (owner == "_save" and done == 2) or (owner == "accuracy" and arguments == (1, 4)):
+            raise Broken
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Trainer, owner, breaking)
+    with pytest.raises(Broken):
+        train(tmp_path / "run", stream, make())
+    monkeypatch.setattr(Trainer, owner, real)
+    directory = RunDirectory.open(tmp_path / "run")
+    assert (directory.analysis / "task-002.safetensors").exists() == (owner == "_save")
+    (directory.analysis / ".task-002.safetensors.1.tmp").touch()  # half written by a process that was killed
+    directory.remove_leftovers()
+    trainer = Trainer(make(), stream, tiny_settings(), seed=0, device=CPU, directory=directory)
+    checkpoint = last_checkpoint(directory, lambda _, error: pytest.fail(str(error)))
+    assert checkpoint is not None
+    trainer.resume(checkpoint)
+    trainer.fit()
+    ours, usual = read(tmp_path / "run"), read(folder(seen))
+    assert ours.keys() == usual.keys()
+    assert all(same(ours[name], usual[name]) for name in usual)
