@@ -90,7 +90,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["trian"], r"unknown command 'trian'; did you mean `smope train`\?"),
-        (["frobnicate"], r"unknown command 'frobnicate'; choose one of train, eval, reproduce, verify, data, doctor"),
+        (
+            ["frobnicate"],
+            r"unknown command 'frobnicate'; choose one of train, eval, reproduce, collect, methods, verify, data, doctor",
+        ),
         (["seed=1"], r"overrides follow a command: `smope train seed=1`"),
         (["train", "--dryrun"], r"unrecognized arguments: --dryrun; did you mean --dry-run\?"),
         (["train", "router.topk=1"], r"did you mean router\.top_k\?"),
