@@ -56,6 +56,8 @@ def make(kind: type[Method], classes: int) -> Method:
     backbone = tiny_backbone(depth=2)
     if kind is SMoPE:
         return SMoPE(backbone, classes, AdaptiveNoise(3), num_experts=7, blocks=[0, 1])
+    if kind is Ridge:
+        return Ridge(backbone, classes, width=64)
     return kind(backbone, classes)  # type: ignore[call-arg]
 
 
