@@ -14,6 +14,7 @@ Shapes: B batch, R rows (queries), N tokens, H heads, D head width, C = H·D.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +61,28 @@ def in_products(v: Tensor) -> bool:
     takes 2.2 times as long (AMD Zen 4, 96 heads of 197 tokens, forward and backward). Elsewhere it takes 0.87 times as
     long (an AMD EPYC without AVX-512; 0.75 times for the forward pass alone).
     """
+    if _always_in_products:
+        return True
     if v.device.type == "cuda":
         return v.dtype == torch.float64 or v.shape[-1] % 8 != 0  # the kernels have neither
     if v.device.type != "cpu":
         return True
     exact = v.dtype in (torch.float32, torch.float64)
     return exact and not torch.compiler.is_compiling() and onednn_computes_products()
+
+
+_always_in_products = False
+
+
+@contextmanager
+def always_in_products() -> Iterator[None]:
+    """For counting operations: the same number on every processor, and the extra key in it."""
+    global _always_in_products
+    _always_in_products = True
+    try:
+        yield
+    finally:
+        _always_in_products = False
 
 
 def onednn_computes_products() -> bool:

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from smope.backbones.attention import always_in_products
 from smope.experts.inject import detach
 from smope.methods.base import Method, TaskSpan
 
@@ -42,8 +43,8 @@ def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
     beyond_plain:               what infer_gflops has more than the same ViT with a classifier and nothing else.
 
     The method and all random generators are left as they were. What a step costs once, whatever its batch (SMoPE's
-    prototype loss, from the second task on), is no image's and not counted. Where attention is computed by matrix
-    products, as in float32 on a CPU, SMoPE's experts are one more column of them; flash kernels are not told of it.
+    prototype loss, from the second task on), is no image's and not counted. Attention counts as its matrix products,
+    of which SMoPE's experts are one more column, whichever kernel computes it.
     """
     with _quietly(method):
         trial, trained = _trial(method, task)
@@ -137,7 +138,7 @@ def _quietly(method: Method) -> Iterator[None]:
     device, threads = method.classifier.weight.device, torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), always_in_products():
             yield
     finally:
         torch.set_num_threads(threads)

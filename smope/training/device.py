@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from smope.backbones.vit import Backbone
 from smope.errors import UserError
+from smope.methods.base import Method
 from smope.training.settings import TrainerSettings
 
 COMPILER = "inductor"
@@ -50,12 +50,12 @@ def prepare_process(settings: TrainerSettings, device: torch.device) -> None:
         prefer_onednn()
 
 
-def prepare_backbone(backbone: Backbone, settings: TrainerSettings, device: torch.device) -> None:
+def prepare_backbone(method: Method, settings: TrainerSettings, device: torch.device) -> None:
     """Compile the backbone, or have it keep less for the backward pass, where the settings ask for it.
 
     UserError where nothing is there that could compile.
     """
-    backbone.recompute = settings.activation_checkpointing
+    method.backbone.recompute = settings.activation_checkpointing
     if not settings.compile:
         return
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
@@ -64,7 +64,7 @@ def prepare_backbone(backbone: Backbone, settings: TrainerSettings, device: torc
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise UserError("trainer.compile=true needs triton on a CUDA device; pip install triton, or set it to false")
-    backbone.compile(backend=COMPILER)
+    method.backbone.compile(backend=COMPILER)
 
 
 def float32_products() -> str:

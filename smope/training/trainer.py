@@ -54,7 +54,7 @@ class Trainer:
     ) -> None:
         self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
         self.method = method.to(device, self.dtype)
-        prepare_backbone(method.backbone, settings, device)
+        prepare_backbone(method, settings, device)
         self.stream = stream
         self.settings = settings
         self.seed = seed

@@ -125,3 +125,13 @@ def test_half_precision_compares_in_full_precision() -> None:
         features = method.features(IMAGES)
         assert torch.is_autocast_enabled("cpu")
     assert seen[0].dtype == torch.float32 and torch.isfinite(features).all()
+
+
+def test_compiled_it_takes_the_same_step() -> None:
+    """The pass for the query and the one with prompts are two graphs of the same blocks."""
+    method = make()
+    before = step(method)
+    torch.compiler.reset()
+    method.backbone.compile(backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(step(method), before, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -209,10 +209,10 @@ def test_compiled_it_learns_the_same(stream: Stream, monkeypatch: pytest.MonkeyP
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"trainer\.compile=true needs a C\+\+ compiler.*set it to false"):
-        device.prepare_backbone(tiny_backbone(depth=2), tiny_settings(compile=True), CPU)
+        device.prepare_backbone(make(Finetune), tiny_settings(compile=True), CPU)
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"trainer\.compile=true needs triton.*pip install triton"):
-        device.prepare_backbone(tiny_backbone(depth=2), tiny_settings(compile=True), torch.device("cuda"))
+        device.prepare_backbone(make(Finetune), tiny_settings(compile=True), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("which", ["train", "plain"])
