@@ -111,7 +111,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "-m", "run_dir=x", "seed=1,2"], r"run_dir belongs to a single run"),
         (
             ["train", "-m", "--report", "seed=1,2"],
-            r"--report belongs to a single run; with -m, afterwards: smope report",
+            r"--report belongs to a single run; with -m, afterwards",
         ),
         (["train", "-m", "router.topk=1,2"], r"unknown key router\.topk=1; did you mean router\.top_k\?"),
         (["train", "resume=nowhere"], r"resume=nowhere: no such directory"),
