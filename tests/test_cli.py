@@ -55,6 +55,17 @@ def saved_run(path: Path, *overrides: str) -> Path:
     return path
 
 
+def test_train_writes_the_report_when_asked(handed: Handed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from smope.commands import report
+
+    asked: list[list[str]] = []
+    monkeypatch.setattr(report, "run", lambda arguments: asked.append(arguments) or 0)
+    assert main(["train", "--report", "run_dir=here"]) == 0
+    assert main(["train", "--report", "--dry-run", "run_dir=there"]) == 0
+    assert main(["train", "run_dir=elsewhere"]) == 0
+    assert asked == [["here"]]
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
@@ -99,6 +110,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--dryrun"], r"unrecognized arguments: --dryrun; did you mean --dry-run\?"),
         (["train", "router.topk=1"], r"did you mean router\.top_k\?"),
         (["train", "-m", "run_dir=x", "seed=1,2"], r"run_dir belongs to a single run"),
+        (
+            ["train", "-m", "--report", "seed=1,2"],
+            r"--report belongs to a single run; with -m, afterwards",
+        ),
         (["train", "-m", "router.topk=1,2"], r"unknown key router\.topk=1; did you mean router\.top_k\?"),
         (["train", "resume=nowhere"], r"resume=nowhere: no such directory"),
     ],

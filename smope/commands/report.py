@@ -13,9 +13,9 @@ def run(argv: Sequence[str]) -> int:
     """Write the page and say where it is."""
     parser = Parser(
         "smope report",
-        "Write an HTML page about runs: accuracy, forgetting, where errors come from, experts, confidence, cost. It "
-        "needs no network and no other file. Figures (PNG, SVG) and the table of scores (Markdown, LaTeX) go to a "
-        "folder beside it.",
+        "Write an HTML page about runs: accuracy, forgetting, where errors come from, experts, confidence, cost.\n"
+        "It needs no network and no other file. Figures (PNG, SVG) and the table of scores (Markdown, LaTeX) go\n"
+        "to a folder beside it.",
         "examples:\n"
         "  smope report runs/digits/2026-01-31_12-00-00     one run: report.html in its directory\n"
         "  smope report runs/digits --out compare.html      every run below a folder, compared",

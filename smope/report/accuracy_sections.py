@@ -43,8 +43,12 @@ def overview(runs: Sequence[Run]) -> Section:
     groups, first = by_label(runs), runs[0].record
     best: Any = scores(runs).groupby("label")["final_average_accuracy"].mean()
     streams = sorted({run.record["stream"]["name"] for run in runs})
+    several = any(len(group) > 1 for group in groups.values())
+    who = f"{len(runs)} runs of {plural(len(groups), 'configuration')}"
+    if len(runs) == 1:
+        who = f"One run, {runs[0].name},"
     lead = (
-        f"{plural(len(runs), 'run')} of {plural(len(groups), 'configuration')} on {', '.join(streams)}: "
+        f"{who} on {', '.join(streams)}: "
         f"{len(first['class_names'])} classes in {plural(len(first['tasks']), 'task')}, evaluated on "
         f"{first['evaluated_on']} images. "
     )
@@ -53,7 +57,8 @@ def overview(runs: Sequence[Run]) -> Section:
     else:
         lead += f"The final average accuracy is {points(best.max())} %."
     unfinished = [run.name for run in runs if not run.finished]
-    note = "Percent; mean ± standard deviation (ddof 0) over seeds. Tasks count equally, except under all images."
+    note = "Percent. Tasks count equally, except under all images."
+    note += " Mean ± standard deviation (ddof 0) over seeds." if several else ""
     if unfinished:
         note += f" Not finished, counted as far as they are: {', '.join(unfinished)}."
     return Section("scores", "Scores", lead, [Table("Scores, percent", score_grid(runs))], note=note)
@@ -71,6 +76,10 @@ def accuracy(runs: Sequence[Run]) -> Section:
     maps = [_matrix(label, group, number) for number, (label, group) in enumerate(by_label(runs).items())]
     lead = "Each row of a matrix is an evaluation; down a column one sees a task being learned and forgotten."
     return Section("accuracy", "Accuracy", lead, figures=[curve, *maps])
+
+
+def _mean(runs: Sequence[Run]) -> str:
+    return "Mean over seeds. " if any(len(group) > 1 for group in by_label(runs).values()) else ""
 
 
 def _band(runs: Sequence[Run], text: str) -> str:
@@ -106,7 +115,7 @@ def forgetting(runs: Sequence[Run]) -> Section | None:
                      worst.items())  # fmt: skip
     figure = bars(
         "forgetting-tasks", "Forgetting of each task", table, labels=("task", "best earlier minus final, points"),
-        text=text + ".", caption="Mean over seeds. Negative: the task has become better since.",
+        text=text + ".", caption=_mean(runs) + "Negative: the task has become better since.",
     )  # fmt: skip
     lead = (
         "Best accuracy before the last task minus the accuracy after it. The last task has had no time to be forgotten."

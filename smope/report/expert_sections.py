@@ -18,6 +18,7 @@ from smope.report.figures import Figure, frame_grid, heat_map, lines, load_map, 
 
 MOST = 2  # configurations whose maps are shown
 PICTURES = 12
+HEADS = 4  # named below a picture
 
 
 def routing_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -157,7 +158,7 @@ def examples(runs: Sequence[Run]) -> Section | None:
         block = last.experts.shape[1] - 1
         lead += (
             f" Below each: the experts that it chose in block {_blocks(run, block + 1)[block]}, the last prompted one, "
-            "for each head, best first."
+            f"for {'each head' if last.experts.shape[2] <= HEADS else f'the first {HEADS} heads'}, best first."
         )
     pictures = [_picture(run, image, int(index)) for image, index in picked]
     return Section("examples", "Examples", lead, pictures=pictures)
@@ -171,7 +172,7 @@ def _picture(run: Run, image: Any, index: int) -> Picture:
     if last.experts is not None:
         lines += [
             f"head {head + 1}: {' '.join(str(expert + 1) for expert in row)}"
-            for head, row in enumerate(last.experts[index, -1][:4])
+            for head, row in enumerate(last.experts[index, -1][:HEADS])
         ]
     return Picture(_png(image), f"Test image of class {label}, {verdict}", lines)
 
