@@ -36,7 +36,7 @@ from input_trial import Outcome, try_inputs
 
 # The demo in two tasks, about a hundred steps, with a checkpoint every fourth.
 RUN = ("experiment=smoke", "trainer.epochs=2", "trainer.checkpoint_steps=4", "trainer.device=cpu")
-TIMES = ("seconds", "images_per_second", "waiting_share")
+TIMES = ("seconds", "images_per_second", "waiting_share", "cost")
 PATIENCE = 600.0  # seconds for one process
 ATTEMPTS = 10  # of one kill: a run may end before its moment comes
 

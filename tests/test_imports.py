@@ -22,7 +22,7 @@ ARROWS = {
     "smope.routers": ("smope.errors",),
     "smope.losses": ("smope.errors", "smope.routers.base"),
     "smope.metrics.accuracy_matrix": (),
-    "smope.metrics": ("smope.errors", "smope.methods.base", "smope.experts.inject"),
+    "smope.metrics": ("smope.errors", "smope.methods.base", "smope.experts.inject", "smope.backbones.attention"),
     "smope.backbones": ("smope.errors",),
     "smope.experts": ("smope.errors", "smope.routers", "smope.backbones.attention", "smope.backbones.wrapping"),
     "smope.prompts": ("smope.errors", "smope.backbones.attention", "smope.backbones.wrapping"),

@@ -43,8 +43,8 @@ class Failing(Tracker):
     ("where", "calls", "what"),
     [
         ("start", ["start"], "did not start"),
-        ("log", ["start", "log"], "failed"),
-        ("finish", ["start", "log", "log", "finish"], "failed"),
+        ("log", ["start", "log"], "failed in log"),
+        ("finish", ["start", "log", "log", "finish"], "failed in finish"),
     ],
 )
 def test_the_first_failure_is_told_and_the_last(where: str, calls: list[str], what: str) -> None:
@@ -77,6 +77,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         return fake.answer()
 
     fake.init, fake.Settings = init, lambda **options: options
+    fake.Image = fake.Table = lambda *_, **__: None
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
@@ -100,7 +101,7 @@ def test_without_a_key_nothing_is_asked(
 ) -> None:
     monkeypatch.setattr("builtins.input", refuse_to_ask)
     (line,) = run_of(["tracker=wandb", "tracker.mode=online"], tmp_path, capsys)
-    assert line.startswith("no tracking: WandbTracker did not start (no W&B API key: set WANDB_API_KEY, or use")
+    assert line.startswith("no tracking: WandbTracker did not start (no API key: run `wandb login`, or take")
     assert wandb.started == [], "W&B itself would have asked"
 
 
@@ -127,7 +128,7 @@ def test_a_service_that_goes_away(
     wandb.answer = lambda: SimpleNamespace(log=lost)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     (line,) = run_of(["tracker=wandb"], tmp_path, capsys)
-    assert line == "no tracking: WandbTracker failed (the service has gone); training goes on"
+    assert line == "no tracking: WandbTracker failed in end_task (the service has gone); training goes on"
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,12 @@ def test_a_service_that_goes_away(
     ],
 )
 def test_the_mode_that_auto_finds(
-    set_up: Callable[[pytest.MonkeyPatch], None], mode: str, wandb: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    set_up: Callable[[pytest.MonkeyPatch], None],
+    mode: str,
+    wandb: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     set_up(monkeypatch)
-    WandbTracker().start({}, Path("run"), "name")
+    WandbTracker().start({"method": {"_target_": "smope.methods.ncm.NCM"}, "seed": 0}, tmp_path, "name")
     assert wandb.started[0]["mode"] == mode

@@ -123,7 +123,7 @@ def test_deterministic_runs_repeat_and_say_so(tmp_path: Path, whole: Path) -> No
         assert main(["train", *QUICK, *smope, f"run_dir={path}"]) == 0
         assert torch.are_deterministic_algorithms_enabled()
     first, second = (record(path) for path in runs)
-    timed = ("seconds", "images_per_second", "waiting_share", "config")
+    timed = ("seconds", "images_per_second", "waiting_share", "cost", "config")
     assert {k: v for k, v in first.items() if k not in timed} == {k: v for k, v in second.items() if k not in timed}
     states = [read_checkpoint(list_checkpoints(RunDirectory(path))[-1]).state for path in runs]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

@@ -232,13 +232,13 @@ def on_folder(root: Path, run_dir: Path, *more: str, batch: int = 4) -> list[str
 def test_an_image_that_becomes_unreadable_mid_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a data set that does not fit into memory. The state is saved; once the file is back, the run goes on."""
+    """Neither in memory nor in a cache. The state is saved; once the file is back, the run goes on."""
     monkeypatch.setattr("smope.streams.reading.KEPT_BYTES", 0)
     root = pictures(tmp_path / "images", dict.fromkeys("abcd", 8))
-    assert main(["train", *on_folder(root, tmp_path / "whole")]) == 0
+    assert main(["train", *on_folder(root, tmp_path / "whole", "stream.cache_gb=0")]) == 0
     victims = {path: path.read_bytes() for path in (root / "train").rglob("*.png")}
     with in_step(1, 1, lambda: [path.write_bytes(b"gone") for path in victims]):
-        line = refused(capsys, 2, "train", *on_folder(root, tmp_path / "run"))
+        line = refused(capsys, 2, "train", *on_folder(root, tmp_path / "run", "stream.cache_gb=0"))
     assert re.search(r"cannot read image .*images/train/./\d\.png: not a known image format; replace the file", line)
     assert record(tmp_path / "run")["status"] == "failed"
     for path, content in victims.items():
@@ -270,15 +270,21 @@ def no_memory(*_: Any, **__: Any) -> NoReturn:
 def test_no_memory_for_a_training_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Finetune, "losses", no_memory)
+    losses = Finetune.losses
+    monkeypatch.setattr(
+        Finetune, "losses", lambda self, x, *rest: no_memory() if len(x) > 1 else losses(self, x, *rest)
+    )
     line = refused(capsys, 1, "train", *QUICK, f"run_dir={tmp_path / 'run'}")
-    assert "out of memory on cpu: start a new run with a smaller trainer.batch_size than 128" in line
+    assert "out of memory on cpu: continue with trainer.activation_checkpointing=true, start a new run with a " in line
+    assert "smaller trainer.batch_size than 128" in line
 
 
 def test_no_memory_to_evaluate(
     tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Finetune, "classify", lambda self, x: no_memory() if not self.training else self.classifier(x))
+    monkeypatch.setattr(
+        Finetune, "classify", lambda self, x: no_memory() if not self.training and len(x) > 1 else self.classifier(x)
+    )
     line = refused(capsys, 1, "train", *QUICK, f"run_dir={tmp_path / 'run'}")
     assert "out of memory on cpu: continue with a smaller trainer.eval_batch_size than 128" in line
     monkeypatch.undo()
