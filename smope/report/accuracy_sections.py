@@ -135,7 +135,7 @@ def comparison(runs: Sequence[Run]) -> Section | None:
          f"{100 * row['wins']:.0f} %"]
         for row in frame.to_dict("records")
     ]  # fmt: skip
-    pairs = int(frame["pairs"].max())
+    pairs = max(int(count) for count in frame["pairs"])
     lead = (
         "Final average accuracies, paired by seed. The p-value comes from exchanging the two runs of a pair at random, "
         f"and with {plural(pairs, 'pair')} it cannot be below {2 / 2**pairs:.3g}, however large the difference."

@@ -89,7 +89,7 @@ def _moves(groups: dict[str, list[Run]]) -> list[Figure]:
         frame = pandas.concat(frames)
         if frame.empty:
             continue
-        blocks = _blocks(runs[0], int(frame["block"].max()))
+        blocks = _blocks(runs[0], max(int(block) for block in frame["block"]))
         frame = frame.assign(line=[f"block {blocks[block - 1]}" for block in frame["block"]])
         mean: Any = frame.groupby("line", sort=False)["keys"].mean()
         figures.append(

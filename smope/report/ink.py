@@ -24,7 +24,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 HATCHES = ("", "////", "..", "xxxx", "\\\\\\\\", "----")
 MAP = "cividis"
 WIDTH = 4.6  # inches: with text of 9 points still legible where a phone shows it 360 pixels wide
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif", "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "hatch.linewidth": 0.6,
     "axes.spines.right": False, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True,
@@ -63,7 +63,8 @@ def png(figure: Figure) -> bytes:
 def svg(figure: Figure, name: str) -> str:
     """An SVG's text, its background transparent; the same figure gives the same text, identifiers begin with `name`."""
     file = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+    style: Any = {**STYLE, "svg.hashsalt": name}
+    with mpl.rc_context(style):
         figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)

@@ -51,7 +51,7 @@ def mistakes(runs: Sequence[Run]) -> Section | None:
         text="; ".join(_split_words(str(label), row) for label, row in shares.iterrows()) + ", after the last task.",
         caption="An error within the task would also be made by a learner that is told the task.",
     )  # fmt: skip
-    told = finals[["accuracy", "told_task"]].set_axis(["accuracy", "if told the task"], axis=1)
+    told: Any = finals[["accuracy", "told_task"]].set_axis(["accuracy", "if told the task"], axis=1)
     figures = [figure]
     for number, (label, group) in enumerate(groups.items()):
         if all(run.class_incremental for run in group) and group[0].tasks_done > 1:
@@ -96,7 +96,7 @@ def confidence(runs: Sequence[Run]) -> Section | None:
     groups = by_label(with_evidence(runs))
     if not groups:
         return None
-    finals = pandas.DataFrame(
+    finals: Any = pandas.DataFrame(
         {
             label: pandas.DataFrame([calibration(run).iloc[-1] for run in group]).mean()
             for label, group in groups.items()

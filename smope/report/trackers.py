@@ -185,8 +185,8 @@ class WandbTracker(Tracker):
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
         import wandb
 
-        columns = ["after task", *(f"task {task + 1}" for task in range(len(matrix)))]
-        data = [[index + 1, *row, *[None] * (len(matrix) - len(row))] for index, row in enumerate(matrix)]
+        columns: list[Any] = ["after task", *(f"task {task + 1}" for task in range(len(matrix)))]
+        data: list[Any] = [[index + 1, *row, *[None] * (len(matrix) - len(row))] for index, row in enumerate(matrix)]
         pictures = {key: wandb.Image(_pixels(png)) for key, png in _pictures(matrix, self._run_dir).items()}
         table = wandb.Table(columns=columns, data=data)
         self._run.log({**_task_values(matrix, scores), "accuracy_matrix": table, **pictures}, step=step)

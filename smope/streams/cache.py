@@ -121,7 +121,7 @@ class PixelFile:
             found = numpy.frombuffer(self._map, numpy.uint8, self.nbytes(row), start)
         except (OSError, ValueError):  # removed, or cut short
             return self._damaged()
-        return found.reshape(height, width, 3) if zlib.crc32(found) == self._index["crc"][row] else self._damaged()
+        return found.reshape(height, width, 3) if zlib.crc32(found.data) == self._index["crc"][row] else self._damaged()
 
     def _damaged(self) -> None:
         """Remove the file, for the next run to write it again; only the one who does so says it."""
@@ -141,6 +141,11 @@ class Kept:
     def pixels(self, name: str) -> numpy.ndarray:
         found = self.file.pixels(self.row)
         return numpy.asarray(images.decode(self.original, name)) if found is None else found
+
+
+def original(image: images.Picture | Kept) -> images.Picture:
+    """The image as its source has it."""
+    return image.original if isinstance(image, Kept) else image
 
 
 class PixelCache:
@@ -229,9 +234,9 @@ class PixelWriter:
         start, crc = NOT_KEPT, 0
         if self._keep:
             pixels = numpy.ascontiguousarray(pixels)
-            start, crc = self._end, zlib.crc32(pixels)
+            start, crc = self._end, zlib.crc32(pixels.data)
             try:
-                self._file.write(memoryview(pixels).cast("B"))
+                self._file.write(pixels.data.cast("B"))
             except OSError as error:
                 self._give_up(error)
                 return

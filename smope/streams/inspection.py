@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from smope.errors import UserError
 from smope.streams import folder
+from smope.streams.cache import original
 from smope.streams.images import Picture, decode, encoded
 from smope.streams.partition import Partition
 from smope.streams.reading import SPLITS, content_line
@@ -144,7 +145,9 @@ def _looks(source: Source, split: str, root: Path | None) -> Iterator[Look]:
     images: ImageSet = getattr(source, split)
 
     def look(index: int) -> Look:
-        return _look(images.images[index], Look(split, _name(images, split, index, root), images.targets[index]))
+        return _look(
+            original(images.images[index]), Look(split, _name(images, split, index, root), images.targets[index])
+        )
 
     chunk = 256  # a bounded number at a time, so that an interrupted check ends soon
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside Python's lock

@@ -12,14 +12,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy
 from tqdm import tqdm
 
 from smope.errors import UserError
-from smope.streams.cache import Kept, PixelCache, PixelFile, PixelWriter
+from smope.streams.cache import Kept, PixelCache, PixelFile, PixelWriter, original
 from smope.streams.images import decode, encoded, size
 from smope.streams.source import ImageSet, Source
 
@@ -95,7 +94,7 @@ def _look(
     with tqdm(total=total, desc="reading images", delay=2, leave=False, disable=None) as bar:
         for split in SPLITS:
             images: ImageSet = getattr(source, split)
-            for index, seen in enumerate(_each(images, _reader(images, hashes and hashes[split], known))):
+            for index, seen in enumerate(_each(images, _reader(images, hashes[split] if hashes else None, known))):
                 bar.update()
                 if isinstance(seen, UserError):
                     if broken_images == "error":
@@ -125,7 +124,7 @@ def _reader(
                 return _Seen(hashes[index], pixels, row)
         name = images.name(index)
         try:
-            content = encoded(_picture(images, index), name)
+            content = encoded(original(images.images[index]), name)
             pixels = numpy.asarray(decode(content, name)) if isinstance(content, bytes) else content
         except UserError as error:
             return error
@@ -149,7 +148,7 @@ def _hashes(source: Source) -> dict[str, list[str]]:
     def of(images: ImageSet) -> Callable[[int], str]:
         def one(index: int) -> str:
             try:
-                return _sha256(encoded(_picture(images, index), ""))
+                return _sha256(encoded(original(images.images[index]), ""))
             except UserError:
                 return ""
 
@@ -162,11 +161,6 @@ def _sha256(content: bytes | numpy.ndarray) -> str:
     return hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).hexdigest()
 
 
-def _picture(images: ImageSet, index: int) -> Path | bytes | numpy.ndarray:
-    image = images.images[index]
-    return image.original if isinstance(image, Kept) else image
-
-
 def _has_files(source: Source) -> bool:
     """Whether there is anything to decode."""
     return any(not isinstance(image, numpy.ndarray) for split in (source.train, source.test) for image in split.images)
@@ -174,8 +168,8 @@ def _has_files(source: Source) -> bool:
 
 def _expected_bytes(source: Source) -> int:
     """About how much the decoded images take: from the sizes of some, which their headers say."""
-    every = [image for split in (source.train, source.test) for image in split.images]
-    measured = [size(image) for image in every[:: max(1, len(every) // MEASURED)] if not isinstance(image, Kept)]
+    every = [original(image) for split in (source.train, source.test) for image in split.images]
+    measured = [size(image) for image in every[:: max(1, len(every) // MEASURED)]]
     known = [3 * height * width for height, width in filter(None, measured)]
     return round(len(every) * sum(known) / len(known)) if known else 0
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 
 from smope.errors import UserError
-from smope.streams.cache import Kept
+from smope.streams.cache import Kept, original
 from smope.streams.images import Picture, decode
 
 
@@ -38,8 +38,7 @@ class ImageSet:
 
     def name(self, index: int) -> str:
         """What errors call image `index`."""
-        image = self.images[index]
-        image = image.original if isinstance(image, Kept) else image
+        image = original(self.images[index])
         return self.names[index] if self.names else str(image) if isinstance(image, Path) else f"number {index}"
 
     def pixels(self, index: int) -> numpy.ndarray:

@@ -181,7 +181,8 @@ def _facts(path: Path, text: str) -> dict[str, Any]:
         facts = None
     kinds = {"tasks_done": int, "steps": int, "backbone_sha256": str, "stream_identity": str}
     kinds |= dict.fromkeys(("history", "context", "values"), dict)
-    odd = [key for key, kind in kinds.items() if not isinstance(facts, dict) or type(facts.get(key)) is not kind]
+    facts = facts if isinstance(facts, dict) else {}
+    odd = [key for key, kind in kinds.items() if type(facts.get(key)) is not kind]
     if odd or min(facts["tasks_done"], facts["steps"]) < 0:
         raise UserError(f"checkpoint {path}: is no checkpoint of a run: its record makes no sense ({', '.join(odd)})")
     return facts
