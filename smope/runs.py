@@ -38,7 +38,7 @@ PACKAGES = (
 )
 METRICS: tuple[str, ...] = (
     "task", "phase", "epoch", "step", "loss", "cross_entropy", "router", "prototype",
-    "learning_rate", "images_per_second",
+    "pull", "orthogonality", "soft", "hard", "contrastive", "outliers", "learning_rate", "images_per_second",
 )  # fmt: skip
 
 
@@ -135,23 +135,32 @@ class RunDirectory:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row to metrics.csv; columns that a method does not have stay empty, unknown losses are left out."""
         try:
-            new = not self.metrics.exists() or self.metrics.stat().st_size == 0
+            there = self._metrics_header()
             with self.metrics.open("a", newline="") as file:
-                writer = csv.DictWriter(file, METRICS, extrasaction="ignore", restval="")
-                if new:
+                writer = csv.DictWriter(file, there or METRICS, extrasaction="ignore", restval="")
+                if not there:
                     writer.writeheader()
                 writer.writerow(row)
         except OSError as error:
             raise OSError(f"{self.metrics}: cannot be written ({error.strerror}); make room, then resume") from error
+
+    def _metrics_header(self) -> list[str]:
+        """The columns that metrics.csv has: those of the version that began it; none where there is no file."""
+        if not self.metrics.exists():
+            return []
+        with self.metrics.open(errors="replace") as file:
+            header = file.readline().strip()
+        return header.split(",") if header else []
 
     def drop_metrics_after(self, step: int) -> None:
         """Forget the rows of epochs that ended later, which a resumed run writes again, and a row cut short."""
         if not self.metrics.exists():
             return
         header, *lines = self.metrics.read_text(errors="replace").splitlines(keepends=True) or [""]
-        column = METRICS.index("step")
+        names = self._metrics_header()
+        column = names.index("step") if "step" in names else 0
         rows = [(line, line.split(",")) for line in lines if line.endswith("\n")]
-        whole = [(line, row[column]) for line, row in rows if len(row) == len(METRICS)]
+        whole = [(line, row[column]) for line, row in rows if len(row) == len(names)]
         kept = [line for line, ended in whole if ended.isdigit() and int(ended) <= step]
         write_atomically(self.metrics, "".join([header, *kept]).encode())
 

@@ -91,7 +91,7 @@ def _train(
         return record
 
     write("running")
-    trainer.tracker = _start(experiment, directory, progress, trainer.history.steps)
+    trainer.tracker = _start(experiment, directory, progress, trainer.history.place)
     try:
         with trainer.interruption.watching():
             trainer.fit(on_task_end=lambda: write("running"))
@@ -100,13 +100,13 @@ def _train(
             write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         with suppress(OSError):
             progress.line(f"stopped; continue with: smope train {shlex.quote(f'resume={directory.path}')}")
+        trainer.tracker.finish(trainer.history.scores())
         if _out_of_memory(error):
             raise MemoryError(_memory_advice(trainer)) from error
         raise
-    finally:
-        trainer.tracker.finish(trainer.history.scores())
     _look_at_frozen_weights(trainer, facts, progress)
     record = write("finished")
+    trainer.tracker.finish(trainer.history.scores())  # last: it may take the record with it
     progress.line("")
     progress.line(f"accuracy on each task's {experiment.stream.evaluated_on} images, in percent")
     progress.line(matrix_table(record["accuracy_matrix"]), coloured_matrix(record["accuracy_matrix"]))

@@ -170,7 +170,7 @@ class PixelCache:
         except (OSError, ValueError, struct.error) as error:
             _log.warning("the image cache %s is damaged (%s) and is written again", path, error)
             return None
-        if not found.keeps_pixels and found.total <= self.limit:
+        if not found.keeps_pixels and found.total <= min(self.limit, _free(self.folder) / 2):
             return None
         with suppress(OSError):
             os.utime(path)
@@ -229,18 +229,18 @@ class PixelWriter:
         key = bytes.fromhex(sha256)
         if self._file is None or key in self._rows:
             return
-        if self._keep and self._end + pixels.nbytes > self._cache.limit:  # more than was expected
-            self._forget()
         start, crc = NOT_KEPT, 0
-        if self._keep:
-            pixels = numpy.ascontiguousarray(pixels)
-            start, crc = self._end, zlib.crc32(pixels.data)
-            try:
+        try:
+            if self._keep and self._end + pixels.nbytes > self._cache.limit:  # more than was expected
+                self._forget()
+            if self._keep:
+                pixels = numpy.ascontiguousarray(pixels)
+                start, crc = self._end, zlib.crc32(pixels.data)
                 self._file.write(pixels.data.cast("B"))
-            except OSError as error:
-                self._give_up(error)
-                return
-            self._end += pixels.nbytes
+                self._end += pixels.nbytes
+        except OSError as error:
+            self._give_up(error)
+            return
         self._rows[key] = (start, pixels.shape[0], pixels.shape[1], crc)
 
     def _forget(self) -> None:

@@ -26,6 +26,11 @@ class History:
     images_evaluated: int = 0
     peak_memory: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def place(self) -> int:
+        """Where a tracker puts what is measured now: training steps so far, or tasks for a method that takes none."""
+        return self.steps or len(self.accuracy_matrix)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

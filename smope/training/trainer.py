@@ -273,6 +273,7 @@ class Trainer:
                 bar.update()
         for index in self.recorder.tasks_to_come(span):
             self.accuracy(index, span.stop)
+            self.history.images_evaluated += len(self.stream.tasks[index].test)
         self.recorder.write(self.directory, self.method, span)
         self._book("eval")
         return row
@@ -342,7 +343,7 @@ class Trainer:
             f"task {span.index + 1}/{len(self.spans)}: accuracy {100 * mean:.1f} % "
             f"({' '.join(f'{100 * value:.1f}' for value in row)}), {self.history.seconds_per_task[-1]:.1f} s"
         )
-        self.tracker.end_task(self.history.accuracy_matrix, self.history.scores(), step=self.history.steps)
+        self.tracker.end_task(self.history.accuracy_matrix, self.history.scores(), step=self.history.place)
 
 
 def _spans(stream: Stream) -> list[TaskSpan]:

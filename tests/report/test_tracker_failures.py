@@ -58,6 +58,22 @@ def test_the_first_failure_is_told_and_the_last(where: str, calls: list[str], wh
     assert told == [f"no tracking: Failing {what} (nobody answers); training goes on"]
 
 
+def test_the_last_call_finds_the_finished_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B uploads run.json there. Methods without training steps count tasks."""
+    seen: dict[str, Any] = {}
+
+    class Last(Tracker):
+        def end_task(self, matrix: Any, scores: Any, step: int) -> None:
+            seen.setdefault("steps", []).append(step)
+
+        def finish(self, scores: Any) -> None:
+            seen["status"] = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["status"]
+
+    monkeypatch.setattr("smope.report.trackers.NoTracker", Last)
+    assert main(["train", *TINY, f"run_dir={tmp_path / 'run'}"]) == 0
+    assert seen == {"steps": [1, 2], "status": "finished"}
+
+
 def test_an_interruption_is_no_failure() -> None:
     class Interrupted(Tracker):
         def log(self, *_: Any, **__: Any) -> None:

@@ -169,15 +169,24 @@ def test_a_damaged_pixel_is_found_when_it_is_read(source, cache, caplog) -> None
     assert len(files(cache)) == 1
 
 
-def test_a_full_disk_costs_the_cache_and_nothing_else(source, cache, caplog, monkeypatch) -> None:
+@pytest.mark.parametrize("call", ["write", "truncate"])
+def test_a_full_disk_costs_the_cache_and_nothing_else(call, source, cache, caplog, monkeypatch) -> None:
+    """Also where what is buffered has to be written because the limit is passed."""
+    if call == "truncate":
+        monkeypatch.setattr(cache, "limit", 4000)
+        monkeypatch.setattr(cache, "writer", lambda path, _: caching.PixelWriter(cache, path, keep=True))
+
     class Full:
         def __init__(self, file) -> None:
             self.file = file
 
         def write(self, content) -> None:
-            if self.file.tell() > 2000:
+            if call == "write" and self.file.tell() > 2000:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.file.write(content)
+
+        def truncate(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         def __getattr__(self, name):
             return getattr(self.file, name)
@@ -327,3 +336,13 @@ def test_where_it_is(tmp_path, monkeypatch) -> None:
     assert cache_folder(None) == tmp_path / "smope" / "images"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder(None) == Path.home() / ".cache" / "smope" / "images"
+
+
+def test_an_index_alone_is_kept_where_the_disk_has_no_room_for_pixels(source, cache, decoded, monkeypatch) -> None:
+    monkeypatch.setattr(caching, "_free", lambda folder: 10)
+    read(source, cache=cache)
+    decoded.clear()
+    read(source, cache=cache)
+    assert decoded == []
+    monkeypatch.setattr(caching, "_free", lambda folder: 10**9)
+    assert Kept in kinds(read(source, cache=cache)), "there is room now"

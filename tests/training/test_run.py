@@ -22,6 +22,7 @@ from smope.methods.base import TaskSpan
 from smope.methods.ncm import NearestClassMean
 from smope.methods.smope import SMoPE
 from smope.metrics.accuracy_matrix import cumulative_average_accuracy, final_average_accuracy, forgetting
+from smope.runs import RunDirectory
 
 # Next to nothing to compute: for the runs of which there have to be several.
 TINY = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=64"]
@@ -208,6 +209,19 @@ def test_the_metrics(finished: Path) -> None:
         ("1", "sparse", "0"),
     ]
     assert all(math.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_metrics_of_an_earlier_version_go_on_in_its_columns(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
+    directory.metrics.write_text("task,step,loss\n0,3,0.5\n0,6,0.4\n1,9,0.3\n0,")
+    directory.drop_metrics_after(6)
+    directory.append_metrics({"task": 1, "step": 9, "loss": 0.2, "pull": 0.1})
+    assert directory.metrics.read_text().split() == ["task,step,loss", "0,3,0.5", "0,6,0.4", "1,9,0.2"]
+
+
+def test_every_loss_of_a_method_has_a_column(tmp_path: Path) -> None:
+    assert main(["train", *TINY, "method=l2p", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert all(float(row["pull"]) > 0 for row in losses(tmp_path / "run"))
 
 
 def test_the_same_command_gives_the_same_numbers(quick: Path, folder: Path) -> None:
