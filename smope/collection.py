@@ -16,14 +16,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from smope.config import GROUPS, NOT_HASHED_IN_TRAINER, STREAM_BUILDER, flatten
+from smope.config import flatten, immaterial, with_defaults
 from smope.errors import UserError
 from smope.plain_types import shown
-from smope.reproduction import IMMATERIAL
 from smope.runs import RunDirectory
-from smope.schema import keys_of, takes
+from smope.schema import takes
 
-SKIPPED = {*IMMATERIAL, *(f"trainer.{name}" for name in NOT_HASHED_IN_TRAINER)}
 SHORT = 60  # characters of a value in a line of text
 # A bound that no continual learner competes with: shown, never marked as the best.
 BOUNDS = ("joint",)
@@ -43,12 +41,8 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What decides about numbers; a key that an older program did not have is at its default."""
-        config = self.record["config"]
-        groups = {group: _completed(group, config[group]) for group in GROUPS if isinstance(config.get(group), dict)}
-        flat = flatten({**config, **groups})
-        return {
-            key: value for key, value in flat.items() if key not in SKIPPED and key.partition(".")[0] not in SKIPPED
-        }
+        flat = flatten(with_defaults(self.record["config"]))
+        return {key: value for key, value in flat.items() if not immaterial(key)}
 
     @property
     def method(self) -> str:
@@ -75,16 +69,6 @@ class Run:
         if takes(self.settings["method._target_"], "router"):
             groups.append("router")
         return {key: value for key, value in self.settings.items() if key.partition(".")[0] in groups}
-
-
-def _completed(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's values, completed with today's defaults where its class is still there."""
-    try:
-        known = dict(keys_of(values["_target_"], group))
-        known |= keys_of(STREAM_BUILDER, group) if group == "stream" else {}
-    except (KeyError, UserError):
-        return dict(values)
-    return {**{name: key.default for name, key in known.items() if key.has_default}, **values}
 
 
 @dataclass(frozen=True)

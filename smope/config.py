@@ -59,11 +59,25 @@ MOVABLE = (
     "stream.cache_gb",
     *(f"trainer.{name}" for name in ("device", "eval_batch_size", *NOT_HASHED_IN_TRAINER)),
 )
+# Runs that differ in these alone are repeats of one another. What may be a keyword instead of a path is not among
+# them, for keywords decide numbers. Which images they are, however found or split, is told by their content hash.
+IMMATERIAL = {
+    *NOT_HASHED,
+    *(f"stream.{name}" for name in NOT_HASHED_IN_STREAM),
+    *(f"trainer.{name}" for name in NOT_HASHED_IN_TRAINER),
+    *MOVABLE,
+    "seed", "stream.download", "stream.split_seed", "trainer.deterministic",
+} - {f"{group}.{name}" for group, name, keywords in PATHS if keywords}  # fmt: skip
 
 
 def may_move(key: str) -> bool:
     """Whether a resumed run may have this key otherwise: see MOVABLE, and what it is called and who watches it."""
     return key in MOVABLE or key.partition(".")[0] in ("name", "tracker")
+
+
+def immaterial(key: str) -> bool:
+    """Whether runs that differ in this key alone (dotted, see `flatten`) are repeats of one another: see IMMATERIAL."""
+    return key in IMMATERIAL or key.partition(".")[0] in IMMATERIAL
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,23 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration, completed with today's defaults for keys that it was written without.
+
+    Groups whose class is no longer there stay as they are.
+    """
+    groups = {group: _completed(group, config[group]) for group in GROUPS if _is_group(config, group)}
+    return {**config, **groups}
+
+
+def _completed(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        known = _group_keys(group, values)
+    except UserError:
+        return dict(values)
+    return {**{name: key.default for name, key in known.items() if key.has_default}, **values}
 
 
 def closest_key(name: str, known: Sequence[str]) -> str | None:

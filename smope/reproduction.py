@@ -12,16 +12,11 @@ from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any
 
-from smope.config import NOT_HASHED
+from smope.config import immaterial
 from smope.plain_types import shown
 
 SCORES = {"final_average_accuracy": "FAA", "cumulative_average_accuracy": "CAA", "forgetting": "forgetting"}
 PAPER, REPEAT = "the paper", "independent repeat"
-# Where things are and how they are fed. Which images and weights they are is told by numbers and hashes.
-IMMATERIAL = {
-    *NOT_HASHED, "seed", "stream.root", "stream.download", "stream.split_lists", "stream.split_seed",
-    "trainer.device", "trainer.num_workers", "trainer.eval_batch_size", "trainer.deterministic",
-}  # fmt: skip
 UNTRAINED = ("random", "embedded")
 RULE = (
     "Inside means |difference| <= 2 s sqrt(1/n + 1/m) for means over n and m seeds, where s is the standard deviation "
@@ -164,7 +159,7 @@ def changed_settings(row: Mapping[str, Any], run: Mapping[str, Any]) -> list[str
     """What a run's flat configuration sets otherwise than its row's: `trainer.epochs=1 (20)`, the row's in brackets."""
     changed = []
     for key, value in run.items():
-        if key in IMMATERIAL or key.partition(".")[0] in IMMATERIAL:
+        if immaterial(key):
             continue
         own = row.get(key, "not in the row")
         same = _weights(value) == _weights(own) if key == "backbone.weights" else value == own

@@ -153,7 +153,16 @@ def test_what_cannot_be_compared_gets_a_table_of_its_own(
 
 @pytest.mark.parametrize(
     "harmless",
-    ["trainer.num_workers=2", "trainer.device=cpu", "trainer.checkpoint_minutes=1.0", "name=other", "tracker=none"],
+    [
+        "trainer.num_workers=2",
+        "trainer.device=cpu",
+        "trainer.checkpoint_minutes=1.0",
+        "name=other",
+        "tracker=none",
+        "trainer.record=nothing",
+        "stream.cache_gb=1.0",
+        "stream.cache_dir=elsewhere",
+    ],
 )
 def test_how_a_run_was_fed_or_kept_makes_no_row_of_its_own(make: Make, tmp_path: Path, harmless: str) -> None:
     make("first", "seed=0", 0.5)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smope.compose import compose, read_overrides
-from smope.config import Config, closest_key, load_config
+from smope.config import Config, closest_key, immaterial, load_config, with_defaults
 from smope.errors import UserError
 
 
@@ -237,6 +237,22 @@ def test_hash_names_the_computation_only() -> None:
     assert {config(text).config_hash for text in same} == {plain}
     other = {config(text).config_hash for text in ("seed=1", "router.top_k=4", "method=ncm", "trainer.epochs=7")}
     assert len(other | {plain}) == 5
+
+
+def test_what_is_immaterial() -> None:
+    where = ("run_dir", "tracker", "tracker.project", "seed", "stream.root", "stream.cache_gb", "stream.cache_dir")
+    how = ("trainer.record", "trainer.checkpoint_minutes", "trainer.checkpoint_steps", "trainer.device")
+    assert all(map(immaterial, where + how))
+    decisive = ("stream.class_order", "stream.num_tasks", "backbone.weights", "trainer.epochs", "method._target_")
+    assert not any(map(immaterial, decisive)), "of these a keyword or number decides about results"
+
+
+def test_older_configurations_get_todays_defaults() -> None:
+    whole = config().as_dict()
+    old = {**whole, "trainer": {key: value for key, value in whole["trainer"].items() if key != "record"}}
+    gone = {**whole, "method": {"_target_": "smope.methods.gone.Gone"}}
+    assert with_defaults(old) == whole
+    assert with_defaults(gone) == gone
 
 
 def test_nearest_key_prefers_the_same_group() -> None:

@@ -127,6 +127,7 @@ def test_changed_settings_are_named_and_where_things_are_is_not() -> None:
     own = {"seed": 0, "trainer.epochs": 20, "trainer.device": "auto", "stream.root": MISSING, "backbone.weights": "hub"}
     moved = own | {"seed": 3, "trainer.device": "cuda", "stream.root": "/data", "backbone.weights": "vit.safetensors"}
     assert changed_settings(own, moved) == []
+    assert changed_settings(own, own | {"stream.cache_gb": 2.0, "trainer.record": "all"}) == []
     assert changed_settings(own, moved | {"trainer.epochs": 1}) == ["trainer.epochs=1 (20)"]
     assert changed_settings(own, moved | {"backbone.weights": "random"}) == ["backbone.weights=random (hub)"]
     assert changed_settings(own, own | {"trainer.epoch": 1}) == ["trainer.epoch=1 (not in the row)"]

@@ -7,7 +7,7 @@ seeds cannot say more than p = 0.25, five 0.0625, six 0.03125. `smallest_p` says
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy
 import pandas
 from scipy.stats import binomtest, bootstrap, permutation_test
 
-from smope.analysis.runs import Run, scores
+from smope.analysis.runs import Run, comparable, scores
 from smope.errors import UserError
 
 CONFIDENCE = 0.95
@@ -33,6 +33,7 @@ class Comparison:
     effect_size: Cohen's d_z, mean over standard deviation (ddof 1) of the differences; NaN for one pair, infinite
                  where all differences are equal and not 0.
     wins:        share of pairs in which the first is larger, ties counting half.
+    left_out:    runs that were not looked at: those with fewer tasks than others of their group, and repeats.
     """
 
     pairs: int
@@ -43,6 +44,7 @@ class Comparison:
     smallest_p: float
     effect_size: float
     wins: float
+    left_out: int = 0
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
@@ -104,31 +106,50 @@ def _interval(difference: numpy.ndarray) -> tuple[float, float]:
 
 
 def compare_runs(first: Sequence[Run], second: Sequence[Run], score: str = "final_average_accuracy") -> Comparison:
-    """Compare two groups of runs by a column of `scores`, paired by seed; UserError where no seed is in both."""
-    left, right = (_by_seed(runs, score) for runs in (first, second))
+    """Compare two groups of runs by a column of `scores`, paired by seed; UserError where no seed is in both.
+
+    Of each group the runs with the most tasks, one a seed (see `comparable`). UserError where one group is under way
+    and the other is not as far: an average over fewer tasks is another quantity.
+    """
+    full = [comparable(runs) for runs in (first, second)]
+    if not _as_far(*full):
+        done = [f"{runs[0].label} has finished {runs[0].tasks_done} of {runs[0].num_tasks} tasks" for runs in full]
+        raise UserError(f"{', '.join(done)}: these are not comparable; finish the runs, or leave them out")
+    left, right = (_by_seed(runs, score) for runs in full)
     seeds = sorted(left.keys() & right.keys())
     if not seeds:
         raise UserError(
             f"{first[0].label} has seeds {sorted(left)}, {second[0].label} {sorted(right)}: none in "
             "common, so nothing is paired; train both with the same seeds"
         )
-    return compare([left[seed] for seed in seeds], [right[seed] for seed in seeds])
+    found = compare([left[seed] for seed in seeds], [right[seed] for seed in seeds])
+    return replace(found, left_out=len(first) + len(second) - sum(map(len, full)))
+
+
+def _as_far(first: Sequence[Run], second: Sequence[Run]) -> bool:
+    """Whether both have learned all of their tasks, or equally many."""
+    left, right = first[0], second[0]
+    whole = left.tasks_done == left.num_tasks and right.tasks_done == right.num_tasks
+    return whole or left.tasks_done == right.tasks_done
 
 
 def _by_seed(runs: Sequence[Run], score: str) -> dict[int, float]:
-    """The score of each seed, the mean where a seed was run more than once."""
     frame: Any = scores(runs)
-    return frame.groupby("seed")[score].mean().to_dict()
+    return dict(zip(frame["seed"], frame[score], strict=True))
 
 
 def compare_all(runs: Sequence[Run], score: str = "final_average_accuracy") -> pandas.DataFrame:
-    """Every two labels that share seeds: columns first (of the larger mean), second, and those of Comparison."""
-    frame: Any = scores(runs)
+    """Every two labels that share seeds: columns first (of the larger mean), second, and those of Comparison.
+
+    Labels of which one is under way and the other is further are not paired (see `compare_runs`).
+    """
+    frame: Any = scores(comparable(runs))
     means = frame.groupby("label")[score].mean().sort_values(ascending=False)
     rows = []
     for first, second in combinations(means.index, 2):
         left, right = ([run for run in runs if run.label == label] for label in (first, second))
-        if {run.seed for run in left} & {run.seed for run in right}:
+        full = comparable(left), comparable(right)
+        if _as_far(*full) and {run.seed for run in full[0]} & {run.seed for run in full[1]}:
             rows.append({"first": first, "second": second, **vars(compare_runs(left, right, score))})
     return pandas.DataFrame(rows)
 

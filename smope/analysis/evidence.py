@@ -59,10 +59,15 @@ class Snapshot:
 
 
 class Evidence:
-    """The files in analysis/ of a run directory, read when asked for."""
+    """The files in analysis/ of a run directory, read when asked for.
 
-    def __init__(self, run_dir: Path) -> None:
+    tasks_done: how many tasks run.json tells of, None for all. A run that was killed between the two, or that was
+    resumed from an older checkpoint, has files of later tasks, which belong to no row of its accuracy matrix.
+    """
+
+    def __init__(self, run_dir: Path, tasks_done: int | None = None) -> None:
         self.run_dir = run_dir
+        self.tasks_done = tasks_done
         self._snapshots: dict[int, Snapshot] = {}
 
     @cached_property
@@ -86,9 +91,10 @@ class Evidence:
 
     @property
     def recorded(self) -> list[int]:
-        """After which tasks there is a snapshot, counted from 1."""
+        """After which of the tasks done there is a snapshot, counted from 1; there may be gaps."""
         paths = (self.run_dir / "analysis").glob("task-*.safetensors")
-        return sorted(int(path.stem.partition("-")[2]) for path in paths)
+        numbers = sorted(int(path.stem.partition("-")[2]) for path in paths)
+        return [number for number in numbers if self.tasks_done is None or number <= self.tasks_done]
 
     def after(self, tasks_done: int) -> Snapshot:
         """The evaluation after `tasks_done` tasks; UserError where none was kept."""

@@ -67,20 +67,18 @@ def task_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
     """
     if not run.class_incremental:
         raise UserError(f"{run.path}: classes come in several tasks, so a predicted class names no task; leave it out")
-    after = after or run.evidence.recorded[-1]
-    snapshot = run.evidence.after(after)
+    snapshot = run.evidence.after(after) if after else run.evidence.last
     task_of = _membership(run).argmax(0)
     seen = snapshot.seen
-    counts = _pairs(snapshot.tasks[seen], task_of[snapshot.predicted[seen]], after)
+    counts = _pairs(snapshot.tasks[seen], task_of[snapshot.predicted[seen]], snapshot.tasks_done)
     table = counts / counts.sum(1, keepdims=True)
-    names = range(1, after + 1)
+    names = range(1, snapshot.tasks_done + 1)
     return pandas.DataFrame(table, pandas.Index(names, name="task"), pandas.Index(names, name="predicted task"))
 
 
 def class_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
     """Row: class of the image; column: predicted class; numbers of images, as Avalanche's ConfusionMatrix."""
-    after = after or run.evidence.recorded[-1]
-    snapshot = run.evidence.after(after)
+    snapshot = run.evidence.after(after) if after else run.evidence.last
     classes = snapshot.logits.shape[1]
     known = snapshot.seen & (snapshot.labels < classes)
     table = _pairs(snapshot.labels[known], snapshot.predicted[known], classes)

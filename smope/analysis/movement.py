@@ -32,10 +32,10 @@ def _rows(snapshot: Snapshot, run: Run) -> tuple[NDArray, NDArray]:
 def drift(run: Run) -> pandas.DataFrame:
     """Per task from the second on and per block: columns after_task, block, keys, values.
 
-    Mean over heads and experts of the relative change since the task before.
+    Mean over heads and experts of the relative change since the task before; none where that one was not recorded.
     """
     rows = []
-    for after in run.evidence.recorded[1:]:
+    for after in (after for after in run.evidence.recorded if after - 1 in run.evidence.recorded):
         old, new = _rows(run.evidence.after(after - 1), run), _rows(run.evidence.after(after), run)
         keys, values = (change(before, now).mean((-1, -2)) for before, now in zip(old, new, strict=True))
         rows += [(after, block + 1, float(keys[block]), float(values[block])) for block in range(len(keys))]
@@ -51,14 +51,14 @@ def rerouted(old: NDArray, new: NDArray) -> NDArray[numpy.float64]:
 def drift_and_forgetting(run: Run) -> pandas.DataFrame:
     """For each old task and each later one: columns after_task, task, lost (accuracy right after its own task - now),
     keys and values (relative change since then of the experts that the task's images chose, weighted by how often),
-    rerouted (share of its images' choices that have changed).
+    rerouted (share of its images' choices that have changed). Pairs of which one was not recorded are left out.
     """
-    rows = []
-    for task in range(run.tasks_done - 1):
+    rows, recorded = [], run.evidence.recorded
+    for task in (after - 1 for after in recorded):
         then, experts = chosen(run, task + 1)
         mine = then.tasks == task
         weight = load_of(experts[mine], then.num_experts)
-        for after in range(task + 2, run.tasks_done + 1):
+        for after in (after for after in recorded if after > task + 1):
             now, later = chosen(run, after)
             moved = [
                 float((weight * change(before, since)).sum() / weight.sum())
@@ -91,7 +91,7 @@ def rerouting_of_images(run: Run) -> pandas.DataFrame:
     """
     last, experts = chosen(run)
     parts = []
-    for task in range(run.tasks_done - 1):
+    for task in (after - 1 for after in run.evidence.recorded if after < last.tasks_done):
         then, before = chosen(run, task + 1)
         mine, still = then.tasks == task, last.tasks == task
         moved = rerouted(before[mine], experts[still])

@@ -13,17 +13,12 @@ from typing import Any
 import pandas
 
 from smope.analysis.evidence import Evidence
-from smope.config import NOT_HASHED, NOT_HASHED_IN_TRAINER, flatten
+from smope.config import flatten, immaterial, with_defaults
 from smope.errors import UserError
 from smope.metrics import accuracy_matrix as metrics
 from smope.plain_types import shown
 from smope.runs import FORMAT_VERSION, RunDirectory
 
-# Configuration that says where or how a run is computed, not what.
-UNIMPORTANT = {
-    *NOT_HASHED, *(f"trainer.{name}" for name in NOT_HASHED_IN_TRAINER), "seed", "trainer.device",
-    "trainer.eval_batch_size",
-}  # fmt: skip
 SCORES = {
     "final_average_accuracy": "FAA: mean accuracy over all tasks after the last",
     "cumulative_average_accuracy": "CAA: mean over t of the mean accuracy over the tasks seen after task t",
@@ -86,13 +81,13 @@ class Run:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What evaluation kept."""
-        return Evidence(self.path)
+        """What evaluation kept after the tasks that are done."""
+        return Evidence(self.path, self.tasks_done)
 
     @property
     def has_evidence(self) -> bool:
         """Whether evaluation kept something after every task that is done."""
-        return self.evidence.recorded == list(range(1, self.tasks_done + 1)) and self.tasks_done > 0
+        return self.tasks_done > 0 and set(self.evidence.recorded) >= set(range(1, self.tasks_done + 1))
 
 
 def load_runs(*patterns: str | Path) -> list[Run]:
@@ -131,24 +126,41 @@ def _load(path: Path) -> Run:
 
 
 def _important(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in flatten(run.record["config"]).items() if key.partition(".")[0] not in
-            NOT_HASHED and key not in UNIMPORTANT}  # fmt: skip
+    """What decides about numbers, completed with today's defaults; stream.images says which images they are."""
+    flat = flatten(with_defaults(run.record["config"]))
+    stream = {"stream.name": run.record["stream"]["name"], "stream.images": _images(run)}
+    return {key: value for key, value in {**flat, **stream}.items() if not immaterial(key)}
+
+
+def _images(run: Run) -> str:
+    return str(run.record["stream"].get("content_hash", "not recorded"))[:12]
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """The method's name, and in brackets what tells runs of one method apart beside the seed."""
     configs = [_important(run) for run in runs]
-    streams = {run.record["stream"]["name"] for run in runs}
+    streams = {config["stream.name"] for config in configs}
     labels = []
     for run, config in zip(runs, configs, strict=True):
-        same = [other for mate, other in zip(runs, configs, strict=True) if mate.method == run.method]
-        differing = [key for key in config if any(other.get(key) != config[key] for other in same)]
-        if any(key.startswith("stream.") for key in differing):
-            differing = ["stream.name", *(key for key in differing if not key.startswith("stream."))]
+        differing = _differing(config, [other for mate, other in zip(runs, configs, strict=True) if mate.method ==
+                                        run.method])  # fmt: skip
         inner = ", ".join(f"{key.partition('.')[2]}={shown(config[key])}" for key in differing if "_target_" not in key)
-        on = f" on {run.record['stream']['name']}" if len(streams) > 1 and "stream.name" not in differing else ""
+        on = f" on {config['stream.name']}" if len(streams) > 1 and "stream.name" not in differing else ""
         labels.append(f"{run.method}{on}" + (f" ({inner})" if inner else ""))
     return labels
+
+
+def _differing(config: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that tell `config` from the others. The stream's name stands for all that differs from other streams;
+    from runs on a stream of the same name its settings and the hash of its images do."""
+    name = config["stream.name"]
+    mates = [other for other in others if other["stream.name"] == name]
+    keys = ["stream.name"] if len(mates) < len(others) else []
+    for key, value in config.items():
+        compared = mates if key.startswith("stream.") else others
+        if key != "stream.name" and any(other.get(key) != value for other in compared):
+            keys.append(key)
+    return keys
 
 
 def differences(runs: Sequence[Run]) -> pandas.DataFrame:
@@ -218,17 +230,36 @@ def scores(runs: Sequence[Run]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["label", "seed", "tasks", *SCORES])
 
 
+def comparable(runs: Sequence[Run]) -> list[Run]:
+    """Of each label the runs that have finished the most tasks, one a seed (the last by path where there are several).
+
+    What a mean over seeds or a pairing may be taken of: fewer tasks are an easier problem.
+    """
+    most: dict[str, int] = {}
+    for run in runs:
+        most[run.label] = max(most.get(run.label, 0), run.tasks_done)
+    full = sorted((run for run in runs if run.tasks_done == most[run.label]), key=lambda run: str(run.path))
+    chosen = {(run.label, run.seed): run.path for run in full}
+    return [run for run in runs if chosen.get((run.label, run.seed)) == run.path]
+
+
 def summarise(frame: pandas.DataFrame, by: str | list[str] = "label") -> pandas.DataFrame:
     """Mean and standard deviation over seeds (ddof 0, as the paper has it) of every numeric column, and how many.
 
-    Columns are pairs (column, "mean" or "std"), and ("runs", "").
+    Columns are pairs (column, "mean" or "std"), ("runs", "") and ("left out", ""). Of a frame with a row a run, such as
+    `scores`, only rows of the group's largest number of tasks count, the last of each seed; the others are left out.
     """
+    sizes = frame.groupby(by, sort=False).size()
+    if "tasks" in frame:
+        kept: Any = frame[frame["tasks"] == frame.groupby(by)["tasks"].transform("max")]
+        frame = kept.drop_duplicates([*([by] if isinstance(by, str) else by), *({"seed"} & set(frame))], keep="last")
     numeric = [column for column in frame.select_dtypes("number") if column not in ("seed", "tasks") and column != by]
     groups = frame.groupby(by, sort=False)
     parts = {(column, "mean"): groups[column].mean() for column in numeric}
     parts |= {(column, "std"): groups[column].std(ddof=0) for column in numeric}
-    table: Any = pandas.DataFrame({("runs", ""): groups.size(), **parts})
-    return table[[("runs", ""), *((column, kind) for column in numeric for kind in ("mean", "std"))]]
+    counts = {("runs", ""): groups.size(), ("left out", ""): sizes - groups.size()}
+    table: Any = pandas.DataFrame({**counts, **parts}).loc[sizes.index]
+    return table[[*counts, *((column, kind) for column in numeric for kind in ("mean", "std"))]]
 
 
 def costs(runs: Sequence[Run]) -> pandas.DataFrame:

@@ -34,7 +34,7 @@ def forward_transfer(run: Run, untrained: Sequence[float] | None = None) -> floa
             "learned; forward transfer is for streams where all classes come in every task"
         )
     ahead: list[list[float]] = []
-    for after in run.evidence.recorded:
+    for after in range(1, run.tasks_done + 1):
         snapshot = run.evidence.after(after)
         if snapshot.seen.all() and after < run.num_tasks:
             raise UserError(f"{run.path}: tasks to come were not evaluated; train it again with trainer.record=all")

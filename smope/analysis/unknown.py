@@ -36,7 +36,7 @@ def open_set(run: Run) -> pandas.DataFrame:
     logit (Hendrycks et al. 2022, arXiv 1911.11132). Unknown are images of tasks to come whose class is not seen yet.
     """
     rows = []
-    for after in run.evidence.recorded[:-1] if run.finished else run.evidence.recorded:
+    for after in (after for after in run.evidence.recorded if after < run.num_tasks):
         snapshot = run.evidence.after(after)
         classes = snapshot.logits.shape[1]
         unknown = ~snapshot.seen & (snapshot.labels >= classes)

@@ -10,7 +10,7 @@ import numpy
 import pandas
 
 from smope.analysis.comparison import compare_all
-from smope.analysis.runs import SCORES, Run, curves, forgetting_by_task, scores, summarise
+from smope.analysis.runs import SCORES, Run, comparable, curves, forgetting_by_task, scores, summarise
 from smope.report.content import Section, Table, by_label, plural
 from smope.report.figures import Figure, bars, heat_map, lines, points
 from smope.report.grids import Grid
@@ -41,7 +41,7 @@ def score_grid(runs: Sequence[Run]) -> Grid:
 
 def overview(runs: Sequence[Run]) -> Section:
     groups, first = by_label(runs), runs[0].record
-    best: Any = scores(runs).groupby("label")["final_average_accuracy"].mean()
+    best: Any = scores(comparable(runs)).groupby("label")["final_average_accuracy"].mean()
     streams = sorted({run.record["stream"]["name"] for run in runs})
     several = any(len(group) > 1 for group in groups.values())
     who = f"{len(runs)} runs of {plural(len(groups), 'configuration')}"
@@ -56,16 +56,24 @@ def overview(runs: Sequence[Run]) -> Section:
         lead += f"The highest final average accuracy is that of {best.idxmax()}, {points(best.max())} %."
     else:
         lead += f"The final average accuracy is {points(best.max())} %."
-    unfinished = [run.name for run in runs if not run.finished]
+    counted = comparable(runs)
+    unfinished = [run.name for run in counted if not run.finished]
     note = "Percent. Tasks count equally, except under all images."
     note += " Mean ± standard deviation (ddof 0) over seeds." if several else ""
     if unfinished:
         note += f" Not finished, counted as far as they are: {', '.join(unfinished)}."
+    note += left_out(len(runs) - len(counted))
     return Section("scores", "Scores", lead, [Table("Scores, percent", score_grid(runs))], note=note)
 
 
+def left_out(number: int) -> str:
+    """A sentence on the runs that no mean is taken of; none where there are none."""
+    reason = "with fewer tasks than others of its configuration, or a repeat of a seed"
+    return f" Left out: {plural(number, 'run')}, each {reason}." if number else ""
+
+
 def accuracy(runs: Sequence[Run]) -> Section:
-    frame = curves(runs)
+    frame = curves(comparable(runs))
     last: Any = frame[frame["after_task"] == frame["after_task"].max()].groupby("label")["average_accuracy"].mean()
     ends = ", ".join(f"{label} at {points(value)} %" for label, value in last.items())
     curve = lines(
@@ -106,7 +114,7 @@ def _matrix(label: str, runs: Sequence[Run], number: int) -> Figure:
 
 
 def forgetting(runs: Sequence[Run]) -> Section | None:
-    frame = forgetting_by_task(runs)
+    frame = forgetting_by_task(comparable(runs))
     if frame.empty:
         return None
     table: Any = frame.pivot_table(index="task", columns="label", values="forgetting", sort=False).sort_index()
@@ -124,7 +132,7 @@ def forgetting(runs: Sequence[Run]) -> Section | None:
 
 
 def comparison(runs: Sequence[Run]) -> Section | None:
-    frame = compare_all(runs)
+    frame, missing = compare_all(runs), len(runs) - len(comparable(runs))
     if frame.empty:
         return None
     head = ["first", "second", "pairs", "difference", "95 % interval", "p", "smallest p", "effect size d", "wins"]
@@ -143,7 +151,7 @@ def comparison(runs: Sequence[Run]) -> Section | None:
     note = (
         "Difference in points, with a bootstrap interval over pairs (too narrow where there are few pairs); d: "
         "mean over standard deviation of the differences; wins: share of seeds in which the first is better."
-    )
+    ) + left_out(missing)
     return Section(
         "comparison", "Comparison", lead, [Table("Every two methods that share seeds", [head, *rows])], note=note
     )

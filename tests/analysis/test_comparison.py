@@ -75,6 +75,25 @@ def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
         compare_runs(ours[-1:], theirs)
 
 
+def test_runs_under_way_are_not_paired(tmp_path: Path) -> None:
+    under_way = {"status": "running", "accuracy_matrix": [[1.0, None], [None, None]]}
+    for seed in (0, 1):
+        with_final(tmp_path / f"a{seed}", 0.8, seed=seed)
+        with_final(tmp_path / f"b{seed}", 0.6, seed=seed, method="ncm")
+        write_run(tmp_path / f"c{seed}", seed=seed, method="slda", **under_way)
+    with_final(tmp_path / "a2", 0.8, seed=2)
+    write_run(tmp_path / "b2", seed=2, method="ncm", **under_way)
+    runs = load_runs(tmp_path)
+    ours, theirs, early = ([run for run in runs if run.method == method] for method in ("smope", "ncm", "slda"))
+    found = compare_runs(ours, theirs)
+    assert (found.pairs, found.left_out) == (2, 1)
+    assert found.difference == pytest.approx(0.1)
+    with pytest.raises(UserError, match="slda has finished 1 of 2 tasks: these are not comparable"):
+        compare_runs(ours, early)
+    (row,) = compare_all(runs).to_dict("records")
+    assert (row["first"], row["second"], row["pairs"], row["left_out"]) == ("smope", "ncm", 2, 1)
+
+
 def test_images_are_paired(tmp_path: Path) -> None:
     """Eight images: the usual run has two wrong, the other has these two right and another two wrong."""
     evidence = usual_evidence()

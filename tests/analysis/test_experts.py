@@ -96,3 +96,10 @@ def test_a_method_without_experts_is_told_apart(tmp_path: Path) -> None:
             function(plain)
     with pytest.raises(UserError, match="method ncm has no experts"):
         drift(plain)
+
+
+def test_movement_leaves_out_what_was_not_recorded(run: Run) -> None:
+    (run.path / "analysis" / "task-001.safetensors").unlink()
+    assert drift(run).empty
+    assert drift_and_forgetting(run).empty
+    assert rerouting_of_images(run).empty

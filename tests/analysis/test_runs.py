@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from smope.analysis import accuracies, costs, curves, differences, load_runs, scores, summarise
-from smope.analysis.runs import forgetting_by_task
+from smope.analysis import (
+    accuracies,
+    class_confusion,
+    costs,
+    curves,
+    differences,
+    load_runs,
+    scores,
+    split_errors,
+    summarise,
+)
+from smope.analysis.runs import comparable, forgetting_by_task
 from smope.errors import UserError
 from tests.analysis.made_runs import usual_run, write_run
 
@@ -57,6 +67,39 @@ def test_labels_name_the_stream_where_there_are_several(tmp_path: Path) -> None:
     assert [run.label for run in load_runs(tmp_path)] == ["smope (name=digits)", "smope (name=glyphs)"]
 
 
+def on_stream(path: Path, content: str = "c", target: str = "smope.streams.digits.load", **stream: object) -> None:
+    values = {"_target_": target, "name": "digits", **stream}
+    described = {"name": values["name"], "content_hash": content, "identity": content}
+    write_run(path, stream=described, config={**config(), "stream": values})
+
+
+def test_labels_tell_settings_of_one_stream_apart(tmp_path: Path) -> None:
+    on_stream(tmp_path / "five", num_tasks=5, class_order="random")
+    on_stream(tmp_path / "ten", num_tasks=10, class_order="random")
+    on_stream(tmp_path / "sorted", num_tasks=5, class_order="sorted")
+    on_stream(tmp_path / "glyphs", num_tasks=7, name="glyphs", target="smope.streams.glyphs.load")
+    assert {run.path.name: run.label for run in load_runs(tmp_path)} == {
+        "five": "smope (name=digits, class_order=random, num_tasks=5)",
+        "ten": "smope (name=digits, class_order=random, num_tasks=10)",
+        "sorted": "smope (name=digits, class_order=sorted, num_tasks=5)",
+        "glyphs": "smope (name=glyphs)",
+    }
+
+
+def test_places_and_caches_make_no_label_and_other_images_do(tmp_path: Path) -> None:
+    on_stream(tmp_path / "a", cache_gb=2.0, root="/data")
+    on_stream(tmp_path / "b", cache_dir="/cache", root="/elsewhere")
+    assert {run.label for run in load_runs(tmp_path)} == {"smope"}
+    on_stream(tmp_path / "c", content="d")
+    assert {run.label for run in load_runs(tmp_path)} == {"smope (images=c)", "smope (images=d)"}
+
+
+def test_a_key_that_an_older_run_lacks_is_at_its_default(tmp_path: Path) -> None:
+    write_run(tmp_path / "old", config=config())
+    write_run(tmp_path / "new", config=config(num_experts=25))
+    assert {run.label for run in load_runs(tmp_path)} == {"smope"}
+
+
 def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     write_run(tmp_path / "a", seed=0, accuracy_matrix=[[1.0, None], [0.5, 0.9]])
     write_run(tmp_path / "b", seed=1, accuracy_matrix=[[1.0, None], [0.7, 0.9]])
@@ -64,6 +107,17 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     assert table.loc["smope", ("runs", "")] == 2
     assert table.loc["smope", ("final_average_accuracy", "mean")] == pytest.approx(0.75)
     assert table.loc["smope", ("final_average_accuracy", "std")] == pytest.approx(0.05)
+
+
+def test_no_mean_over_runs_of_fewer_tasks_or_a_repeated_seed(tmp_path: Path) -> None:
+    for name, seed, final in (("a", 0, 0.5), ("b", 1, 0.7), ("b-repeated", 1, 0.7)):
+        write_run(tmp_path / name, seed=seed, accuracy_matrix=[[1.0, None], [final, 0.9]])
+    write_run(tmp_path / "c", seed=2, status="running", accuracy_matrix=[[1.0, None], [None, None]])
+    runs = load_runs(tmp_path)
+    assert [run.path.name for run in comparable(runs)] == ["a", "b-repeated"]
+    table = summarise(scores(runs))
+    assert (table.loc["smope", ("runs", "")], table.loc["smope", ("left out", "")]) == (2, 2)
+    assert table.loc["smope", ("final_average_accuracy", "mean")] == pytest.approx(0.75)
 
 
 def test_a_run_under_way_counts_as_far_as_it_is(tmp_path: Path) -> None:
@@ -107,3 +161,20 @@ def test_evidence(tmp_path: Path) -> None:
     assert snapshot.correct.tolist() == [True, False, True, False, True, True, True, True]
     assert snapshot.probabilities[0] == pytest.approx([0.7112, 0.0963, 0.0963, 0.0963], abs=1e-4)
     assert snapshot.experts is None
+
+
+def test_evidence_of_a_task_that_run_json_does_not_tell_of_is_not_counted(tmp_path: Path) -> None:
+    """Killed after the recorder wrote and before run.json was, or resumed from an older checkpoint."""
+    run = usual_run(tmp_path / "run", status="running", accuracy_matrix=[[1.0, None], [None, None]])
+    assert run.has_evidence
+    assert run.evidence.recorded == [1]
+    assert run.evidence.last.tasks_done == 1
+    assert split_errors(run)["after_task"].tolist() == [1]
+    assert class_confusion(run).shape == (2, 2)
+
+
+def test_a_gap_is_no_whole_evidence(tmp_path: Path) -> None:
+    run = usual_run(tmp_path / "run")
+    (tmp_path / "run" / "analysis" / "task-001.safetensors").unlink()
+    assert not run.has_evidence
+    assert split_errors(run)["after_task"].tolist() == [2]

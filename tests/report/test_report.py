@@ -75,6 +75,15 @@ def page(report: Path) -> Page:
     return Page(report.read_text(encoding="utf-8"))
 
 
+def test_runs_that_no_mean_is_taken_of_are_told(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"done-{seed}", seed=seed)
+    write_run(tmp_path / "early", seed=2, status="running", accuracy_matrix=[[1.0, None], [None, None]])
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
+    assert "Left out: 1 run, each with fewer tasks than others of its configuration, or a repeat of a seed." in words
+
+
 def test_every_section_is_there_and_can_be_reached(page: Page) -> None:
     assert [section["id"] for section in page.all("section")] == SECTIONS
     targets = {link["href"] for link in page.all("a")}
