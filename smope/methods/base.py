@@ -93,7 +93,8 @@ class Method(nn.Module):
     """A backbone, frozen unless a subclass unfreezes it, a linear classifier over all classes, and what else it adds.
 
     The trainer calls, for each task: begin_task; for each of phases(): begin_phase, then losses() on every batch;
-    end_task; and, for each of aligned(), it records class statistics and retrains the classifier on them.
+    end_task; and, for each of recorded(), it records class statistics, and retrains the classifier on them where it is
+    one of aligned().
     What a method remembers is a Parameter or a buffer, so that trained_state() is all of it.
 
     revisits: train on the images of all tasks so far, not of the current one alone. A task then has as many steps as
@@ -160,8 +161,12 @@ class Method(nn.Module):
         """Called in evaluation mode, without gradients, after the last phase of a task."""
 
     def aligned(self) -> Sequence[Aligned]:
-        """What has its class statistics recorded after each task, and its classifier aligned from the second on."""
+        """What has its classifier aligned on its class statistics, after each task from the second on."""
         return [self] if self.align else []
+
+    def recorded(self) -> Sequence[Aligned]:
+        """What has its class statistics recorded after each task: what is aligned, and what else needs them."""
+        return self.aligned()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Optimizer groups, each with its base rate."""

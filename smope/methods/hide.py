@@ -25,6 +25,7 @@ from smope.losses.classification import task_cross_entropy
 from smope.methods.base import Aligned, Batches, Card, Phase, TaskSpan
 from smope.methods.identity import TaskIdentity
 from smope.methods.prefixed import Choice, PrefixMethod, check_tasks
+from smope.methods.statistics import ClassStatistics
 from smope.prompts.pool import AuthorsBug, new_prompts, pick, vote
 from smope.prompts.prefix import Prefix, prefixes
 
@@ -42,6 +43,7 @@ class HiDePrompt(PrefixMethod):
     prompt_rate_factor, identity_rate_factor: learning rates over the classifier's.
     align, centroids:     retrain the classifier on class statistics; Gaussians a class for both classifiers. (The
                           identity classifier is always aligned: trained task by task it would not tell tasks apart.)
+                          Without alignment the contrastive term remembers class means all the same.
     authors_bug:          faults of published programs, for comparison only: IMAGES LEAK INTO EACH OTHER (pool.py).
     """
 
@@ -74,6 +76,8 @@ class HiDePrompt(PrefixMethod):
         super().__init__(
             backbone, num_classes, blocks, align=align, centroids=centroids, prompt_rate_factor=prompt_rate_factor
         )
+        if contrastive_weight > 0:  # it needs them without alignment too
+            self.statistics = ClassStatistics(num_classes, centroids, backbone.embed_dim)
         self.identity_epochs = identity_epochs
         self.prompt_momentum = prompt_momentum
         self.contrastive_weight = contrastive_weight
@@ -159,6 +163,10 @@ class HiDePrompt(PrefixMethod):
 
     def aligned(self) -> Sequence[Aligned]:
         return [self.identity, *super().aligned()]
+
+    def recorded(self) -> Sequence[Aligned]:
+        """The contrastive term needs class means whether or not the classifier is aligned."""
+        return [self.identity, self] if self.align or self.contrastive_weight > 0 else [self.identity]
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         prompts, *others = super().parameter_groups(learning_rate)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.errors import UserError
 from smope.methods.base import Batches, Card, TaskSpan
 from smope.methods.one_pass import FixedPrecision, OnePass
 
@@ -57,6 +58,9 @@ class Ridge(OnePass):
                the current task's images (every fifth of each class) when the fit is to the images of earlier tasks
                and the other four fifths. The authors' program takes earlier tasks' images into W but not into the
                choice. Where no class has two images, λ stays what it was, 1 at first.
+               Where rounding makes the system unsolvable with the chosen λ, which is then far too small beside the
+               largest eigenvalue of the sums (that grows with every image), it is raised tenfold until it is not, if
+               need be beyond 10^b; `sums.penalty` is the λ of the weights.
 
     The first task's fine-tuning of the paper is left out: the backbone is used as it comes.
     Memory, whatever the number of images: M² + M·K numbers in float64 and C·M in float32 (41 MB for M = 2000, 0.85 GB
@@ -104,9 +108,18 @@ class Ridge(OnePass):
             self.sums.penalty.fill_(self._best_penalty(features[held_out], labels[held_out]))
         for hidden, targets in self._chunks(features[held_out], labels[held_out]):
             self.sums.add(hidden, targets)
-        weights = self.sums.solve(float(self.sums.penalty))
-        assert weights is not None, "more images make the system better conditioned"
-        self.classifier.weight.copy_(weights.T)
+        self.classifier.weight.copy_(self._solve_raised().T)
+
+    def _solve_raised(self) -> Tensor:
+        """W (M, K) for the λ in use, which is first raised tenfold as often as the system cannot be solved with it."""
+        if not self.sums.gram.trace().isfinite():  # no λ would do
+            raise UserError(
+                f"method: {type(self).__name__} got features that are not finite numbers from the backbone; choose "
+                "another backbone.name or backbone.weights, or trainer.precision=float32"
+            )
+        while (weights := self.sums.solve(float(self.sums.penalty))) is None:
+            self.sums.penalty *= 10
+        return weights
 
     def _chunks(self, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """h and one-hot labels in float64, so many images at once that memory stays bounded."""
@@ -114,7 +127,8 @@ class Ridge(OnePass):
             yield self._hidden(some), F.one_hot(theirs, self.num_classes).double()
 
     def _best_penalty(self, features: Tensor, labels: Tensor) -> float:
-        """The λ whose fit to the sums so far has the smallest squared error on these images."""
+        """The λ whose fit to the sums so far has the smallest squared error on these images; the largest where none can
+        be solved."""
         errors = {}
         for penalty in self.penalties:
             weights = self.sums.solve(penalty)

@@ -243,9 +243,10 @@ class Trainer:
         with torch.no_grad(), autocast(self.settings, self.device):
             method.end_task(span, lambda kind: self._batches(task, kind))
         self._book("train")
-        for part in method.aligned():
+        aligned = method.aligned()
+        for part in method.recorded():
             self._record_statistics(part, span, task)
-            if span.index > 0:
+            if span.index > 0 and part in aligned:
                 method.train()
                 align_classifier(part, span, self.settings, stable_seed(self.seed, "alignment", span.index))
             self._book("align")

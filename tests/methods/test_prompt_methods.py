@@ -170,7 +170,17 @@ def test_hide_keeps_what_training_mixed_in() -> None:
 def test_ovor_ends_a_task_with_outliers_on_one_schedule() -> None:
     method = OVOR(tiny_backbone(), 4)
     assert method.phases(TaskSpan(0, 0, 2), 20, 1) == [Phase("train", 16, 0, 20), Phase("outliers", 4, 16, 20)]
-    assert method.phases(TaskSpan(0, 0, 2), 2, 1) == [Phase("train", 2, 0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("share", "epochs", "expected"),
+    [(0.2, 2, [1, 1]), (0.01, 20, [19, 1]), (0.8, 2, [1, 1]), (0.99, 5, [1, 4]), (0.0, 20, [20]), (0.2, 1, [1])],
+)
+def test_each_of_ovors_phases_has_an_epoch(share: float, epochs: int, expected: list[int]) -> None:
+    """But where there is one epoch alone, or no outliers are asked for."""
+    phases = OVOR(tiny_backbone(), 4, outlier_share=share).phases(TaskSpan(0, 0, 2), epochs, 1)
+    assert [phase.epochs for phase in phases] == expected
+    assert [phase.name for phase in phases] == ["train", "outliers"][: len(expected)]
 
 
 @pytest.mark.parametrize("source", ["code", "paper"])
@@ -279,8 +289,31 @@ def test_telling_tasks_is_aligned_even_where_the_classifier_is_not(stream: Strea
     trainer.fit()
     method = trainer.method
     assert isinstance(method, HiDePrompt)
-    assert method.identity.statistics.known.all() and not method.statistics.known.numel()
+    assert method.identity.statistics.known.all()
     assert method.identity.task_of.tolist() == [0, 0, 1, 1]
     right = sum(int((method.identity(method.query(batch)) == task.index).sum())
                 for task in stream.tasks for batch in [torch.stack([task.test[i][0] for i in range(10)])])  # fmt: skip
     assert right > 12, "of 20 images of two tasks"
+
+
+@pytest.mark.parametrize("name", ["hide", "norga"])
+def test_without_alignment_the_contrastive_term_keeps_its_class_means(
+    name: str, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else method.align=false would change two things at once."""
+    retrained: list[Any] = []
+    monkeypatch.setattr("smope.training.trainer.align_classifier", lambda part, *_: retrained.append(part))
+    given: list[int] = []
+    monkeypatch.setattr("smope.methods.hide.apart", lambda features, means: given.append(len(means)) or means.sum())
+    method = make_method(name, tiny_backbone(), 4, align=False)
+    trainer_of(method, stream).fit()
+    assert isinstance(method, HiDePrompt)
+    assert method.statistics.known.all() and (method.statistics.mean != 0).any(-1).all()
+    assert set(given) == {0, 2} and given == sorted(given), "those of the first task's classes, in the second"
+    assert retrained == [method.identity], "the classifier is left as it was trained"
+
+
+def test_nothing_is_remembered_that_nothing_needs(stream: Stream) -> None:
+    method = make_method("hide", tiny_backbone(), 4, align=False, contrastive_weight=0.0)
+    trainer_of(method, stream).fit()
+    assert not method.statistics.known.numel()

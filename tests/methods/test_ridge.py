@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smope.errors import UserError
 from smope.methods.ridge import Ridge, _held_out
 from tests.tiny import tiny_backbone
 
@@ -90,3 +91,27 @@ def test_a_system_that_rounding_made_singular_is_not_solved():
     assert method.sums.solve(1e-8) is None
     solved = method.sums.solve(1.0)
     assert solved is not None and math.isfinite(float(solved.sum()))
+
+
+def test_a_penalty_too_small_to_solve_with_is_raised_until_it_is_not(stream, learn, all_features):
+    """Fewer images than random features: the sums are singular, and 1e-12 is nothing beside what they hold."""
+    method = make(width=400, exponents=[-14, -12])
+    learn(method, stream)
+    power = math.log10(float(method.sums.penalty))
+    assert power > -12 + 1e-6 and power == pytest.approx(round(power))
+    assert method.sums.solve(10.0 ** (power - 1)) is None, "no further than needed"
+    expected = method.sums.solve(10.0**power)
+    assert expected is not None
+    torch.testing.assert_close(method.classifier.weight.double(), expected.T, rtol=1e-3, atol=1e-5)
+    features, labels = all_features(method, stream)
+    assert (method.classify(features.float()).argmax(1) == labels).float().mean() > 0.9
+
+
+def test_features_that_are_not_finite_end_in_one_line(learn):
+    from tests.tiny import tiny_stream
+
+    method = make()
+    trainer = learn(method, tiny_stream())
+    images = torch.full((4, 3, 32, 32), math.nan)
+    with pytest.raises(UserError, match=r"method: Ridge got features that are not finite numbers .* another backbone"):
+        method.end_task(trainer.spans[0], lambda _: iter([(images, torch.arange(4))]))
