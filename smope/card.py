@@ -39,7 +39,7 @@ def make_card(
     word, statement = verdict(row, changed, comparisons)
     return {
         "row": name,
-        "title": row.title,
+        "title": row.title if not changed else f"Not a repeat of {row.title}: {_what(runs)}",
         "verdict": word,
         "statement": statement,
         "changed": changed,
@@ -76,6 +76,15 @@ def _table(comparisons: Sequence[Comparison]) -> list[list[str]]:
         ]
         for item in comparisons
     ]
+
+
+def _what(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What was run, where it is not the row: method, stream and backbone as they are configured."""
+    tasks = _common(f"{len(run['tasks'])} tasks" for run in runs)
+    parts = [_common(run["method"] for run in runs), _common(run["stream"]["name"] for run in runs), tasks]
+    parts.append(_common(run["backbone"]["name"] for run in runs))
+    method, stream, *others = (_text(part) for part in parts)
+    return f"{method} on {stream}, {', '.join(others)}"
 
 
 def _run(directory: str, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +139,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         )
     runs.append(["mean", *(str(Mean(**mean)) for mean in card["means"].values()), "", "", "", "", ""])
     sections = [
-        f"# {card['title']}: {card['verdict']}",
+        f"# {card['title']}" + ("" if card["changed"] else f": {card['verdict']}"),
         f"Row `{card['row']}`, from Le et al. 2026 (arXiv 2509.24483): {card['statement']}.",
         card["note"],
         f"    {card['command']}",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 ALL_GROUPS = (*GROUPS, "experiment")
+MOST_NAMED = 18  # choices that a message names
 # Values that are paths or free text: taken as they stand, so that = , [ ] and spaces need no quoting.
 TEXT_KEYS = (
     "run_dir", "resume", "stream.root", "stream.split_lists", "stream.table", "stream.cache_dir", "backbone.weights",
@@ -170,9 +171,19 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
     for value in chosen:
         if str(value) in known or (value is None and group == "experiment"):
             continue
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"; did you mean {group}={near[0]}?" if near else ""
-        raise UserError(f"{group}={shown(value)} is no choice; choose one of {', '.join(known)}{hint}")
+        raise UserError(f"{group}={shown(value)} is no choice; {_known_choices(group, str(value), known)}")
+
+
+def _known_choices(group: str, value: str, known: Sequence[str]) -> str:
+    """The way out of a choice that is none: the nearest first, then all others where one line takes them."""
+    near = difflib.get_close_matches(value, known, n=1)
+    if len(known) <= MOST_NAMED:
+        named = ", ".join(known)
+        return f"did you mean {group}={near[0]}? Choices are {named}" if near else f"choose one of {named}"
+    rest = f"`smope train --help` lists all {len(known)}"
+    if near:
+        return f"did you mean {group}={near[0]}? {rest}"
+    return f"choose one of {', '.join(known[: MOST_NAMED // 2])}, ...; {rest}"
 
 
 def _is_hydras(override: Override) -> bool:

@@ -120,13 +120,14 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
     """Check composed plain values and complete them with the constructors' defaults.
 
     `given` holds the dotted keys that the user set by hand: `stream.classes_per_task` decides the number of
-    tasks unless `stream.num_tasks` is among them. UserError at the first key that is unknown, missing, of the
-    wrong type or impossible.
+    tasks unless `stream.num_tasks` is among them. UserError at the first key that is unknown or of the wrong type;
+    it names all that are missing, or out of range, or all that do not agree or are not there.
     """
     data = _follow_classes_per_task(data, given)
     schemas = {group: _group_keys(group, data[group]) for group in GROUPS if _is_group(data, group)}
     known = [*TOP_LEVEL, *(f"{group}.{key}" for group in schemas for key in schemas[group])]
     _refuse_unknown(data, schemas, known)
+    _refuse_missing({"": (data, TOP_LEVEL)} | {f"{group}.": (data[group], schemas[group]) for group in schemas})
     values = _checked(data, TOP_LEVEL, "")
     for group in GROUPS:
         if group not in schemas:
@@ -243,13 +244,26 @@ def _unknown(data: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Key]]) 
             yield (f"{key}.{inner[0]}", inner[1]) if inner else (key, value)
 
 
+def _refuse_missing(parts: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Key]]]) -> None:
+    """UserError that names every key without a value; parts: values and schema by the prefix of their keys."""
+    missing = {
+        prefix + name: key.kind
+        for prefix, (data, keys) in parts.items()
+        for name, key in keys.items()
+        if data.get(name, MISSING if key.required else None) == MISSING
+    }
+    if missing:
+        wanted = " ".join(f"{dotted}=<{WANTED.get(dotted, describe(kind))}>" for dotted, kind in missing.items())
+        *most, last = missing
+        named, verb = (f"{', '.join(most)} and {last}", "have") if most else (last, "has")
+        raise UserError(f"{named} {verb} no value yet; write {wanted}")
+
+
 def _checked(data: Mapping[str, Any], keys: Mapping[str, Key], prefix: str) -> dict[str, Any]:
     """The values of one group in the schema's order, types checked, defaults filled in."""
     checked: dict[str, Any] = {}
     for name, key in keys.items():
         dotted = prefix + name
-        if data.get(name, MISSING if key.required else None) == MISSING:
-            raise UserError(f"{dotted} has no value yet; write {dotted}=<{WANTED.get(dotted, describe(key.kind))}>")
         if name in data:
             if not fits(data[name], key.kind):
                 raise UserError(_type_error(dotted, data[name], key))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smope.backbones.files import weight_file
+from smope.backbones.patches import check_image_size, patch_side
 from smope.errors import UserError
 from smope.plain_types import shown
 
@@ -73,6 +75,7 @@ def _is_folder_name(value: str) -> bool:
     return bool(value.strip()) and value not in (".", "..") and not re.search(r"[/\\\0\n]", value)
 
 
+PATH = Rule("a path", lambda value: not isinstance(value, str) or bool(value.strip()), "...")
 BLOCKS = Rule("a list of different block numbers, each 0 or more", _are_blocks, "[0,1,2,3,4]")
 SHARE = Rule("0 or more and below 1", lambda value: 0 <= value < 1, "0.2")
 PROMPT_SIZES = {
@@ -86,6 +89,14 @@ PROMPT_WEIGHTS = (
 RULES: dict[str, Rule] = {
     "seed": Rule("within 0..4294967295", lambda value: 0 <= value < 2**32, "0"),
     "name": Rule("usable as a folder's name, without / or \\", _is_folder_name, "first_try"),
+    "run_dir": replace(PATH, example="runs/first_try"),
+    "resume": replace(PATH, example="runs/digits/2026-01-31_12-00-00"),
+    "stream.root": replace(PATH, example="~/photos"),
+    "stream.split_lists": replace(PATH, example="~/imagenet-r"),
+    "stream.table": replace(PATH, example="images.csv"),
+    "stream.cache_dir": replace(PATH, example="~/.cache/smope/images"),
+    "stream.class_order": replace(PATH, text="paper, pilot, sorted, a list or a file", example="paper"),
+    "backbone.weights": replace(PATH, text="embedded, hub, random or a path", example="hub"),
     "method.num_experts": within(1, 100_000, 25),
     "method.blocks": BLOCKS,
     "method.router_loss_weight": not_negative("1e-5"),
@@ -151,13 +162,32 @@ RULES: dict[str, Rule] = {
 
 
 def check_rules(flat: Mapping[str, Any]) -> None:
-    """Hold typed values, by dotted key, to every rule; UserError at the first one broken. null passes."""
-    for key, rule in RULES.items():
-        value = flat.get(key)
-        if value is not None and not rule.holds(value):
-            raise UserError(f"{key} must be {rule.text}, got {shown(value)}; write for example {key}={rule.example}")
-    for check in (_top_k, _tasks, _class_order, _statistics, _weights, _root):
-        check(flat)
+    """Hold typed values, by dotted key, to every rule; one UserError for all that are broken. null passes.
+
+    Keys that must agree, and files, are looked at where every key is in its range.
+    """
+    _all_hold(partial(check_rule, key, flat.get(key)) for key in RULES)
+    checks = (_top_k, _tasks, _image_size, _class_order, _statistics, _weights, _root)
+    _all_hold(partial(check, flat) for check in checks)
+
+
+def check_rule(key: str, value: Any) -> None:
+    """Hold a typed value to the rule of its key; UserError where it is broken. null passes."""
+    rule = RULES[key]
+    if value is not None and not rule.holds(value):
+        raise UserError(f"{key} must be {rule.text}, got {shown(value)}; write for example {key}={rule.example}")
+
+
+def _all_hold(checks: Iterable[Callable[[], object]]) -> None:
+    """Make every check; a UserError with all that they said."""
+    said = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            said.append(str(error))
+    if said:
+        raise UserError("; and ".join(said))
 
 
 def _top_k(flat: Mapping[str, Any]) -> None:
@@ -176,6 +206,13 @@ def _tasks(flat: Mapping[str, Any]) -> None:
             f"stream.classes_per_task={shown(sizes)} is {len(sizes)} tasks, but stream.num_tasks={num_tasks}"
             "; leave stream.num_tasks out or make them agree"
         )
+
+
+def _image_size(flat: Mapping[str, Any]) -> None:
+    name, size = flat.get("backbone.name"), flat.get("backbone.image_size")
+    patch = patch_side(name or "", flat.get("backbone.options") or {})
+    if size is not None and patch is not None:
+        check_image_size(size, patch)
 
 
 def _class_order(flat: Mapping[str, Any]) -> None:

@@ -87,9 +87,14 @@ def test_train_help_lists_groups_choices_and_keys(capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     conf = Path(smope.__file__).parent.parent / "conf"
     for path in conf.glob("*/[!_]*.yaml"):
-        assert re.search(rf"{path.parent.name}=\w+ .*choices:.*\b{path.stem}\b", text), path
+        assert re.search(rf"{path.parent.name}=\w+ +choices:[^:]*\b{path.stem}\b", text), path
     for key in ("num_experts: 25", "epsilon: 0.4", "seed: 0", "run_dir: null"):
         assert key in text
+    assert "defaults:" not in text
+    for section in re.findall(r"^  \w+=\w+ .*(?:\n .*)*", text, flags=re.MULTILINE):
+        keys = re.findall(r"^    (\w+):", section, flags=re.MULTILINE)
+        assert len(keys) == len(set(keys)), "each key once"
+    assert re.search(r"crop_scale: \[0\.6, 1\.0\]", text), "that of the choice, not what its group shares"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

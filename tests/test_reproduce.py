@@ -237,7 +237,7 @@ def test_check_compares_runs_that_exist(copy: list[Any], monkeypatch: pytest.Mon
     assert (card["verdict"], card["runs"][0]["directory"]) == ("inside", "runs/paper_tiny/seed-1")
 
 
-def test_check_names_what_a_run_changed(copy: list[Any]) -> None:
+def test_check_names_what_a_run_changed(copy: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     path = Path("runs/paper_tiny/seed-1/run.json")
     saved = json.loads(path.read_text())
     saved["config"]["trainer"]["epochs"] = 7
@@ -250,7 +250,11 @@ def test_check_names_what_a_run_changed(copy: list[Any]) -> None:
     assert card["changed"] == ["trainer.epochs=7 (1)", "test images=350 (355)"]
     assert card["evaluated_on"] == ["350 test images", "355 test images"]
     assert [item["verdict"] for item in card["comparisons"]] == ["not judged"]
-    assert "changed trainer.epochs=7 (1), test images=350 (355)" in path.with_suffix(".md").read_text()
+    page = path.with_suffix(".md").read_text()
+    assert "changed trainer.epochs=7 (1), test images=350 (355)" in page
+    heading = "Not a repeat of SMoPE on digits, 2 tasks: smope on digits, 2 tasks, vit_tiny_patch16_224"
+    assert page.startswith(f"# {heading}\n")
+    assert f"\n{heading}, seeds 1, 0: FAA " in capsys.readouterr().out
 
 
 def test_check_wants_finished_runs_of_different_seeds(copy: list[Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from smope.backbones.files import AUTHORS_FILES, hub_file, tags, weight_file
 from smope.backbones.forward import cls_features
+from smope.backbones.patches import check_image_size
 from smope.backbones.weights import EMBEDDED, Weights, metadata_numbers, read_weights
 from smope.errors import UserError
 
@@ -145,6 +146,7 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
         ) from error
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
         raise UserError(f"backbone.name={name}: timm builds a {type(vit).__name__} for it; {WANTED}")
+    check_image_size(vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0])
     meant: Any = vit.pretrained_cfg
     if meant.get("architecture", architecture) != architecture:
         new = f"{meant['architecture']}.{meant['tag']}"

@@ -22,6 +22,7 @@ from smope.compose import (
 from smope.config import MISSING, Config, absolute_paths, flatten, load_config, may_move, validate
 from smope.errors import UserError
 from smope.plain_types import shown
+from smope.rules import check_rule
 from smope.runs import RunDirectory
 
 RUNS = Path("runs")
@@ -57,6 +58,7 @@ def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
     """What the overrides ask for: a configuration, its run directory, and whether to resume there."""
     resumed = _value(overrides, "resume")
     if resumed is not None:
+        check_rule("resume", resumed)
         run_dir = Path(resumed).expanduser()
         return _resumed_config(overrides, run_dir), run_dir, True
     config = compose(overrides)

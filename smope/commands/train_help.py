@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from pathlib import Path
+from typing import Any
 
 from smope.compose import ALL_GROUPS, choices, conf_dir
 
+INDENT: Any = {"initial_indent": "  ", "subsequent_indent": "      ", "break_on_hyphens": False}
 EXAMPLES = """\
 examples:
   smope train                                         SMoPE on handwritten digits, embedded backbone
@@ -35,9 +38,9 @@ def train_help(parser: argparse.ArgumentParser) -> str:
 
 def _group(folder: Path, group: str, default: str) -> str:
     names = choices(group, [folder])
-    heading = f"  {group}={default}   choices: {', '.join(names)}"
+    heading = textwrap.fill(f"{group}={default}   choices: {', '.join(names)}", 100, **INDENT)
     texts = [path.read_text(encoding="utf-8") for path in _files(folder / group, default) if path.is_file()]
-    return "\n".join([heading, *(_keys(text) for text in texts)]).rstrip()
+    return "\n".join([heading, _keys("\n".join(texts))]).rstrip()
 
 
 def _files(folder: Path, name: str) -> list[Path]:
@@ -46,6 +49,13 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 
 def _keys(text: str) -> str:
-    """Lines `key: value  # comment` of a YAML file, without _target_, Hydra's own keys and comment lines."""
-    lines = [line for line in text.splitlines() if re.match(r"(?!_target_|hydra)\w+:", line)]
-    return "\n".join(f"    {line}" for line in lines)
+    """Lines `key: value  # comment` of YAML files, the first of each key, without what is Hydra's, and comment lines.
+
+    A choice's own file comes before what its group shares, so that the first is the one that counts.
+    """
+    lines: dict[str, str] = {}
+    for line in text.splitlines():
+        key = re.match(r"(?!_target_:|hydra:|defaults:)(\w+):", line)
+        if key:
+            lines.setdefault(key[1], f"    {line}")
+    return "\n".join(lines.values())

@@ -53,9 +53,6 @@ class LinearProbe(Method):
     def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
         return []  # all is learned in end_task: the loop's steps would compute the same features again and again
 
-    def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
-        return {"cross_entropy": task_cross_entropy(self(images), labels, self._classes(task))}
-
     def _classes(self, task: TaskSpan) -> range | tuple[int, ...]:
         return range(task.stop) if self.competing == "seen" else task.classes
 

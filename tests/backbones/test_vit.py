@@ -210,3 +210,8 @@ def test_real_weights_as_timm_loads_them(folder: bool, real_file: Path) -> None:
 def test_real_weights_of_another_name(real_file: Path) -> None:
     with pytest.raises(UserError, match=r"has other shapes for .*\(768 wide, 12 blocks\): name the model that"):
         load_backbone("vit_base_patch16_224.dino", str(real_file))
+
+
+def test_an_image_of_whole_patches_only() -> None:
+    with pytest.raises(UserError, match=r"backbone\.image_size must be a multiple of the patch size 8, got 36; .*=32"):
+        load_backbone("vit_tiny_patch16_224", "random", "none", image_size=36, options=SMALL)
