@@ -6,9 +6,7 @@ Tolerances, and why:
                In float32 the line would be harder to draw, since a rounded score may choose another expert.
     FLOAT32    the same on a device without float64.
     REPEAT     two evaluations on an accelerator, whose kernels need not add in the same order; 0 on a CPU.
-    MOVED      accuracy evaluated on another set-up than the run's (device, threads, torch, instructions): a share of
-               the images, since those between two classes may fall to either side; at least one image. 0 on the same.
-    WHOLE      an accuracy times its number of images is a whole number, to this.
+    MOVED, WHOLE (smope/again.py) of the accuracies evaluated again.
     SCORE      a score and the same computed from the matrix: the last digits that JSON keeps.
     MOST_OVERLAP (smope/streams/findings.py) of the test images among the training images: 1 %.
 """
@@ -25,18 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from smope.again import WHOLE, evaluate_again
 from smope.audit.subject import Subject, Verdict
 from smope.methods.base import Method
 from smope.methods.frozen import frozen_sha256
 from smope.metrics import accuracy_matrix as metrics
-from smope.resuming import process
 from smope.streams.base import TaskImages
 from smope.streams.findings import MOST_OVERLAP
 from smope.streams.inspection import pixel_hash
 from smope.streams.transforms import Evaluation
 from smope.training.history import History
 
-FLOAT64, FLOAT32, REPEAT, MOVED, WHOLE, SCORE = 1e-9, 1e-3, 1e-5, 0.005, 1e-6, 1e-12
+FLOAT64, FLOAT32, REPEAT, SCORE = 1e-9, 1e-3, 1e-5, 1e-12
 RAISED = 1e6  # added to the logits of classes still to come
 
 
@@ -193,7 +191,7 @@ def unseen_classes(subject: Subject) -> Verdict:
     seen = trainer.spans[0].stop
     later = method.num_classes - seen
     if later == 0:
-        return Verdict("unseen classes", True, "after the first task no class is unseen")
+        return Verdict("unseen classes", None, "after the first task no class is unseen")
     classify, calls = method.classify, 0
 
     def raised(features: Tensor) -> Tensor:
@@ -230,7 +228,7 @@ def frozen_weights(subject: Subject) -> Verdict:
     numbers = {"file": ours, "tensors": now, **(told or {})}
     if not told or not told["trained"]:
         text = f"the file has sha256 {ours[:12]} as in run.json, which lacks a hash of the tensors after training"
-        return Verdict("frozen weights", subject.record["status"] != "finished", text, numbers)
+        return Verdict("frozen weights", False if subject.record["status"] == "finished" else None, text, numbers)
     same = now == told["loaded"] == told["trained"]
     text = f"the file has sha256 {ours[:12]} as in run.json, " + (
         "and training left its tensors as they are in it"
@@ -242,26 +240,22 @@ def frozen_weights(subject: Subject) -> Verdict:
 
 def last_row(subject: Subject) -> Verdict:
     """The matrix is that of the checkpoint, and its last row is what the final state gives when evaluated now."""
-    trainer, done = subject.trainer, subject.tasks_done
+    trainer = subject.trainer
     kept = History(**subject.checkpoint.history).full_matrix()
     told = subject.record["accuracy_matrix"]
     odd = [index + 1 for index in range(len(kept)) if index >= len(told) or told[index] != kept[index]]
-    fresh = [trainer.accuracy(index, subject.seen_classes) for index in range(done)]
-    numbers = {"fresh": fresh, "recorded": kept[done - 1][:done]}
+    again = evaluate_again(trainer, subject.checkpoint)
+    numbers = {"fresh": again.fresh, "recorded": again.recorded}
     if odd or len(told) != len(kept):
         rows = ", ".join(map(str, odd)) or f"{len(told)} rows"
         return Verdict(
             "last row", False, f"run.json and the checkpoint differ in the matrix after task {rows}", numbers
         )
-    same = subject.checkpoint.context.get("process") == process(trainer.device)
-    off = []
-    for index, (now, then) in enumerate(zip(fresh, kept[done - 1], strict=False)):
-        images = len(trainer.stream.tasks[index].test)
-        allowed = 0 if same else max(1, int(MOVED * images))
-        if then is None or abs(now - then) * images > allowed + WHOLE:
-            off.append(f"task {index + 1} {100 * now:.2f} % instead of {100 * (then or 0):.2f} %")
-    where = "exactly, on the set-up of the run" if same else f"within {100 * MOVED:g} % or one image, on another set-up"
-    text = f"the final state evaluated again gives the matrix's last row {where}"
+    off = [
+        f"task {index + 1} {100 * again.fresh[index]:.2f} % instead of {100 * again.recorded[index]:.2f} %"
+        for index in again.off
+    ]
+    text = f"the last state evaluated again gives the matrix's last row {again.rule}"
     return Verdict("last row", not off, f"evaluated again: {', '.join(off)}" if off else text, numbers)
 
 

@@ -25,10 +25,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one check: `text` says what was compared, `numbers` holds what was measured and allowed."""
+    """The outcome of one check: `text` says what was compared, `numbers` holds what was measured and allowed.
+
+    passed: None where the check cannot be made of this run."""
 
     check: str
-    passed: bool
+    passed: bool | None
     text: str
     numbers: dict[str, Any] = field(default_factory=dict)
 
@@ -101,6 +103,8 @@ def open_subject(
     sizes = [len(task.test) for task in trainer.stream.tasks[: checkpoint.tasks_done]]
     subject = Subject(trainer, record, checkpoint, choose_sample(sizes, images), strict)
     text = f"{checkpoint.path.name}, config.yaml and run.json belong together, and to this backbone and these images"
+    if checkpoint.tasks_done < len(trainer.spans):
+        text += f"; {checkpoint.tasks_done} of {len(trainer.spans)} tasks are learned (run.json: {record['status']})"
     return subject, Verdict("state", not problems, "; ".join(problems) or text)
 
 
@@ -128,9 +132,10 @@ def document(verdicts: Sequence[Verdict], subject: Subject | None, strict: bool)
     """What audit.json holds."""
     return {
         "format_version": FORMAT_VERSION,
-        "passed": all(verdict.passed for verdict in verdicts),
+        "passed": all(verdict.passed is not False for verdict in verdicts),
         "strict": strict,
         "tasks_done": subject.tasks_done if subject else None,
+        "tasks": len(subject.trainer.spans) if subject else None,
         "images_compared": sum(map(len, subject.sample)) if subject else 0,
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "process": process(subject.trainer.device) if subject else None,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smope.commands import Parser
-from smope.config import Config, flatten, load_config
+from smope.config import Config, load_config
 from smope.errors import UserError
-from smope.rules import check_rules
 from smope.runs import RunDirectory, write_atomically
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ EPILOG = """\
 The run is rebuilt from its directory and looked at as it was after its last finished task: whether logits depend on
 the batch, on the order of images or on the time; whether evaluation is one; images shared by training and test;
 frozen weights; the accuracy matrix and its scores. Tolerances and their reasons: smope/audit/checks.py. The verdicts
-are stored as audit.json in the run directory; nothing else is written. Exit code 1 where a check fails.
+are stored as audit.json in the run directory; nothing else is written. A check that cannot be made of this run is
+marked - and passes for nothing. Exit code 1 where a check fails.
 
 examples:
   smope audit runs/demo/2026-01-31_12-00-00
@@ -50,8 +50,7 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(content, indent=1))
     else:
-        rest = "" if subject else "; the others need a state that fits"
-        print(f"{sum(verdict.passed for verdict in verdicts)} of {len(verdicts)} checks passed{rest}")
+        print(_summary(verdicts, content))
     _store(directory.path, content)
     return 0 if content["passed"] else 1
 
@@ -74,15 +73,24 @@ def _open(path: Path, device: str | None) -> tuple[RunDirectory, Config]:
             f"RUN={path}: is a file; smope audit looks at a run directory, runs/<name>/<time>, and at nothing else yet"
         )
     directory = RunDirectory.open(path)
-    config = load_config(path)
-    if device:
-        config.trainer["device"] = device
-        check_rules(flatten(config.as_dict()))
-    return directory, config
+    return directory, load_config(path, moved={"trainer.device": device} if device else None)
 
 
 def _show(verdict: Verdict) -> None:
-    print(f"{'ok    ' if verdict.passed else 'FAILED'}  {verdict.check:<22}  {verdict.text}", flush=True)
+    outcome = {True: "ok", False: "FAILED", None: "-"}[verdict.passed]
+    print(f"{outcome:<6}  {verdict.check:<22}  {verdict.text}", flush=True)
+
+
+def _summary(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
+    """How many checks passed, how many could not be made, and what of the run is still to come."""
+    outcomes = [verdict.passed for verdict in verdicts]
+    text = f"{outcomes.count(True)} of {len(outcomes)} checks passed"
+    if None in outcomes:
+        text += f", {outcomes.count(None)} could not be made"
+    done, tasks = content["tasks_done"], content["tasks"]
+    if done is None:
+        return f"{text}; the others need a state that fits"
+    return text if done == tasks else f"{text}; of {tasks} tasks {done} are learned, and nothing is said of the others"
 
 
 def _store(run_dir: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from smope.commands import Parser
 
 
 def run(argv: list[str]) -> int:
-    """Prints the accuracy on each task learned so far; exit code 1 if it differs from what run.json says."""
+    """Prints the accuracy on each task learned so far; exit code 1 if it differs from what the run recorded."""
     parser = Parser(
         prog="smope eval",
         description="Rebuild a run from its directory and evaluate it as it was after its last finished task, on every "
@@ -22,23 +22,17 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     args = parser.parse_args(argv)
 
-    from smope.config import flatten, load_config
+    from smope.config import load_config
     from smope.errors import UserError
     from smope.report.tables import percent
-    from smope.rules import check_rules
     from smope.runs import RunDirectory
 
     directory = RunDirectory.open(args.run)
-    config = load_config(args.run)
+    config = load_config(args.run, moved={"trainer.device": args.device} if args.device else None)
 
-    if args.device:
-        config.trainer["device"] = args.device
-        check_rules(flatten(config.as_dict()))
-
-    from smope.build import build
-    from smope.session import make_trainer
+    from smope.again import evaluate_again
+    from smope.session import prepare
     from smope.training.checkpoint import last_checkpoint, restore
-    from smope.training.history import History
 
     def tell(_: Path, error: UserError) -> None:
         print(f"{error}; using the one before", file=sys.stderr)
@@ -48,17 +42,21 @@ def run(argv: list[str]) -> int:
         raise UserError(
             f"RUN={args.run}: holds no checkpoint of a finished task; train on with: smope train resume={args.run}"
         )
-    trainer = make_trainer(build(config))
+    _, trainer = prepare(config)
     restore(trainer.method, trainer.stream, checkpoint)
-    seen = trainer.spans[checkpoint.tasks_done - 1].stop
-    row = [trainer.accuracy(index, seen) for index in range(checkpoint.tasks_done)]
-    recorded = History(**checkpoint.history).accuracy_matrix[-1]
-    same = row == recorded
+    again = evaluate_again(trainer, checkpoint)
+    row, equal = again.fresh, again.fresh == again.recorded
     if args.json:
-        print(json.dumps({"tasks_done": checkpoint.tasks_done, "accuracy": row, "recorded": recorded, "equal": same}))
+        found = {"tasks_done": len(row), "accuracy": row, "recorded": again.recorded, "equal": equal}
+        print(json.dumps({**found, "agrees": not again.off}))
     else:
         for index, value in enumerate(row):
             print(f"task {index + 1:>3}  {percent(value):>6} %")
         print(f"mean      {percent(sum(row) / len(row)):>6} %  on the {trainer.stream.evaluated_on} images")
-        print("equal to what the run recorded" if same else f"the run recorded {' '.join(map(percent, recorded))}")
-    return 0 if same else 1
+        tasks = len(trainer.spans)
+        if len(row) < tasks:
+            print(f"{len(row)} of the {tasks} tasks are learned; train on with: smope train resume={args.run}")
+        recorded = " ".join(map(percent, again.recorded))
+        verdict = "which does not agree" if again.off else f"which agrees {again.rule}"
+        print("equal to what the run recorded" if equal else f"the run recorded {recorded}, {verdict}")
+    return 1 if again.off else 0

@@ -128,6 +128,34 @@ def test_the_last_checkpoint_damaged(run_dir: Path, audit: Any) -> None:
     assert "run.json has results of 2 tasks, the last checkpoint that can be read of 1" in lines[0]
 
 
+def test_an_interrupted_run_is_told_from_a_whole_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_task = NearestClassMean.end_task
+
+    def stop_in_the_second(self: Any, task: TaskSpan, batches: Any) -> None:
+        if task.index:
+            raise KeyboardInterrupt
+        end_task(self, task, batches)
+
+    monkeypatch.setattr(NearestClassMean, "end_task", stop_in_the_second)
+    assert main(["train", *TINY, f"run_dir={tmp_path / 'run'}"]) == 130
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path / "run"), "--images", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("; 1 of 2 tasks are learned (run.json: interrupted)")
+    assert [line.split()[0] for line in lines[:11]] == ["ok"] * 8 + ["-"] + ["ok"] * 2
+    assert lines[8].split()[1:3] == ["frozen", "weights"]
+    said = "10 of 11 checks passed, 1 could not be made; of 2 tasks 1 are learned, and nothing is said of the others"
+    assert lines[11] == said
+    found = json.loads((tmp_path / "run" / "audit.json").read_text(encoding="utf-8"))
+    assert (found["passed"], found["tasks_done"], found["tasks"]) == (True, 1, 2)
+    assert found["verdicts"][8]["passed"] is None
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    said = f"1 of the 2 tasks are learned; train on with: smope train resume={tmp_path / 'run'}"
+    assert said in capsys.readouterr().out
+
+
 def test_no_checkpoint_is_left(run_dir: Path, audit: Any) -> None:
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "checkpoints").mkdir()

@@ -17,12 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import smope
+from smope import again
 from smope.cli import main
 from smope.methods.base import TaskSpan
 from smope.methods.ncm import NearestClassMean
 from smope.methods.smope import SMoPE
 from smope.metrics.accuracy_matrix import cumulative_average_accuracy, final_average_accuracy, forgetting
 from smope.runs import RunDirectory
+from smope.training.trainer import Trainer
 
 # Next to nothing to compute: for the runs of which there have to be several.
 TINY = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=64"]
@@ -79,6 +81,26 @@ def assert_same_result(first: Path, second: Path) -> None:
     assert losses(first) == losses(second)
     for key in ("accuracy_matrix", "final_average_accuracy", "forgetting", "sample_weighted_accuracy", "config_hash"):
         assert record(first)[key] == record(second)[key], key
+
+
+@pytest.mark.parametrize("kept", ["nothing", "all"])
+def test_what_is_recorded_changes_no_number_of_run_json(kept: str, quick: Path, tmp_path: Path) -> None:
+    other = train(tmp_path / kept, *QUICK, f"trainer.record={kept}")
+    assert (other / "analysis").exists() == (kept == "all")
+    assert_same_result(quick, other)
+    ours, theirs = without_times(record(quick)), without_times(record(other))
+    assert ours["config"]["trainer"].pop("record") == "seen"
+    assert theirs["config"]["trainer"].pop("record") == kept
+    assert ours == theirs
+
+
+def without_times(found: dict[str, Any]) -> dict[str, Any]:
+    """run.json without seconds, what is divided by them, memory, and where it is kept."""
+    for key in ("seconds", "images_per_second", "waiting_share", "peak_memory_bytes"):
+        found.pop(key, None)
+        found["cost"].pop(key, None)
+    found["config"].pop("run_dir")
+    return found
 
 
 def test_the_run_directory(finished: Path) -> None:
@@ -320,7 +342,26 @@ def test_eval_tells_when_the_numbers_differ(
     classify = SMoPE.classify
     monkeypatch.setattr(SMoPE, "classify", lambda self, features: -classify(self, features))
     assert main(["eval", str(quick)]) == 1
-    assert "the run recorded" in capsys.readouterr().out
+    assert re.search(r"the run recorded [\d. ]+, which does not agree$", capsys.readouterr().out.strip())
+
+
+def test_eval_on_another_set_up_allows_what_the_audit_does(
+    quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy, process = Trainer.accuracy, again.process
+    images = record(quick)["tasks"][0]["test"]
+
+    def moved(self: Trainer, index: int, seen: int) -> float:
+        return accuracy(self, index, seen) - (1 / images if index == 0 else 0)
+
+    monkeypatch.setattr(Trainer, "accuracy", moved)
+    assert main(["eval", str(quick)]) == 1, "an image moved on the set-up of the run"
+    monkeypatch.setattr(again, "process", lambda device: {**process(device), "torch": "1.0"})
+    assert main(["eval", str(quick)]) == 0
+    assert "which agrees within 0.5 % or one image, on another set-up" in capsys.readouterr().out
+    assert main(["eval", str(quick), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["equal"], found["agrees"]) == (False, True)
 
 
 def test_eval_wants_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
