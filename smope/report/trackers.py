@@ -1,6 +1,7 @@
 """Experiment trackers beside the run directory, which has it all: W&B, TensorBoard, CSV. No other file knows them.
 
-A tracker hears of each epoch (`log`), each task (`end_task`) and the end (`finish`). A resumed run logs again what came
+A tracker hears of training steps (`log_steps`, some at a time, if it wants), each epoch (`log`), each task (`end_task`)
+and the end (`finish`). A resumed run logs again what came
 after its checkpoint; these numbers are the same, and W&B and TensorBoard keep one of each step.
 """
 
@@ -24,10 +25,18 @@ NOT_GROUPED = ("seed", "run_dir", "resume", "tracker")
 
 
 class Tracker:
-    """Receives what a run measures; this one keeps nothing."""
+    """Receives what a run measures; this one keeps nothing.
+
+    wants_steps: whether `log_steps` is of any use to it.
+    """
+
+    wants_steps: bool = False
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
         """Called once before training, or before going on after `step` training steps."""
+
+    def log_steps(self, rows: Sequence[Mapping[str, float]], first: int) -> None:
+        """Losses and learning rates of training steps `first`, `first` + 1 and so on, counted from 1 over the run."""
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """One epoch's losses and learning rate."""
@@ -55,6 +64,13 @@ class Guarded(Tracker):
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
         self._pass_on("start", config, run_dir, name, step)
+
+    @property
+    def wants_steps(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.tracker.wants_steps
+
+    def log_steps(self, rows: Sequence[Mapping[str, float]], first: int) -> None:
+        self._pass_on("log_steps", rows, first)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self._pass_on("log", values, step)
@@ -96,7 +112,13 @@ class CsvTracker(Tracker):
 
 
 class TensorBoardTracker(Tracker):
-    """Event files in tensorboard/ of the run directory: `tensorboard --logdir RUN`."""
+    """Event files in tensorboard/ of the run directory: `tensorboard --logdir RUN`.
+
+    steps: whether to log every training step (step/...), not only epochs (train/...).
+    """
+
+    def __init__(self, steps: bool = True) -> None:
+        self.wants_steps = steps
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -104,6 +126,11 @@ class TensorBoardTracker(Tracker):
         self._run_dir = run_dir
         self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=step + 1 if step else None)
         self._writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```", step)
+
+    def log_steps(self, rows: Sequence[Mapping[str, float]], first: int) -> None:
+        for step, row in enumerate(rows, first):
+            for key, value in row.items():
+                self._writer.add_scalar(f"step/{key}", value, step)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         for key, value in _numbers(values).items():
@@ -121,13 +148,15 @@ class TensorBoardTracker(Tracker):
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases: configuration, losses, scores of each task, matrix as table and heat map, expert load, and at
-    the end the small trained state with run.json and config.yaml as an artefact.
+    """Weights & Biases: configuration, losses and learning rates of steps (step/...) and epochs (train/...), scores of
+    each task, matrix as table and heat map, expert load, and at the end the small trained state with run.json and
+    config.yaml as an artefact.
 
     mode:     "auto": as WANDB_MODE says, else online where an API key is configured, else offline. It never prompts.
     group:    null: the name and a hash of the configuration without its seed, so that seeds stand together.
     job_type: null: the method.
     upload:   whether to log the artefact.
+    steps:    whether to log every training step, not only epochs.
 
     A resumed run goes on in the same W&B run, whose identifier is kept in wandb.json of the run directory.
     """
@@ -140,6 +169,7 @@ class WandbTracker(Tracker):
         job_type: str | None = None,
         mode: Literal["auto", "online", "offline", "disabled"] = "auto",
         upload: bool = True,
+        steps: bool = True,
     ) -> None:
         self.project = project
         self.entity = entity
@@ -147,6 +177,7 @@ class WandbTracker(Tracker):
         self.job_type = job_type
         self.mode: Literal["auto", "online", "offline", "disabled"] = mode
         self.upload = upload
+        self.wants_steps = steps
         self._run: Any = None
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
@@ -178,6 +209,10 @@ class WandbTracker(Tracker):
         if wanted in ("online", "offline", "disabled"):
             return wanted
         return "online" if _has_key() else "offline"
+
+    def log_steps(self, rows: Sequence[Mapping[str, float]], first: int) -> None:
+        for step, row in enumerate(rows, first):
+            self._run.log({f"step/{key}": value for key, value in row.items()}, step=step)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self._run.log({f"train/{key}": value for key, value in _numbers(values).items()}, step=step)

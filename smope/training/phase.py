@@ -70,8 +70,14 @@ class RunningPhase:
         """The classifier's rate in the last step."""
         return self._optimizer.param_groups[-1]["lr"]
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        """Train on one batch. UserError, with nothing changed, where its loss is not finite."""
+    @property
+    def rates(self) -> list[float]:
+        """Every optimizer group's rate in the last step."""
+        return [group["lr"] for group in self._optimizer.param_groups]
+
+    def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Train on one batch; returns its losses and their sum, `loss`, without gradient. UserError, with nothing
+        changed, where the sum is not finite."""
         for group, base in zip(self._optimizer.param_groups, self._bases, strict=True):
             step = self.phase.start * self.steps + self.done
             group["lr"] = self._schedule(base, step, step // self.steps)
@@ -85,9 +91,11 @@ class RunningPhase:
         self._scaler.scale(total).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        for name, value in {"loss": total, **losses}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+        found = {name: value.detach() for name, value in {"loss": total, **losses}.items()}
+        for name, value in found.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self.done += 1
+        return found
 
     def end_epoch(self) -> dict[str, float]:
         """The mean of each loss over the epoch's steps."""

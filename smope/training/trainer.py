@@ -28,6 +28,7 @@ from smope.training.randomness import generator_states, restore_generators, seed
 from smope.training.recording import Recorder
 from smope.training.schedule import make_schedule
 from smope.training.settings import TrainerSettings
+from smope.training.step_log import StepLog
 
 
 class Trainer:
@@ -157,24 +158,29 @@ class Trainer:
         if resumed is not None:
             self._go_back(running, resumed)
         self.method.train()
+        log = StepLog(self.tracker)
         title = f"task {span.index + 1}/{len(self.spans)} {phase.name}"
         with self.progress.bar(running.total, title, done=running.done) as bar:
             try:
                 while running.done < running.total:
-                    self._train_epoch(task, running, bar)
+                    self._train_epoch(task, running, bar, log)
             except (Interrupted, UserError):  # raised between two steps, or by one that changed nothing
                 self._save(running)
                 raise
+            finally:
+                log.flush()
         self._save(running)
 
-    def _train_epoch(self, task: Task, running: RunningPhase, bar: Bar) -> None:
+    def _train_epoch(self, task: Task, running: RunningPhase, bar: Bar, log: StepLog) -> None:
         """One epoch, or what is left of it."""
         started, first = time.perf_counter(), running.done % running.steps
         loader = self._loader(running.span, self._material(task), shuffle=True, first=first, last=running.steps)
         for images, labels in self._watched(loader):
             with self.interruption.held():
-                running.step(images, labels)
+                losses = running.step(images, labels)
+                log.add(self.history.steps + (running.done - 1) % running.steps + 1, losses, running.rates)
                 if running.done % running.steps == 0:
+                    log.flush()  # a tracker's steps never go back
                     speed = (running.steps - first) * len(labels) / (time.perf_counter() - started)
                     self._end_epoch(running, speed, bar)
             bar.update()

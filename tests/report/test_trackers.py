@@ -33,6 +33,8 @@ def track(tracker: Tracker, run_dir: Path, first: int = 0) -> None:
     """Two tasks of one epoch each, or only the second."""
     tracker.start(CONFIG, run_dir, "made", 10 * first)
     for task in range(first, 2):
+        rows = [{"loss": 0.5 - 0.1 * task, "learning_rate": 1e-3 * step} for step in range(1, 11)]
+        tracker.log_steps(rows, first=10 * task + 1)
         tracker.log({"task": task, "phase": "sparse", "loss": 0.5 - 0.1 * task, "learning_rate": 1e-3}, 10 * (task + 1))
         tracker.end_task([[1.0], [0.5, 1.0]][: task + 1], SCORES, 10 * (task + 1))
     tracker.finish(SCORES)
@@ -98,7 +100,10 @@ def test_wandb_offline(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {item.key: json.loads(item.value_json) for item in run.config.update if item.key != "_wandb"}
     assert config == CONFIG
     rows = history(found)
-    assert rows[10]["train/loss"] == 0.5
+    assert rows[10]["train/loss"] == rows[10]["step/loss"] == 0.5
+    assert [rows[step]["step/loss"] for step in (9, 11)] == [0.5, 0.4]
+    assert [rows[step]["step/learning_rate"] for step in (1, 12)] == [1e-3, 2e-3]
+    assert sorted(rows) == list(range(1, 21))
     assert rows[20]["train/learning_rate"] == 1e-3
     assert rows[20]["accuracy/task_1"] == 0.5
     assert rows[20]["average_accuracy"] == rows[20]["scores/final_average_accuracy"] == 0.75
@@ -168,6 +173,7 @@ def test_tensorboard(run_dir: Path) -> None:
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
     assert [(event.step, round(event.value, 3)) for event in events.Scalars("train/loss")] == [(10, 0.5), (20, 0.4)]
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 21))
     assert [event.value for event in events.Scalars("accuracy/task_1")] == [1.0, 0.5]
     assert set(events.Tags()["images"]) == {"accuracy_matrix_map", "expert_load"}
 
