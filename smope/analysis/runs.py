@@ -20,8 +20,8 @@ from smope.plain_types import shown
 from smope.runs import FORMAT_VERSION, RunDirectory
 
 SCORES = {
-    "final_average_accuracy": "FAA: mean accuracy over all tasks after the last",
-    "cumulative_average_accuracy": "CAA: mean over t of the mean accuracy over the tasks seen after task t",
+    "final_average_accuracy": "final average accuracy: the mean over all tasks after the last",
+    "cumulative_average_accuracy": "cumulative average accuracy: the mean over t of the mean over tasks seen after t",
     "forgetting": "mean over old tasks of best earlier accuracy minus the last (Chaudhry et al. 2018)",
     "backward_transfer": "mean over old tasks of last accuracy minus the one right after learning (Lopez-Paz and "
     "Ranzato 2017)",
@@ -172,6 +172,8 @@ def differences(runs: Sequence[Run]) -> pandas.DataFrame:
     for run in runs:
         configs.setdefault(run.label, dict(map(_chosen, *zip(*_important(run).items(), strict=True))))
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
+    groups = list(dict.fromkeys(key.partition(".")[0] for key in keys))
+    keys.sort(key=lambda key: (groups.index(key.partition(".")[0]), "." in key))  # a group's choice before its keys
     rows = {
         key: {label: shown(config[key]) if key in config else "" for label, config in configs.items()} for key in keys
     }
@@ -180,11 +182,10 @@ def differences(runs: Sequence[Run]) -> pandas.DataFrame:
 
 
 def _chosen(key: str, value: Any) -> tuple[str, Any]:
-    """A group's choice by the name of its file or class, as it is chosen: method=smope, not method._target_=..."""
+    """A group's choice by the name of its file, as it is chosen: method=smope, not method._target_=..."""
     if not key.endswith("._target_"):
         return key, value
-    module, _, name = str(value).rpartition(".")
-    return key.removesuffix("._target_"), module.rpartition(".")[2] if key.startswith("method") else name
+    return key.removesuffix("._target_"), str(value).rpartition(".")[0].rpartition(".")[2]
 
 
 def accuracies(runs: Sequence[Run]) -> pandas.DataFrame:

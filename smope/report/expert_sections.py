@@ -47,7 +47,7 @@ def experts(runs: Sequence[Run]) -> Section | None:
     )
     note = (
         "Overlap: what two tasks' loads have in common, 1 if they use experts alike. Drift: relative change of a key, "
-        "|new - old| / |old|. Maps are those of the first seed."
+        "|new - old| / |old|. Load is shown of one run, everything else as a mean over seeds where there are several."
     )
     return Section("experts", "Experts", lead, _tables(groups), figures, note=note)
 
@@ -61,7 +61,7 @@ def _maps(label: str, runs: Sequence[Run], number: int) -> list[Figure]:
     maps = [
         load_map(
             f"load-{number}", f"Expert load: {label}", load, blocks,
-            text=f"{unused} percent of the experts of {label} were chosen by no image.",
+            text=f"{unused} percent of the experts of {run.name} were chosen by no image.",
         )
     ]  # fmt: skip
     if run.tasks_done > 1:
@@ -97,7 +97,7 @@ def _moves(groups: dict[str, list[Run]]) -> list[Figure]:
                 f"drift-{number + 1}", f"Drift of keys: {label}", frame, ("line", "after_task", "keys"),
                 labels=("after task", "relative change of a key, %"),
                 text=f"Keys move most in {mean.idxmax()}, by {points(mean.max())} percent a task, least in "
-                f"{mean.idxmin()}, by {points(mean.min())}.",
+                f"{mean.idxmin()}, by {points(mean.min())} percent.",
             )
         )  # fmt: skip
     pairs = {label: pandas.concat([drift_and_forgetting(run) for run in runs]) for label, runs in groups.items()}
@@ -153,7 +153,7 @@ def examples(runs: Sequence[Run]) -> Section | None:
     known = [(image, index) for image, index in zip(images, where, strict=True) if index < len(last.labels)]
     known = [(image, index) for image, index in known if last.seen[index]]
     picked = [known[place] for place in numpy.linspace(0, len(known) - 1, min(PICTURES, len(known))).astype(int)]
-    lead = f"Test images as {run.name} sees them after its last task."
+    lead = f"Test images as the run {run.name} sees them after its last task."
     if last.experts is not None:
         block = last.experts.shape[1] - 1
         lead += (

@@ -194,8 +194,8 @@ def reliability_diagram(name: str, title: str, tables: Mapping[str, pandas.DataF
                                                strict=True))
     ]  # fmt: skip
     caption = (
-        "Above the dotted line a method is less sure than it should be, below it more. Bins with less than a hundredth "
-        "of the images are not drawn."
+        "Above the dotted line a method is less sure than it should be, below it surer. Bins with less than a "
+        "hundredth of the images are not drawn."
     )
     return Figure(name, title, text, figure, [head, *rows], caption)
 

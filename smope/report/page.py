@@ -9,7 +9,7 @@ from pathlib import Path
 from smope import __version__
 from smope.analysis.runs import SCORES, Run, costs, differences
 from smope.report.accuracy_sections import HEADINGS, accuracy, comparison, forgetting, overview
-from smope.report.content import Section, Table
+from smope.report.content import Section, Table, plural
 from smope.report.expert_sections import examples, experts
 from smope.report.figures import Figure
 from smope.report.ink import inline_svg
@@ -35,10 +35,14 @@ def cost(runs: Sequence[Run]) -> Section:
     rows = [
         [f"{row['label']}, seed {row['seed']}", f"{row['prompt_parameters']:,}", f"{row['classifier_parameters']:,}",
          *(f"{row[f'seconds_{what}']:.1f}" for what in ("train", "align", "eval")),
-         f"{row['images_per_second'] or 0:.0f}", f"{row['device']}, {row['threads']} threads"]
+         f"{row['images_per_second']:.0f}" if row["images_per_second"] else "",
+         f"{row['device']}, {plural(row['threads'], 'thread')}"]
         for row in frame.to_dict("records")
     ]  # fmt: skip
-    lead = "What was trained and how long it took. Times of different machines, or of a busy one, do not compare."
+    lead = (
+        "What was trained and how long it took; images a second are those of training steps. Times of different "
+        "machines, or of a busy one, do not compare."
+    )
     return Section("cost", "Cost", lead, [Table("Trained parameters and seconds", [head, *rows])])
 
 

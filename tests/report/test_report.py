@@ -1,10 +1,8 @@
-"""The report: what is in it, that it needs nothing from elsewhere, and that a browser shows it."""
+"""The report: what is in it, and that it needs nothing from elsewhere; see test_in_a_browser.py."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ET
 from collections import Counter
 from html.parser import HTMLParser
@@ -17,9 +15,6 @@ from PIL import Image
 from smope.cli import main
 from tests.analysis.made_runs import expert_evidence, usual_evidence, write_run
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
 MAXIMUM = 3_000_000
 SECTIONS = [
     "scores", "accuracy", "forgetting", "mistakes", "experts", "examples", "confidence", "unknown", "comparison",
@@ -201,25 +196,3 @@ def test_mistakes(
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.html"]
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
-def test_a_browser_shows_it_without_complaint(report: Path, tmp_path: Path) -> None:
-    dom, complaints = browse(report, tmp_path / "profile")
-    assert complaints == []
-    page = Page(dom)
-    assert [section["id"] for section in page.all("section")] == SECTIONS
-    assert len(page.all("svg")) == len(page.all("figure"))
-    broken = tmp_path / "broken.html"
-    broken.write_text("<!DOCTYPE html><script>console.error('seen')</script>", encoding="utf-8")
-    assert browse(broken, tmp_path / "other")[1], "this test sees what a console says"
-
-
-def browse(path: Path, profile: Path) -> tuple[str, list[str]]:
-    """What headless Chromium makes of a file, and what it says on its console."""
-    options = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", "--no-first-run", "--enable-logging=stderr", f"--user-data-dir={profile}", "--dump-dom",
-    ]  # fmt: skip
-    done = subprocess.run([CHROMIUM, *options, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
