@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -180,35 +181,40 @@ def saved_bytes(run: Callable[[], Any], module: nn.Module) -> int:
 def measure(
     setting: Setting, variants: list[Variant], seconds: float, checkout: Path | None = None
 ) -> list[dict[str, Any]]:
-    """A row a variant, plain first. At least three rounds, more while they fit into `seconds`."""
+    """A row a variant, in turns with the first of them. At least three rounds, more while they fit into `seconds`."""
     built = {variant: build(setting, variant, checkout) for variant in variants}
     kept = {variant: _first_call(*built[variant], setting, variant) for variant in variants}
     peaks = {variant: _cuda_peak(built[variant][0], setting) for variant in variants}
     runs = {variant: run for variant, (run, _) in built.items()}
-    rounds: list[Round] = []
+    reference, rounds = variants[0], list[Round]()
     start = time.perf_counter()
     while len(rounds) < 3 or time.perf_counter() - start < seconds * len(rounds) / (len(rounds) + 1):
-        rounds.append(_round(runs, len(rounds), setting))
-    return [_row(setting, variant, rounds, kept, peaks) for variant in variants]
+        before = rounds[-1][reference][1] if rounds else timed(runs[reference], setting)
+        rounds.append(_round(runs, reference, len(rounds), setting, before))
+    return [_row(setting, variant, reference, rounds, kept, peaks) for variant in variants]
 
 
 Round = dict[Variant, tuple[float, float]]
-"""Seconds of a step, and of the steps of plain beside it."""
+"""Seconds of a step, and of the steps of the reference beside it."""
 
 
-def _round(runs: dict[Variant, Callable[[], Any]], number: int, setting: Setting) -> Round:
-    """Each variant once, between two steps of plain: what slows the machine down for a while slows both."""
-    others = [variant for variant in runs if variant != PLAIN]
+def _round(
+    runs: dict[Variant, Callable[[], Any]], reference: Variant, number: int, setting: Setting, before: float
+) -> Round:
+    """Each variant once, between two steps of the reference: what slows the machine down for a while slows both.
+
+    before: seconds of the step of the reference just taken."""
+    others = [variant for variant in runs if variant != reference]
     turn = number % max(1, len(others))
     found: Round = {}
-    before = first = timed(runs[PLAIN], setting)
+    first = before
     for variant in others[turn:] + others[:turn]:
         with torch_default_products() if variant.variant in TORCH_DEFAULT else nullcontext():
             own = timed(runs[variant], setting)
-        after = timed(runs[PLAIN], setting)
+        after = timed(runs[reference], setting)
         found[variant] = own, (before + after) / 2
         before = after
-    found[PLAIN] = first, before
+    found[reference] = first, before
     return found
 
 
@@ -233,29 +239,47 @@ def _cuda_peak(run: Callable[[], Any], setting: Setting) -> int | None:
 def _row(
     setting: Setting,
     variant: Variant,
+    reference: Variant,
     rounds: list[Round],
     kept: dict[Variant, int | None],
     peaks: dict[Variant, int | None],
 ) -> dict[str, Any]:
     def against_plain(sizes: dict[Variant, int | None]) -> float | None:
-        size, plain = sizes[variant], sizes[PLAIN]
+        size, plain = sizes[variant], sizes.get(PLAIN)
         return size / plain if size is not None and plain else None
 
-    fastest, plain = min(found[variant][0] for found in rounds), min(found[PLAIN][0] for found in rounds)
+    fastest, beside = (min(found[which][0] for found in rounds) for which in (variant, reference))
     ratios = [{key: own / beside for key, (own, beside) in found.items()} for found in rounds]
+    own = [r[variant] for r in ratios]
+    median = 1.0 if variant == reference else statistics.median(own)
     return {
         **asdict(setting),
         **asdict(variant),
-        "ratio_to_plain": 1.0 if variant == PLAIN else statistics.median(r[variant] for r in ratios),
+        "ratio_to_plain": median if reference == PLAIN else None,
         "peak_memory_ratio": against_plain(peaks),
         "saved_bytes_ratio": against_plain(kept),
-        "ratio_to_smope": statistics.median(r[variant] / r[SPARSE] for r in ratios) if SPARSE in rounds[0] else None,
+        "ratio_to_smope": _ratio_to_smope(variant, reference, ratios, median),
+        "ratio_error": _error(own),
         "seconds": statistics.median(found[variant][0] for found in rounds),
         "rounds": len(rounds),
-        "lowest_ratio": min(r[variant] for r in ratios),
-        "highest_ratio": max(r[variant] for r in ratios),
-        "fastest_ratio": fastest / plain,
+        "lowest_ratio": min(own),
+        "highest_ratio": max(own),
+        "fastest_ratio": fastest / beside,
     }
+
+
+def _ratio_to_smope(
+    variant: Variant, reference: Variant, ratios: list[dict[Variant, float]], median: float
+) -> float | None:
+    if reference == SPARSE:
+        return median
+    return statistics.median(r[variant] / r[SPARSE] for r in ratios) if SPARSE in ratios[0] else None
+
+
+def _error(ratios: list[float]) -> float:
+    """Standard error of their median from their middle half; in normal noise 1.25 s / sqrt(n) with s = IQR / 1.35."""
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return 1.25 * (high - low) / 1.35 / math.sqrt(len(ratios))
 
 
 def resident_peak(setting: Setting, variant: Variant) -> int:

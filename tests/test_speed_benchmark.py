@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +114,9 @@ def test_goals_of_rows(speed: Any) -> None:
 
 def test_every_group_measures_plain_first(speed: Any) -> None:
     groups = [*speed.goal_groups(["cpu", "cuda"], Path(".")), *speed.other_groups(["cpu", "cuda"])]
-    assert all(variants[0] == speed.PLAIN and speed.SPARSE in variants for _, variants in groups)
+    against_plain = [variants for _, variants in groups if variants != [speed.SPARSE, speed.SECOND]]
+    assert len(groups) - len(against_plain) == 4, "what the second task adds is measured against the first"
+    assert all(variants[0] == speed.PLAIN and speed.SPARSE in variants for variants in against_plain)
     assert {(s.backbone, s.batch, s.phase) for s, _ in groups} >= {(speed.BASE, 8, "infer"), (speed.TINY, 64, "train")}
     assert {s.dtype for s, _ in groups} == {"float32", "bfloat16", "float16"}
 
@@ -121,21 +125,62 @@ def test_the_command_writes_its_rows(
     speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = tiny(speed, phase="infer")
-    monkeypatch.setattr(speed, "goal_groups", lambda *_: [(setting, [speed.PLAIN, speed.SPARSE])])
+    monkeypatch.setattr(speed, "goal_groups", lambda *_: [(setting, [speed.PLAIN, speed.SPARSE, speed.MANY])])
     monkeypatch.setattr(speed, "LIMITS", {(speed.TINY, 2): 1e-9})
     monkeypatch.setattr(speed, "start_up", lambda _: [])
     monkeypatch.setattr(speed, "prefer_onednn", lambda: True)
-    speed.main(["--threads", "1", "--seconds", "0", "--json", str(tmp_path / "rows.json")])
+    monkeypatch.setattr(speed, "other_groups", lambda *_: [(tiny(speed), [speed.SPARSE, speed.SECOND])])
+    files = ["--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "plot.svg")]
+    speed.main(["--threads", "1", "--seconds", "0", "--full", *files])
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["variant"] for row in rows] == ["plain", "smope"]
+    assert [row["variant"] for row in rows] == ["plain", "smope", "smope", "smope", "smope"]
+    assert "ViT-Ti, batch 2, cpu float32: inference" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
     assert all(row.keys() >= KEYS | {"cpu", "gpu", "threads", "torch", "timm"} for row in rows)
     assert "OVER vit_tiny_patch16_224, batch 2, cpu, float32: inference / plain" in capsys.readouterr().out
 
 
 def test_the_plot(speed: Any, tmp_path: Path) -> None:
-    row = {**vars(speed.Setting(speed.TINY, 32)), **vars(speed.SPARSE), "ratio_to_plain": 0.9}
-    speed.draw([row, {**row, "num_experts": 250}, {**row, "variant": "plain", "num_experts": None}], tmp_path / "a.svg")
-    assert "vit_tiny_patch16_224" in (tmp_path / "a.svg").read_text()
+    row = {**vars(speed.Setting(speed.TINY, 32)), **vars(speed.SPARSE), "ratio_to_plain": 0.9, "lowest_ratio": 0.8}
+    row["highest_ratio"] = 1.0
+    rows = [
+        row, {**row, "num_experts": 2500}, {**row, "variant": "plain", "num_experts": None, "top_k": None},
+        {**row, "phase": "infer"}, {**row, "task": 1, "num_experts": 250, "ratio_to_plain": None},
+        {**row, "task": 1, "ratio_to_plain": 1.5}, {**row, "task": 1, "num_experts": 250, "ratio_to_plain": 9.0},
+    ]  # fmt: skip
+    plot = sys.modules["speed_plot"]
+    where = "ViT-Ti, batch 32, cpu float32: training"
+    assert plot.curves(rows) == {
+        where: [(25, 0.9, 0.8, 1.0), (2500, 0.9, 0.8, 1.0)],
+        f"{where}, from task 2 on": [(25, 1.5, 0.8, 1.0), (250, 9.0, 0.8, 1.0)],
+    }
+    speed.draw(rows, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert "2,500" in text and f"{where}, from task 2 on" in text and "the plain ViT" in text
+    speed.draw(rows, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_second_task_beside_the_first(speed: Any) -> None:
+    rows = speed.measure(tiny(speed), [speed.SPARSE, speed.SECOND], seconds=0)
+    assert [row["ratio_to_plain"] for row in rows] == [None, None]
+    assert rows[0]["ratio_to_smope"] == 1.0
+    assert 0.2 < rows[1]["ratio_to_smope"] < 5
+    assert rows[1]["ratio_error"] >= 0
+    limits = {limit: name for name, _, limit in speed.goals(rows)}
+    assert "step with the prototype loss / without" in limits[1.02]
+    assert len(limits) == 1, "the first task's own row has no goal here"
+    assert "of the first task (" in speed.describe(rows[1])
+
+
+def test_the_error_of_a_median(measuring: Any) -> None:
+    assert measuring._error([1.0] * 9) == 0
+    draw = random.Random(0)
+    medians, errors = [], []
+    for _ in range(400):
+        ratios = [draw.gauss(1, 0.1) for _ in range(25)]
+        medians.append(statistics.median(ratios))
+        errors.append(measuring._error(ratios))
+    assert statistics.fmean(errors) == pytest.approx(statistics.pstdev(medians), rel=0.15)
 
 
 def test_the_authors_program_takes_a_step(tmp_path: Path, speed: Any, measuring: Any) -> None:
