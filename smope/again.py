@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from smope.resuming import process
 from smope.training.checkpoint import Checkpoint
+from smope.training.history import History
 from smope.training.trainer import Trainer
 
 MOVED = 0.005
@@ -50,6 +51,6 @@ def evaluate_again(trainer: Trainer, checkpoint: Checkpoint) -> Again:
     done = checkpoint.tasks_done
     seen = trainer.spans[done - 1].stop
     fresh = [trainer.accuracy(index, seen) for index in range(done)]
-    recorded = checkpoint.history["accuracy_matrix"][done - 1]
+    recorded = History(**checkpoint.history).accuracy_matrix[-1]
     images = [len(task.test) for task in trainer.stream.tasks[:done]]
     return Again(fresh, recorded, images, checkpoint.context.get("process") == process(trainer.device))
