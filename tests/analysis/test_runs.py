@@ -60,6 +60,20 @@ def test_labels_tell_configurations_apart(tmp_path: Path) -> None:
     assert differences(runs[:1]).empty
 
 
+def test_choices_are_named_as_they_are_chosen_and_come_first(tmp_path: Path) -> None:
+    for router, epsilon, stream in (("adaptive_noise.AdaptiveNoise", 0.4, "digits"), ("topk.TopK", 0.1, "glyphs")):
+        chosen = {
+            **config(),
+            "router": {"epsilon": epsilon, "_target_": f"smope.routers.{router}"},
+            "stream": {"_target_": f"smope.streams.{stream}.load"},
+        }
+        write_run(tmp_path / stream, config=chosen)
+    table = differences(load_runs(tmp_path))
+    assert table.index.tolist() == ["router", "router.epsilon", "router.exclude_unused_experts", "stream"]
+    assert sorted(table.loc["router"]) == ["adaptive_noise", "topk"]
+    assert sorted(table.loc["stream"]) == ["digits", "glyphs"]
+
+
 def test_labels_name_the_stream_where_there_are_several(tmp_path: Path) -> None:
     for name in ("digits", "glyphs"):
         stream = {"name": name, "content_hash": name, "identity": name}
