@@ -17,6 +17,7 @@ from smope.config import Config
 from smope.errors import UserError
 from smope.methods.frozen import frozen_sha256
 from smope.metrics.cost import count_flops, count_parameters, stored_bytes
+from smope.planning.workload import count_training
 from smope.report.progress import Progress
 from smope.report.tables import cost_table, matrix_table, score_lines
 from smope.report.terminal import coloured_matrix
@@ -244,22 +245,22 @@ def describe(config: Config) -> str:
     """What a run would do, without training: its configuration, its parts, its tasks and its cost."""
     experiment = build(config)
     stream, trainer = experiment.stream, make_trainer(experiment)
-    flops = count_flops(experiment.method, trainer.spans[0])
+    infer = count_flops(experiment.method, trainer.spans[0])["infer_gflops"]["torch"]
     lines = [config.to_yaml(), summary(experiment), "", f"{'task':>4}{'train':>8}{'test':>7}{'steps':>8}  classes"]
     for span, task in zip(trainer.spans, stream.tasks, strict=True):
         shown = ", ".join(task.class_names[:6]) + (
             f" and {len(task.classes) - 6} more" if len(task.classes) > 6 else ""
         )
         lines.append(f"{span.index + 1:>4}{len(task.train):>8}{len(task.test):>7}{trainer.steps(span):>8}  {shown}")
-    steps = sum(trainer.steps(span) for span in trainer.spans)
-    images = steps * experiment.settings.batch_size
+    phases = count_training(trainer)
+    steps, batch = sum(phase.steps for phase in phases), experiment.settings.batch_size
+    operations = batch * sum(phase.steps * phase.gflops for phase in phases)
+    trained = [f"{phase.gflops:.2f} to train on ({phase.name}, {phase.tasks})" for phase in phases if phase.steps]
     lines += [
         "",
-        f"cost of an image: {flops['infer_gflops']['torch']:.2f} GFLOPs to classify, "
-        f"{flops['train_gflops']['torch']:.2f} to train on",
-        f"cost of the run: {steps:,} training steps, {images:,} images, "
-        f"{images * flops['train_gflops']['torch'] / 1e3:,.1f} "
-        "TFLOPs, and the passes for usage, statistics and evaluation",
+        f"GFLOPs of an image: {', '.join([f'{infer:.2f} to classify', *trained])}",
+        f"cost of the run: {steps:,} training steps, {steps * batch:,} images, {operations / 1e3:,.1f} TFLOPs, "
+        "and the passes for usage, statistics and evaluation; `smope plan` estimates its seconds",
         "nothing was trained or written (--dry-run)",
     ]
     return "\n".join(lines)
