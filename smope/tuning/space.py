@@ -98,9 +98,7 @@ def without_steps(space: Space, changes: Mapping[str, Any], method: str) -> Spac
     """The space of a method that takes no training steps: without the file's keys of the trainer."""
     given = next((key for key in changes if key.startswith("trainer.") and key in space), None)
     if given:
-        raise UserError(
-            f"tune.space.{given}: method {method} takes no training steps, so it has no effect; leave it out"
-        )
+        raise UserError(f"tune.space.{given}: method {method} takes no training steps; leave it out")
     kept = {key: dimension for key, dimension in space.items() if not key.startswith("trainer.")}
     if not kept:
         raise UserError(f"tune.space: method {method} takes no training steps and has no key in the space; {FORMS}")
@@ -122,9 +120,7 @@ def _refuse(key: str, config: Config, kinds: Mapping[str, Any]) -> None:
     """UserError for a key of the user's that does not exist, or does not belong into a search."""
     name, group = f"tune.space.{key}", key.partition(".")[0]
     if key in GROUPS or key == "experiment":
-        raise UserError(
-            f"{name}: {key} is a group; a search goes over keys of one choice: start one for each {key}=..."
-        )
+        raise UserError(f"{name}: {key} is a group; a search is over keys of one choice: start one for each {key}=...")
     if key in ("seed", "name", "run_dir", "resume") or group == "tracker" or (key in kinds and immaterial(key)):
         raise UserError(f"{name}: {key} does not change what a method learns and is not to be searched; leave it out")
     if key in kinds and group == "stream" and key not in STREAM_KEYS:
@@ -146,9 +142,8 @@ def _dimension(key: str, value: Any, kind: Any) -> Range | Choices:
     if isinstance(value, list):
         value = {"choices": value}
     if not isinstance(value, dict):
-        raise UserError(
-            f"{name}={shown(value)}: must be a range or a choice; {FORMS}, or for one value: {key}={shown(value)}"
-        )
+        one = f"{key}={shown(value)}"
+        raise UserError(f"tune.space.{one}: must be a range or a choice; {FORMS}, or for this value alone: {one}")
     unknown = sorted(set(value) - {"low", "high", "log", "step", "choices"})
     if unknown:
         raise UserError(f"{name}: unknown {unknown[0]!r}; {FORMS}")

@@ -88,7 +88,7 @@ class Study:
             counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
             if sum(state in counted for state in states) >= self.settings.trials:
                 return None
-            self.optuna.sampler = self._sampler(len(states))
+            self.optuna.sampler = self._sampler(sum(state != TrialState.FAIL for state in states))
             trial = self.optuna.ask(self._distributions)
             self._lock = lock_file(self._lock_path(trial.number))
             assert self._lock is not None, "a new trial is nobody else's"
@@ -138,7 +138,8 @@ class Study:
                 self.optuna.enqueue_trial(trial.params, {"continues": first, "attempt": attempt + 1})
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Seeded by the trial: processes draw different values, and one process alone the same ones again."""
+        """Seeded by how many trials there are, killed ones apart: processes draw different values, and one process
+        alone the same ones again, killed in between or not."""
         seed = stable_seed(self._seed, "tune", number) % 2**32
         if self.settings.sampler == "random":
             return optuna.samplers.RandomSampler(seed)
