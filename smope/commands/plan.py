@@ -44,11 +44,11 @@ def run(argv: Sequence[str]) -> int:
         for config, _ in groups:
             peak(options.hardware, config.trainer["precision"])
     from smope.planning.lines import as_dict, lines, total
-    from smope.planning.planning import plan
+    from smope.planning.make_plan import make_plan
 
     plans = []
     for config, labels in groups:
-        plans.append(plan(config, labels, record, options.source, options.hardware, options.utilisation))
+        plans.append(make_plan(config, labels, record, options.source, options.hardware, options.utilisation))
         if not options.json:
             print("\n".join([*lines(plans[-1]), ""]), flush=True)
     if options.json:

@@ -142,7 +142,8 @@ def _memory_lines(plan: Plan) -> list[str]:
             f"memory: {megabytes(plan.resident + more)} resident, {megabytes(plan.resident)} of it measured here with "
             f"everything built and {megabytes(more)} counted for a step; passes need more for moments"
         ]
-    said = f"memory on the device: {megabytes(step)} counted; its libraries (about 0.5 GB) and passes need more"
+    said = f"memory on the device: {megabytes(step)} counted; its libraries (about 0.5 GB) and passes need more, its "
+    said += "attention may keep less than the one counted here"
     room = choose(plan.hardware).memory_gb if plan.hardware else None
     if room and step > 0.9e9 * room:
         said += f"; MORE THAN FITS into {room} GB: lower trainer.batch_size, or trainer.activation_checkpointing=true"

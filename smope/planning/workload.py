@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from smope.methods.base import Method, Phase, TaskSpan
+from smope.methods.base import Phase, TaskSpan
 from smope.metrics.cost import count_flops, count_phases, saved_bytes, step_state_bytes
 from smope.training.phase import autocast
 from smope.training.settings import TrainerSettings
@@ -127,7 +127,3 @@ def _kept(trainer: Trainer, span: TaskSpan, phase: Phase, images: int) -> int:
         kept = saved_bytes(step, method)
     method.train(was)
     return kept
-
-
-def parameters(method: Method) -> int:
-    return sum(parameter.numel() for parameter in method.parameters())

@@ -56,6 +56,7 @@ class Study:
         self.space = space
         self.settings = settings
         self._seed = seed
+        self._lock: IO[str] | None = None
         self._distributions = {key: _distribution(dimension) for key, dimension in space.items()}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self._alone():
@@ -102,8 +103,6 @@ class Study:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-    _lock: IO[str] | None = None
 
     def under_way(self) -> int:
         """Trials that other processes are at."""

@@ -18,7 +18,7 @@ from smope.session import prepare, summary
 from smope.training.trainer import Trainer
 
 
-def plan(
+def make_plan(
     config: Config,
     labels: Sequence[str],
     record: Mapping[str, Any] | None,
@@ -29,7 +29,7 @@ def plan(
     """Build the run, count what it computes, and estimate its seconds from the source asked for."""
     elsewhere = record is not None or hardware is not None
     started = time.perf_counter()
-    experiment, trainer = prepare(replaced(config, {"trainer.device": "cpu"}) if elsewhere else config)
+    experiment, trainer = prepare(_counted_here(config) if elsewhere else config)
     start = time.perf_counter() - started
     resident = peak_memory(trainer.device).get("process_resident")
     work = count(trainer)
@@ -52,6 +52,12 @@ def plan(
         resident=None if elsewhere or trainer.device.type == "cuda" else resident,
         hardware=hardware,
     )
+
+
+def _counted_here(config: Config) -> Config:
+    """The configuration in a form that any machine can count: a CPU has neither float16 nor, perhaps, a compiler."""
+    half = {"trainer.precision": "bfloat16"} if config.trainer["precision"] == "float16" else {}
+    return replaced(config, {"trainer.device": "cpu", "trainer.compile": False, **half})
 
 
 def _measured(trainer: Trainer, work: Workload) -> tuple[Measured, Estimate]:
