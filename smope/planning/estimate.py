@@ -43,7 +43,8 @@ def from_measured(work: Workload, found: Measured, tasks: int) -> Estimate:
         },
         (
             "a step takes as long throughout as the median of the few that were measured",
-            "alignment steps cost the same however many classes there are",
+            "alignment steps cost the same however many classes there are, and what a method computes after its "
+            "own passes the same as after a single batch",
             *found.assumed,
             *COMMON,
         ),

@@ -93,14 +93,14 @@ def _best(study: Study, trial: FrozenTrial, judged: Judged) -> dict[str, Any]:
 
 
 def _standard_error(row: Sequence[float], images: Sequence[int]) -> float:
-    """Of a mean of accuracies, from so many images each."""
+    """Of FAA, the mean of the last row's accuracies, from so many images each."""
     return math.sqrt(sum(p * (1 - p) / n for p, n in zip(row, images, strict=True))) / len(row)
 
 
 def _noise_line(best: dict[str, Any]) -> str:
     error, images = 100 * best["standard_error"], sum(best["images"])
     return (
-        f"{images} images judge: a score has a standard error of {error:.2f} points by their number alone; "
+        f"{images} images judge: by their number alone FAA has a standard error of {error:.2f} points; "
         "smaller differences mean nothing, and the best of many is too good by luck"
     )
 
