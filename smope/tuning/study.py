@@ -85,11 +85,12 @@ class Study:
         """The next trial, its lock held until `let_go`; None where enough have ended or are under way."""
         with self._alone():
             self._release_killed()
-            states = [trial.state for trial in self.trials]
+            trials = self.trials
+            states = [trial.state for trial in trials]
             counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
             if sum(state in counted for state in states) >= self.settings.trials:
                 return None
-            self.optuna.sampler = self._sampler(sum(state != TrialState.FAIL for state in states))
+            self.optuna.sampler = self._sampler(sum(_stays(trial) for trial in trials))
             trial = self.optuna.ask(self._distributions)
             self._lock = lock_file(self._lock_path(trial.number))
             assert self._lock is not None, "a new trial is nobody else's"
@@ -137,8 +138,8 @@ class Study:
                 self.optuna.enqueue_trial(trial.params, {"continues": first, "attempt": attempt + 1})
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Seeded by how many trials there are, killed ones apart: processes draw different values, and one process
-        alone the same ones again, killed in between or not."""
+        """Seeded by how many trials there are: processes draw different values, and one process alone the same ones
+        again, killed in between or not."""
         seed = stable_seed(self._seed, "tune", number) % 2**32
         if self.settings.sampler == "random":
             return optuna.samplers.RandomSampler(seed)
@@ -182,6 +183,11 @@ def join(folder: Path, description: Mapping[str, Any]) -> None:
                     f"tune.folder={folder}: holds a study with {key}={shown(old)}, asked for is {key}={shown(new)}; "
                     "scores could not be compared: name another folder, or leave tune.folder out"
                 )
+
+
+def _stays(trial: FrozenTrial) -> bool:
+    """Whether a trial counts for what is drawn next: not one that was killed and whose values were given out again."""
+    return trial.state != TrialState.FAIL or trial.user_attrs.get("attempt", 1) >= ATTEMPTS
 
 
 def _distribution(dimension: Any) -> BaseDistribution:
