@@ -79,7 +79,11 @@ def count(trainer: Trainer) -> Workload:
 def count_training(trainer: Trainer) -> list[PhaseWork]:
     """Each phase of the first task, then each of the later ones together."""
     found: list[PhaseWork] = []
-    for kind, spans in (("first task", trainer.spans[:1]), ("later tasks", trainer.spans[1:])):
+    groups: tuple[tuple[Kind, list[TaskSpan]], ...] = (
+        ("first task", trainer.spans[:1]),
+        ("later tasks", trainer.spans[1:]),
+    )
+    for kind, spans in groups:
         if not spans:
             continue
         phases = [trainer.steps_of_phases(span) for span in spans]
