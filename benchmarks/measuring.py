@@ -24,6 +24,7 @@ from authors_program import AuthorsProgram
 from smope.backbones.vit import load_backbone
 from smope.methods.base import TaskSpan
 from smope.methods.smope import SMoPE
+from smope.metrics.cost import saved_bytes
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.device import prefer_onednn
 
@@ -160,22 +161,6 @@ def timed(run: Callable[[], Any], setting: Setting) -> float:
     if setting.device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def saved_bytes(run: Callable[[], Any], module: nn.Module) -> int:
-    """Bytes that a step keeps for its backward pass: each storage once, the module's own tensors left out."""
-    own = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
-    found: dict[int, int] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        run()
-    return sum(found.values())
 
 
 def measure(

@@ -23,6 +23,8 @@ COMMANDS = {
     "reproduce": "run a row of the paper for several seeds and compare it with the published numbers",
     "collect": "put finished runs into one table: methods by scores, mean and spread over seeds",
     "methods": "list the methods: where they are from, what they train, what an image costs",
+    "tune": "search hyper-parameters on validation images of the first tasks",
+    "plan": "estimate time, memory and cost of a run or a sweep before it is started",
     "verify": "recompute a file of reference numbers with this installation",
     "data": "look through a data set before training: what is in it, what of it is wrong",
     "doctor": "show versions and devices, and what is missing",

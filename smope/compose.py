@@ -195,6 +195,54 @@ def _is_hydras(override: Override) -> bool:
     return key in ALL_GROUPS or key.startswith(("hydra.", "hydra/")) or override.is_delete() or "@" in key
 
 
+def read_values(texts: Sequence[str]) -> dict[str, Any]:
+    """Plain values of key=value texts that no configuration holds, in the grammar of overrides; the last one counts."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    values: dict[str, Any] = {}
+    for text in texts:
+        key = text.partition("=")[0]
+        try:
+            override = OverridesParser.create().parse_overrides([text])[0]
+        except HydraException as error:
+            raise UserError(f"cannot read {text!r} ({_first_line(error)}); quote the value: \"{key}='...'\"") from error
+        if override.is_sweep_override() or override.is_delete():
+            raise UserError(f"{text}: must be a single value; write a list as {key}=[a,b], and null for nothing")
+        values[key] = _unquoted(override.value())
+    return values
+
+
+def _unquoted(value: Any) -> Any:
+    """A parsed value with the marks of quotation removed, inside lists and mappings too."""
+    if isinstance(value, dict):
+        return {str(_unquoted(key)): _unquoted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unquoted(item) for item in value]
+    return getattr(value, "text", value)
+
+
+def load_choice(group: str, name: str, config_dirs: Sequence[Path]) -> dict[str, Any]:
+    """The values of a choice's file, for a group that no run's configuration has; the user's own folder goes first."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    known = choices(group, config_dirs)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {group}={near[0]}?" if near else ""
+        raise UserError(f"{group}={name} is no choice; choose one of {', '.join(known)}{hint}")
+    path = next(p for folder in reversed(config_dirs) if (p := folder / group / f"{name}.yaml").is_file())
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not readable YAML ({_first_line(error)}); correct it") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a mapping of keys; correct it")
+    return {str(key): value for key, value in values.items()}
+
+
 @contextmanager
 def _hydra(overrides: Overrides) -> Iterator[tuple[Hydra, list[str]]]:
     """A Hydra over conf/ (and the user's folder), its exceptions as UserError."""

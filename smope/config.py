@@ -176,6 +176,21 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def settable(config: Config) -> dict[str, Any]:
+    """The type (plain_types.py) of every key of the groups of this configuration, by dotted key."""
+    groups = {group: _group_keys(group, getattr(config, group)) for group in GROUPS}
+    return {f"{group}.{name}": key.kind for group, keys in groups.items() for name, key in keys.items()}
+
+
+def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with other values by dotted key, validated as a whole."""
+    data = config.as_dict()
+    for key, value in values.items():
+        group, _, name = key.partition(".")
+        data[group][name] = value
+    return validate(data, {"stream.num_tasks"})
+
+
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's configuration, completed with today's defaults for keys that it was written without.
 

@@ -165,14 +165,26 @@ class RunDirectory:
         write_atomically(self.metrics, "".join([header, *kept]).encode())
 
 
-def _lock(file: IO[str], path: Path) -> bool:
-    """Take the lock of an open file without waiting; whether it, and nobody's successor to it, is this process's."""
+def lock_file(path: Path, *, wait: bool = False) -> IO[str] | None:
+    """Open a file that stays there and take its lock, given back when it is closed; None where another process has it.
+
+    Within one process a lock excludes nobody, and closing any file that is open at `path` gives it back.
+    """
+    file = path.open("a")
+    if _lock(file, path, wait=wait):
+        return file
+    file.close()
+    return None
+
+
+def _lock(file: IO[str], path: Path, *, wait: bool = False) -> bool:
+    """Take the lock of an open file; whether it, and nobody's successor to it, is this process's."""
     try:
         import fcntl
     except ImportError:  # not on Windows; nor, below, on file systems without locks: there is none then
         return True
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     # a process that ends deletes the file: the lock of a deleted one keeps nobody out

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 
 from smope.build import Experiment, build
 from smope.config import Config
+from smope.errors import UserError
 from smope.methods.frozen import frozen_sha256
 from smope.metrics.cost import count_flops, count_parameters, stored_bytes
+from smope.planning.workload import count_training
 from smope.report.progress import Progress
 from smope.report.tables import cost_table, matrix_table, score_lines
 from smope.report.terminal import coloured_matrix
@@ -22,38 +25,60 @@ from smope.report.trackers import Guarded, Tracker
 from smope.resuming import context, go_back
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
 from smope.training.device import float32_products
+from smope.training.history import History
 from smope.training.trainer import Trainer
 
 
-def train(config: Config, run_dir: Path, resume: bool = False) -> dict[str, Any]:
+class EndEarly(Exception):
+    """Raised by Part.after_task: this run is not worth going on with."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The first `tasks` tasks of a stream alone, nothing printed: what a search runs of a configuration.
+
+    after_task: hears of what was measured after each task, and may raise EndEarly. note: goes into run.json.
+    """
+
+    tasks: int
+    after_task: Callable[[History], object]
+    note: Mapping[str, Any]
+
+
+def train(config: Config, run_dir: Path, resume: bool = False, part: Part | None = None) -> dict[str, Any]:
     """Train as configured and write the run directory; returns the content of run.json.
 
     The directory is made once everything is built, so that a mistake leaves nothing behind. With `resume`, `run_dir`
-    holds an interrupted run, which goes on from its last checkpoint.
+    holds an interrupted run, which goes on from its last checkpoint. With `part`, only that is run.
     """
     if resume:
-        return _resume(config, RunDirectory.open(run_dir, "resume"))
+        return _resume(config, RunDirectory.open(run_dir, "resume"), part)
     RunDirectory.check_free(run_dir)
-    experiment, trainer = prepare(config)
+    experiment, trainer = prepare(config, part.tasks if part else None)
     directory = RunDirectory.create(run_dir, config.to_yaml())
     with directory.locked():
-        return _train(experiment, trainer, directory, _facts(experiment, trainer))
+        return _train(experiment, trainer, directory, _facts(experiment, trainer), part=part)
 
 
-def _resume(config: Config, directory: RunDirectory) -> dict[str, Any]:
+def _resume(config: Config, directory: RunDirectory, part: Part | None) -> dict[str, Any]:
     if directory.read_record().get("status") == "finished":
         print(f"{directory.path} is finished already: nothing to resume")
         return directory.read_record()
     with directory.locked():
-        experiment, trainer = prepare(config)
+        experiment, trainer = prepare(config, part.tasks if part else None)
         facts = _facts(experiment, trainer)
-        return _train(experiment, trainer, directory, facts, go_back(trainer, config, directory))
+        return _train(experiment, trainer, directory, facts, go_back(trainer, config, directory), part)
 
 
-def prepare(config: Config) -> tuple[Experiment, Trainer]:
-    """The objects of a run and its trainer. MemoryError, saying what is too large, where there is no room for them."""
+def prepare(config: Config, tasks: int | None = None) -> tuple[Experiment, Trainer]:
+    """The objects of a run, or of its first `tasks` tasks with a method made for them all, and its trainer.
+
+    MemoryError, saying what is too large, where there is no room for them.
+    """
     try:
         experiment = build(config)
+        if tasks is not None:
+            experiment = _first_tasks(experiment, tasks)
         return experiment, make_trainer(experiment)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
@@ -62,6 +87,15 @@ def prepare(config: Config) -> tuple[Experiment, Trainer]:
             "out of memory before training: backbone, experts and class statistics do not fit; choose a smaller "
             "backbone, method.num_experts or method.centroids, or a device with more memory"
         ) from error
+
+
+def _first_tasks(experiment: Experiment, tasks: int) -> Experiment:
+    stream = experiment.stream
+    if tasks > len(stream.tasks):
+        raise UserError(
+            f"first_tasks={tasks}: stream {stream.name} has {len(stream.tasks)} tasks; ask for as many or less"
+        )
+    return replace(experiment, stream=replace(stream, tasks=stream.tasks[:tasks]))
 
 
 def make_trainer(experiment: Experiment) -> Trainer:
@@ -76,8 +110,9 @@ def _train(
     directory: RunDirectory,
     facts: dict[str, Any],
     said: Sequence[str] = (),
+    part: Part | None = None,
 ) -> dict[str, Any]:
-    progress = Progress(directory.log)
+    progress = Progress(directory.log, quiet=part is not None)
     trainer.directory, trainer.progress, trainer.context = directory, progress, context(trainer, experiment.config)
     progress.line(summary(experiment))
     progress.line(f"writing to {directory.path}")
@@ -86,20 +121,31 @@ def _train(
 
     def write(status: str) -> dict[str, Any]:
         record = {"format_version": FORMAT_VERSION, "status": status, **facts, **trainer.history.record()}
+        if part is not None:
+            record["part"] = {"first_tasks": part.tasks, **part.note}
         record["cost"] = {**facts["cost"], **trainer.history.cost()}
         directory.write_record(record)
         return record
+
+    def task_done() -> None:
+        write("running")
+        if part is not None:
+            part.after_task(trainer.history)
 
     write("running")
     trainer.tracker = _start(experiment, directory, progress, trainer.history.place)
     try:
         with trainer.interruption.watching():
-            trainer.fit(on_task_end=lambda: write("running"))
+            trainer.fit(on_task_end=task_done)
+    except EndEarly:
+        trainer.tracker.finish(trainer.history.scores())
+        return write("ended early")
     except BaseException as error:
         with suppress(OSError):  # a full disk must not hide what went wrong
             write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-        with suppress(OSError):
-            progress.line(f"stopped; continue with: smope train {shlex.quote(f'resume={directory.path}')}")
+        if part is None:
+            with suppress(OSError):
+                progress.line(f"stopped; continue with: smope train {shlex.quote(f'resume={directory.path}')}")
         trainer.tracker.finish(trainer.history.scores())
         if _out_of_memory(error):
             raise MemoryError(_memory_advice(trainer)) from error
@@ -107,16 +153,21 @@ def _train(
     _look_at_frozen_weights(trainer, facts, progress)
     record = write("finished")
     trainer.tracker.finish(trainer.history.scores())  # last: it may take the record with it
+    _tell(record, directory, progress)
+    return record
+
+
+def _tell(record: Mapping[str, Any], directory: RunDirectory, progress: Progress) -> None:
+    """The numbers of a finished run."""
     progress.line("")
-    progress.line(f"accuracy on each task's {experiment.stream.evaluated_on} images, in percent")
+    progress.line(f"accuracy on each task's {record['evaluated_on']} images, in percent")
     progress.line(matrix_table(record["accuracy_matrix"]), coloured_matrix(record["accuracy_matrix"]))
     progress.line("")
     progress.line(score_lines(record))
     progress.line("")
     progress.line(cost_table(record["cost"]))
-    progress.line(f"{sum(trainer.history.seconds_per_task):.0f} s; numbers in {directory.record}")
+    progress.line(f"{sum(record['seconds']['per_task']):.0f} s; numbers in {directory.record}")
     progress.line(f"a page with pictures: smope report {shlex.quote(str(directory.path))}")
-    return record
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -194,22 +245,22 @@ def describe(config: Config) -> str:
     """What a run would do, without training: its configuration, its parts, its tasks and its cost."""
     experiment = build(config)
     stream, trainer = experiment.stream, make_trainer(experiment)
-    flops = count_flops(experiment.method, trainer.spans[0])
+    infer = count_flops(experiment.method, trainer.spans[0])["infer_gflops"]["torch"]
     lines = [config.to_yaml(), summary(experiment), "", f"{'task':>4}{'train':>8}{'test':>7}{'steps':>8}  classes"]
     for span, task in zip(trainer.spans, stream.tasks, strict=True):
         shown = ", ".join(task.class_names[:6]) + (
             f" and {len(task.classes) - 6} more" if len(task.classes) > 6 else ""
         )
         lines.append(f"{span.index + 1:>4}{len(task.train):>8}{len(task.test):>7}{trainer.steps(span):>8}  {shown}")
-    steps = sum(trainer.steps(span) for span in trainer.spans)
-    images = steps * experiment.settings.batch_size
+    phases = count_training(trainer)
+    steps, batch = sum(phase.steps for phase in phases), experiment.settings.batch_size
+    operations = batch * sum(phase.steps * phase.gflops for phase in phases)
+    trained = [f"{phase.gflops:.2f} to train on ({phase.name}, {phase.tasks})" for phase in phases if phase.steps]
     lines += [
         "",
-        f"cost of an image: {flops['infer_gflops']['torch']:.2f} GFLOPs to classify, "
-        f"{flops['train_gflops']['torch']:.2f} to train on",
-        f"cost of the run: {steps:,} training steps, {images:,} images, "
-        f"{images * flops['train_gflops']['torch'] / 1e3:,.1f} "
-        "TFLOPs, and the passes for usage, statistics and evaluation",
+        f"GFLOPs of an image: {', '.join([f'{infer:.2f} to classify', *trained])}",
+        f"cost of the run: {steps:,} training steps, {steps * batch:,} images, {operations / 1e3:,.1f} TFLOPs, "
+        "and the passes for usage, statistics and evaluation; `smope plan` estimates its seconds",
         "nothing was trained or written (--dry-run)",
     ]
     return "\n".join(lines)

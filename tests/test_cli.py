@@ -16,6 +16,7 @@ import pytest
 import smope
 from smope.cli import COMMANDS, main
 from smope.commands import doctor, train
+from smope.compose import ALL_GROUPS
 from smope.config import Config
 from smope.errors import UserError
 
@@ -86,7 +87,7 @@ def test_train_help_lists_groups_choices_and_keys(capsys: pytest.CaptureFixture[
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     conf = Path(smope.__file__).parent.parent / "conf"
-    for path in conf.glob("*/[!_]*.yaml"):
+    for path in (path for group in ALL_GROUPS for path in (conf / group).glob("[!_]*.yaml")):
         assert re.search(rf"{path.parent.name}=\w+ +choices:[^:]*\b{path.stem}\b", text), path
     for key in ("num_experts: 25", "epsilon: 0.4", "seed: 0", "run_dir: null"):
         assert key in text

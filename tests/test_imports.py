@@ -64,12 +64,16 @@ ABOVE_BUILD = (
     "smope.build",
     "smope.session",
     "smope.inventory",
+    "smope.tuning",
+    "smope.planning",
 )
-HYDRA = tuple(module for module in ABOVE_BUILD if module not in ("smope.session", "smope.inventory"))
+NOT_HYDRA = ("smope.session", "smope.inventory", "smope.tuning", "smope.planning")
+HYDRA = tuple(module for module in ABOVE_BUILD if module not in NOT_HYDRA)
 # Who may know a library.
 KNOWN_BY = {
     "hydra": HYDRA,
     "omegaconf": HYDRA,
+    "optuna": ("smope.tuning",),
     "wandb": ("smope.report.trackers",),
     "tensorboard": ("smope.report.trackers",),
     "avalanche": ("smope.streams", "smope.serving"),
@@ -95,6 +99,11 @@ QUICK = (
     "smope.commands.collect",
     "smope.collection",
     "smope.collection_tables",
+    "smope.commands.tune",
+    "smope.tuning.settings",
+    "smope.tuning.space",
+    "smope.commands.plan",
+    "smope.planning.hardware",
 )
 HEAVY = {
     "torch",
@@ -108,6 +117,8 @@ HEAVY = {
     "pandas",
     "scipy",
     "matplotlib",
+    "optuna",
+    "sqlalchemy",
 }
 
 

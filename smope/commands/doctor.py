@@ -18,7 +18,10 @@ REQUIRED = (
     "torch", "torchvision", "timm", "avalanche-lib", "hydra-core", "omegaconf", "pyyaml", "huggingface-hub", "wandb",
     "tensorboard", "scikit-learn", "scipy", "pandas", "safetensors", "matplotlib", "jinja2", "pillow", "numpy", "tqdm",
 )  # fmt: skip
-OPTIONAL = {"pyarrow": "reads data sets in parquet files: pip install 'smope[parquet]'"}
+OPTIONAL = {
+    "pyarrow": "reads data sets in parquet files: pip install 'smope[parquet]'",
+    "optuna": "searches hyper-parameters: pip install 'smope[tune]'",
+}
 EMBEDDED = Path("backbones", "embedded", "glyph_vit.safetensors")
 
 

@@ -12,7 +12,7 @@ paper_convention  what papers on prompt tuning print, by calflops: one forward p
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 
 from smope.backbones.attention import always_in_products
 from smope.experts.inject import detach
-from smope.methods.base import Method, TaskSpan
+from smope.methods.base import Method, Phase, TaskSpan
 
 LAYER_NORM, ACTIVATION = 5, 1  # operations an element, as calflops has them
 
@@ -37,7 +37,8 @@ Gflops = dict[str, float]
 def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
     """GFLOPs of one image of `task`, as `Gflops` each.
 
-    train_gflops, infer_gflops: as the method runs; training is a step of its last phase, 0 where it takes none.
+    train_gflops, infer_gflops: as the method runs; training is a step of its last phase, 0 where it takes none (see
+                                count_phases for all).
     without_cls_saving:         both, would the last block compute all rows as timm's does.
     cls_saving:                 how much less it is as the method runs.
     beyond_plain:               what infer_gflops has more than the same ViT with a classifier and nothing else.
@@ -61,6 +62,21 @@ def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
         "cls_saving": {name: _minus(whole[name], now[name]) for name in now},
         "beyond_plain": _minus(now["infer_gflops"], plain),
     }
+
+
+def count_phases(method: Method, task: TaskSpan, phases: Sequence[Phase]) -> list[Gflops]:
+    """GFLOPs of one training image of `task` in each of its phases, forward and backward pass.
+
+    They differ: HiDe's identity phase has no backward pass through the backbone, OVOR's second no prompts to train.
+    """
+    with _quietly(method):
+        trial = _copy(method)
+        trial.begin_task(task)
+        found = []
+        for phase in phases:
+            trial.begin_phase(phase)
+            found.append(_count_step(trial, task))
+    return found
 
 
 class ProductsOnly(TorchDispatchMode):
@@ -123,13 +139,17 @@ class LayersOnly(TorchFunctionMode):
 
 def _trial(method: Method, task: TaskSpan) -> tuple[Method, bool]:
     """A copy at the last phase of `task`, sharing the frozen backbone's weights; and whether that trains anything."""
-    frozen = [parameter for parameter in method.backbone.parameters() if not parameter.requires_grad]
-    trial = copy.deepcopy(method, {id(parameter): parameter for parameter in frozen})
+    trial = _copy(method)
     trial.begin_task(task)
     phases = trial.phases(task, 1, 0)
     if phases:
         trial.begin_phase(phases[-1])
     return trial, bool(phases)
+
+
+def _copy(method: Method) -> Method:
+    frozen = [parameter for parameter in method.backbone.parameters() if not parameter.requires_grad]
+    return copy.deepcopy(method, {id(parameter): parameter for parameter in frozen})
 
 
 @contextmanager
@@ -145,16 +165,17 @@ def _quietly(method: Method) -> Iterator[None]:
 
 
 def _both(method: Method, task: TaskSpan, trained: bool) -> dict[str, Gflops]:
+    train = _count_step(method, task) if trained else {"torch": 0.0, "paper_convention": 0.0}
+    method.eval()
+    return {"train_gflops": train, "infer_gflops": _count(lambda: method(_image(method)))}
+
+
+def _count_step(method: Method, task: TaskSpan) -> Gflops:
+    """Of one training image in the phase that has begun."""
     image = _image(method)
     label = torch.full((1,), task.classes[0], device=image.device)
-
-    def losses() -> Tensor:
-        return torch.stack(list(method.losses(image, label, task).values())).sum()
-
     method.train()
-    train = _count(losses, backward=True) if trained else {"torch": 0.0, "paper_convention": 0.0}
-    method.eval()
-    return {"train_gflops": train, "infer_gflops": _count(lambda: method(image))}
+    return _count(lambda: torch.stack(list(method.losses(image, label, task).values())).sum(), backward=True)
 
 
 def _count(run: Callable[[], Tensor], *, backward: bool = False) -> Gflops:

@@ -100,7 +100,12 @@ class Trainer:
 
     def steps(self, span: TaskSpan) -> int:
         """Training steps of one task, over all its phases."""
-        return sum(phase.epochs for phase in self._phases(span)) * self._steps(self.stream.tasks[span.index])
+        return sum(steps for _, steps in self.steps_of_phases(span))
+
+    def steps_of_phases(self, span: TaskSpan) -> list[tuple[Phase, int]]:
+        """The phases of one task, each with its training steps."""
+        steps = self._steps(self.stream.tasks[span.index])
+        return [(phase, phase.epochs * steps) for phase in self._phases(span)]
 
     def _steps(self, task: Task) -> int:
         """Training steps of an epoch."""

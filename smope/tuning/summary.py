@@ -1,0 +1,195 @@
+"""What came out of a search: the best trials, what mattered, how to train with them; on the screen and in files."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from smope.plain_types import shown
+from smope.report.grids import aligned, csv_grid
+from smope.runs import write_atomically
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from smope.tuning.study import Study
+
+SHOWN = 10  # trials in the table on the screen
+ENOUGH = 5  # finished trials before importance says anything
+MARK = "RANKED ON TEST IMAGES (forced): the test scores of what was chosen here are too good, and no result to report"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What trials are judged on: `images` of each of the first tasks; `identity`: of the stream and of the backbone's
+    weights; `train`: see search.Search."""
+
+    ranked_on: str
+    first_tasks: int
+    all_tasks: int
+    score: str
+    images: tuple[int, ...]
+    identity: str
+    train: tuple[str, ...]
+
+    @property
+    def mark(self) -> str:
+        return MARK if self.ranked_on == "test" else ""
+
+
+def write(study: Study, judged: Judged) -> None:
+    """trials.csv and, once there is one, best.json."""
+    trials = study.trials
+    write_atomically(study.folder / "trials.csv", f"{csv_grid(_lines(study, trials, judged))}\n".encode())
+    best = _ranked(trials)[:1]
+    if best:
+        text = json.dumps(_best(study, best[0], judged), indent=1, ensure_ascii=False)
+        write_atomically(study.folder / "best.json", f"{text}\n".encode())
+
+
+def result(study: Study, judged: Judged) -> str:
+    """The lines at the end of a search."""
+    trials = study.trials
+    ranked = _ranked(trials)
+    lines = ["", *([judged.mark] if judged.mark else []), _counts(trials)]
+    running = study.under_way()
+    if running:
+        lines.append(f"{running} under way in other processes; the same command shows the table again")
+    if not ranked:
+        return "\n".join([*lines, "no trial has a score yet", f"study: {study.folder}"])
+    best = _best(study, ranked[0], judged)
+    lines += ["", _table(study, ranked[:SHOWN], judged), "", *_importance_lines(study, ranked)]
+    lines += [_noise_line(best), ""]
+    what = "the best values, on all tasks and test images" if not judged.mark else "the best values, marked in the name"
+    return "\n".join([*lines, f"train with {what}:", f"  {best['train_command']}", f"study: {study.folder}"])
+
+
+def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that finished, best first; of equals the earlier one."""
+    finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    return sorted(finished, key=lambda trial: (-(trial.value or 0.0), trial.number))
+
+
+def _best(study: Study, trial: FrozenTrial, judged: Judged) -> dict[str, Any]:
+    values = study.values(trial.params)
+    arguments = [*judged.train, *(f"{key}={shown(value)}" for key, value in values.items())]
+    first = next((t for t in study.trials if t.number == 0 and t.state.name == "COMPLETE"), None)
+    return {
+        **({"marked": judged.mark} if judged.mark else {}),
+        **{key: value for key, value in asdict(judged).items() if key != "train"},
+        "trial": trial.number,
+        "value": trial.value,
+        "standard_error": _standard_error(trial.user_attrs["row"], judged.images),
+        "values": values,
+        "value_of_trial_0": first.value if first else None,
+        "trial_0_is_the_configuration": study.settings.defaults_first,
+        "importance": _importance(study),
+        "train_command": shlex.join(["smope", "train", *arguments]),
+    }
+
+
+def _standard_error(row: Sequence[float], images: Sequence[int]) -> float:
+    """Of FAA, the mean of the last row's accuracies, from so many images each."""
+    return math.sqrt(sum(p * (1 - p) / n for p, n in zip(row, images, strict=True))) / len(row)
+
+
+def _noise_line(best: dict[str, Any]) -> str:
+    error, images = 100 * best["standard_error"], sum(best["images"])
+    return (
+        f"{images} images judge: by their number alone FAA has a standard error of {error:.2f} points; "
+        "smaller differences mean nothing, and the best of many is too good by luck"
+    )
+
+
+def _counts(trials: Sequence[FrozenTrial]) -> str:
+    states = [_state(trial) for trial in trials]
+    names = ("finished", "ended early", "no score", "killed")
+    return "trials: " + ", ".join(f"{states.count(name)} {name}" for name in names if name in states)
+
+
+def _state(trial: FrozenTrial) -> str:
+    if trial.state.name == "PRUNED":
+        return "no score" if "note" in trial.user_attrs else "ended early"
+    return {"COMPLETE": "finished", "FAIL": "killed", "RUNNING": "running", "WAITING": "waiting"}[trial.state.name]
+
+
+def _table(study: Study, ranked: Sequence[FrozenTrial], judged: Judged) -> str:
+    names = [key.partition(".")[2] for key in study.space]
+    keys = names if len(set(names)) == len(names) else list(study.space)
+    score = {"final_average_accuracy": "FAA", "cumulative_average_accuracy": "CAA"}[judged.score]
+    lines = [["trial", f"{score} ({judged.ranked_on})", *_task_columns(judged), *keys, "seconds"]]
+    for trial in ranked:
+        values = [short(value) for value in study.values(trial.params).values()]
+        lines.append([str(trial.number), _percent(trial.value), *_scores(trial, judged), *values, _seconds(trial)])
+    return aligned(lines)
+
+
+def _lines(study: Study, trials: Sequence[FrozenTrial], judged: Judged) -> list[list[str]]:
+    """The table of all trials, the head first."""
+    head = [
+        "trial",
+        "state",
+        "score",
+        *_task_columns(judged),
+        *study.space,
+        "seconds",
+        "ranked_on",
+        "note",
+        "directory",
+    ]
+    lines = [head]
+    ranked_on = "test (forced)" if judged.mark else judged.ranked_on
+    for trial in trials:
+        values = study.values(trial.params)
+        score = _percent(trial.value) if trial.state.name == "COMPLETE" else ""
+        cells = [shown(values[key]) if key in values else "" for key in study.space]
+        attributes = [trial.user_attrs.get(name, "") for name in ("note", "directory")]
+        state = [str(trial.number), _state(trial), score]
+        lines.append([*state, *_scores(trial, judged), *cells, _seconds(trial), ranked_on, *attributes])
+    return lines
+
+
+def _task_columns(judged: Judged) -> list[str]:
+    return [f"after task {task + 1}" for task in range(judged.first_tasks)]
+
+
+def _scores(trial: FrozenTrial, judged: Judged) -> list[str]:
+    return [_percent(trial.intermediate_values.get(task)) for task in range(judged.first_tasks)]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def short(value: Any) -> str:
+    """A value as the screen shows it; files and the command have all its digits."""
+    return f"{value:.3g}" if isinstance(value, float) else shown(value)
+
+
+def _seconds(trial: FrozenTrial) -> str:
+    seconds = trial.user_attrs.get("seconds")
+    return "" if seconds is None else f"{seconds:.1f}"
+
+
+def _importance(study: Study) -> dict[str, float] | None:
+    """How much of the score each key decides, by Optuna's PED-ANOVA (arXiv 2304.10255); None where it cannot say."""
+    import optuna
+
+    finished = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    if len(finished) < ENOUGH or len({trial.value for trial in finished}) < 2:
+        return None
+    try:
+        return {key: round(value, 4) for key, value in optuna.importance.get_param_importances(study.optuna).items()}
+    except (ValueError, RuntimeError):  # too little to tell by
+        return None
+
+
+def _importance_lines(study: Study, ranked: Sequence[FrozenTrial]) -> list[str]:
+    found = _importance(study)
+    if found is None or not any(found.values()):
+        return [f"importance: not known from {len(ranked)} finished trials"]
+    return ["importance (PED-ANOVA): " + ", ".join(f"{key} {value:.2f}" for key, value in found.items())]
