@@ -52,7 +52,7 @@ def run(argv: list[str]) -> int:
     restore(trainer.method, trainer.stream, checkpoint)
     seen = trainer.spans[checkpoint.tasks_done - 1].stop
     row = [trainer.accuracy(index, seen) for index in range(checkpoint.tasks_done)]
-    recorded = History(**checkpoint.history).accuracy_matrix[-1]
+    recorded = History.read(checkpoint.history, checkpoint.path).accuracy_matrix[-1]
     same = row == recorded
     if args.json:
         print(json.dumps({"tasks_done": checkpoint.tasks_done, "accuracy": row, "recorded": recorded, "equal": same}))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from smope.errors import UserError
 from smope.metrics import accuracy_matrix as metrics
 
 
@@ -14,7 +17,7 @@ class History:
     `wait` (of training steps for their images) as part of `train`; seconds_per_task: training, alignment and
     evaluation together; seconds_of_task: of the one under way; images_trained: images that went through a step, and
     `steps` those steps, which grow with each epoch that ends; images_evaluated: test images that were classified;
-    peak_memory: bytes, see metrics/cost.py, the most of all processes that this run was continued in."""
+    peak_memory: bytes of one process, see metrics/cost.py, the most of all those that this run has had."""
 
     test_images: list[int]
     accuracy_matrix: list[list[float]] = field(default_factory=list)
@@ -30,6 +33,21 @@ class History:
     def place(self) -> int:
         """Where a tracker puts what is measured now: training steps so far, or tasks for a method that takes none."""
         return self.steps or len(self.accuracy_matrix)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], path: Path) -> History:
+        """What as_dict() gave, from the checkpoint `path`. UserError where it is none: hashes tell only that a file is
+        as it was written."""
+        fresh = cls([]).as_dict()
+        needed = {"test_images": None, **values}
+        odd = [key for key, value in needed.items() if key not in fresh or not _is_like(value, fresh[key])]
+        rows = [] if odd else values.get("accuracy_matrix", [])
+        if odd or any(not isinstance(row, list) or len(row) != index for index, row in enumerate(rows, start=1)):
+            raise UserError(
+                f"checkpoint {path}: its record of the run makes no sense ({', '.join(odd) or 'accuracy_matrix'}); "
+                "delete it, then resume from the one before"
+            )
+        return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +107,16 @@ class History:
             "waiting_share": _ratio(self.seconds["wait"], self.seconds["train"]),
             "peak_memory_bytes": dict(self.peak_memory),
         }
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    """Whether a value from JSON can stand where `example` stands."""
+    if isinstance(example, dict):
+        inner = isinstance(value, dict) and (not example or value.keys() == example.keys())
+        return inner and all(isinstance(item, int | float) for item in value.values())
+    if isinstance(example, list):
+        return isinstance(value, list) and all(isinstance(item, int | float | list) for item in value)
+    return isinstance(value, int | float)
 
 
 def _ratio(amount: float, seconds: float) -> float | None:
