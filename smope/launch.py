@@ -32,7 +32,7 @@ def first_to_fail() -> bool:
     """
     if world_size() == 1:
         return True
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

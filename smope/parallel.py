@@ -11,6 +11,7 @@ Exchanges are collective: what one process calls, all must call, in the same ord
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +27,7 @@ from smope.errors import UserError
 T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # for one that reads or fetches a data set; torchrun itself ends all where one is gone
 BACKEND = "cpu:gloo,cuda:nccl"
+GONE = re.compile(r"closed by peer|reset by peer|Broken pipe|remote process (exited|has terminated)")
 _alone = False
 
 
@@ -43,8 +45,12 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.init_process_group(BACKEND if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         launch.first_to_fail()
+        if isinstance(error, RuntimeError) and GONE.search(str(error)):
+            raise ConnectionError(
+                "another process of this run has ended without saying why, perhaps for lack of memory; resume the run"
+            ) from error
         raise
     dist.destroy_process_group()
 
@@ -85,7 +91,7 @@ def in_turns() -> Iterator[None]:
         largest([0])
 
 
-def share(batch: Sequence[T]) -> Sequence[T]:
+def share(batch: list[T]) -> list[T]:
     """This process's part of a batch: consecutive, in the order of ranks, sizes that differ by one at most."""
     return batch[len(batch) * rank() // world() : len(batch) * (rank() + 1) // world()]
 

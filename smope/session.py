@@ -170,11 +170,12 @@ def _memory_advice(trainer: Trainer) -> str:
     settings, device = trainer.settings, trainer.device
     if trainer.method.training:
         advice = f"start a new run with a smaller trainer.batch_size than {settings.batch_size}"
+        parts = 2 * settings.gradient_accumulation_steps
+        if trainer.method.needs_whole_batch() is None and settings.batch_size >= parts * parallel.world():
+            advice = f"with trainer.gradient_accumulation_steps={parts}, {advice}"
+            advice = f"continue {advice}" if settings.activation_checkpointing else advice
         if not settings.activation_checkpointing:
             advice = f"continue with trainer.activation_checkpointing=true, {advice}"
-        if trainer.method.needs_whole_batch() is None:
-            parts = 2 * settings.gradient_accumulation_steps
-            advice = f"continue with trainer.gradient_accumulation_steps={parts}, {advice}"
     else:
         advice = f"continue with a smaller trainer.eval_batch_size than {settings.eval_batch_size}"
     return f"out of memory on {device}: {advice}, or continue on a device with more memory"

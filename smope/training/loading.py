@@ -47,7 +47,7 @@ def choose_workers(wanted: int | None, images: TaskImages, device: torch.device)
 
 
 def load(
-    images: TaskImages, batches: Sequence[Sequence[int]], device: torch.device, dtype: torch.dtype, workers: int
+    images: TaskImages, batches: Sequence[list[int]], device: torch.device, dtype: torch.dtype, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images (B, 3, S, S) of `dtype` in [0, 1] and labels (B,) on `device`, for each batch of indices.
 

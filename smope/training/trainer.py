@@ -330,7 +330,8 @@ class Trainer:
         if images is not self.stream.tasks[span.index].test:
             self.epoch += 1
         workers = choose_workers(self.settings.num_workers, images, self.device)
-        for batch in load(images, list(map(parallel.share, batches[first:last])), self.device, self.dtype, workers):
+        shares = [parallel.share(batch) for batch in batches[first:last]]
+        for batch in load(images, shares, self.device, self.dtype, workers):
             self.interruption.agree()
             yield batch
 
