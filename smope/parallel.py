@@ -4,6 +4,8 @@ All of them draw the same batches, in the same order, and take consecutive share
 one process computes with the whole batch. A loss is a mean over images, plus terms that no image has part in: the
 loss of a batch is the mean of its shares' losses, weighted by their sizes, and so is its gradient (sum_gradients). What
 a method learns from images otherwise it computes from the rows of all shares (gathered), in every process alike.
+What is trained is mostly small: gradients go in one exchange after the backward pass, which needs to know nothing of
+several forward passes, of hooks, or of parameters that a phase leaves alone.
 
 Exchanges are collective: what one process calls, all must call, in the same order. In a single process, or outside
 `joined`, each of them gives back what it was given, at no cost.

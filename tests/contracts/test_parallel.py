@@ -18,21 +18,29 @@ from torch import Tensor
 from smope import parallel
 from smope.errors import UserError
 from smope.runs import RunDirectory
+from smope.training.loading import in_order
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream
 from tests.two_processes import in_two_processes
 
 from .conftest import METHODS, make_method
 
-# 22 images a task: three batches of 7, shares of 3 and 4; the last of evaluation, of 9 = 8 + 1 images, is joined.
-SMALL: dict[str, Any] = {"batch_size": 7, "epochs": 2, "precision": "float64", "alignment_epochs": 1}
+# 22 images a task to learn from, batches of 7, shares of 3 and 4. Where all are seen the last one, which two cannot
+# share, is joined to the batch before it, as is the last of 8 test images.
+SMALL: dict[str, Any] = {
+    "batch_size": 7,
+    "eval_batch_size": 7,
+    "epochs": 2,
+    "precision": "float64",
+    "alignment_epochs": 1,
+}
 LEARNS_BY_STEPS = [name for name in METHODS if name not in ("ncm", "slda", "fecam", "ridge", "linear_probe")]
 
 
-def train(name: str, directory: RunDirectory | None, **changes: Any) -> Trainer:
-    stream = tiny_stream(source=tiny_source(train=11, test=9), crop_scale=[0.3, 1.0], flip=True)
+def train(name: str, directory: RunDirectory | None, bug: str = "none", **changes: Any) -> Trainer:
+    stream = tiny_stream(source=tiny_source(train=11, test=4), crop_scale=[0.3, 1.0], flip=True)
     settings = tiny_settings(**{**SMALL, **changes})
-    method = make_method(name, tiny_backbone(), 4)
+    method = make_method(name, tiny_backbone(), 4, authors_bug=bug)
     trainer = Trainer(method, stream, settings, seed=0, device=torch.device("cpu"), directory=directory)
     trainer.fit()
     return trainer
@@ -96,6 +104,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "batch_size=3 must be at least 4, ",
     ),
     ({"name": "finetune", "eval_batch_size": 1}, "trainer.eval_batch_size=1 must be at least 2"),
+    ({"name": "l2p", "bug": "vote"}, "method.authors_bug=vote: images depend on the others of their batch, which 2 pr"),
 ]
 
 
@@ -156,6 +165,21 @@ def test_a_batch_in_parts_teaches_the_same(name: str, one: Any, tmp_path: Path) 
             train(name, directory, gradient_accumulation_steps=3)
         return
     assert_same(outcome(train(name, directory, gradient_accumulation_steps=3), directory), one(name))
+
+
+@pytest.mark.parametrize("name", ["l2p", "dualprompt", "hide", "norga"])
+def test_what_mixes_images_is_not_taken_in_parts(name: str) -> None:
+    with pytest.raises(
+        UserError, match=r"with method\.\w+=\S+ the loss of an image depends on the others of its batch"
+    ):
+        train(name, None, bug="reshape", gradient_accumulation_steps=2)
+
+
+def test_batches_in_order_leave_nobody_without_an_image() -> None:
+    assert [len(batch) for batch in in_order(8, 7, 2)] == [8]
+    assert [len(batch) for batch in in_order(9, 7, 2)] == [7, 2]
+    assert [len(batch) for batch in in_order(8, 7)] == [7, 1]
+    assert [index for batch in in_order(22, 4, 3) for index in batch] == list(range(22))
 
 
 def test_what_learns_by_steps_is_found() -> None:
