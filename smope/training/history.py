@@ -40,12 +40,11 @@ class History:
         as it was written."""
         fresh = cls([]).as_dict()
         needed = {"test_images": None, **values}
-        odd = [key for key, value in needed.items() if key not in fresh or not _is_like(value, fresh[key])]
-        rows = [] if odd else values.get("accuracy_matrix", [])
-        if odd or any(not isinstance(row, list) or len(row) != index for index, row in enumerate(rows, start=1)):
+        odd = [key for key, value in needed.items() if key not in fresh or not _fits(key, value, fresh[key])]
+        if odd:
             raise UserError(
-                f"checkpoint {path}: its record of the run makes no sense ({', '.join(odd) or 'accuracy_matrix'}); "
-                "delete it, then resume from the one before"
+                f"checkpoint {path}: its record of the run makes no sense ({', '.join(odd)}); delete it, then resume "
+                "from the one before"
             )
         return cls(**values)
 
@@ -109,13 +108,23 @@ class History:
         }
 
 
-def _is_like(value: Any, example: Any) -> bool:
-    """Whether a value from JSON can stand where `example` stands."""
-    if isinstance(example, dict):
-        inner = isinstance(value, dict) and (not example or value.keys() == example.keys())
-        return inner and all(isinstance(item, int | float) for item in value.values())
-    if isinstance(example, list):
-        return isinstance(value, list) and all(isinstance(item, int | float | list) for item in value)
+def _fits(key: str, value: Any, example: Any) -> bool:
+    """Whether a value from JSON can be that of a field which starts as `example`."""
+    if key == "accuracy_matrix":
+        rows = list(enumerate(value, start=1)) if isinstance(value, list) else [(0, None)]
+        return all(_are_numbers(row, list) and len(row) == length for length, row in rows)
+    if isinstance(example, list | dict):
+        known = value.keys() == example.keys() if isinstance(value, dict) and example else True
+        return known and _are_numbers(value, type(example))
+    return _is_number(value)
+
+
+def _are_numbers(value: Any, kind: type) -> bool:
+    """Whether `value` is a list or dict, as `kind` says, of numbers."""
+    return isinstance(value, kind) and all(map(_is_number, value.values() if isinstance(value, dict) else value))
+
+
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 

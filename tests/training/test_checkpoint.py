@@ -311,6 +311,8 @@ def test_no_backbone_is_in_the_file(directory: RunDirectory, stream: Stream) -> 
         ({"accuracy_matrix": 3}, "accuracy_matrix"),
         ({"accuracy_matrix": [[0.5, 0.5]]}, "accuracy_matrix"),
         ({"accuracy_matrix": [0.5]}, "accuracy_matrix"),
+        ({"accuracy_matrix": [["a"]]}, "accuracy_matrix"),
+        ({"seconds_per_task": [[1.0]]}, "seconds_per_task"),
         ({"moon_phase": 1}, "moon_phase"),
         ({"seconds": {"train": 1.0}}, "seconds"),
         ({"peak_memory": {"process_resident": "much"}}, "peak_memory"),
