@@ -21,8 +21,8 @@ from smope.training import device
 from tests.two_processes import ROOT
 
 RUN = [
-    "experiment=smoke", "backbone.image_size=8", "trainer.batch_size=65", "method.blocks=[0,3]", "trainer.epochs=3",
-    "trainer.dense_epochs=1", "trainer.precision=float64", "trainer.device=cpu", "trainer.alignment_epochs=2",
+    "experiment=smoke", "method=finetune", "backbone.image_size=8", "trainer.batch_size=65", "trainer.epochs=3",
+    "trainer.precision=float64", "trainer.device=cpu", "trainer.alignment_epochs=2", "method.align=true",
 ]  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def interrupted(run_dir: Path) -> subprocess.CompletedProcess[str]:
     try:
         for line in process.stdout:
             lines.append(line)
-            if "sparse epoch 1/3" in line:
+            if "epoch 1/3" in line:
                 process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     finally:
