@@ -51,6 +51,6 @@ def evaluate_again(trainer: Trainer, checkpoint: Checkpoint) -> Again:
     done = checkpoint.tasks_done
     seen = trainer.spans[done - 1].stop
     fresh = [trainer.accuracy(index, seen) for index in range(done)]
-    recorded = History(**checkpoint.history).accuracy_matrix[-1]
+    recorded = History.read(checkpoint.history, checkpoint.path).accuracy_matrix[-1]
     images = [len(task.test) for task in trainer.stream.tasks[:done]]
     return Again(fresh, recorded, images, checkpoint.context.get("process") == process(trainer.device))

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from smope import __version__
+from smope import __version__, launch
 from smope.errors import UserError
 
 COMMANDS = {
@@ -53,14 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as stop:
-        print("smope: interrupted", file=sys.stderr)
+        if launch.first_to_fail():
+            print("smope: interrupted", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
     except (UserError, OSError, MemoryError, ModuleNotFoundError) as error:
+        code = 2 if isinstance(error, UserError) else 1
+        if not launch.first_to_fail():
+            return code
         if os.environ.get("SMOPE_FULL_ERROR") or _is_ours(error):
             raise
         hint = "; `smope doctor` shows what is missing" if isinstance(error, ModuleNotFoundError) else ""
         print(f"smope: error: {one_line(error)}{hint}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return code
+    except Exception:
+        if launch.first_to_fail():
+            raise
+        return 1  # torchrun's other process has said what went wrong
 
 
 def one_line(error: BaseException) -> str:
@@ -87,6 +95,8 @@ def _dispatch(arguments: list[str]) -> int:
         if "=" in name:
             hint = f"overrides follow a command: `smope train {name}`"
         raise UserError(f"unknown command {name!r}; {hint}")
+    if launch.world_size() > 1 and name != "train":
+        raise UserError(f"`smope {name}` works in one process; start it without torchrun")
     return importlib.import_module(f"smope.commands.{name}").run(arguments[1:])
 
 

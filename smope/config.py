@@ -51,7 +51,8 @@ PATHS = (
 NOT_HASHED = ("run_dir", "resume", "tracker", "name")
 NOT_HASHED_IN_STREAM = ("cache_gb", "cache_dir")
 NOT_HASHED_IN_TRAINER = (
-    "num_workers", "activation_checkpointing", "checkpoint_minutes", "checkpoint_steps", "record",
+    "num_workers", "activation_checkpointing", "gradient_accumulation_steps", "checkpoint_minutes", "checkpoint_steps",
+    "record",
 )  # fmt: skip
 # A resumed run may have these changed: where things are (hashes tell whether they are the same) and how it is run.
 MOVABLE = (

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from smope import parallel
 from smope.config import NOT_HASHED, Config, flatten, may_move
 from smope.errors import UserError
 from smope.plain_types import shown
@@ -23,12 +24,14 @@ def go_back(trainer: Trainer, config: Config, directory: RunDirectory) -> list[s
 
     What cannot be read is renamed, not deleted; metrics.csv loses what will be written again; config.yaml gets the
     places where things are now. Returns lines that tell about all this. UserError, with nothing changed, where the
-    checkpoint was made with other settings, weights or images.
+    checkpoint was made with other settings, weights or images. Other processes meanwhile `follow_back`.
     """
     unreadable: dict[Path, UserError] = {}
     checkpoint = last_checkpoint(directory, unreadable.__setitem__)
     if checkpoint is not None:
         _refuse_other_settings(directory, checkpoint.context.get("config", {}), config)
+    parallel.from_first(checkpoint)
+    if checkpoint is not None:
         trainer.resume(checkpoint)
     directory.remove_leftovers()
     lines = []
@@ -38,6 +41,13 @@ def go_back(trainer: Trainer, config: Config, directory: RunDirectory) -> list[s
     directory.checkpoints.mkdir(exist_ok=True)
     directory.drop_metrics_after(trainer.history.steps)
     return [*lines, *_note_moved(directory, config), *_where(trainer, checkpoint)]
+
+
+def follow_back(trainer: Trainer) -> None:
+    """What another process than the first does while that one goes back: take the checkpoint that it has read."""
+    checkpoint: Checkpoint | None = parallel.from_first(None)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
 
 
 def context(trainer: Trainer, config: Config) -> dict[str, Any]:
@@ -53,6 +63,7 @@ def process(device: torch.device) -> dict[str, Any]:
         "float32_products": float32_products(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
+        "processes": parallel.world(),
     }
 
 

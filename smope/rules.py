@@ -141,6 +141,7 @@ RULES: dict[str, Rule] = {
     "stream.cache_gb": not_negative("8.0"),
     "trainer.batch_size": at_least(1, 32),
     "trainer.eval_batch_size": at_least(1, 128),
+    "trainer.gradient_accumulation_steps": at_least(1, 4),
     "trainer.epochs": at_least(1, 6),
     "trainer.dense_epochs": at_least(0, 3),
     "trainer.learning_rate": positive("5e-3"),

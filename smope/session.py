@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from smope import launch, parallel
 from smope.build import Experiment, build
 from smope.config import Config
 from smope.errors import UserError
@@ -22,9 +23,10 @@ from smope.report.progress import Progress
 from smope.report.tables import cost_table, matrix_table, score_lines
 from smope.report.terminal import coloured_matrix
 from smope.report.trackers import Guarded, Tracker
-from smope.resuming import context, go_back
+from smope.resuming import context, follow_back, go_back
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
-from smope.training.device import float32_products
+from smope.streams.base import import_avalanche
+from smope.training.device import float32_products, resolve_device
 from smope.training.history import History
 from smope.training.trainer import Trainer
 
@@ -49,25 +51,55 @@ def train(config: Config, run_dir: Path, resume: bool = False, part: Part | None
     """Train as configured and write the run directory; returns the content of run.json.
 
     The directory is made once everything is built, so that a mistake leaves nothing behind. With `resume`, `run_dir`
-    holds an interrupted run, which goes on from its last checkpoint. With `part`, only that is run.
+    holds an interrupted run, which goes on from its last checkpoint. With `part`, only that is run. Of the processes
+    that torchrun has started all train, and the first one writes; the others return no more than the numbers.
     """
-    if resume:
-        return _resume(config, RunDirectory.open(run_dir, "resume"), part)
-    RunDirectory.check_free(run_dir)
-    experiment, trainer = prepare(config, part.tasks if part else None)
-    directory = RunDirectory.create(run_dir, config.to_yaml())
-    with directory.locked():
-        return _train(experiment, trainer, directory, _facts(experiment, trainer), part=part)
+    if launch.world_size() > 1:
+        import_avalanche()
+    with parallel.joined(resolve_device(config.trainer["device"])):
+        if not parallel.is_first():
+            return _follow(config, RunDirectory(run_dir), resume)
+        if resume:
+            return _resume(config, RunDirectory.open(run_dir, "resume"), part)
+        RunDirectory.check_free(run_dir)
+        experiment, trainer = _prepare_together(config, part.tasks if part else None)
+        directory = RunDirectory.create(run_dir, config.to_yaml())
+        with directory.locked():
+            return _train(experiment, trainer, directory, _facts(experiment, trainer), part=part)
 
 
 def _resume(config: Config, directory: RunDirectory, part: Part | None) -> dict[str, Any]:
-    if directory.read_record().get("status") == "finished":
+    record = directory.read_record()
+    if parallel.from_first(record.get("status") == "finished"):
         print(f"{directory.path} is finished already: nothing to resume")
-        return directory.read_record()
+        return record
     with directory.locked():
-        experiment, trainer = prepare(config, part.tasks if part else None)
+        experiment, trainer = _prepare_together(config, part.tasks if part else None)
         facts = _facts(experiment, trainer)
         return _train(experiment, trainer, directory, facts, go_back(trainer, config, directory), part)
+
+
+def _follow(config: Config, directory: RunDirectory, resume: bool) -> dict[str, Any]:
+    """The part in a run of a process that is not the first one."""
+    if resume and parallel.from_first(False):
+        return directory.read_record()
+    _, trainer = _prepare_together(config)
+    if resume:
+        follow_back(trainer)
+    with _advised(trainer), trainer.interruption.watching():
+        trainer.fit()
+    return trainer.history.record()
+
+
+def _prepare_together(config: Config, tasks: int | None = None) -> tuple[Experiment, Trainer]:
+    """`prepare`, in every process; UserError where they would not train the same network on the same images."""
+    with parallel.in_turns():
+        experiment, trainer = prepare(config, tasks)
+    if parallel.world() > 1:
+        weights, images = frozen_sha256(trainer.method), experiment.stream.identity
+        facts = {"the configuration": config.config_hash, "backbone.weights": weights, "stream.root": images}
+        parallel.require_same(facts)
+    return experiment, trainer
 
 
 def prepare(config: Config, tasks: int | None = None) -> tuple[Experiment, Trainer]:
@@ -135,10 +167,11 @@ def _train(
     write("running")
     trainer.tracker = _start(experiment, directory, progress, trainer.history.place)
     try:
-        with trainer.interruption.watching():
+        with _advised(trainer), trainer.interruption.watching():
             trainer.fit(on_task_end=task_done)
+        _look_at_frozen_weights(trainer, facts, progress)
+        record = write("finished")
     except EndEarly:
-        trainer.tracker.finish(trainer.history.scores())
         return write("ended early")
     except BaseException as error:
         with suppress(OSError):  # a full disk must not hide what went wrong
@@ -146,13 +179,9 @@ def _train(
         if part is None:
             with suppress(OSError):
                 progress.line(f"stopped; continue with: smope train {shlex.quote(f'resume={directory.path}')}")
-        trainer.tracker.finish(trainer.history.scores())
-        if _out_of_memory(error):
-            raise MemoryError(_memory_advice(trainer)) from error
         raise
-    _look_at_frozen_weights(trainer, facts, progress)
-    record = write("finished")
-    trainer.tracker.finish(trainer.history.scores())  # last: it may take the record with it
+    finally:
+        trainer.tracker.finish(trainer.history.scores())  # last: it may take the record with it
     _tell(record, directory, progress)
     return record
 
@@ -170,6 +199,17 @@ def _tell(record: Mapping[str, Any], directory: RunDirectory, progress: Progress
     progress.line(f"a page with pictures: smope report {shlex.quote(str(directory.path))}")
 
 
+@contextmanager
+def _advised(trainer: Trainer) -> Iterator[None]:
+    """MemoryError that says what would need less, where there is no memory left for the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise MemoryError(_memory_advice(trainer)) from error
+
+
 def _out_of_memory(error: BaseException) -> bool:
     """Whether torch (on whatever device), numpy or Python found no memory: torch says so in words."""
     words = r"out of memory|not enough memory|can't allocate memory"
@@ -180,6 +220,10 @@ def _memory_advice(trainer: Trainer) -> str:
     settings, device = trainer.settings, trainer.device
     if trainer.method.training:
         advice = f"start a new run with a smaller trainer.batch_size than {settings.batch_size}"
+        parts = 2 * settings.gradient_accumulation_steps
+        if trainer.method.needs_whole_batch() is None and settings.batch_size >= parts * parallel.world():
+            advice = f"with trainer.gradient_accumulation_steps={parts}, {advice}"
+            advice = f"continue {advice}" if settings.activation_checkpointing else advice
         if not settings.activation_checkpointing:
             advice = f"continue with trainer.activation_checkpointing=true, {advice}"
     else:
@@ -231,14 +275,20 @@ def _facts(experiment: Experiment, trainer: Trainer) -> dict[str, Any]:
         "cost": {
             "trainable_parameters": count_parameters(method),
             "stored_state_bytes": stored_bytes(method),
-            "gflops_per_image": count_flops(method, trainer.spans[0]),
+            "gflops_per_image": _flops(trainer),
         },
         "device": str(experiment.device),
+        "world_size": parallel.world(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32_products": float32_products(),
         "versions": versions(),
     }
+
+
+def _flops(trainer: Trainer) -> dict[str, Any]:
+    with parallel.alone():  # an image costs what it costs, and the other processes do not count
+        return count_flops(trainer.method, trainer.spans[0])
 
 
 def describe(config: Config) -> str:
@@ -270,10 +320,11 @@ def summary(experiment: Experiment) -> str:
     """Two lines that say what is trained on what."""
     config, stream, backbone = experiment.config, experiment.stream, experiment.backbone
     parameters = count_parameters(experiment.method)
+    together = f", {parallel.world()} processes" if parallel.world() > 1 else ""
     frozen, own = ("frozen", "prompt") if backbone.frozen else ("trained", "backbone")
     return (
         f"{type(experiment.method).__name__} on {stream.name}: {len(stream.class_names)} classes "
-        f"in {len(stream.tasks)} tasks, seed {config.seed}, {experiment.device}\n"
+        f"in {len(stream.tasks)} tasks, seed {config.seed}, {experiment.device}{together}\n"
         f"backbone {backbone.identity.name} ({backbone.identity.source}), {backbone.image_size} px, {frozen}; "
         f"training {parameters['prompt']:,} {own} and {parameters['classifier']:,} classifier parameters"
     )

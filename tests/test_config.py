@@ -244,6 +244,7 @@ def test_hash_names_the_computation_only() -> None:
         "run_dir=elsewhere",
         "tracker=wandb",
         "trainer.num_workers=2",
+        "trainer.gradient_accumulation_steps=4",
         "trainer.learning_rate=0.005",
     ]
     assert {config(text).config_hash for text in same} == {plain}

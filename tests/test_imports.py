@@ -18,16 +18,25 @@ MODULES = {
 # What each package (or module) may import of this one, beside itself.
 ARROWS = {
     "smope.errors": (),
+    "smope.launch": (),
+    "smope.parallel": ("smope.errors", "smope.launch"),
     "smope.seeding": (),
     "smope.routers": ("smope.errors",),
     "smope.losses": ("smope.errors", "smope.routers.base"),
     "smope.metrics.accuracy_matrix": (),
     "smope.metrics": ("smope.errors", "smope.methods.base", "smope.experts.inject", "smope.backbones.attention"),
     "smope.backbones": ("smope.errors",),
-    "smope.experts": ("smope.errors", "smope.routers", "smope.backbones.attention", "smope.backbones.wrapping"),
+    "smope.experts": (
+        "smope.errors",
+        "smope.parallel",
+        "smope.routers",
+        "smope.backbones.attention",
+        "smope.backbones.wrapping",
+    ),
     "smope.prompts": ("smope.errors", "smope.backbones.attention", "smope.backbones.wrapping"),
     "smope.methods": (
         "smope.errors",
+        "smope.parallel",
         "smope.backbones",
         "smope.experts",
         "smope.prompts",
@@ -46,6 +55,8 @@ ARROWS = {
     ),
     "smope.training": (
         "smope.errors",
+        "smope.launch",
+        "smope.parallel",
         "smope.seeding",
         "smope.runs",
         "smope.methods",

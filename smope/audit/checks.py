@@ -241,7 +241,7 @@ def frozen_weights(subject: Subject) -> Verdict:
 def last_row(subject: Subject) -> Verdict:
     """The matrix is that of the checkpoint, and its last row is what the final state gives when evaluated now."""
     trainer = subject.trainer
-    kept = History(**subject.checkpoint.history).full_matrix()
+    kept = History.read(subject.checkpoint.history, subject.checkpoint.path).full_matrix()
     told = subject.record["accuracy_matrix"]
     odd = [index + 1 for index in range(len(kept)) if index >= len(told) or told[index] != kept[index]]
     again = evaluate_again(trainer, subject.checkpoint)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from smope import launch
 from smope.commands import Parser
 from smope.compose import (
     Overrides,
@@ -41,13 +42,15 @@ def run(argv: Sequence[str]) -> int:
         return 0
     options = _parser().parse_intermixed_args(argv)
     overrides = read_overrides(options.overrides, options.config_dir, multirun=options.multirun)
+    if options.multirun and launch.world_size() > 1:
+        raise UserError("-m starts runs one after the other, torchrun processes of one; start torchrun for each run")
     if options.multirun and options.report:
         raise UserError("--report belongs to a single run; with -m, afterwards: smope report runs/<name>")
     if options.multirun:
         return _train_many(overrides, options.dry_run)
     config, run_dir, resume = plan(overrides)
     _hand_over(config, run_dir, resume=resume, dry_run=options.dry_run)
-    if options.report and not options.dry_run:
+    if options.report and not options.dry_run and launch.rank() == 0:
         from smope.commands.report import run as report
 
         report([str(run_dir)])
@@ -73,7 +76,8 @@ def new_run_dir(config: Config) -> Path:
         taken = (folder / (stamp if number == 1 else f"{stamp}_{number}") for number in range(1, sys.maxsize))
         return next(path for path in taken if not path.exists())
     path = Path(config.run_dir).expanduser()
-    RunDirectory.check_free(path)
+    if launch.rank() == 0:  # the others of one run may find what it has begun already
+        RunDirectory.check_free(path)
     return path
 
 
@@ -96,6 +100,8 @@ def _parser() -> Parser:
 
 def _hand_over(config: Config, run_dir: Path, *, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
     """The first import of torch: everything that can be refused without it has been."""
+    if dry_run and launch.rank() > 0:
+        return None
     from smope.session import describe, train
 
     if dry_run:

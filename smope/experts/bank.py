@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from smope import parallel
 from smope.routers.base import ExpertState
 
 
@@ -44,9 +45,10 @@ class ExpertBank(nn.Module):
 
     @torch.no_grad()
     def count(self, scores: Tensor, top_k: int) -> None:
-        """Add one to each expert for each image that has it among its best `top_k`; scores (B, H, E)."""
+        """Add one to each expert for each image that has it among its best `top_k`; scores (B, H, E), of all processes'
+        shares of the batch."""
         best = scores.topk(top_k, dim=-1).indices.transpose(0, 1).flatten(1)
-        self.counts.scatter_add_(1, best, torch.ones_like(best))
+        self.counts += parallel.summed(torch.zeros_like(self.counts).scatter_add_(1, best, torch.ones_like(best)))
 
     @torch.no_grad()
     def flag_frequent(self, *, cumulative: bool) -> None:

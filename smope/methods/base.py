@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from smope.routers.base import Routing
 Batches = Callable[[Literal["train", "plain"]], Iterator[tuple[Tensor, Tensor]]]
 """Batches of the current task's training images and labels, on the method's device: "train" is the training loader as
 it is (shuffled, augmented, incomplete last batch dropped), "plain" every image once, in order, through the evaluation
-transform."""
+transform. Of several processes each is given its share of every batch: see smope/parallel.py."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,14 @@ class Phase:
         return self.of or self.epochs
 
 
+class Coupling(NamedTuple):
+    """A setting, as key=value, by which what an image adds to the loss depends on the other images of its batch, and
+    one by which it does not."""
+
+    setting: str
+    instead: str
+
+
 class Aligned(Protocol):
     """A classifier that the trainer retrains on remembered class statistics: a method, or a part of one."""
 
@@ -99,6 +107,10 @@ class Method(nn.Module):
 
     revisits: train on the images of all tasks so far, not of the current one alone. A task then has as many steps as
     without, and each epoch draws its images anew from all those seen.
+
+    Several processes, each with a share of every batch, compute what one does if losses are means over images plus
+    terms that no image has part in, and end_task learns from smope.parallel's gathered() rows or summed() counts. What
+    is otherwise says so in needs_whole_batch or needs_one_process. Random numbers drawn for each image would be others.
     """
 
     card: ClassVar[Card]
@@ -141,6 +153,14 @@ class Method(nn.Module):
 
     def check_stream(self, tasks: Sequence[TaskSpan]) -> None:
         """UserError, before anything is trained, for a stream that the method cannot learn."""
+
+    def needs_one_process(self) -> Coupling | None:
+        """What keeps a batch from being divided among processes."""
+        return None
+
+    def needs_whole_batch(self) -> Coupling | None:
+        """What keeps a batch from being taken in parts, one after the other."""
+        return self.needs_one_process()
 
     def begin_task(self, task: TaskSpan) -> None:
         """Called before the first phase of a task."""

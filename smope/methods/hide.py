@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smope import parallel
 from smope.backbones.vit import Backbone
 from smope.errors import UserError
 from smope.losses.classification import task_cross_entropy
-from smope.methods.base import Aligned, Batches, Card, Phase, TaskSpan
+from smope.methods.base import Aligned, Batches, Card, Coupling, Phase, TaskSpan
 from smope.methods.identity import TaskIdentity
 from smope.methods.prefixed import Choice, PrefixMethod, check_tasks
 from smope.methods.statistics import ClassStatistics
@@ -101,6 +102,13 @@ class HiDePrompt(PrefixMethod):
                 f"{again.index + 1} of this stream; choose a method that does not, such as coda or smope"
             )
 
+    def needs_whole_batch(self) -> Coupling | None:
+        """The contrastive term tells an image's feature from all others of the batch."""
+        if self.contrastive_weight > 0:
+            setting = f"method.contrastive_weight={self.contrastive_weight:g}"
+            return Coupling(setting, "method.contrastive_weight=0")
+        return super().needs_whole_batch()
+
     @torch.no_grad()
     def begin_task(self, task: TaskSpan) -> None:
         super().begin_task(task)
@@ -153,7 +161,7 @@ class HiDePrompt(PrefixMethod):
         losses = {"cross_entropy": task_cross_entropy(self.classify(features), labels, task.classes)}
         if self.contrastive_weight > 0:
             means = self.statistics.mean[self.statistics.known]
-            losses["contrastive"] = self.contrastive_weight * apart(features, means)
+            losses["contrastive"] = self.contrastive_weight * apart(parallel.whole_batch(features), means)
         return losses
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from smope import parallel
 from smope.backbones.vit import Backbone
 from smope.losses.classification import task_cross_entropy
 from smope.methods.base import Batches, Card, Method, Phase, TaskSpan
@@ -58,8 +59,9 @@ class LinearProbe(Method):
 
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         # In float64 on the CPU: not every accelerator has it, and a matrix of n·C numbers is small.
-        pairs = [(self.features(images).cpu().double(), labels.cpu()) for images, labels in batches("plain")]
-        features, labels = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+        pairs = [(parallel.gathered(self.features(x)), parallel.gathered(y)) for x, y in batches("plain")]
+        features = torch.cat([x.cpu().double() for x, _ in pairs])
+        labels = torch.cat([y.cpu() for _, y in pairs])
         fitted = nn.Linear(features.shape[1], self.num_classes).double()
         fitted.load_state_dict({key: value.cpu() for key, value in self.classifier.state_dict().items()})
         with torch.enable_grad():

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from smope import parallel
 from smope.backbones.vit import Backbone
 from smope.methods.base import Batches, Method, Phase, TaskSpan
 
@@ -30,9 +31,11 @@ class OnePass(Method):
 
     def features_of(self, batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Features (n, C) and labels (n,) of the task's images through the evaluation transform, in float64 on
-        `device`; memory for one batch at a time."""
+        `device`; memory for one batch at a time. Of several processes each is given all of them, so that all learn
+        the same."""
         for images, labels in batches("plain"):
-            yield self.features(images).to(device).double(), labels.to(device)
+            features, labels = parallel.gathered(self.features(images)), parallel.gathered(labels)
+            yield features.to(device).double(), labels.to(device)
 
 
 class FixedPrecision(nn.Module):

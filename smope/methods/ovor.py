@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smope import parallel
 from smope.backbones.vit import Backbone
 from smope.losses.classification import task_cross_entropy
 from smope.losses.outliers import energy_loss, far_from, shifted
-from smope.methods.base import Card, Phase, TaskSpan
+from smope.methods.base import Card, Coupling, Phase, TaskSpan
 from smope.methods.prefixed import Choice, PrefixMethod
 from smope.prompts.pool import new_prompts
 from smope.prompts.prefix import prefixes
@@ -102,6 +103,12 @@ class OVOR(PrefixMethod):
     def queried(self) -> bool:
         return False
 
+    def needs_whole_batch(self) -> Coupling | None:
+        """Which candidates are outliers is told by the features of the batch."""
+        if self.outlier_share > 0:
+            return Coupling(f"method.outlier_share={self.outlier_share:g}", "method.outlier_share=0")
+        return super().needs_whole_batch()
+
     def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
         """Both phases follow one schedule over all epochs. Of two or more, each phase has one at least."""
         last = min(max(1, round(self.outlier_share * epochs)), epochs - 1) if self.outlier_share > 0 else 0
@@ -127,10 +134,14 @@ class OVOR(PrefixMethod):
             features = self.features(images).to(self.classifier.weight.dtype)
         with torch.autocast(images.device.type, enabled=False):
             classes = torch.tensor(task.classes, device=labels.device)
-            logits, outlier_logits = self.classify(features), self.classify(self._make_outliers(features))
+            logits, outlier_logits = self.classify(features), self._classify_outliers(features)
             held = energy_loss(logits[:, classes], outlier_logits[:, classes], *self.thresholds)
             cross_entropy = task_cross_entropy(logits, labels, task.classes)
         return {"cross_entropy": cross_entropy, "outliers": self.outlier_weight * held}
+
+    def _classify_outliers(self, features: Tensor) -> Tensor:
+        """Logits of outliers, which are chosen by the features of all of the batch."""
+        return self.classify(self._make_outliers(parallel.gathered(features)))
 
     def _make_outliers(self, features: Tensor) -> Tensor:
         """features (B, C) -> (outliers, C)."""

@@ -16,7 +16,8 @@ from smope.backbones.vit import Backbone
 from smope.backbones.wrapping import wrap
 from smope.errors import UserError
 from smope.losses.classification import task_cross_entropy
-from smope.methods.base import Method, TaskSpan
+from smope.methods.base import Coupling, Method, TaskSpan
+from smope.prompts.pool import AuthorsBug
 from smope.prompts.prefix import Prefix, PrefixAttention, clear, prefixed
 
 
@@ -38,6 +39,7 @@ class PrefixMethod(Method):
     """
 
     task: Tensor
+    authors_bug: AuthorsBug = "none"
 
     def __init__(
         self,
@@ -89,6 +91,11 @@ class PrefixMethod(Method):
         # A half-precision similarity can choose another prompt.
         with torch.autocast(images.device.type, enabled=False):
             return self.choose(query.to(self.classifier.weight.dtype))
+
+    def needs_one_process(self) -> Coupling | None:
+        if self.authors_bug == "none":
+            return None
+        return Coupling(f"method.authors_bug={self.authors_bug}", "method.authors_bug=none")
 
     def begin_task(self, task: TaskSpan) -> None:
         self.task.fill_(task.index)

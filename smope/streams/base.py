@@ -252,14 +252,24 @@ class _Shown:
         return resample(collate([(*part(pixels, self._transform, draw), 0)]), self._transform.image_size)[0]
 
 
-def _cut(source: Source, partition: Partition, transforms: Transforms) -> CLScenario:
-    """Avalanche's scenario over the remapped labels, an experience a task."""
+def import_avalanche() -> None:
+    """Import what tasks are made with; that draws from torch's generator, which is left as it was.
+
+    Processes that train together must have done so before they join: later, Avalanche refuses it to all but one.
+    """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # of one of Avalanche's dependencies, for strategies that nothing here uses
         warnings.filterwarnings("ignore", message="no QP solver found")
-        from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
-        from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
+        import avalanche.benchmarks.scenarios.supervised  # noqa: F401 (all of Avalanche comes with it)
 
+
+def _cut(source: Source, partition: Partition, transforms: Transforms) -> CLScenario:
+    """Avalanche's scenario over the remapped labels, an experience a task."""
+    import_avalanche()
+    from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
+    from avalanche.benchmarks.scenarios.supervised import with_classes_timeline
+
+    with torch.random.fork_rng(devices=[]):
         label_of = {class_id: label for label, class_id in enumerate(partition.order)}
         train = _avalanche_dataset(source.train, label_of, transforms)
         test = _avalanche_dataset(source.test, label_of, transforms).eval()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from smope import launch
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.training.settings import TrainerSettings
@@ -20,7 +21,10 @@ EXACT = (
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto: the first CUDA device, else Apple's, else the CPU. UserError for a device that this machine lacks."""
+    """auto: the first CUDA device, else Apple's, else the CPU; of several processes on a machine each has a CUDA device
+    of its own. UserError for a device that this machine lacks."""
+    if launch.world_size() > 1:
+        return _device_of_process(name)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -32,6 +36,24 @@ def resolve_device(name: str) -> torch.device:
     if lacking:
         raise UserError(f"trainer.device={name}: this machine has no such device; use trainer.device=auto or cpu")
     return device
+
+
+def _device_of_process(name: str) -> torch.device:
+    """The device of one of the processes that torchrun started."""
+    number, there = launch.local_rank(), torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and there == 0):
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise UserError(
+            f"trainer.device={name}: each of {launch.world_size()} processes needs a device of its own; write "
+            "trainer.device=cuda or cpu"
+        )
+    if number >= there:
+        raise UserError(
+            f"trainer.device={name}: process {number} of this machine has no CUDA device, there are {there}; start as "
+            "many as there are (torchrun --nproc-per-node), or write trainer.device=cpu"
+        )
+    return torch.device("cuda", number)
 
 
 def prepare_process(settings: TrainerSettings, device: torch.device) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from smope.errors import UserError
 from smope.metrics import accuracy_matrix as metrics
 
 
@@ -14,7 +17,7 @@ class History:
     `wait` (of training steps for their images) as part of `train`; seconds_per_task: training, alignment and
     evaluation together; seconds_of_task: of the one under way; images_trained: images that went through a step, and
     `steps` those steps, which grow with each epoch that ends; images_evaluated: test images that were classified;
-    peak_memory: bytes, see metrics/cost.py, the most of all processes that this run was continued in."""
+    peak_memory: bytes of one process, see metrics/cost.py, the most of all those that this run has had."""
 
     test_images: list[int]
     accuracy_matrix: list[list[float]] = field(default_factory=list)
@@ -30,6 +33,20 @@ class History:
     def place(self) -> int:
         """Where a tracker puts what is measured now: training steps so far, or tasks for a method that takes none."""
         return self.steps or len(self.accuracy_matrix)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], path: Path) -> History:
+        """What as_dict() gave, from the checkpoint `path`. UserError where it is none: hashes tell only that a file is
+        as it was written."""
+        fresh = cls([]).as_dict()
+        needed = {"test_images": None, **values}
+        odd = [key for key, value in needed.items() if key not in fresh or not _fits(key, value, fresh[key])]
+        if odd:
+            raise UserError(
+                f"checkpoint {path}: its record of the run makes no sense ({', '.join(odd)}); delete it, then resume "
+                "from the one before"
+            )
+        return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +106,26 @@ class History:
             "waiting_share": _ratio(self.seconds["wait"], self.seconds["train"]),
             "peak_memory_bytes": dict(self.peak_memory),
         }
+
+
+def _fits(key: str, value: Any, example: Any) -> bool:
+    """Whether a value from JSON can be that of a field which starts as `example`."""
+    if key == "accuracy_matrix":
+        rows = list(enumerate(value, start=1)) if isinstance(value, list) else [(0, None)]
+        return all(_are_numbers(row, list) and len(row) == length for length, row in rows)
+    if isinstance(example, list | dict):
+        known = value.keys() == example.keys() if isinstance(value, dict) and example else True
+        return known and _are_numbers(value, type(example))
+    return _is_number(value)
+
+
+def _are_numbers(value: Any, kind: type) -> bool:
+    """Whether `value` is a list or dict, as `kind` says, of numbers."""
+    return isinstance(value, kind) and all(map(_is_number, value.values() if isinstance(value, dict) else value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _ratio(amount: float, seconds: float) -> float | None:

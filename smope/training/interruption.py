@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM: noted during a training step and answered after it, answered at once elsewhere."""
+"""SIGINT and SIGTERM: noted during a training step and answered after it, answered at once elsewhere.
+
+Where several processes train together, they stop at the same place or they would wait for each other: a signal is noted
+wherever it comes and answered by all of them at the next batch, see `agree`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+
+from smope import parallel
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"\nstopping after this step; a second signal stops at once\n"
@@ -58,17 +64,28 @@ class Interruption:
             yield
         finally:
             self._held = False
-        if self._noted is not None:
-            number, self._noted = self._noted, None
-            raise Interrupted(number)
+        if self._noted is not None and parallel.world() == 1:
+            self._stop(self._noted)
+
+    def agree(self) -> None:
+        """Called by all processes in the same place: where one of them has noted a signal, all stop here."""
+        if parallel.world() > 1:
+            [number] = parallel.largest([self._noted or 0])
+            if number:
+                self._stop(number)
+
+    def _stop(self, number: int) -> NoReturn:
+        self._noted = None
+        raise Interrupted(number)
 
     def _answer(self, number: int, _frame: FrameType | None) -> None:
         self._put_back()
-        if not self._held:
+        if not self._held and parallel.world() == 1:
             raise Interrupted(number)
         self._noted = number
-        with suppress(OSError):
-            os.write(2, NOTICE)  # print may be what the signal came into
+        if parallel.is_first():
+            with suppress(OSError):
+                os.write(2, NOTICE)  # print may be what the signal came into
 
     def _put_back(self) -> None:
         for number, handler in self._before.items():

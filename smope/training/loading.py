@@ -17,9 +17,13 @@ from smope.streams.transforms import Batch, collate, resample
 MOST_WORKERS = 4
 
 
-def in_order(count: int, size: int) -> list[list[int]]:
-    """Every one of `count` images once, the last batch as large as it comes out."""
-    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+def in_order(count: int, size: int, least: int = 1) -> list[list[int]]:
+    """Every one of `count` images once, the last batch as large as it comes out; joined to the one before where it has
+    fewer than `least` images, which may be as many as there are processes."""
+    batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    if len(batches) > 1 and len(batches[-1]) < least:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
 
 
 def shuffled(count: int, size: int, seed: int) -> list[list[int]]:

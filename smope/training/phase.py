@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from smope import parallel
 from smope.errors import UserError
 from smope.methods.base import Method, Phase, TaskSpan
 from smope.training.schedule import make_schedule
@@ -49,6 +50,7 @@ class RunningPhase:
         self.done = 0
         groups = method.parameter_groups(settings.learning_rate)
         self._bases: list[float] = [group["lr"] for group in groups]
+        self._trained: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         half = settings.precision == "float16" and device.type == "cuda"
         self._scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -76,26 +78,37 @@ class RunningPhase:
         return [group["lr"] for group in self._optimizer.param_groups]
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Train on one batch; returns its losses and their sum, `loss`, without gradient. UserError, with nothing
-        changed, where the sum is not finite."""
+        """Train on one batch, or on this process's share of it; returns the losses of the whole batch and their sum,
+        `loss`, without gradient. UserError, with nothing changed, where the sum is not finite."""
         for group, base in zip(self._optimizer.param_groups, self._bases, strict=True):
             step = self.phase.start * self.steps + self.done
             group["lr"] = self._schedule(base, step, step // self.steps)
-        with autocast(self.settings, self.device):
-            losses = self.method.losses(images, labels, self.span)
-            total = torch.stack(list(losses.values())).sum()
-        # An accelerator is waited for here, a small part of a step: what it has queued by then is one forward pass.
-        if not torch.isfinite(total):
-            raise UserError(self._not_finite(total.item()))
         self._optimizer.zero_grad()
-        self._scaler.scale(total).backward()
+        losses = parallel.sum_gradients(self._trained, self._backward(images, labels))
+        # An accelerator is waited for here: the step is not taken before its loss is known.
+        if not torch.isfinite(losses["loss"]):
+            raise UserError(self._not_finite(losses["loss"].item()))
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        found = {name: value.detach() for name, value in {"loss": total, **losses}.items()}
-        for name, value in found.items():
+        for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self.done += 1
-        return found
+        return losses
+
+    def _backward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Gradients and losses of these images, part by part, each weighted by its part of the whole batch."""
+        whole = len(labels) if parallel.world() == 1 else self.settings.batch_size
+        parts = self.settings.gradient_accumulation_steps
+        sums: dict[str, Tensor] = {}
+        for some, theirs in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            with autocast(self.settings, self.device):
+                losses = self.method.losses(some, theirs, self.span)
+                total = torch.stack(list(losses.values())).sum()
+            weight = len(theirs) / whole
+            self._scaler.scale(weight * total).backward()
+            for name, value in {"loss": total, **losses}.items():
+                sums[name] = sums.get(name, 0.0) + weight * value.detach()
+        return sums
 
     def end_epoch(self) -> dict[str, float]:
         """The mean of each loss over the epoch's steps."""

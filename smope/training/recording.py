@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from safetensors.numpy import save
 from torch import Tensor
 
+from smope import parallel
 from smope.methods.base import Method, TaskSpan
 from smope.runs import RunDirectory, write_atomically
 from smope.streams.base import Stream, Task
@@ -50,7 +51,8 @@ class Recorder:
         self._batches = []
 
     def add(self, logits: Tensor, method: Method) -> None:
-        """One batch of test images was classified; logits (B, C) over the classes seen so far."""
+        """One batch of test images was classified; logits (B, C) over the classes seen so far, of the whole batch where
+        several processes have a share of it each."""
         if not self.open:
             return
         batch = {
@@ -61,7 +63,7 @@ class Recorder:
             num_experts = routing.scores.shape[-1]
             if routing.expert_ids.shape[-1] < num_experts:
                 small = torch.uint8 if num_experts <= 256 else torch.int32
-                batch[f"experts.{block}"] = routing.expert_ids.to(small)
+                batch[f"experts.{block}"] = parallel.gathered(routing.expert_ids.to(small))
         self._batches.append({key: value.cpu() for key, value in batch.items()})
 
     def tasks_to_come(self, span: TaskSpan) -> range:

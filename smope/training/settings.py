@@ -12,7 +12,9 @@ Record = Literal["nothing", "seen", "all"]
 class TrainerSettings:
     """Defaults are the authors' for CIFAR-100 (Le et al. 2026, arXiv 2509.24483, and their program).
 
-    batch_size, eval_batch_size:  images. Training drops an incomplete last batch.
+    batch_size, eval_batch_size:  images, of all processes together. Training drops an incomplete last batch.
+    gradient_accumulation_steps:  parts that a process's share of a training batch is taken in, one after the other, for
+                                  one step: less memory, the same mean over the batch, up to its last digits.
     epochs, dense_epochs:         of each task, and of the dense warm-up before the first (null: half of `epochs`).
     learning_rate, weight_decay:  AdamW, fresh for each phase; a method may give its prompts a multiple of the rate.
     schedule, frozen_steps, iter_step, schedule_lag: see training/schedule.py (iter_step null: steps of an epoch).
@@ -37,6 +39,7 @@ class TrainerSettings:
 
     batch_size: int = 128
     eval_batch_size: int = 128
+    gradient_accumulation_steps: int = 1
     epochs: int = 20
     dense_epochs: int | None = None
     learning_rate: float = 5e-3

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from smope import parallel
 from smope.errors import UserError
 from smope.methods.base import Aligned, Method, Phase, TaskSpan
 from smope.metrics.cost import peak_memory
@@ -20,6 +21,7 @@ from smope.streams.base import Stream, Task, TaskImages, together
 from smope.training.alignment import align_classifier
 from smope.training.checkpoint import Checkpoint, Within, restore, save_checkpoint
 from smope.training.device import prepare_backbone
+from smope.training.dividing import check_dividing
 from smope.training.history import History
 from smope.training.interruption import Interrupted, Interruption
 from smope.training.loading import choose_workers, in_order, load, shuffled
@@ -37,6 +39,9 @@ class Trainer:
     Every random number after construction comes from a seed made of `seed` and of what it is for (task, epoch, image),
     or, where a method draws from a global generator, from one that is seeded for each task and saved in checkpoints: a
     run continued from a checkpoint draws what an uninterrupted one would.
+
+    Where several processes work together (parallel.py), each has a trainer, and all do the same with their shares of
+    the same batches; `directory` and `tracker` belong to the first one alone.
 
     interruption: may stop the training between two steps. context: plain JSON that checkpoints keep.
     """
@@ -77,6 +82,7 @@ class Trainer:
     def _check(self) -> None:
         """What would fail in the middle of a run fails before it starts."""
         self.method.check_stream(self.spans)
+        check_dividing(self.method, self.stream, self.settings)
         centroids = self.method.statistics.mean.shape[1]
         if centroids > 1 and any(span.classes[0] < span.start for span in self.spans):
             raise UserError(
@@ -114,7 +120,7 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Have `fit` go on where `checkpoint` was written. UserError where it belongs to other weights or images."""
         restore(self.method, self.stream, checkpoint)
-        self.history = History(**checkpoint.history)
+        self.history = History.read(checkpoint.history, checkpoint.path)
         self._place = (checkpoint.tasks_done, checkpoint.within.steps if checkpoint.within else 0)
         self._resumed = checkpoint if checkpoint.within else None
 
@@ -134,6 +140,8 @@ class Trainer:
         self._train(span, task)
         self._finish(span, task)
         self.history.end_task(self._evaluate(span))
+        peaks = peak_memory(self.device)
+        self.history.note_memory(dict(zip(peaks, parallel.largest(list(peaks.values())), strict=True)))
         self._report(span)
         self._save()
 
@@ -146,6 +154,7 @@ class Trainer:
             # Here and in no other place: whatever was drawn before, a task starts from the same state.
             seed_generators(stable_seed(self.seed, "task", span.index))
             self.method.begin_task(span)
+            parallel.copy_from_first(self.method.trained_state().values())
         first = 0
         for phase in self._phases(span):
             last = first + phase.epochs * self._steps(task)
@@ -186,7 +195,8 @@ class Trainer:
                 log.add(self.history.steps + (running.done - 1) % running.steps + 1, losses, running.rates)
                 if running.done % running.steps == 0:
                     log.flush()  # a tracker's steps never go back
-                    speed = (running.steps - first) * len(labels) / (time.perf_counter() - started)
+                    images_seen = (running.steps - first) * self.settings.batch_size
+                    speed = images_seen / (time.perf_counter() - started)
                     self._end_epoch(running, speed, bar)
             bar.update()
             if self._due(running.position):
@@ -261,6 +271,8 @@ class Trainer:
                 method.train()
                 align_classifier(part, span, self.settings, stable_seed(self.seed, "alignment", span.index))
             self._book("align")
+        # What each process has computed for itself is the same, unless their machines are not.
+        parallel.copy_from_first(method.trained_state().values())
 
     def _record_statistics(self, part: Aligned, span: TaskSpan, task: Task) -> None:
         """Mean and variance of each class's features over its training images, in evaluation mode."""
@@ -269,7 +281,8 @@ class Trainer:
         pairs = []
         for batch, labels in self._loader(span, images):
             with torch.no_grad(), autocast(self.settings, self.device):
-                pairs.append((part.task_features(batch, span).to(self.dtype), labels))
+                own = part.task_features(batch, span).to(self.dtype)
+            pairs.append((parallel.gathered(own), parallel.gathered(labels)))
         features, labels = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
         for label in span.classes:
             part.statistics.record(label, features[labels == label], seed=self.seed)
@@ -297,9 +310,10 @@ class Trainer:
         correct = 0
         for batch, labels in self._loader(self.spans[index], images):
             with torch.no_grad():  # classified in full precision: rounded logits have ties
-                logits = self.method.classify(self._features(batch))[:, :seen_classes]
+                own = self.method.classify(self._features(batch))[:, :seen_classes]
+            logits = parallel.gathered(own)
             self.recorder.add(logits, self.method)
-            correct += int((logits.argmax(-1) == labels).sum())
+            correct += int((logits.argmax(-1) == parallel.gathered(labels)).sum())
         return correct / len(images)
 
     def _features(self, images: Tensor) -> Tensor:
@@ -315,19 +329,22 @@ class Trainer:
     def _loader(
         self, span: TaskSpan, images: TaskImages, shuffle: bool = False, first: int = 0, last: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches on the device, from the `first` up to `last`. Shuffled: the training loader (order from seed, task
-        and epoch; incomplete last batch dropped); otherwise every image once, in order. Each call is an epoch of its
-        own for augmentation."""
+        """Batches on the device, or this process's share of each, from the `first` up to `last`. Shuffled: the training
+        loader (order from seed, task and epoch; incomplete last batch dropped); otherwise every image once, in order.
+        Each call is an epoch of its own for augmentation."""
         images.set_epoch(self.epoch)
         if shuffle:
             seed = stable_seed(self.seed, "order", span.index, self.epoch)
             batches = shuffled(len(images), self.settings.batch_size, seed)
         else:
-            batches = in_order(len(images), self.settings.eval_batch_size)
+            batches = in_order(len(images), self.settings.eval_batch_size, parallel.world())
         if images is not self.stream.tasks[span.index].test:
             self.epoch += 1
         workers = choose_workers(self.settings.num_workers, images, self.device)
-        yield from load(images, batches[first:last], self.device, self.dtype, workers)
+        shares = [parallel.share(batch) for batch in batches[first:last]]
+        for batch in load(images, shares, self.device, self.dtype, workers):
+            self.interruption.agree()
+            yield batch
 
     def _watched(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, and note how long each was waited for."""

@@ -13,6 +13,7 @@ import pytest
 
 from smope.cli import main
 from smope.report.trackers import Guarded, Tracker, WandbTracker
+from smope.runs import RunDirectory
 
 TINY = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=128", "method=ncm", "trainer.device=cpu"]
 
@@ -72,6 +73,27 @@ def test_the_last_call_finds_the_finished_record(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("smope.report.trackers.NoTracker", Last)
     assert main(["train", *TINY, f"run_dir={tmp_path / 'run'}"]) == 0
     assert seen == {"steps": [1, 2], "status": "finished"}
+
+
+def test_the_last_call_comes_where_the_record_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A service would otherwise go on to show the run as under way."""
+    calls, write = [], RunDirectory.write_record
+    monkeypatch.setattr("smope.report.trackers.NoTracker.finish", lambda _, scores: calls.append(scores))
+
+    def fill_up(self: RunDirectory, record: Any) -> None:
+        if record["status"] == "finished":
+            raise OSError("run.json: cannot be written")
+        write(self, record)
+
+    monkeypatch.setattr(RunDirectory, "write_record", fill_up)
+    assert main(["train", *TINY, f"run_dir={tmp_path / 'run'}"]) == 1
+    assert "run.json: cannot be written" in capsys.readouterr().err
+    assert len(calls) == 1 and calls[0]["final_average_accuracy"] > 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    monkeypatch.undo()
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
 
 
 def test_an_interruption_is_no_failure() -> None:

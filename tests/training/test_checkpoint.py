@@ -34,6 +34,7 @@ from smope.training.checkpoint import (
     restore,
     save_checkpoint,
 )
+from smope.training.history import History
 from tests.tiny import tiny_backbone, tiny_stream
 
 HISTORY = {"test_images": [10, 10], "accuracy_matrix": [[0.1 + 0.2]]}
@@ -302,3 +303,28 @@ def test_no_backbone_is_in_the_file(directory: RunDirectory, stream: Stream) -> 
     names = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
     assert not [name for name in names if "backbone" in name]
     assert {name.partition(".")[0] for name in names} == {"__metadata__", "method", "within"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"accuracy_matrix": 3}, "accuracy_matrix"),
+        ({"accuracy_matrix": [[0.5, 0.5]]}, "accuracy_matrix"),
+        ({"accuracy_matrix": [0.5]}, "accuracy_matrix"),
+        ({"accuracy_matrix": [["a"]]}, "accuracy_matrix"),
+        ({"seconds_per_task": [[1.0]]}, "seconds_per_task"),
+        ({"moon_phase": 1}, "moon_phase"),
+        ({"seconds": {"train": 1.0}}, "seconds"),
+        ({"peak_memory": {"process_resident": "much"}}, "peak_memory"),
+        ({"steps": None}, "steps"),
+        ({"test_images": None}, "test_images"),
+    ],
+)
+def test_a_history_that_makes_no_sense_is_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"checkpoint .*1.safetensors: its record of the run makes no .*\({named}\)"):
+        History.read({**HISTORY, **changes}, tmp_path / "1.safetensors")
+
+
+def test_a_history_comes_back() -> None:
+    history = History([3, 4], accuracy_matrix=[[0.5], [0.5, 1.0]], peak_memory={"process_resident": 7})
+    assert History.read(json.loads(json.dumps(history.as_dict())), Path("1.safetensors")) == history

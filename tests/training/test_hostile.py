@@ -275,8 +275,8 @@ def test_no_memory_for_a_training_step(
         Finetune, "losses", lambda self, x, *rest: no_memory() if len(x) > 1 else losses(self, x, *rest)
     )
     line = refused(capsys, 1, "train", *QUICK, f"run_dir={tmp_path / 'run'}")
-    assert "out of memory on cpu: continue with trainer.activation_checkpointing=true, start a new run with a " in line
-    assert "smaller trainer.batch_size than 128" in line
+    assert "out of memory on cpu: continue with trainer.activation_checkpointing=true, with trainer.gradient_" in line
+    assert "accumulation_steps=2, start a new run with a smaller trainer.batch_size than 128" in line
 
 
 def test_no_memory_to_evaluate(

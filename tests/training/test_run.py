@@ -122,7 +122,7 @@ def test_every_key_of_the_record(finished: Path) -> None:
         "accuracy_matrix": list, "final_average_accuracy": float, "cumulative_average_accuracy": float,
         "forgetting": float, "sample_weighted_accuracy": float, "status": str, "method": str, "stream": dict,
         "class_names": list, "tasks": list, "evaluated_on": str, "config_hash": str, "trainable_parameters": dict,
-        "seconds": dict, "images_per_second": float, "backbone": dict, "cost": dict,
+        "seconds": dict, "images_per_second": float, "backbone": dict, "cost": dict, "world_size": int,
     }  # fmt: skip
     assert {key: type(found.get(key)) for key in types} == types
     assert (found["status"], found["method"], found["seed"], found["evaluated_on"]) == ("finished", "smope", 0, "test")
