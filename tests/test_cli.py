@@ -42,7 +42,20 @@ def handed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Handed:
         return {"final_average_accuracy": 0.5}
 
     monkeypatch.chdir(tmp_path)
+
+    def run_apart(config: Config, run_dir: Path, *, log: Path, resume: bool, **_: Any) -> int:
+        try:
+            record = hand_over(config, run_dir, resume=resume)
+        except UserError as error:
+            log.parent.mkdir(parents=True)
+            log.write_text(f"Traceback\n\nsmope: error: {error}\n")
+            return 2
+        run_dir.mkdir(parents=True)
+        (run_dir / "run.json").write_text(json.dumps({"status": "finished", **record}))
+        return 0
+
     monkeypatch.setattr(train, "_hand_over", hand_over)
+    monkeypatch.setattr("smope.sweeps.task.run_apart", run_apart)
     return calls
 
 
@@ -260,16 +273,22 @@ def test_multirun_runs_every_combination(handed: Handed) -> None:
         (2, "SMoPE"),
         (2, "NearestClassMean"),
     ]
-    assert [run_dir for _, run_dir, _ in handed] == [Path("runs/sweep") / c.config_hash for c, _, _ in handed]
+    assert [run_dir for _, run_dir, _ in handed] == [
+        Path("runs/sweep") / f"seed{c.seed}-{method}-{c.config_hash}"
+        for (c, _, _), method in zip(handed, ["smope", "ncm"] * 2, strict=True)
+    ]
     assert os.listdir() == ["runs"]
 
 
 def test_a_failed_job_does_not_stop_the_others(handed: Handed, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "-m", "seed=12,13,14"]) == 1
     assert [config.seed for config, _, _ in handed] == [12, 13, 14]
-    text = capsys.readouterr().err
-    assert "smope: error: job seed=13: seed=13 brings bad luck; take another" in text
-    assert "Traceback" not in text
+    told = capsys.readouterr()
+    assert "smope: error: job seed=13: seed=13 brings bad luck; take another; log: runs/digits/logs/seed13-" in told.err
+    assert "Traceback" not in told.err
+    assert "sweep: 2 of 3 jobs finished" in told.out
+    assert "failed: seed=13: seed=13 brings bad luck; take another; log: " in told.out
+    assert "the table: smope collect runs/digits" in told.out
 
 
 def test_a_job_that_breaks_a_rule_fails_alone(handed: Handed, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,6 +317,7 @@ def test_ctrl_c_is_one_line_and_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "_hand_over", interrupted)
+    monkeypatch.setattr("smope.sweeps.task.run_apart", interrupted)
     assert main(["train"]) == 130
     assert error_line(capsys) == "smope: interrupted"
     assert main(["train", "-m", "seed=1,2"]) == 130

@@ -18,7 +18,12 @@ REQUIRED = (
     "torch", "torchvision", "timm", "avalanche-lib", "hydra-core", "omegaconf", "pyyaml", "huggingface-hub", "wandb",
     "tensorboard", "scikit-learn", "scipy", "pandas", "safetensors", "matplotlib", "jinja2", "pillow", "numpy", "tqdm",
 )  # fmt: skip
-OPTIONAL = {"pyarrow": "reads data sets in parquet files: pip install 'smope[parquet]'"}
+OPTIONAL = {
+    "pyarrow": "reads data sets in parquet files: pip install 'smope[parquet]'",
+    "hydra-joblib-launcher": "runs several jobs of a sweep at once: pip install 'smope[joblib]'",
+    "hydra-submitit-launcher": "runs sweeps on Slurm: pip install 'smope[slurm]'",
+    "hydra-ray-launcher": "runs sweeps on Ray: pip install 'smope[ray]'",
+}
 EMBEDDED = Path("backbones", "embedded", "glyph_vit.safetensors")
 
 
