@@ -129,6 +129,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["train", "-m", "router.topk=1,2"], r"unknown key router\.topk=1; did you mean router\.top_k\?"),
         (["train", "resume=nowhere"], r"resume=nowhere: no such directory"),
+        (
+            ["train", "-m", "hydra/launcher=jolib", "seed=1,2"],
+            r"hydra/launcher=jolib is no choice; did you mean joblib\?",
+        ),
+        (["train", "sweep=ablation_small"], r"sweep=ablation_small is many runs; add -m"),
+        (
+            ["train", "-m", "sweep=ablation_smal"],
+            r"sweep=ablation_smal is no choice; did you mean sweep=ablation_small\?",
+        ),
+        (["train", "-m", "sweep=ablation"], r"stream\.root has no value yet; write stream\.root=<folder of images>"),
     ],
 )
 def test_a_mistake_exits_with_2(
@@ -140,6 +150,16 @@ def test_a_mistake_exits_with_2(
     assert re.search(message, line)
     assert not handed
     assert not os.listdir()
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra(
+    handed: Handed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("smope.compose._plugin_is_there", lambda _: False)
+    assert main(["train", "-m", "hydra/launcher=submitit_slurm", "seed=1,2"]) == 2
+    assert error_line(capsys).endswith(
+        "=submitit_slurm needs hydra-submitit-launcher, which is not installed; pip install 'smope[slurm]'"
+    )
 
 
 @pytest.mark.parametrize(

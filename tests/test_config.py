@@ -232,6 +232,9 @@ def test_hash_names_the_computation_only() -> None:
         "run_dir=elsewhere",
         "tracker=wandb",
         "trainer.num_workers=2",
+        "trainer.device=cpu",
+        "trainer.eval_batch_size=7",
+        "trainer.record=nothing",
         "trainer.learning_rate=0.005",
     ]
     assert {config(text).config_hash for text in same} == {plain}

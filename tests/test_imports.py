@@ -44,6 +44,7 @@ ARROWS = {
         "smope.plain_types",
         "smope.metrics",
     ),
+    "smope.sweeps": ("smope.errors", "smope.runs", "smope.config", "smope.compose", "smope.cli", "smope.session"),
     "smope.training": (
         "smope.errors",
         "smope.seeding",
@@ -65,7 +66,10 @@ ABOVE_BUILD = (
     "smope.session",
     "smope.inventory",
 )
-HYDRA = tuple(module for module in ABOVE_BUILD if module not in ("smope.session", "smope.inventory"))
+HYDRA = (
+    *(module for module in ABOVE_BUILD if module not in ("smope.session", "smope.inventory")),
+    "smope.sweeps.task",
+)
 # Who may know a library.
 KNOWN_BY = {
     "hydra": HYDRA,
@@ -95,6 +99,10 @@ QUICK = (
     "smope.commands.collect",
     "smope.collection",
     "smope.collection_tables",
+    "smope.collection_comparison",
+    "smope.collection_runs",
+    "smope.sweeps.driver",
+    "smope.sweeps.process",
 )
 HEAVY = {
     "torch",

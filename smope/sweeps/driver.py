@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from smope.compose import Overrides, chosen_launcher, launch, multirun, sweeper_decides, with_sweep
+from smope.cli import one_line
+from smope.compose import Overrides, chosen_launcher, combinations, launch, multirun, sweeper_decides, with_sweep
 from smope.config import Config
 from smope.errors import UserError
 from smope.sweeps.jobs import RUNS, Job, State, look
 from smope.sweeps.plan import plan_jobs, write_manifests
 from smope.sweeps.task import JobFailed, Task, key
 
+MANY = 30  # configurations that take more than a few seconds to compose
 STOPPING = b"\nstopping: runs save a checkpoint first; a second signal stops at once\n"
 
 
@@ -32,6 +34,9 @@ def run_sweep(
     if sweeper_decides(overrides):
         return _search(overrides)
     overrides = with_sweep(overrides)
+    number = sum(1 for _ in combinations(overrides))
+    if number > MANY:
+        print(f"composing {number} configurations", flush=True)
     jobs, impossible = plan_jobs(overrides)
     for line in impossible:
         print(f"smope: error: {line}", file=sys.stderr)
@@ -63,7 +68,7 @@ def _announce(found: Sequence[tuple[Job, State, str]]) -> None:
 def _launch(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str]) -> str | None:
     """Have the jobs run; returns what the launcher itself failed with, if it did. KeyboardInterrupt when stopped."""
     stop = _stop_file(jobs[0].path.parent)
-    task = Task(stop, {key(job.config): job for job in jobs})
+    task = Task(Path.cwd(), stop, {key(job.config): job for job in jobs})
     name = chosen_launcher(overrides)
     trouble = None
     try:
@@ -79,7 +84,7 @@ def _launch(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str]) -
         _tell_how_to_go_on(name, command)
         raise
     except Exception as error:  # a launcher's worker that died is met with its library's own class
-        trouble = f"the launcher stopped: {type(error).__name__}: {str(error).strip().splitlines()[0:1]}"
+        trouble = f"the launcher stopped: {type(error).__name__}: {one_line(error)}"
     finally:
         interrupted = _number(stop)
         stop.unlink(missing_ok=True)
@@ -161,7 +166,7 @@ def _search(overrides: Overrides) -> int:
     stop = _stop_file(RUNS)
     try:
         with _stopping(stop):
-            multirun(overrides, Task(stop))
+            multirun(overrides, Task(Path.cwd(), stop))
     except JobFailed:
         print("smope: error: at least one job failed; the others were run", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smope.config import Config
+from smope.errors import UserError
 from smope.runs import RunDirectory
 
 RUNS = Path("runs")
@@ -77,12 +78,15 @@ def last_line(log: Path) -> str | None:
 
 
 def look(job: Job) -> tuple[State, str]:
-    """What there is of a job, and in words what a sweep makes of it. UserError where its run.json is damaged."""
+    """What there is of a job, and in words what a sweep makes of it."""
     directory = RunDirectory(job.path)
     holder = directory.holder()
     if holder is not None:
         return State.IN_USE, f"being trained by {holder}, left to it"
-    record = directory.read_record()
+    try:
+        record = directory.read_record()
+    except UserError:  # it will say so itself when it is tried, and stop no other
+        return State.FAILED, "its run.json is damaged, tried again"
     status = record.get("status")
     if status == "finished":
         return State.FINISHED, "finished before, skipped"

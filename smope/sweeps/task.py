@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -33,9 +34,11 @@ class Task:
     """Runs one job, unless it is done or under way: another sweep may have come first while this one waited.
 
     jobs: those of the sweep by `key`; a job that is not among them (a sweeper thought of it) gets its place here.
+    folder: the current one of the sweep, to which paths are relative wherever the job runs.
     stop: a file that exists once the sweep is to stop.
     """
 
+    folder: Path
     stop: Path
     jobs: Mapping[tuple[str, str], Job] = field(default_factory=dict)
 
@@ -51,8 +54,9 @@ class Task:
         launcher = str(hydra.launcher._target_)
         try:
             config = validate(plain_values(composed), {text.partition("=")[0] for text in texts})
-            job = self.jobs.get(key(config)) or make_job(config, texts, texts)
-            return self._run(job, int(hydra.job.num), launcher)
+            with contextlib.chdir(self.folder):
+                job = self.jobs.get(key(config)) or make_job(config, texts, texts)
+                return self._run(job, int(hydra.job.num), launcher)
         except (UserError, OSError) as error:
             label = " ".join(texts) or "defaults"
             print(f"smope: error: job {label}: {error}", file=sys.stderr, flush=True)

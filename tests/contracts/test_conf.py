@@ -58,20 +58,14 @@ def composed(group: str, name: str, mandatory: dict[str, str]) -> Config:
     files = [text] if group != "experiment" else [text, *_chosen(yaml.safe_load(text))]
     left_open = {key for key in mandatory if any(_leaves_open(item, key) for item in files)}
     if group == "sweep":
-        return _every_cell(name, mandatory)
+        return _first_cell(name, mandatory)
     return compose(read_overrides([f"{group}={name}", *(f"{key}={mandatory[key]}" for key in sorted(left_open))]))
 
 
-def _every_cell(name: str, mandatory: dict[str, str]) -> Config:
-    """All values that a sweep runs through, each once, the others at their first: the last one composed."""
+def _first_cell(name: str, mandatory: dict[str, str]) -> Config:
+    """The first of a sweep's runs; that its choices are there is checked for all of them on the way."""
     texts = [f"sweep={name}", *([] if name.endswith("_small") else [f"stream.root={mandatory['stream.root']}"])]
-    singles = list(combinations(with_sweep(read_overrides(texts, multirun=True))))
-    seen: set[str] = set()
-    for single in singles:
-        if not set(single.texts) <= seen:
-            seen |= set(single.texts)
-            last = compose(single)
-    return last
+    return compose(next(combinations(with_sweep(read_overrides(texts, multirun=True)))))
 
 
 def _chosen(experiment: dict[str, Any]) -> list[str]:

@@ -141,6 +141,28 @@ def test_submitit_with_a_run_that_is_killed(undisturbed: Path, tmp_path: Path) -
     assert matrices(tmp_path) == {key: theirs[key] for key in matrices(tmp_path)} and len(matrices(tmp_path)) == 2
 
 
+def test_a_preempted_job_is_queued_again_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+
+    def announce(_: int, run: int) -> None:
+        """What a cluster does: the signal goes to the job, which is the parent of the server that forked the run."""
+        os.kill(parent_of(parent_of(run)), signal.SIGUSR2)
+
+    code, text = disturbed(tmp_path, announce, *TWO, "hydra/launcher=submitit_local")
+    assert code == 0, text
+    (log,) = (path for path in tmp_path.glob("runs/smoke/.submitit/*/*_log.out") if "Requeued" in path.read_text())
+    assert (
+        re.search(r"Requeued job .*was interrupted after", log.read_text(), re.DOTALL) and "resuming" in log.read_text()
+    )
+    theirs = matrices(undisturbed)
+    assert matrices(tmp_path) == {key: theirs[key] for key in matrices(tmp_path)} and len(matrices(tmp_path)) == 2
+
+
+def parent_of(process: int) -> int:
+    found = subprocess.run(["ps", "-o", "ppid=", "-p", str(process)], capture_output=True, text=True, check=True)
+    return int(found.stdout)
+
+
 def test_ctrl_c_saves_says_how_to_go_on_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     code, text = disturbed(tmp_path, lambda sweep, _: os.kill(sweep, signal.SIGINT), *TWO)
     assert code == 130, text
@@ -171,7 +193,8 @@ def test_a_failed_run_is_named_and_the_table_has_a_gap(tmp_path: Path) -> None:
     assert re.search(
         r"none\.safetensors-\w+: failed: .*none\.safetensors.*; log: .*; go on with: smope train -m", done.stdout
     )
-    assert [row["status"] for row in csv.DictReader(lines.open(newline=""))] == ["finished", "failed"]
+    with lines.open(newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["finished", "failed"]
 
 
 @pytest.mark.slow
