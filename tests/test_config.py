@@ -143,7 +143,7 @@ MISTAKES = {
     "method.blocks=[1": r"cannot read 'method\.blocks=\[1' \(.*\); quote the value",
     "tracker.project=${nope}": r"Interpolation key 'nope' not found",
     "hydra.frobnicate=1": r"Could not override 'hydra\.frobnicate'",
-    "hydra/launcher=frobnicate": r"Could not find 'hydra/launcher/frobnicate' Available options",
+    "hydra/launcher=frobnicate": r"hydra/launcher=frobnicate is no choice; choose one of basic, joblib,",
 }
 
 

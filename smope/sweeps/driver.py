@@ -59,7 +59,7 @@ def _announce(found: Sequence[tuple[Job, State, str]]) -> None:
     for _, state, _ in found:
         counts[state] = counts.get(state, 0) + 1
     words = ", ".join(f"{number} {state.value}" for state, number in counts.items())
-    print(f"{len(found)} jobs: {words}")
+    print(f"{len(found)} job{'s' if len(found) > 1 else ''}: {words}")
     for job, _, word in found:
         print(f"  {job.label}: {word} ({job.path})")
     sys.stdout.flush()

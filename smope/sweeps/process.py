@@ -25,13 +25,12 @@ from smope.sweeps.jobs import last_line
 POLL = 0.2  # seconds between looks at whether the sweep is to stop
 
 
-def run_apart(
-    config: Config, run_dir: Path, *, resume: bool, log: Path, quiet: bool, asked: Callable[[], int | None]
-) -> int:
+def run_apart(config: Config, run_dir: Path, *, resume: bool, log: Path, quiet: bool, asked: Callable[[], bool]) -> int:
     """Train in a process of its own and return how that ended: 0, or as a shell says it (128 + the signal's number).
 
-    The run is asked to stop, once, with the signal that `asked` returns. What it prints goes to `log` where it is to be
-    `quiet`; without, only what it failed with does. Nothing is left of the log of a run that ended well.
+    Once `asked` says so, the run gets SIGTERM, after which it saves a checkpoint and ends. What it prints goes to `log`
+    where it is to be `quiet`; without, only what it failed with does. Nothing is left of the log of a run that ended
+    well.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
@@ -44,11 +43,9 @@ def run_apart(
     try:
         while process.is_alive():
             process.join(POLL)
-            number = None if told else asked()
-            if number is not None and process.pid is not None:
+            if not told and asked():
                 told = True
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
+                process.terminate()
     finally:
         if process.is_alive():
             process.kill()

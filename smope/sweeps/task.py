@@ -69,7 +69,7 @@ class Task:
         if state in (State.FINISHED, State.IN_USE):
             print(f"job {number + 1}: {job.label}: {words}", flush=True)
             return _accuracy(job)
-        print(f"job {number + 1}: {job.label} -> {job.path}", flush=True)
+        print(f"job {number + 1}: {job.label}: {words} ({job.path})", flush=True)
         clear_stub(job.path)
         resume = RunDirectory(job.path).config.is_file()
         with Announced(launcher.startswith(SUBMITIT)) as announced:
@@ -79,7 +79,7 @@ class Task:
                 resume=resume,
                 log=job.log,
                 quiet=not launcher.startswith((BASIC, SUBMITIT)),
-                asked=lambda: signal.SIGINT if self.stop.exists() else announced.number and signal.SIGTERM,
+                asked=lambda: announced.number is not None or self.stop.exists(),
             )
             announced.answer()
         return self._ended(job, code)
