@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import itertools
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -147,9 +148,20 @@ def launch(overrides: Overrides, jobs: Sequence[Sequence[str]], task: Callable[[
 
     with _hydra(overrides) as (hydra, texts):
         config = hydra.compose_config("train", texts, RunMode.MULTIRUN, from_shell=False, with_log_configuration=False)
+        _no_idle_workers(config, len(jobs))
         context = HydraContext(config_loader=hydra.config_loader, callbacks=_callbacks(config))
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
         launcher.launch(jobs, initial_job_idx=0)
+
+
+def _no_idle_workers(config: Any, jobs: int) -> None:
+    """As many of joblib's workers as there are jobs at most: one that never had any would die of Ctrl-C."""
+    from omegaconf import open_dict, read_write
+
+    wanted = config.hydra.launcher.get("n_jobs", 1)
+    if (wanted if wanted > 0 else os.cpu_count() or 1) > jobs:
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.launcher.n_jobs = jobs
 
 
 def _callbacks(config: Any) -> Any:

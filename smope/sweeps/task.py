@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,11 +37,13 @@ class Task:
     jobs: those of the sweep by `key`; a job that is not among them (a sweeper thought of it) gets its place here.
     folder: the current one of the sweep, to which paths are relative wherever the job runs.
     stop: a file that exists once the sweep is to stop.
+    process: the sweep's.
     """
 
     folder: Path
     stop: Path
     jobs: Mapping[tuple[str, str], Job] = field(default_factory=dict)
+    process: int = field(default_factory=os.getpid)
 
     def __call__(self, composed: Any) -> float | None:
         """Returns the final average accuracy, for sweepers that look for the best; None where there is none.
@@ -52,6 +55,8 @@ class Task:
         hydra = HydraConfig.get()
         texts = [text.lstrip("+") for text in hydra.overrides.task]
         launcher = str(hydra.launcher._target_)
+        if os.getpid() != self.process:
+            self._leave_ctrl_c_to_the_sweep()
         try:
             config = validate(plain_values(composed), {text.partition("=")[0] for text in texts})
             with contextlib.chdir(self.folder):
@@ -61,6 +66,11 @@ class Task:
             label = " ".join(texts) or "defaults"
             print(f"smope: error: job {label}: {error}", file=sys.stderr, flush=True)
             raise JobFailed(label) from None
+
+    def _leave_ctrl_c_to_the_sweep(self) -> None:
+        """In a worker, which a terminal interrupts as well: it would die, and its run with it, instead of saving."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _run(self, job: Job, number: int, launcher: str) -> float | None:
         state, words = look(job)

@@ -56,6 +56,7 @@ def disturbed(folder: Path, disturb: Callable[[int], None], *overrides: str) -> 
         process = subprocess.Popen(
             command("train", "-m", *overrides), cwd=folder, env=environment(), stdout=file, stderr=subprocess.STDOUT,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a script
+            start_new_session=True,  # as a terminal's foreground, which Ctrl-C reaches as a whole
         )  # fmt: skip
     try:
         disturb(process.pid)
@@ -169,9 +170,16 @@ def test_submitit_with_a_run_that_is_killed_and_one_that_is_preempted(undisturbe
 
 def test_ctrl_c_and_a_job_that_cannot_begin(undisturbed: Path, tmp_path: Path) -> None:
     """The first job fails before it has a run directory, the second is stopped; the same command knows of both."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (tmp_path / "none.safetensors").write_text("no weights")
     overrides = [*QUICK, "method=finetune", "seed=1", "backbone.weights=none.safetensors,embedded"]
-    code, text = disturbed(tmp_path, lambda sweep: (process_of(tmp_path, 1), os.kill(sweep, signal.SIGINT)), *overrides)
+    overrides += ["hydra/launcher=joblib"]
+
+    def press(sweep: int) -> None:
+        process_of(tmp_path, 1)
+        os.killpg(sweep, signal.SIGINT)
+
+    code, text = disturbed(tmp_path, press, *overrides)
     assert code == 130, text
     assert "stopping: runs save a checkpoint first" in text
     assert "the same command goes on from here: smope train -m experiment=smoke" in text
@@ -180,7 +188,8 @@ def test_ctrl_c_and_a_job_that_cannot_begin(undisturbed: Path, tmp_path: Path) -
     assert "Traceback" in log.read_text() and log.read_text().rstrip().splitlines()[-1].startswith("smope: error: ")
     code, text = sweep(tmp_path, *overrides)
     assert code == 1, text
-    assert "2 jobs: 1 failed, 1 stopped" in text and "resuming in task" in text
+    assert "2 jobs: 1 failed, 1 stopped" in text
+    assert re.search(r"backbone\.weights=embedded: was interrupted after . of 2 tasks, goes on", text)
     assert "sweep: 1 of 2 jobs finished" in text
     assert f"; log: {log.relative_to(tmp_path)}" in text
     equal_as_far_as_there(tmp_path, undisturbed, 1)
