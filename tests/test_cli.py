@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +346,33 @@ def test_ctrl_c_is_one_line_and_130(
     assert main(["train"]) == 130
     assert error_line(capsys) == "smope: interrupted"
     assert main(["train", "-m", "seed=1,2"]) == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_sweep_lets_its_run_save_and_begins_no_other(
+    number: int, code: int, handed: Handed, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[Path] = []
+
+    def run_apart(config: Config, run_dir: Path, *, asked: Callable[[], bool], **_: Any) -> int:
+        begun.append(run_dir)
+        assert not asked()
+        signal.raise_signal(number)
+        assert asked()
+        return 143
+
+    monkeypatch.setattr("smope.sweeps.task.run_apart", run_apart)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script
+    try:
+        assert main(["train", "-m", "seed=1,2,3"]) == code
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = capfd.readouterr()
+    assert len(begun) == 1
+    assert "stopping: runs save a checkpoint first; a second signal stops at once" in told.err
+    assert told.out.rstrip().endswith("the same command goes on from here: smope train -m seed=1,2,3")
+    assert not list(Path("runs/digits").glob(".stop*"))
 
 
 def test_a_file_that_cannot_be_written_is_one_line(
