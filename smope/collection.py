@@ -21,6 +21,7 @@ from smope.errors import UserError
 from smope.plain_types import shown
 from smope.runs import RunDirectory
 from smope.schema import takes
+from smope.sweeps.jobs import LOGS
 
 SHORT = 60  # characters of a value in a line of text
 # A bound that no continual learner competes with: shown, never marked as the best.
@@ -213,7 +214,9 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             left_out.append(str(error))
             continue
         if record.get("status") != "finished":
-            left_out.append(f"{path}: {_state(record)}; go on with: smope train resume={path}")
+            log = path.parent / LOGS / f"{path.name}.log"  # of a job of a sweep
+            said = f"; log: {log}" if log.is_file() else ""
+            left_out.append(f"{path}: {_state(record)}{said}; go on with: smope train resume={path}")
         elif "config" not in record or "seed" not in record:
             left_out.append(f"{path}: its run.json has no config or seed, so nobody can say what it is a run of")
         else:

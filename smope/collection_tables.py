@@ -5,24 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from smope.collection import BOUNDS, COLUMNS, Cell, Column, Row, Table, differences
-from smope.report.grids import aligned, csv_grid, latex_grid, markdown_grid
+from smope.collection_comparison import Contrast, Line, contrast_grid, explanations
+from smope.report.grids import Grid, aligned, csv_grid, latex_grid, markdown_grid
 
 FORMATS = ("text", "markdown", "csv", "latex")
+CSV_TESTS = (
+    "FAA low", "FAA high", "against", "pairs", "difference", "difference low", "difference high", "p", "p Holm",
+)  # fmt: skip
 SUFFIXES = {".txt": "text", ".md": "markdown", ".csv": "csv", ".tex": "latex"}
 
 
-def render(tables: Sequence[Table], left_out: Sequence[str], form: str, ddof: int) -> str:
-    """All tables in one of FORMATS. CSV holds rows alone, of all tables; the others say what is missing as well."""
+def render(
+    tables: Sequence[Table],
+    left_out: Sequence[str],
+    form: str,
+    ddof: int,
+    contrasts: Sequence[Contrast | None] | None = None,
+    chosen: bool = False,
+) -> str:
+    """All tables in one of FORMATS. CSV holds rows alone, of all tables; the others say what is missing as well.
+
+    contrasts: the tests of each table, see collection_comparison.py; `chosen`: against a row that the user named.
+    """
+    contrasts = contrasts or [None for _ in tables]
     if form == "csv":
-        return _csv(tables, ddof)
+        return _csv(tables, ddof, contrasts)
     comment: Callable[[str], str] = {"text": str, "markdown": _item, "latex": lambda text: f"% {text}"}[form]
     parts = []
     if len(tables) > 1:
         apart = [f"{len(tables)} tables, for their runs cannot be compared; they differ in", *differences(tables)]
         parts.append("\n".join(map(comment, apart)))
-    for table in tables:
+    for table, tested in zip(tables, contrasts, strict=True):
         parts += [_title(table.title, form), _grid(table, form, ddof)]
         parts.append("\n".join(map(comment, [_legend(table, ddof), *table.notes])))
+        if tested is not None:
+            parts.append(_drawn(contrast_grid(tested), form))
+            parts.append("\n".join(map(comment, explanations(tested, chosen))))
     if left_out:
         parts.append("\n".join(map(comment, [f"left out, {len(left_out)} in all:", *left_out])))
     return "\n\n".join(parts)
@@ -63,17 +81,23 @@ def _grid(table: Table, form: str, ddof: int) -> str:
                 text = {"text": f"{text} *", "markdown": f"**{text}**", "latex": text}[form]
             cells.append(text)
         lines.append(cells)
+    return _drawn(lines, form, bold)
+
+
+def _drawn(lines: Grid, form: str, bold: Sequence[tuple[int, int]] = ()) -> str:
     if form == "latex":
         return latex_grid(lines, bold)
     return aligned(lines) if form == "text" else markdown_grid(lines)
 
 
-def _csv(tables: Sequence[Table], ddof: int) -> str:
+def _csv(tables: Sequence[Table], ddof: int, contrasts: Sequence[Contrast | None]) -> str:
     """A line a row, numbers as they are; `best` names the scores in which a row is the best of its table."""
     columns = _recorded(tables)
     names = [name for column in columns for name in ([column.title, f"{column.title} std"][: 1 + column.spread])]
-    lines = [["table", "method", "seeds", *names, "best"]]
-    for table in tables:
+    tests = CSV_TESTS if any(contrasts) else ()
+    lines = [["table", "method", "seeds", *names, "best", *tests]]
+    for table, tested in zip(tables, contrasts, strict=True):
+        compared = {line.row.label: line for line in tested.lines} if tested is not None else {}
         best = {column.title: _best(table, column, ddof) for column in columns}
         for row in table.rows:
             numbers = []
@@ -81,8 +105,20 @@ def _csv(tables: Sequence[Table], ddof: int) -> str:
                 cell = row.cell(column, ddof)
                 numbers += [_raw(cell.mean), *([_raw(cell.std)] if column.spread else [])]
             marked = " ".join(title for title, labels in best.items() if row.label in labels)
-            lines.append([table.title, row.label, " ".join(map(str, row.runs)), *numbers, marked])
+            cells = _tested(compared.get(row.label), tested) if tests else []
+            lines.append([table.title, row.label, " ".join(map(str, row.runs)), *numbers, marked, *cells])
     return csv_grid(lines)
+
+
+def _tested(line: Line | None, tested: Contrast | None) -> list[str]:
+    """The cells below CSV_TESTS."""
+    if line is None or tested is None:
+        return [""] * len(CSV_TESTS)
+    own, test = [_raw(line.low), _raw(line.high)], line.against
+    if test is None:
+        return [*own, *[""] * (len(CSV_TESTS) - 2)]
+    values = [_raw(value) for value in (test.difference, test.low, test.high, test.p, line.holm)]
+    return [*own, tested.reference.label, str(test.pairs), *values]
 
 
 def _recorded(tables: Sequence[Table]) -> list[Column]:

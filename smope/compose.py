@@ -7,8 +7,11 @@ is decided here, so that every one of them ends as one line.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import itertools
+import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +27,17 @@ if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
     from hydra.core.override_parser.types import Override
 
-ALL_GROUPS = (*GROUPS, "experiment")
+# Groups whose files set keys of several others; nothing is chosen unless asked.
+SETTINGS = ("experiment", "variant", "sweep")
+ALL_GROUPS = (*GROUPS, *SETTINGS)
+# Launchers of conf/hydra/launcher: the package that each needs, and the extra that installs it.
+LAUNCHERS = {
+    "basic": None,
+    "joblib": ("hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+    "ray": ("hydra_ray_launcher", "ray"),
+}
 MOST_NAMED = 18  # choices that a message names
 # Values that are paths or free text: taken as they stand, so that = , [ ] and spaces need no quoting.
 TEXT_KEYS = (
@@ -33,6 +46,9 @@ TEXT_KEYS = (
 )  # fmt: skip
 OVERRIDE = re.compile(r"\+{0,2}[\w][\w./@:-]*=|~[\w]")
 TEXT_OVERRIDE = re.compile(rf"(?P<key>\+{{0,2}}(?:{'|'.join(map(re.escape, TEXT_KEYS))}))=(?P<value>.*)", re.DOTALL)
+
+# Launchers are configured under the names that their plugins have for them, which Hydra warns about in every process.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,7 @@ def read_overrides(texts: Sequence[str], config_dir: str | None = None, *, multi
         if override.is_sweep_override() and not multirun:
             raise UserError(f"{text} gives several values; add -m for a run with each, or write a list as [a,b]")
         _check_choice(override, folders)
+        _check_launcher(override, folders)
         prepared.append(text if _is_hydras(override) else f"++{text.lstrip('+')}")
         parsed.append(override)
     return Overrides(prepared, parsed, folders)
@@ -90,6 +107,21 @@ def read_overrides(texts: Sequence[str], config_dir: str | None = None, *, multi
 def compose(overrides: Overrides) -> Config:
     """The validated configuration of one run."""
     return validate(compose_values(overrides), overrides.given)
+
+
+def with_sweep(overrides: Overrides) -> Overrides:
+    """The overrides of a multirun, and those of its sweep's file (hydra.sweeper.params) that they leave open."""
+    from hydra.types import RunMode
+
+    with _hydra(overrides) as (hydra, texts):
+        composed = hydra.compose_config(
+            "train", texts, RunMode.MULTIRUN, from_shell=False, with_log_configuration=False
+        )
+        params = dict(composed.hydra.sweeper.get("params") or {})
+    texts = [f"{key}={value}" for key, value in params.items() if key not in overrides.given]
+    folder = str(overrides.config_dirs[1]) if len(overrides.config_dirs) > 1 else None
+    added = read_overrides(texts, folder, multirun=True)
+    return Overrides(added.texts + overrides.texts, added.parsed + overrides.parsed, overrides.config_dirs)
 
 
 def compose_values(overrides: Overrides) -> dict[str, Any]:
@@ -110,18 +142,57 @@ def plain_values(composed: Any) -> dict[str, Any]:
     return {str(key): value for key, value in data.items() if key != "hydra"}
 
 
+def launch(overrides: Overrides, jobs: Sequence[Sequence[str]], task: Callable[[Any], Any]) -> None:
+    """Give each job, a list of overrides, to the launcher that `overrides` choose; returns when it has run them all."""
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    with _hydra(overrides) as (hydra, texts):
+        config = hydra.compose_config("train", texts, RunMode.MULTIRUN, from_shell=False, with_log_configuration=False)
+        _no_idle_workers(config, len(jobs))
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=_callbacks(config))
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+        launcher.launch(jobs, initial_job_idx=0)
+
+
+def _no_idle_workers(config: Any, jobs: int) -> None:
+    """As many of joblib's workers as there are jobs at most: one that never had any would die of Ctrl-C."""
+    from omegaconf import open_dict, read_write
+
+    wanted = config.hydra.launcher.get("n_jobs", 1)
+    if (wanted if wanted > 0 else os.cpu_count() or 1) > jobs:
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.launcher.n_jobs = jobs
+
+
+def _callbacks(config: Any) -> Any:
+    from hydra._internal.callbacks import Callbacks
+
+    return Callbacks(config)
+
+
+def chosen_launcher(overrides: Overrides) -> str:
+    """The name that `hydra/launcher=` has."""
+    chosen = [item.value() for item in overrides.parsed if item.key_or_group == "hydra/launcher"]
+    return str(chosen[-1]) if chosen else "basic"
+
+
 def multirun(overrides: Overrides, task: Callable[[Any], Any]) -> None:
-    """Run every combination through Hydra's sweeper and launcher; raises what the first failed job raised."""
+    """Run what Hydra's sweeper thinks of through its launcher; raises what the first failed job raised."""
     with _hydra(overrides) as (hydra, texts):
         hydra.multirun(config_name="train", task_function=task, overrides=texts, with_log_configuration=False)
 
 
+def sweeper_decides(overrides: Overrides) -> bool:
+    """Whether a sweeper of its own decides what to try, so that nobody can say beforehand which runs there will be."""
+    return any(
+        item.key_or_group == "hydra/sweeper" or (item.is_sweep_override() and not item.is_discrete_sweep())
+        for item in overrides.parsed
+    )
+
+
 def combinations(overrides: Overrides) -> Iterator[Overrides]:
-    """The single runs of a multirun; none where a sweeper of its own decides what to try."""
-    if any(item.is_sweep_override() and not item.is_discrete_sweep() for item in overrides.parsed):
-        return
-    if any(item.key_or_group == "hydra/sweeper" for item in overrides.parsed):
-        return
+    """The single runs of a multirun, in the order of its values: the last override changes fastest."""
     options = []
     for text, item in zip(overrides.texts, overrides.parsed, strict=True):
         key = text.partition("=")[0]
@@ -169,7 +240,7 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     known = choices(group, folders)
     for value in chosen:
-        if str(value) in known or (value is None and group == "experiment"):
+        if str(value) in known or (value is None and group in SETTINGS):
             continue
         raise UserError(f"{group}={shown(value)} is no choice; {_known_choices(group, str(value), known)}")
 
@@ -184,6 +255,31 @@ def _known_choices(group: str, value: str, known: Sequence[str]) -> str:
     if near:
         return f"did you mean {group}={near[0]}? {rest}"
     return f"choose one of {', '.join(known[: MOST_NAMED // 2])}, ...; {rest}"
+
+
+def _check_launcher(override: Override, folders: Sequence[Path]) -> None:
+    """UserError, before anything is composed, for a launcher that there is not or that is not installed."""
+    if override.key_or_group != "hydra/launcher":
+        return
+    name = str(override.value())
+    known = list(dict.fromkeys([*LAUNCHERS, *choices("hydra/launcher", folders)]))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+        raise UserError(f"hydra/launcher={name} is no choice; {hint}")
+    needed = LAUNCHERS.get(name)
+    if needed is not None and not _plugin_is_there(needed[0]):
+        raise UserError(
+            f"hydra/launcher={name} needs {needed[0].replace('_', '-')}, which is not installed; "
+            f"pip install 'smope[{needed[1]}]'"
+        )
+
+
+def _plugin_is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(f"hydra_plugins.{package}") is not None
+    except ModuleNotFoundError:  # no plugin at all
+        return False
 
 
 def _is_hydras(override: Override) -> bool:

@@ -49,16 +49,17 @@ PATHS = (
 )
 # Where a run is kept and how it is watched, fed or saved does not change what it computes.
 NOT_HASHED = ("run_dir", "resume", "tracker", "name")
-NOT_HASHED_IN_STREAM = ("cache_gb", "cache_dir")
+NOT_HASHED_IN_STREAM = ("cache_gb", "cache_dir", "download")
 NOT_HASHED_IN_TRAINER = (
-    "num_workers", "activation_checkpointing", "gradient_accumulation_steps", "checkpoint_minutes", "checkpoint_steps",
-    "record",
+    "device", "eval_batch_size", "num_workers", "activation_checkpointing", "gradient_accumulation_steps",
+    "checkpoint_minutes", "checkpoint_steps", "record",
 )  # fmt: skip
 # A resumed run may have these changed: where things are (hashes tell whether they are the same) and how it is run.
 MOVABLE = (
     *(f"{group}.{name}" for group, name, _ in PATHS),
     "stream.cache_gb",
-    *(f"trainer.{name}" for name in ("device", "eval_batch_size", *NOT_HASHED_IN_TRAINER)),
+    "stream.download",
+    *(f"trainer.{name}" for name in NOT_HASHED_IN_TRAINER),
 )
 # Runs that differ in these alone are repeats of one another. What may be a keyword instead of a path is not among
 # them, for keywords decide numbers. Which images they are, however found or split, is told by their content hash.
@@ -67,7 +68,7 @@ IMMATERIAL = {
     *(f"stream.{name}" for name in NOT_HASHED_IN_STREAM),
     *(f"trainer.{name}" for name in NOT_HASHED_IN_TRAINER),
     *MOVABLE,
-    "seed", "stream.download", "stream.split_seed", "trainer.deterministic",
+    "seed", "stream.split_seed", "trainer.deterministic",
 } - {f"{group}.{name}" for group, name, keywords in PATHS if keywords}  # fmt: skip
 
 
@@ -108,7 +109,10 @@ class Config:
 
     @property
     def config_hash(self) -> str:
-        """12 hex digits that name the computation: the same whatever the name, place, tracker or workers."""
+        """12 hex digits that name the computation: the same whatever the name, place, tracker, device or workers.
+
+        Files and folders count as they are named, for what is in them is not known yet.
+        """
         kept = {key: value for key, value in self.as_dict().items() if key not in NOT_HASHED}
         for group, names in (("stream", NOT_HASHED_IN_STREAM), ("trainer", NOT_HASHED_IN_TRAINER)):
             for name in names:

@@ -112,6 +112,18 @@ class RunDirectory:
             finally:
                 path.unlink(missing_ok=True)
 
+    def holder(self) -> str | None:
+        """Which process trains here at the moment; None where none does."""
+        path = self.path / ".lock"
+        try:
+            file = path.open("r+")
+        except OSError:
+            return None
+        with file:  # closing it lets go of the lock again
+            if _lock(file, path) or not path.exists():
+                return None
+            return file.read() or "another process"
+
     def remove_leftovers(self) -> None:
         """Delete what a process that was killed had not finished writing."""
         for path in self.path.rglob(".*.tmp"):

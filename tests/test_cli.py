@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,20 @@ def handed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Handed:
         return {"final_average_accuracy": 0.5}
 
     monkeypatch.chdir(tmp_path)
+
+    def run_apart(config: Config, run_dir: Path, *, log: Path, resume: bool, **_: Any) -> int:
+        try:
+            record = hand_over(config, run_dir, resume=resume)
+        except UserError as error:
+            log.parent.mkdir(parents=True)
+            log.write_text(f"Traceback\n\nsmope: error: {error}\n")
+            return 2
+        run_dir.mkdir(parents=True)
+        (run_dir / "run.json").write_text(json.dumps({"status": "finished", **record}))
+        return 0
+
     monkeypatch.setattr(train, "_hand_over", hand_over)
+    monkeypatch.setattr("smope.sweeps.task.run_apart", run_apart)
     return calls
 
 
@@ -122,6 +137,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["train", "-m", "router.topk=1,2"], r"unknown key router\.topk=1; did you mean router\.top_k\?"),
         (["train", "resume=nowhere"], r"resume=nowhere: no such directory"),
+        (
+            ["train", "-m", "hydra/launcher=jolib", "seed=1,2"],
+            r"hydra/launcher=jolib is no choice; did you mean joblib\?",
+        ),
+        (["train", "sweep=ablation_small"], r"sweep=ablation_small is many runs; add -m"),
+        (
+            ["train", "-m", "sweep=ablation_smal"],
+            r"sweep=ablation_smal is no choice; .*did you mean sweep=ablation_small\?",
+        ),
+        (
+            ["train", "-m", "sweep=ablation", "variant=full", "seed=0"],
+            r"stream\.root has no value yet; write stream\.root=<folder of images>",
+        ),
     ],
 )
 def test_a_mistake_exits_with_2(
@@ -133,6 +161,16 @@ def test_a_mistake_exits_with_2(
     assert re.search(message, line)
     assert not handed
     assert not os.listdir()
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra(
+    handed: Handed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("smope.compose._plugin_is_there", lambda _: False)
+    assert main(["train", "-m", "hydra/launcher=submitit_slurm", "seed=1,2"]) == 2
+    assert error_line(capsys).endswith(
+        "=submitit_slurm needs hydra-submitit-launcher, which is not installed; pip install 'smope[slurm]'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,16 +304,22 @@ def test_multirun_runs_every_combination(handed: Handed) -> None:
         (2, "SMoPE"),
         (2, "NearestClassMean"),
     ]
-    assert [run_dir for _, run_dir, _ in handed] == [Path("runs/sweep") / c.config_hash for c, _, _ in handed]
+    assert [run_dir for _, run_dir, _ in handed] == [
+        Path("runs/sweep") / f"seed{c.seed}-{method}-{c.config_hash}"
+        for (c, _, _), method in zip(handed, ["smope", "ncm"] * 2, strict=True)
+    ]
     assert os.listdir() == ["runs"]
 
 
 def test_a_failed_job_does_not_stop_the_others(handed: Handed, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "-m", "seed=12,13,14"]) == 1
     assert [config.seed for config, _, _ in handed] == [12, 13, 14]
-    text = capsys.readouterr().err
-    assert "smope: error: job seed=13: seed=13 brings bad luck; take another" in text
-    assert "Traceback" not in text
+    told = capsys.readouterr()
+    assert "smope: error: job seed=13: seed=13 brings bad luck; take another; log: runs/digits/logs/seed13-" in told.err
+    assert "Traceback" not in told.err
+    assert "sweep: 2 of 3 jobs finished" in told.out
+    assert "failed: seed=13: seed=13 brings bad luck; take another; log: " in told.out
+    assert "the table: smope collect runs/digits" in told.out
 
 
 def test_a_job_that_breaks_a_rule_fails_alone(handed: Handed, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,9 +348,37 @@ def test_ctrl_c_is_one_line_and_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "_hand_over", interrupted)
+    monkeypatch.setattr("smope.sweeps.task.run_apart", interrupted)
     assert main(["train"]) == 130
     assert error_line(capsys) == "smope: interrupted"
     assert main(["train", "-m", "seed=1,2"]) == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_sweep_lets_its_run_save_and_begins_no_other(
+    number: int, code: int, handed: Handed, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[Path] = []
+
+    def run_apart(config: Config, run_dir: Path, *, asked: Callable[[], bool], **_: Any) -> int:
+        begun.append(run_dir)
+        assert not asked()
+        signal.raise_signal(number)
+        assert asked()
+        return 143
+
+    monkeypatch.setattr("smope.sweeps.task.run_apart", run_apart)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script
+    try:
+        assert main(["train", "-m", "seed=1,2,3"]) == code
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = capfd.readouterr()
+    assert len(begun) == 1
+    assert "stopping: runs save a checkpoint first; a second signal stops at once" in told.err
+    assert told.out.rstrip().endswith("the same command goes on from here: smope train -m seed=1,2,3")
+    assert not list(Path("runs/digits").glob(".stop*"))
 
 
 def test_a_file_that_cannot_be_written_is_one_line(

@@ -155,7 +155,7 @@ MISTAKES = {
     "method.blocks=[1": r"cannot read 'method\.blocks=\[1' \(.*\); quote the value",
     "tracker.project=${nope}": r"Interpolation key 'nope' not found",
     "hydra.frobnicate=1": r"Could not override 'hydra\.frobnicate'",
-    "hydra/launcher=frobnicate": r"Could not find 'hydra/launcher/frobnicate' Available options",
+    "hydra/launcher=frobnicate": r"hydra/launcher=frobnicate is no choice; choose one of basic, joblib,",
 }
 
 
@@ -245,6 +245,9 @@ def test_hash_names_the_computation_only() -> None:
         "tracker=wandb",
         "trainer.num_workers=2",
         "trainer.gradient_accumulation_steps=4",
+        "trainer.device=cpu",
+        "trainer.eval_batch_size=7",
+        "trainer.record=nothing",
         "trainer.learning_rate=0.005",
     ]
     assert {config(text).config_hash for text in same} == {plain}

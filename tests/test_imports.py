@@ -53,6 +53,7 @@ ARROWS = {
         "smope.plain_types",
         "smope.metrics",
     ),
+    "smope.sweeps": ("smope.errors", "smope.runs", "smope.config", "smope.compose", "smope.cli", "smope.session"),
     "smope.training": (
         "smope.errors",
         "smope.launch",
@@ -79,7 +80,7 @@ ABOVE_BUILD = (
     "smope.planning",
 )
 NOT_HYDRA = ("smope.session", "smope.inventory", "smope.tuning", "smope.planning")
-HYDRA = tuple(module for module in ABOVE_BUILD if module not in NOT_HYDRA)
+HYDRA = (*(module for module in ABOVE_BUILD if module not in NOT_HYDRA), "smope.sweeps.task")
 # Who may know a library.
 KNOWN_BY = {
     "hydra": HYDRA,
@@ -115,6 +116,10 @@ QUICK = (
     "smope.tuning.space",
     "smope.commands.plan",
     "smope.planning.hardware",
+    "smope.collection_comparison",
+    "smope.collection_runs",
+    "smope.sweeps.driver",
+    "smope.sweeps.process",
 )
 HEAVY = {
     "torch",

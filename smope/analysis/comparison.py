@@ -105,6 +105,19 @@ def _interval(difference: numpy.ndarray) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): the chance of any false alarm among the tests stays below each p.
+
+    p(k) in ascending order becomes max over j <= k of (m - j + 1) p(j), at most 1.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, (len(p_values) - rank) * p_values[index])
+        corrected[index] = min(1.0, largest)
+    return corrected
+
+
 def compare_runs(first: Sequence[Run], second: Sequence[Run], score: str = "final_average_accuracy") -> Comparison:
     """Compare two groups of runs by a column of `scores`, paired by seed; UserError where no seed is in both.
 
@@ -141,6 +154,8 @@ def _by_seed(runs: Sequence[Run], score: str) -> dict[int, float]:
 def compare_all(runs: Sequence[Run], score: str = "final_average_accuracy") -> pandas.DataFrame:
     """Every two labels that share seeds: columns first (of the larger mean), second, and those of Comparison.
 
+    p_holm is p after Holm's correction for all rows of the frame.
+
     Labels of which one is under way and the other is further are not paired (see `compare_runs`).
     """
     frame: Any = scores(comparable(runs))
@@ -151,7 +166,8 @@ def compare_all(runs: Sequence[Run], score: str = "final_average_accuracy") -> p
         full = comparable(left), comparable(right)
         if _as_far(*full) and {run.seed for run in full[0]} & {run.seed for run in full[1]}:
             rows.append({"first": first, "second": second, **vars(compare_runs(left, right, score))})
-    return pandas.DataFrame(rows)
+    corrected = holm([row["p"] for row in rows])
+    return pandas.DataFrame([{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)])
 
 
 def compare_images(first: Run, second: Run) -> dict[str, float]:

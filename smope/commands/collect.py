@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from smope.collection import Run, find_runs, read_runs, tables
+from smope.collection import Run, Table, find_runs, read_runs, tables
+from smope.collection_comparison import Contrast, contrast
+from smope.collection_runs import SUFFIXES as RUN_SUFFIXES
+from smope.collection_runs import absent_lines, planned_but_absent, run_lines, write_run_lines
 from smope.collection_tables import FORMATS, SUFFIXES, remarks, render
 from smope.commands import Parser
 from smope.errors import UserError
@@ -14,29 +17,40 @@ from smope.runs import write_atomically
 
 EPILOG = """\
 A row is a method with its settings, averaged over seeds; rows of one method say in which settings they differ. Runs on
-other images, tasks or backbones get a table of their own, headed by what differs. Unfinished runs, seeds that a method
-lacks and numbers that an older run did not record are listed below the table.
+other images, tasks or backbones get a table of their own, headed by what differs. Below a table: intervals of the
+means, tests against the best row (or --against) paired by seed and corrected for their number, and what is missing:
+seeds that a method lacks, runs that are unfinished or failed, runs that a sweep planned, numbers that an older run did
+not record.
 
 examples:
   smope collect runs/digits
   smope collect 'runs/*/2026-01-*' --format markdown --out results.md
-  smope collect runs/digits --ddof 1 --format latex"""
+  smope collect runs/digits --ddof 1 --format latex
+  smope collect runs/digits --against finetune
+  smope collect runs/digits --runs runs.parquet           every run in a line of its own"""
 
 
 def run(argv: Sequence[str]) -> int:
     """Entry point of the command; returns the exit code."""
     args = _parser().parse_args(argv)
     form = _format(args.format, args.out)
+    _check_run_file(args.lines)
     paths = find_runs(args.runs)
     finished, left_out = read_runs(paths)
+    absent = planned_but_absent(paths, map(Path, args.runs))
+    left_out += absent_lines(absent)
+    if args.lines is not None:
+        lines = run_lines(paths, absent)
+        _told(args.lines, "--runs", lambda path: write_run_lines(path, lines))
+        print(f"{args.lines}: {len(lines)} runs, {len(finished)} of them finished", file=sys.stderr)
     if not finished:
         raise UserError(f"RUNS: none of {len(paths)} runs can be used: {'; '.join(left_out)}")
     found = tables(_common(finished) if args.common_seeds else finished, args.ddof)
-    text = render(found, left_out, form, args.ddof)
+    text = render(found, left_out, form, args.ddof, _contrasts(found, args.against), args.against is not None)
     if args.out is None:
         print(text)
     else:
-        _write(args.out, text + "\n")
+        _told(args.out, "--out", lambda path: write_atomically(path, (text + "\n").encode()))
         print(f"{args.out}: {len(finished)} runs, {sum(len(table.rows) for table in found)} rows")
     if form == "csv" or args.out is not None:
         for remark in remarks(found, left_out):
@@ -57,7 +71,28 @@ def _parser() -> Parser:
     parser.add_argument(
         "--common-seeds", action="store_true", help="use only the seeds that every row of a table has finished"
     )
+    parser.add_argument(
+        "--against", metavar="ROW", help="the row that the others are tested against (default: the best)"
+    )
+    parser.add_argument(
+        "--runs", dest="lines", type=Path, metavar="FILE", help="also write every run, finished or not (.csv, .parquet)"
+    )
     return parser
+
+
+def _contrasts(found: Sequence[Table], against: str | None) -> list[Contrast | None]:
+    """Each table's tests; nothing is imported for them where no row has two seeds."""
+    testable = any(len(row.runs) > 1 for table in found for row in table.rows)
+    if not testable and against is None:
+        return [None for _ in found]
+    return [contrast(table, against) for table in found]
+
+
+def _check_run_file(path: Path | None) -> None:
+    if path is not None and path.suffix not in RUN_SUFFIXES:
+        raise UserError(
+            f"--runs {path}: no format has the suffix {path.suffix!r}; use one of {', '.join(RUN_SUFFIXES)}"
+        )
 
 
 def _format(form: str | None, out: Path | None) -> str:
@@ -79,8 +114,9 @@ def _common(runs: Sequence[Run]) -> list[Run]:
     return kept
 
 
-def _write(path: Path, text: str) -> None:
+def _told(path: Path, option: str, write: Callable[[Path], object]) -> None:
+    """Write a file; UserError, naming the option, where that cannot be."""
     try:
-        write_atomically(path.expanduser(), text.encode())
+        write(path.expanduser())
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error.strerror}); name another file") from error
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror}); name another file") from error

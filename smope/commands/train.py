@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,24 +12,17 @@ from smope import launch
 from smope.commands import Parser
 from smope.compose import (
     Overrides,
-    combinations,
     compose,
     compose_values,
-    multirun,
-    plain_values,
     read_overrides,
 )
-from smope.config import MISSING, Config, absolute_paths, flatten, load_config, may_move, validate
+from smope.config import MISSING, Config, absolute_paths, flatten, load_config, may_move
 from smope.errors import UserError
 from smope.plain_types import shown
 from smope.rules import check_rule
 from smope.runs import RunDirectory
 
 RUNS = Path("runs")
-
-
-class JobFailed(Exception):
-    """A job of a multirun that failed; its own line is printed where and when it happened."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -47,7 +39,9 @@ def run(argv: Sequence[str]) -> int:
     if options.multirun and options.report:
         raise UserError("--report belongs to a single run; with -m, afterwards: smope report runs/<name>")
     if options.multirun:
-        return _train_many(overrides, options.dry_run)
+        return _train_many(overrides, ["smope", "train", *argv], options.dry_run)
+    if "sweep" in overrides.given:
+        raise UserError(f"sweep={_value(overrides, 'sweep')} is many runs; add -m")
     config, run_dir, resume = plan(overrides)
     _hand_over(config, run_dir, resume=resume, dry_run=options.dry_run)
     if options.report and not options.dry_run and launch.rank() == 0:
@@ -156,66 +150,18 @@ def _flat_values(overrides: Overrides) -> dict[str, Any]:
     return flatten(values)
 
 
-def _train_many(overrides: Overrides, dry_run: bool) -> int:
-    """Every combination is a run of its own; a job that fails does not stop the others."""
+def _train_many(overrides: Overrides, command: Sequence[str], dry_run: bool) -> int:
+    """Every combination is a run of its own, kept in a place that only its configuration decides about."""
+    from smope.sweeps.driver import run_sweep
+
     for key in ("run_dir", "resume"):
         if _value(overrides, key) is not None:
             raise UserError(
-                f"{key} belongs to a single run; with -m each goes to runs/<name>/<config hash>: leave it out"
+                f"{key} belongs to a single run; with -m each has its own folder in runs/<name>/, and the same command "
+                "goes on with all of them: leave it out"
             )
-    configs = _composable(overrides)
-    if dry_run:
-        for config in configs:
-            print(f"{job_dir(config)}:")
-            _hand_over(config, job_dir(config), dry_run=True)
-        return 0
-    try:
-        multirun(overrides, run_job)
-    except JobFailed:
-        print("smope: error: at least one job failed; the others were run", file=sys.stderr)
-        return 1
-    return 0
+    return run_sweep(overrides, command, _show if dry_run else None)
 
 
-def _composable(overrides: Overrides) -> list[Config]:
-    """The combinations that are valid; the first error where none is, before anything starts."""
-    configs: list[Config] = []
-    first_error: UserError | None = None
-    for single in combinations(overrides):
-        try:
-            configs.append(compose(single))
-        except UserError as error:
-            first_error = first_error or error
-    if not configs and first_error is not None:
-        raise first_error
-    return configs
-
-
-def job_dir(config: Config) -> Path:
-    """Where a job of a multirun is kept: the same computation always in the same place."""
-    return RUNS / config.name / config.config_hash
-
-
-def run_job(composed: Any) -> float | None:
-    """Train one job of a multirun, perhaps in another process; an error is printed, then JobFailed.
-
-    Returns the final average accuracy, for sweepers that look for the best.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    from smope.cli import one_line
-
-    task = HydraConfig.get().overrides.task
-    label = " ".join(text.lstrip("+") for text in task) or "defaults"
-    try:
-        config = validate(plain_values(composed), {text.lstrip("+").partition("=")[0] for text in task})
-        run_dir = job_dir(config)
-        RunDirectory.check_free(run_dir)
-        print(f"job {HydraConfig.get().job.num}: {label} -> {run_dir}", flush=True)
-        record = _hand_over(config, run_dir)
-    except (UserError, OSError, MemoryError) as error:
-        if os.environ.get("SMOPE_FULL_ERROR"):
-            raise
-        print(f"smope: error: job {label}: {one_line(error)}", file=sys.stderr)
-        raise JobFailed(label) from None
-    return record["final_average_accuracy"] if record else None
+def _show(config: Config, run_dir: Path) -> None:
+    _hand_over(config, run_dir, dry_run=True)

@@ -16,7 +16,8 @@ examples:
   smope train                                         SMoPE on handwritten digits, embedded backbone
   smope train experiment=smoke                        the same in seconds
   smope train router.top_k=3 trainer.epochs=10        change keys
-  smope train -m method=smope,ncm seed=0,1,2          six runs
+  smope train -m method=smope,ncm seed=0,1,2          six runs; the same command again goes on with what is missing
+  smope train -m sweep=ablation_small hydra/launcher=joblib   a sweep of conf/sweep/, two runs at once: see SWEEPS.md
   smope train stream=folder stream.root=~/photos stream.num_tasks=5 backbone=vit_small
                                                       images in train/<class>/ and test/<class>/
   smope train resume=runs/digits/2026-01-31_12-00-00  continue from its last checkpoint

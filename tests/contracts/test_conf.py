@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import yaml
 
-from smope.compose import ALL_GROUPS, choices, compose, conf_dir, read_overrides
+from smope.compose import (
+    ALL_GROUPS,
+    LAUNCHERS,
+    SETTINGS,
+    choices,
+    combinations,
+    compose,
+    conf_dir,
+    read_overrides,
+    with_sweep,
+)
 from smope.config import GROUPS, MISSING, STREAM_BUILDER, STREAM_COMPUTED, Config
 from smope.schema import COMPUTED, keys_of
 
@@ -23,7 +33,7 @@ ONE_FILE_EACH = ("stream", "method", "router")
 def read(group: str, name: str) -> dict[str, Any]:
     """A choice's file and what it includes of its own group, its own values first."""
     values = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
-    if group == "experiment":
+    if group in SETTINGS:
         return values
     included = [read(group, other) for other in values.pop("defaults", []) if other != "_self_"]
     return {key: value for file in [*included, values] for key, value in file.items()}
@@ -47,7 +57,15 @@ def composed(group: str, name: str, mandatory: dict[str, str]) -> Config:
     text = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
     files = [text] if group != "experiment" else [text, *_chosen(yaml.safe_load(text))]
     left_open = {key for key in mandatory if any(_leaves_open(item, key) for item in files)}
+    if group == "sweep":
+        return _first_cell(name, mandatory)
     return compose(read_overrides([f"{group}={name}", *(f"{key}={mandatory[key]}" for key in sorted(left_open))]))
+
+
+def _first_cell(name: str, mandatory: dict[str, str]) -> Config:
+    """The first of a sweep's runs; that its choices are there is checked for all of them on the way."""
+    texts = [f"sweep={name}", *([] if name.endswith("_small") else [f"stream.root={mandatory['stream.root']}"])]
+    return compose(next(combinations(with_sweep(read_overrides(texts, multirun=True)))))
 
 
 def _chosen(experiment: dict[str, Any]) -> list[str]:
@@ -111,3 +129,17 @@ def test_the_default_is_a_choice(group: str) -> None:
     defaults = yaml.safe_load((conf_dir() / "train.yaml").read_text(encoding="utf-8"))["defaults"]
     chosen = {key: value for item in defaults if isinstance(item, dict) for key, value in item.items()}
     assert chosen[group] in choices(group, [conf_dir()])
+
+
+@pytest.mark.parametrize("path", sorted((conf_dir() / "hydra" / "launcher").glob("*.yaml")), ids=lambda path: path.stem)
+def test_launchers_have_the_keys_of_their_plugin(path: Path) -> None:
+    """A launcher takes any key and fails with it later, on the cluster."""
+    needed = LAUNCHERS[path.stem]
+    assert needed is not None
+    plugin = pytest.importorskip(
+        f"hydra_plugins.{needed[0]}.config" if needed[1] != "ray" else "hydra_plugins.hydra_ray_launcher._config"
+    )
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (known,) = (item for item in vars(plugin).values() if getattr(item, "_target_", None) == values["_target_"])
+    assert set(values) <= set(known.__dataclass_fields__)
+    assert path.read_text(encoding="utf-8").startswith("# ")
