@@ -14,6 +14,8 @@ Exchanges are collective: what one process calls, all must call, in the same ord
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -48,6 +50,8 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all that are left: words come first
         launch.first_to_fail()
         if isinstance(error, RuntimeError) and GONE.search(str(error)):
             raise ConnectionError(

@@ -111,11 +111,11 @@ class History:
 def _fits(key: str, value: Any, example: Any) -> bool:
     """Whether a value from JSON can be that of a field which starts as `example`."""
     if key == "accuracy_matrix":
-        rows = list(enumerate(value, start=1)) if isinstance(value, list) else [(0, None)]
-        return all(_are_numbers(row, list) and len(row) == length for length, row in rows)
+        rows: list[Any] = value if isinstance(value, list) else [None]
+        return all(_are_numbers(row, list) and len(row) == length for length, row in enumerate(rows, start=1))
     if isinstance(example, list | dict):
-        known = value.keys() == example.keys() if isinstance(value, dict) and example else True
-        return known and _are_numbers(value, type(example))
+        names = set(example)  # none where any will do, as in a list
+        return _are_numbers(value, type(example)) and (not names or set(value) == names)
     return _is_number(value)
 
 
