@@ -37,8 +37,15 @@ def cls_features(
     recompute: keep only each block's input for the backward pass, and run the block again there.
     whole_last_block: compute rows that nobody reads as well, to count what it saves not to.
     """
+    return cls_and_tokens(vit, pixels, recompute=recompute, whole_last_block=whole_last_block)[0]
+
+
+def cls_and_tokens(
+    vit: VisionTransformer, pixels: Tensor, *, recompute: bool = False, whole_last_block: bool = False
+) -> tuple[Tensor, Tensor]:
+    """cls_features(), (B, C), and the tokens that enter the last block, (B, N, C)."""
     if type(vit).forward_features is not VisionTransformer.forward_features or not _made_of(vit, VIT | HEAD):
-        return vit.forward_features(pixels)[:, 0]
+        return _observed(vit, pixels)
     x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixels))))
     *blocks, last = vit.blocks
     for block in blocks:
@@ -48,7 +55,17 @@ def cls_features(
             if recompute and x.requires_grad
             else run_block(block, x)
         )
-    return vit.norm((run_block if whole_last_block else run_cls_row)(last, x))[:, 0]
+    return vit.norm((run_block if whole_last_block else run_cls_row)(last, x))[:, 0], x
+
+
+def _observed(vit: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """cls_and_tokens() of a ViT that is not taken apart."""
+    tokens: list[Tensor] = []
+    observer = vit.blocks[-1].register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
+    try:
+        return vit.forward_features(pixels)[:, 0], tokens[-1]
+    finally:
+        observer.remove()
 
 
 def run_block(block: Any, x: Tensor) -> Tensor:

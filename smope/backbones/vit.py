@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateImportUsage] (its public home)
 from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from smope.backbones.files import AUTHORS_FILES, hub_file, tags, weight_file
-from smope.backbones.forward import cls_features
+from smope.backbones.forward import cls_and_tokens, cls_features
 from smope.backbones.patches import check_image_size
 from smope.backbones.weights import EMBEDDED, Weights, metadata_numbers, read_weights
 from smope.errors import UserError
@@ -90,6 +91,16 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pixels = (images - self.mean) / self.std
         return cls_features(self.vit, pixels, recompute=self.recompute, whole_last_block=self.whole_last_block)
+
+    def readout(self, images: Tensor) -> Tensor:
+        """forward() and, from the same pass, the mean patch token before the last block, of zero mean and unit variance
+        over channels: (B, 2C)."""
+        pixels = (images - self.mean) / self.std
+        features, tokens = cls_and_tokens(
+            self.vit, pixels, recompute=self.recompute, whole_last_block=self.whole_last_block
+        )
+        mean = tokens[:, self.vit.num_prefix_tokens :].mean(1)
+        return torch.cat([features, F.layer_norm(mean, mean.shape[-1:])], -1)
 
 
 def load_backbone(

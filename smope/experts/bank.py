@@ -15,7 +15,7 @@ from smope.routers.base import ExpertState
 class ExpertBank(nn.Module):
     """E experts for each head: one key row and one value row each, living in head space (after qkv).
 
-    Parameters  keys, values: (H, E, D), initialised uniform(0, 1).
+    Parameters  keys, values: (H, E, D), initialised uniform(0, 1), or values as zeros with `zero_values`.
     Buffers     counts (H, E) int64, frequent (H, E) bool: see ExpertState;
                 old_keys, old_values (H, E, D): the experts as the previous task left them.
     """
@@ -25,11 +25,11 @@ class ExpertBank(nn.Module):
     old_keys: Tensor
     old_values: Tensor
 
-    def __init__(self, num_heads: int, num_experts: int, head_dim: int) -> None:
+    def __init__(self, num_heads: int, num_experts: int, head_dim: int, zero_values: bool = False) -> None:
         super().__init__()
         shape = (num_heads, num_experts, head_dim)
         self.keys = nn.Parameter(torch.rand(shape))
-        self.values = nn.Parameter(torch.rand(shape))
+        self.values = nn.Parameter(torch.zeros(shape) if zero_values else torch.rand(shape))
         self.register_buffer("counts", torch.zeros(shape[:2], dtype=torch.int64))
         self.register_buffer("frequent", torch.zeros(shape[:2], dtype=torch.bool))
         self.register_buffer("old_keys", torch.zeros(shape))
@@ -78,8 +78,10 @@ class InputSpaceBank(ExpertBank):
     which sees it through its own slice of the projection. (The authors' program keeps experts in head space.)
     """
 
-    def __init__(self, num_heads: int, num_experts: int, head_dim: int, qkv: nn.Linear) -> None:
-        super().__init__(num_heads, num_experts, head_dim)
+    def __init__(
+        self, num_heads: int, num_experts: int, head_dim: int, qkv: nn.Linear, zero_values: bool = False
+    ) -> None:
+        super().__init__(num_heads, num_experts, head_dim, zero_values)
         # Held in a tuple so that the frozen projection is not registered (and saved) a second time.
         self._qkv = (qkv,)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.methods.base import Batches, Card, TaskSpan
-from smope.methods.one_pass import ClassMoments, OnePass
+from smope.methods.one_pass import ClassMoments, OnePass, features_of
 
 
 class FeCAM(OnePass):
@@ -60,7 +60,7 @@ class FeCAM(OnePass):
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         moments = self.moments
         # All of a task's images at once: float32 sums, taken batch by batch, would depend on their order.
-        pairs = [(self._normalised(x), labels) for x, labels in self.features_of(batches, moments.means.device)]
+        pairs = [(self._normalised(x), labels) for x, labels in features_of(self, batches, moments.means.device)]
         moments.add(torch.cat([x for x, _ in pairs]), torch.cat([labels for _, labels in pairs]))
         self.classifier.weight.copy_(moments.means)  # what a class is known by; the distance needs more
         self.classifier.bias.zero_()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.methods.base import Batches, Card, TaskSpan
-from smope.methods.one_pass import OnePass
+from smope.methods.one_pass import OnePass, features_of
 
 
 class NearestClassMean(OnePass):
@@ -43,7 +43,7 @@ class NearestClassMean(OnePass):
         # Summed in float64 on the CPU: not every accelerator has it.
         sums = self.means.cpu().double() * self.counts.cpu().unsqueeze(1)
         counts = self.counts.cpu().clone()
-        for features, labels in self.features_of(batches, sums.device):
+        for features, labels in features_of(self, batches, sums.device):
             sums.index_add_(0, labels, features)
             counts += torch.bincount(labels, minlength=len(counts))
         self.means.copy_(sums / counts.clamp(min=1).unsqueeze(1))

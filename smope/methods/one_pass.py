@@ -17,7 +17,7 @@ from smope.methods.base import Batches, Method, Phase, TaskSpan
 
 
 class OnePass(Method):
-    """Trains nothing; a subclass learns in end_task, where `features_of` gives it each training image once."""
+    """Trains nothing; a subclass learns in end_task, where features_of() gives it each training image once."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes, align=False)
@@ -29,13 +29,14 @@ class OnePass(Method):
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return []
 
-    def features_of(self, batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (n, C) and labels (n,) of the task's images through the evaluation transform, in float64 on
-        `device`; memory for one batch at a time. Of several processes each is given all of them, so that all learn
-        the same."""
-        for images, labels in batches("plain"):
-            features, labels = parallel.gathered(self.features(images)), parallel.gathered(labels)
-            yield features.to(device).double(), labels.to(device)
+
+def features_of(method: Method, batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features (n, C) and labels (n,) of a task's training images, each once, through the evaluation transform, in
+    float64 on `device`; memory for one batch at a time. Of several processes each is given all of them, so that all
+    learn the same."""
+    for images, labels in batches("plain"):
+        features, labels = parallel.gathered(method.features(images)), parallel.gathered(labels)
+        yield features.to(device).double(), labels.to(device)
 
 
 class FixedPrecision(nn.Module):

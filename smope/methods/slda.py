@@ -6,7 +6,7 @@ import torch
 
 from smope.backbones.vit import Backbone
 from smope.methods.base import Batches, Card, TaskSpan
-from smope.methods.one_pass import ClassMoments, OnePass
+from smope.methods.one_pass import ClassMoments, OnePass, features_of
 
 
 class StreamingLDA(OnePass):
@@ -29,7 +29,7 @@ class StreamingLDA(OnePass):
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         moments = self.moments
-        for features, labels in self.features_of(batches, moments.means.device):
+        for features, labels in features_of(self, batches, moments.means.device):
             moments.add(features, labels)
         identity = torch.eye(moments.means.shape[1]).to(moments.means)
         covariance = (1 - self.shrinkage) * moments.covariance(0) + self.shrinkage * identity

@@ -44,6 +44,8 @@ class SMoPE(Method):
                            mean over all experts.
     usage_count:           "running": selection during the counting pass follows the counts so far, so that they depend
                            on the order of batches (the program); "order_free": selection by score alone.
+    expert_init:           "uniform": keys and values uniform(0, 1) (the program), which shifts the backbone's features
+                           before anything is learned; "zero_values": keys so, values 0.
     expert_rate_factor:    the experts' learning rate over the classifier's.
     align, centroids:      retrain the classifier on class statistics after each task; Gaussians a class for that.
     """
@@ -69,6 +71,7 @@ class SMoPE(Method):
         prototype_loss: Literal["code", "paper"] = "code",
         frequent_rule: Literal["code", "paper"] = "code",
         usage_count: Literal["running", "order_free"] = "running",
+        expert_init: Literal["uniform", "zero_values"] = "uniform",
         expert_rate_factor: float = 5.0,
         align: bool = True,
         centroids: int = 1,
@@ -89,11 +92,13 @@ class SMoPE(Method):
         self.top_k = router.top_k
         self._prototypes: Prototypes | None = None  # follows from the banks' buffers
 
+        zero_values = expert_init == "zero_values"
+
         def make_bank(attention: Attention) -> ExpertBank:
             heads, head_dim = attention.num_heads, attention.head_dim
             if expert_space == "input":
-                return InputSpaceBank(heads, num_experts, head_dim, attention.qkv)
-            return ExpertBank(heads, num_experts, head_dim)
+                return InputSpaceBank(heads, num_experts, head_dim, attention.qkv, zero_values)
+            return ExpertBank(heads, num_experts, head_dim, zero_values)
 
         self._wrappers = tuple(attach(backbone.vit, range(6) if blocks is None else blocks, router, make_bank))
         # Registered after the backbone: Module.train() goes in this order, and the backbone sets all of itself to eval.
@@ -141,11 +146,15 @@ class SMoPE(Method):
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
         with recorded(self._wrappers) as routings:
-            logits = self(images)
+            logits = self._training_logits(images)
         return {
             "cross_entropy": task_cross_entropy(logits, labels, task.classes),
             **self._auxiliary_losses(routings, task),
         }
+
+    def _training_logits(self, images: Tensor) -> Tensor:
+        """The logits (B, num_classes) that the cross-entropy is of."""
+        return self(images)
 
     def _auxiliary_losses(self, routings: list[Routing], task: TaskSpan) -> dict[str, Tensor]:
         """The weighted router and prototype losses, where they apply."""

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from smope.errors import UserError
-from smope.methods.ridge import Ridge, _held_out
+from smope.methods.ridge import Ridge
+from smope.methods.ridge_head import _held_out
 from tests.tiny import tiny_backbone
 
 
@@ -24,8 +25,8 @@ def test_weights_are_those_of_one_fit_to_all_images(stream, learn, all_features,
     method = make(width=width)
     learn(method, stream)
     features, labels = all_features(method, stream)
-    hidden = features if width is None else (features @ method.projection.double()).relu()
-    penalty = float(method.sums.penalty)
+    hidden = features if width is None else (features @ method.classifier.projection.double()).relu()
+    penalty = float(method.classifier.sums.penalty)
     system = hidden.T @ hidden + penalty * torch.eye(hidden.shape[1])
     expected = torch.linalg.solve(system, hidden.T @ F.one_hot(labels, 4).double())
     torch.testing.assert_close(method.classifier.weight.double(), expected.T, rtol=1e-4, atol=1e-5)
@@ -37,7 +38,7 @@ def test_the_penalty_is_the_best_on_a_fifth_of_the_last_task(stream, learn, all_
     method = make(exponents=[-3, 6])
     learn(method, stream)
     features, labels = all_features(method, stream)
-    hidden, targets = (features @ method.projection.double()).relu(), F.one_hot(labels, 4).double()
+    hidden, targets = (features @ method.classifier.projection.double()).relu(), F.one_hot(labels, 4).double()
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     first = len(labels) - len(stream.tasks[-1].train)
     for label in stream.tasks[-1].classes:
@@ -49,8 +50,8 @@ def test_the_penalty_is_the_best_on_a_fifth_of_the_last_task(stream, learn, all_
         system = fitted.T @ fitted + 10.0**power * torch.eye(50)
         weights = torch.linalg.solve(system, fitted.T @ targets[~held_out])
         errors[10.0**power] = float((hidden[held_out] @ weights - targets[held_out]).square().mean())
-    assert float(method.sums.penalty) == pytest.approx(min(errors, key=errors.__getitem__))
-    assert 1e-3 < method.sums.penalty < 1e6, "the grid's ends would say little"
+    assert float(method.classifier.sums.penalty) == pytest.approx(min(errors, key=errors.__getitem__))
+    assert 1e-3 < method.classifier.sums.penalty < 1e6, "the grid's ends would say little"
 
 
 def test_images_held_out():
@@ -64,32 +65,32 @@ def test_without_two_images_of_a_class_the_penalty_stays(learn):
 
     method = make()
     trainer = learn(method, tiny_stream())
-    before = float(method.sums.penalty)
+    before = float(method.classifier.sums.penalty)
     method.end_task(trainer.spans[0], lambda _: iter([(torch.rand(4, 3, 32, 32), torch.arange(4))]))
-    assert float(method.sums.penalty) == before
+    assert float(method.classifier.sums.penalty) == before
     assert tiny_source().train.targets.count(0) == 12
 
 
 def test_the_projection_comes_from_the_seed_and_is_saved():
-    assert torch.equal(make(3).projection, make(3).projection)
-    assert not torch.equal(make(3).projection, make(4).projection)
-    assert "projection" in make().trained_state()
-    assert make(width=None).projection is None
+    assert torch.equal(make(3).classifier.projection, make(3).classifier.projection)
+    assert not torch.equal(make(3).classifier.projection, make(4).classifier.projection)
+    assert "classifier.projection" in make().trained_state()
+    assert make(width=None).classifier.projection is None
 
 
 def test_sums_stay_float64_and_follow_to_a_device():
     method = make().to("cpu", torch.float32)
-    assert method.sums.gram.dtype == method.double().sums.gram.dtype == torch.float64
-    assert method.float().sums.gram.dtype == torch.float64
-    assert method.to("meta").sums.gram.device.type == "meta"
+    assert method.classifier.sums.gram.dtype == method.double().classifier.sums.gram.dtype == torch.float64
+    assert method.float().classifier.sums.gram.dtype == torch.float64
+    assert method.to("meta").classifier.sums.gram.device.type == "meta"
 
 
 def test_a_system_that_rounding_made_singular_is_not_solved():
     method = make(width=None)
     rows = torch.ones(3, 32, dtype=torch.float64)
-    method.sums.add(1e6 * rows, F.one_hot(torch.arange(3), 4).double())
-    assert method.sums.solve(1e-8) is None
-    solved = method.sums.solve(1.0)
+    method.classifier.sums.add(1e6 * rows, F.one_hot(torch.arange(3), 4).double())
+    assert method.classifier.sums.solve(1e-8) is None
+    solved = method.classifier.sums.solve(1.0)
     assert solved is not None and math.isfinite(float(solved.sum()))
 
 
@@ -97,10 +98,10 @@ def test_a_penalty_too_small_to_solve_with_is_raised_until_it_is_not(stream, lea
     """Fewer images than random features: the sums are singular, and 1e-12 is nothing beside what they hold."""
     method = make(width=400, exponents=[-14, -12])
     learn(method, stream)
-    power = math.log10(float(method.sums.penalty))
+    power = math.log10(float(method.classifier.sums.penalty))
     assert power > -12 + 1e-6 and power == pytest.approx(round(power))
-    assert method.sums.solve(10.0 ** (power - 1)) is None, "no further than needed"
-    expected = method.sums.solve(10.0**power)
+    assert method.classifier.sums.solve(10.0 ** (power - 1)) is None, "no further than needed"
+    expected = method.classifier.sums.solve(10.0**power)
     assert expected is not None
     torch.testing.assert_close(method.classifier.weight.double(), expected.T, rtol=1e-3, atol=1e-5)
     features, labels = all_features(method, stream)
@@ -113,5 +114,5 @@ def test_features_that_are_not_finite_end_in_one_line(learn):
     method = make()
     trainer = learn(method, tiny_stream())
     images = torch.full((4, 3, 32, 32), math.nan)
-    with pytest.raises(UserError, match=r"method: Ridge got features that are not finite numbers .* another backbone"):
+    with pytest.raises(UserError, match=r"method: the ridge classifier got .* not finite numbers .* another backbone"):
         method.end_task(trainer.spans[0], lambda _: iter([(images, torch.arange(4))]))

@@ -1,0 +1,99 @@
+"""SMoPE+: experts that learn from the first task, and a classifier in closed form for all of them.
+
+What small budgets need that SMoPE lacks: a classifier that sets the classes of all tasks against each other, features
+that stay what they were when the classifier learned from them, and a start from the backbone's own features.
+
+    first task     the experts and a linear classifier learn as in SMoPE, from values of 0
+    every task     one pass over its training images; the ridge classifier takes them in (ridge_head.py)
+    prediction     the ridge classifier on the CLS feature and the mean patch token before the last block
+
+Adapting a backbone to the first task alone is RanPAC's and ADAM's first session (McDonnell et al. 2023,
+arXiv 2307.02251; Zhou et al. 2023, arXiv 2303.07338). Nothing that the classifier remembers goes stale, so that all the
+forgetting there is comes from more classes competing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from smope.backbones.vit import Backbone
+from smope.methods.base import Batches, Card, Phase, TaskSpan
+from smope.methods.one_pass import features_of
+from smope.methods.ridge_head import RidgeHead
+from smope.methods.smope import SMoPE
+from smope.routers.base import Router
+
+
+class SMoPEPlus(SMoPE):
+    """SMoPE's experts and router, trained on the first task; see the head of this file.
+
+    readout:   "cls": the classifier sees the CLS feature; "cls_and_tokens": also the mean patch token before the last
+               block, which costs nothing.
+    width, exponents: of the ridge classifier, see ridge_head.RidgeHead.
+    The other arguments are SMoPE's. `classifier` is the linear one that the experts learn with; it predicts nothing.
+    Memory: RidgeHead's, and the features of a task's images while it is learned.
+    """
+
+    card = Card(
+        "smope; experts of Le et al. 2026 (arXiv 2509.24483), classifier of McDonnell et al. 2023 (arXiv 2307.02251)",
+        "experts learn in the first task alone; later tasks cost one forward pass an image",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        router: Router,
+        *,
+        num_experts: int = 25,
+        blocks: list[int] | None = None,
+        router_loss_weight: float = 1e-5,
+        expert_init: Literal["uniform", "zero_values"] = "zero_values",
+        expert_rate_factor: float = 5.0,
+        readout: Literal["cls", "cls_and_tokens"] = "cls_and_tokens",
+        width: int | None = 5000,
+        exponents: Sequence[int] = (-2, 8),
+    ) -> None:
+        super().__init__(
+            backbone,
+            num_classes,
+            router,
+            num_experts=num_experts,
+            blocks=blocks,
+            router_loss_weight=router_loss_weight,
+            prototype_loss_weight=0.0,
+            expert_init=expert_init,
+            expert_rate_factor=expert_rate_factor,
+            align=False,
+        )
+        self.readout = readout
+        features = backbone.embed_dim * (2 if readout == "cls_and_tokens" else 1)
+        self.ridge = RidgeHead(features, num_classes, width, exponents)
+
+    def features(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S) in [0, 1] -> features (B, C), or (B, 2C) with the mean patch token."""
+        return self.backbone(images) if self.readout == "cls" else self.backbone.readout(images)
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.ridge(features)
+
+    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
+        return super().phases(task, epochs, dense_epochs) if task.index == 0 else []
+
+    def begin_task(self, task: TaskSpan) -> None:
+        """Experts stay as the first task left them: none is flagged, and there are no prototypes."""
+
+    def _training_logits(self, images: Tensor) -> Tensor:
+        return self.classifier(self.backbone(images))
+
+    @torch.no_grad()
+    def end_task(self, task: TaskSpan, batches: Batches) -> None:
+        """Count which experts the first task uses, which fixes the features; then learn the task's classes."""
+        if task.index == 0:
+            super().end_task(task, batches)
+        pairs = list(features_of(self, batches, self.ridge.sums.gram.device))
+        self.ridge.fit(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]))
