@@ -125,7 +125,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["frobnicate"],
             r"unknown command 'frobnicate'; choose one of train, eval, audit, report, reproduce, collect, methods, "
-            r"verify, data, doctor",
+            r"tune, plan, verify, data, doctor",
         ),
         (["seed=1"], r"overrides follow a command: `smope train seed=1`"),
         (["train", "--dryrun"], r"unrecognized arguments: --dryrun; did you mean --dry-run\?"),
