@@ -168,6 +168,7 @@ def test_submitit_with_a_run_that_is_killed_and_one_that_is_preempted(undisturbe
     equal_as_far_as_there(tmp_path, undisturbed, 2)
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_job_that_cannot_begin(undisturbed: Path, tmp_path: Path) -> None:
     """The first job fails before it has a run directory, the second is stopped; the same command knows of both."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
