@@ -31,7 +31,7 @@ def plan_jobs(overrides: Overrides) -> tuple[list[Job], list[str]]:
     errors: list[tuple[str, UserError]] = []
     varying = {item.key_or_group for item in overrides.parsed if item.is_sweep_override()}
     for single in combinations(overrides):
-        shown = [text.lstrip("+") for text in single.texts if not _is_for_hydra(text)]
+        shown = [_as_typed(text) for text in single.texts if not _is_for_hydra(text)]
         swept = [text for text in shown if text.partition("=")[0] in varying and not _is_one_value(text, overrides)]
         try:
             config = compose(single)
@@ -43,6 +43,12 @@ def plan_jobs(overrides: Overrides) -> tuple[list[Job], list[str]]:
     if not jobs and errors:
         raise errors[0][1]
     return list(jobs.values()), [f"job {label}: {error}" for label, error in errors]
+
+
+def _as_typed(text: str) -> str:
+    """An override without what it was given for Hydra: plus signs, and the quotes of a path."""
+    key, _, value = text.lstrip("+").partition("=")
+    return f"{key}={value[1:-1]}" if len(value) > 1 and value[0] == value[-1] == "'" else f"{key}={value}"
 
 
 def _is_for_hydra(text: str) -> bool:
