@@ -69,7 +69,7 @@ def _context() -> Any:
         # joblib's workers have a method of their own, which the server's processes would look for in vain
         multiprocessing.set_start_method("forkserver", force=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["smope.session"])
+    context.set_forkserver_preload(["smope.sweeps.server"])
     return context
 
 
