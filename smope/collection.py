@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from smope.config import flatten, immaterial, with_defaults
+from smope.config import chosen_name, flatten, immaterial, with_defaults
 from smope.errors import UserError
 from smope.plain_types import shown
-from smope.runs import RunDirectory
+from smope.runs import RunDirectory, tasks_done
 from smope.schema import takes
 from smope.sweeps.jobs import LOGS
 
@@ -47,8 +47,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        target = self.settings["method._target_"]
-        return self.record.get("method") or target.rpartition(".")[0].rpartition(".")[2]
+        return self.record.get("method") or chosen_name(self.settings["method._target_"])
 
     @cached_property
     def place(self) -> dict[str, Any]:
@@ -227,10 +226,9 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def _state(record: Mapping[str, Any]) -> str:
     if not record:
         return "has no run.json yet"
-    matrix = record.get("accuracy_matrix", [])
-    done = sum(any(value is not None for value in row) for row in matrix)
     status = {"running": "running, or killed,"}.get(record.get("status", ""), record.get("status", "unfinished"))
-    return f"{status} after {done} of {len(matrix)} tasks"
+    tasks = len(record.get("accuracy_matrix", []))
+    return f"{status} after {tasks_done(record)} of {tasks} tasks"
 
 
 def tables(runs: Sequence[Run], ddof: int = 0) -> list[Table]:

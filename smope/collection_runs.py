@@ -12,7 +12,7 @@ from typing import Any
 from smope.collection import COLUMNS, Run
 from smope.errors import UserError
 from smope.report.grids import csv_grid
-from smope.runs import RunDirectory, write_atomically
+from smope.runs import RunDirectory, tasks_done, write_atomically
 from smope.sweeps.jobs import last_line
 from smope.sweeps.plan import read_manifests
 
@@ -108,7 +108,7 @@ def _line(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "evaluated_on": record.get("evaluated_on"),
         "backbone": backbone.get("name"),
         "tasks": len(matrix) or None,
-        "tasks_done": sum(any(value is not None for value in row) for row in matrix),
+        "tasks_done": tasks_done(record),
         **{score: record.get(score) if done else None for score in SCORES},
         **{COSTS[column.title]: column.read(record) for column in COLUMNS if column.title in COSTS},
         "device": record.get("device"),

@@ -213,6 +213,11 @@ def _completed(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: key.default for name, key in known.items() if key.has_default}, **values}
 
 
+def chosen_name(target: str) -> str:
+    """The name by which a `_target_` is chosen, its file's: coda for smope.methods.coda.CODAPrompt."""
+    return target.rpartition(".")[0].rpartition(".")[2]
+
+
 def closest_key(name: str, known: Sequence[str]) -> str | None:
     """The key a mistyped one most likely means: nearest spelling, or the same last part in another group."""
     group, _, last = name.rpartition(".")

@@ -42,6 +42,11 @@ METRICS: tuple[str, ...] = (
 )  # fmt: skip
 
 
+def tasks_done(record: Mapping[str, Any]) -> int:
+    """How many tasks a run.json has results of: rows of its matrix that are not empty."""
+    return sum(any(value is not None for value in row) for row in record.get("accuracy_matrix") or [])
+
+
 class RunDirectory:
     """Paths and writers of one run directory."""
 

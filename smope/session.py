@@ -14,7 +14,7 @@ import torch
 
 from smope import launch, parallel
 from smope.build import Experiment, build
-from smope.config import Config
+from smope.config import Config, chosen_name
 from smope.errors import UserError
 from smope.methods.frozen import frozen_sha256
 from smope.metrics.cost import count_flops, count_parameters, stored_bytes
@@ -254,7 +254,7 @@ def _facts(experiment: Experiment, trainer: Trainer) -> dict[str, Any]:
         "config": config.as_dict(),
         "config_hash": config.config_hash,
         "seed": config.seed,
-        "method": config.method["_target_"].rpartition(".")[0].rpartition(".")[2],
+        "method": chosen_name(config.method["_target_"]),
         "stream": {
             "name": stream.name,
             "content_hash": stream.content_hash,

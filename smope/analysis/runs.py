@@ -13,7 +13,7 @@ from typing import Any
 import pandas
 
 from smope.analysis.evidence import Evidence
-from smope.config import flatten, immaterial, with_defaults
+from smope.config import chosen_name, flatten, immaterial, with_defaults
 from smope.errors import UserError
 from smope.metrics import accuracy_matrix as metrics
 from smope.plain_types import shown
@@ -185,7 +185,7 @@ def _chosen(key: str, value: Any) -> tuple[str, Any]:
     """A group's choice by the name of its file, as it is chosen: method=smope, not method._target_=..."""
     if not key.endswith("._target_"):
         return key, value
-    return key.removesuffix("._target_"), str(value).rpartition(".")[0].rpartition(".")[2]
+    return key.removesuffix("._target_"), chosen_name(str(value))
 
 
 def accuracies(runs: Sequence[Run]) -> pandas.DataFrame:

@@ -13,7 +13,7 @@ from smope.config import Config, flatten, may_move
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.resuming import process
-from smope.runs import RunDirectory, versions
+from smope.runs import RunDirectory, tasks_done, versions
 from smope.session import prepare
 from smope.streams.base import TaskImages
 from smope.streams.transforms import collate, resample
@@ -110,7 +110,7 @@ def open_subject(
 
 def _disagreements(record: dict[str, Any], config: Config, checkpoint: Checkpoint) -> Iterator[str]:
     """What run.json, config.yaml and the checkpoint say differently."""
-    told = sum(any(value is not None for value in row) for row in record["accuracy_matrix"])
+    told = tasks_done(record)
     if told != checkpoint.tasks_done:
         yield f"run.json has results of {told} tasks, the last checkpoint that can be read of {checkpoint.tasks_done}"
     saved = flatten(config.as_dict())

@@ -15,7 +15,7 @@ from typing import Any
 
 from smope.config import Config
 from smope.errors import UserError
-from smope.runs import RunDirectory
+from smope.runs import RunDirectory, tasks_done
 
 RUNS = Path("runs")
 LOGS = "logs"
@@ -100,8 +100,7 @@ def look(job: Job) -> tuple[State, str]:
 
 def _how_far(record: dict[str, Any]) -> str:
     rows = record.get("accuracy_matrix", [])
-    done = sum(any(value is not None for value in row) for row in rows)
-    return f"after {done} of {len(rows)} tasks" if rows else "before its first task"
+    return f"after {tasks_done(record)} of {len(rows)} tasks" if rows else "before its first task"
 
 
 def clear_stub(path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smope.compose import Overrides, combinations, compose
+from smope.config import chosen_name
 from smope.errors import UserError
 from smope.runs import write_atomically
 from smope.sweeps.jobs import Job, make_job
@@ -78,10 +79,9 @@ def write_manifests(jobs: Sequence[Job], command: Sequence[str]) -> None:
 
 
 def _entry(job: Job) -> dict[str, Any]:
-    method = job.config.method["_target_"].rpartition(".")[0].rpartition(".")[2]
     return {
         "label": job.label,
-        "method": method,
+        "method": chosen_name(job.config.method["_target_"]),
         "seed": job.config.seed,
         "config_hash": job.config.config_hash,
         "run": job.path.name,

@@ -1,4 +1,4 @@
-"""What the server that forks a sweep's runs imports before it forks any, Avalanche included, which a run imports late."""
+"""What the server that forks a sweep's runs imports before the first: all that a run does, Avalanche included."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from smope.config import Config, flatten, may_move, replaced
+from smope.config import Config, chosen_name, flatten, may_move, replaced
 from smope.errors import UserError
 from smope.metrics.accuracy_matrix import Matrix, average_accuracy, cumulative_average_accuracy
 from smope.session import EndEarly, Part, prepare, train
@@ -80,7 +80,7 @@ def _look(asked: Search) -> tuple[Search, Judged]:
         raise UserError(f"tune.{error}" if str(error).startswith("first_tasks") else str(error)) from error
     stream = experiment.stream
     if not any(trainer.steps(span) for span in trainer.spans):
-        method = asked.config.method["_target_"].rpartition(".")[0].rpartition(".")[2]
+        method = chosen_name(asked.config.method["_target_"])
         asked = replace(asked, space=without_steps(asked.space, asked.changes, method))
     judged = Judged(
         ranked_on=stream.evaluated_on,
