@@ -1,6 +1,8 @@
-"""The one error class for everything a user can cause and put right."""
+"""The one error class for everything a user can cause and put right, and what a signal is."""
 
 from __future__ import annotations
+
+import signal
 
 
 class UserError(ValueError):
@@ -9,3 +11,11 @@ class UserError(ValueError):
     The message names the key, the value, the rule and the way out in one line; the command line prints it
     without a traceback and exits with code 2. A failed assertion, by contrast, is a fault of this program.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked to stop. exit_code is what a shell makes of it: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number

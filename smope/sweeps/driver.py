@@ -15,7 +15,7 @@ from types import FrameType
 from smope.cli import one_line
 from smope.compose import Overrides, chosen_launcher, combinations, launch, multirun, sweeper_decides, with_sweep
 from smope.config import Config
-from smope.errors import UserError
+from smope.errors import Interrupted, UserError
 from smope.sweeps.jobs import RUNS, Job, State, look
 from smope.sweeps.plan import plan_jobs, write_manifests
 from smope.sweeps.task import JobFailed, Task, key
@@ -90,9 +90,7 @@ def _launch(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str]) -
         stop.unlink(missing_ok=True)
     if interrupted is not None:
         _tell_how_to_go_on(name, command)
-        stopped = KeyboardInterrupt()
-        stopped.exit_code = 128 + interrupted  # type: ignore[attr-defined]
-        raise stopped
+        raise Interrupted(interrupted)
     return trouble
 
 

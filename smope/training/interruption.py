@@ -15,17 +15,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from smope import parallel
+from smope.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"\nstopping after this step; a second signal stops at once\n"
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop. exit_code is what a shell makes of it: 130 for SIGINT, 143 for SIGTERM."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
 class Interruption:
