@@ -89,18 +89,21 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = (images - self.mean) / self.std
-        return cls_features(self.vit, pixels, recompute=self.recompute, whole_last_block=self.whole_last_block)
+        return cls_features(self.vit, self._pixels(images), **self._how)
 
     def readout(self, images: Tensor) -> Tensor:
         """forward() and, from the same pass, the mean patch token before the last block, of zero mean and unit variance
         over channels: (B, 2C)."""
-        pixels = (images - self.mean) / self.std
-        features, tokens = cls_and_tokens(
-            self.vit, pixels, recompute=self.recompute, whole_last_block=self.whole_last_block
-        )
+        features, tokens = cls_and_tokens(self.vit, self._pixels(images), **self._how)
         mean = tokens[:, self.vit.num_prefix_tokens :].mean(1)
         return torch.cat([features, F.layer_norm(mean, mean.shape[-1:])], -1)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    @property
+    def _how(self) -> dict[str, bool]:
+        return {"recompute": self.recompute, "whole_last_block": self.whole_last_block}
 
 
 def load_backbone(

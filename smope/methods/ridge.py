@@ -36,5 +36,4 @@ class Ridge(OnePass):
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        pairs = list(features_of(self, batches, self.classifier.sums.gram.device))
-        self.classifier.fit(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]))
+        self.classifier.fit(features_of(self, batches, self.classifier.sums.gram.device))

@@ -5,7 +5,7 @@ Letters: K classes, C features, M random features (C where there is no projectio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -87,9 +87,11 @@ class RidgeHead(nn.Module):
         return (features @ self.projection.to(features)).relu()
 
     @torch.no_grad()
-    def fit(self, features: Tensor, labels: Tensor) -> None:
-        """Take in features (n, C) in float64 with labels (n,), and solve for the weights anew. UserError where a
-        feature is not a finite number."""
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take in features (n, C) in float64 with labels (n,), all batches together, and solve for the weights anew.
+        UserError where a feature is not a finite number."""
+        pairs = list(batches)
+        features, labels = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
         held_out = _held_out(labels)
         for hidden, targets in self._chunks(features[~held_out], labels[~held_out]):
             self.sums.add(hidden, targets)

@@ -95,5 +95,4 @@ class SMoPEPlus(SMoPE):
         """Count which experts the first task uses, which fixes the features; then learn the task's classes."""
         if task.index == 0:
             super().end_task(task, batches)
-        pairs = list(features_of(self, batches, self.ridge.sums.gram.device))
-        self.ridge.fit(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]))
+        self.ridge.fit(features_of(self, batches, self.ridge.sums.gram.device))
