@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from smope.cli import main
 
 # Before torch is first imported, here and in the processes that tests start.
 os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"})
@@ -31,3 +33,17 @@ def data_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("SMOPE_DATA names no folder with data")
     return Path(root)
+
+
+@pytest.fixture
+def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Words of a command line that is a mistake -> the one line that it is answered with; nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+
+    def answer(*words: str) -> str:
+        assert main(words) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert not os.listdir()
+        return line
+
+    return answer

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 import smope
 from smope.cli import COMMANDS, main
-from smope.commands import doctor, train
+from smope.commands import train
 from smope.compose import ALL_GROUPS
 from smope.config import Config
 from smope.errors import UserError
@@ -412,22 +411,3 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=True)
     assert done.stderr == ""
     assert done.stdout.startswith("usage: smope train")
-
-
-def test_doctor_reports_and_names_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "timm" else found(name))
-    assert main(["doctor"]) == 1
-    text = capsys.readouterr().out
-    assert re.search(r"^timm +not installed$", text, re.MULTILINE)
-    assert "missing: timm: pip install timm" in text
-    assert re.search(r"^cpu +\d+ cores", text, re.MULTILINE)
-
-
-def test_doctor_knows_the_dependencies() -> None:
-    path = Path(smope.__file__).parent.parent / "pyproject.toml"
-    project = tomllib.loads(path.read_text())["project"]
-    assert {re.split(r"[<>=\[]", item)[0] for item in project["dependencies"]} == set(doctor.REQUIRED)
-    assert smope.__version__ in (path.parent / "CHANGELOG.md").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,18 +244,9 @@ def test_durations(seconds: float, text: str) -> None:
         (["--hardwre", "t4"], r"unrecognized arguments: --hardwre.*did you mean --hardware\?"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["plan", *arguments]) == 2
-    [line] = capsys.readouterr().err.splitlines()
+def test_a_mistake_is_one_line(arguments: list[str], message: str, mistake: Callable[..., str]) -> None:
+    line = mistake("plan", *arguments)
     assert re.search(message, line), line
-    assert not os.listdir()
 
 
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
