@@ -1,5 +1,5 @@
 # make demo   train on the embedded default (ARGS="method=ncm seed=1" adds overrides)
-# make test   run the tests (ARGS="-k router" adds pytest's options)
+# make test   run the tests, several at once (ARGS="-k router" adds pytest's options; "-n 0": one after the other)
 # make lint   ruff and pyright
 # make clean  remove caches and the environment; runs/ stays
 #
@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/smope train --report $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

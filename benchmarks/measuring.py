@@ -120,7 +120,7 @@ def _method(setting: Setting, variant: Variant) -> SMoPE:
 
 def _smope(method: SMoPE, images: Tensor, labels: Tensor, setting: Setting, variant: Variant) -> Callable[[], Any]:
     span = TaskSpan(variant.task or 0, 10 * (variant.task or 0), 10 * (variant.task or 0) + 10)
-    optimizer = torch.optim.AdamW(method.parameter_groups(5e-3), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(method.parameter_groups(5e-3), weight_decay=0.0, fused=True)
 
     def train() -> None:
         with _autocast(setting):
@@ -166,40 +166,39 @@ def timed(run: Callable[[], Any], setting: Setting) -> float:
 def measure(
     setting: Setting, variants: list[Variant], seconds: float, checkout: Path | None = None
 ) -> list[dict[str, Any]]:
-    """A row a variant, in turns with the first of them. At least three rounds, more while they fit into `seconds`."""
+    """A row a variant, SPARSE and PLAIN among them, in turns with SPARSE. At least three rounds, more while they fit
+    into `seconds`."""
     built = {variant: build(setting, variant, checkout) for variant in variants}
     kept = {variant: _first_call(*built[variant], setting, variant) for variant in variants}
     peaks = {variant: _cuda_peak(built[variant][0], setting) for variant in variants}
     runs = {variant: run for variant, (run, _) in built.items()}
-    reference, rounds = variants[0], list[Round]()
+    rounds = list[Round]()
     start = time.perf_counter()
     while len(rounds) < 3 or time.perf_counter() - start < seconds * len(rounds) / (len(rounds) + 1):
-        before = rounds[-1][reference][1] if rounds else timed(runs[reference], setting)
-        rounds.append(_round(runs, reference, len(rounds), setting, before))
-    return [_row(setting, variant, reference, rounds, kept, peaks) for variant in variants]
+        before = rounds[-1][SPARSE][1] if rounds else timed(runs[SPARSE], setting)
+        rounds.append(_round(runs, len(rounds), setting, before))
+    return [_row(setting, variant, rounds, kept, peaks) for variant in variants]
 
 
 Round = dict[Variant, tuple[float, float]]
-"""Seconds of a step, and of the steps of the reference beside it."""
+"""Seconds of a step, and of the steps of SPARSE beside it."""
 
 
-def _round(
-    runs: dict[Variant, Callable[[], Any]], reference: Variant, number: int, setting: Setting, before: float
-) -> Round:
-    """Each variant once, between two steps of the reference: what slows the machine down for a while slows both.
+def _round(runs: dict[Variant, Callable[[], Any]], number: int, setting: Setting, before: float) -> Round:
+    """Each variant once, between two steps of SPARSE: what slows the machine down for a while slows both.
 
-    before: seconds of the step of the reference just taken."""
-    others = [variant for variant in runs if variant != reference]
-    turn = number % max(1, len(others))
+    before: seconds of the step of SPARSE just taken."""
+    others = [variant for variant in runs if variant != SPARSE]
+    turn = number % len(others)
     found: Round = {}
     first = before
     for variant in others[turn:] + others[:turn]:
         with torch_default_products() if variant.variant in TORCH_DEFAULT else nullcontext():
             own = timed(runs[variant], setting)
-        after = timed(runs[reference], setting)
+        after = timed(runs[SPARSE], setting)
         found[variant] = own, (before + after) / 2
         before = after
-    found[reference] = first, before
+    found[SPARSE] = first, before
     return found
 
 
@@ -224,41 +223,34 @@ def _cuda_peak(run: Callable[[], Any], setting: Setting) -> int | None:
 def _row(
     setting: Setting,
     variant: Variant,
-    reference: Variant,
     rounds: list[Round],
     kept: dict[Variant, int | None],
     peaks: dict[Variant, int | None],
 ) -> dict[str, Any]:
     def against_plain(sizes: dict[Variant, int | None]) -> float | None:
-        size, plain = sizes[variant], sizes.get(PLAIN)
+        size, plain = sizes[variant], sizes[PLAIN]
         return size / plain if size is not None and plain else None
 
-    fastest, beside = (min(found[which][0] for found in rounds) for which in (variant, reference))
-    ratios = [{key: own / beside for key, (own, beside) in found.items()} for found in rounds]
-    own = [r[variant] for r in ratios]
-    median = 1.0 if variant == reference else statistics.median(own)
+    def fastest(which: Variant) -> float:
+        return min(found[which][0] for found in rounds)
+
+    plain = statistics.median(own / beside for own, beside in (found[PLAIN] for found in rounds))
+    ratios = [own / beside for own, beside in (found[variant] for found in rounds)]
+    to_smope = 1.0 if variant == SPARSE else statistics.median(ratios)
     return {
         **asdict(setting),
         **asdict(variant),
-        "ratio_to_plain": median if reference == PLAIN else None,
+        "ratio_to_plain": to_smope / plain,
         "peak_memory_ratio": against_plain(peaks),
         "saved_bytes_ratio": against_plain(kept),
-        "ratio_to_smope": _ratio_to_smope(variant, reference, ratios, median),
-        "ratio_error": _error(own),
+        "ratio_to_smope": to_smope,
+        "ratio_error": _error(ratios) / plain,
         "seconds": statistics.median(found[variant][0] for found in rounds),
         "rounds": len(rounds),
-        "lowest_ratio": min(own),
-        "highest_ratio": max(own),
-        "fastest_ratio": fastest / beside,
+        "lowest_ratio": min(ratios) / plain,
+        "highest_ratio": max(ratios) / plain,
+        "fastest_ratio": fastest(variant) / fastest(PLAIN),
     }
-
-
-def _ratio_to_smope(
-    variant: Variant, reference: Variant, ratios: list[dict[Variant, float]], median: float
-) -> float | None:
-    if reference == SPARSE:
-        return median
-    return statistics.median(r[variant] / r[SPARSE] for r in ratios) if SPARSE in ratios[0] else None
 
 
 def _error(ratios: list[float]) -> float:

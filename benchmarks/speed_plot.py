@@ -20,7 +20,7 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float
     """By name: number of experts, ratio to the plain ViT, its lowest and highest; where there are several numbers."""
     found: dict[str, dict[int, tuple[float, float, float]]] = {}
     for row in rows:
-        if row["variant"] == "smope" and row["top_k"] == 5 and row["ratio_to_plain"] is not None:
+        if row["variant"] == "smope" and row["top_k"] == 5:
             where = (
                 f"{SHORT.get(row['backbone'], row['backbone'])}, batch {row['batch']}, {row['device']} {row['dtype']}"
             )
