@@ -102,6 +102,7 @@ RULES: dict[str, Rule] = {
     "method.router_loss_weight": not_negative("1e-5"),
     "method.prototype_loss_weight": not_negative("1e-5"),
     "method.expert_rate_factor": positive("5.0"),
+    "method.epochs_factor": at_least(1, 4),
     "method.centroids": within(1, 1000, 1),
     "method.backbone_rate_factor": positive("0.01"),
     "method.penalty": not_negative("1e-3"),

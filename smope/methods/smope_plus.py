@@ -31,6 +31,7 @@ from smope.routers.base import Router
 class SMoPEPlus(SMoPE):
     """SMoPE's experts and router, trained on the first task; see the head of this file.
 
+    epochs_factor: the first task takes so many times the trainer's epochs and dense epochs, since no other one trains.
     readout:   "cls": the classifier sees the CLS feature; "cls_and_tokens": also the mean patch token before the last
                block, which costs nothing.
     width, exponents: of the ridge classifier, see ridge_head.RidgeHead.
@@ -54,6 +55,7 @@ class SMoPEPlus(SMoPE):
         router_loss_weight: float = 1e-5,
         expert_init: Literal["uniform", "zero_values"] = "zero_values",
         expert_rate_factor: float = 5.0,
+        epochs_factor: int = 4,
         readout: Literal["cls", "cls_and_tokens"] = "cls_and_tokens",
         width: int | None = 5000,
         exponents: Sequence[int] = (-2, 8),
@@ -70,6 +72,7 @@ class SMoPEPlus(SMoPE):
             expert_rate_factor=expert_rate_factor,
             align=False,
         )
+        self.epochs_factor = epochs_factor
         self.readout = readout
         features = backbone.embed_dim * (2 if readout == "cls_and_tokens" else 1)
         self.ridge = RidgeHead(features, num_classes, width, exponents)
@@ -82,7 +85,8 @@ class SMoPEPlus(SMoPE):
         return self.ridge(features)
 
     def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        return super().phases(task, epochs, dense_epochs) if task.index == 0 else []
+        factor = self.epochs_factor
+        return super().phases(task, factor * epochs, factor * dense_epochs) if task.index == 0 else []
 
     def begin_task(self, task: TaskSpan) -> None:
         """Experts stay as the first task left them: none is flagged, and there are no prototypes."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smope.experts.inject import detach
+from smope.methods.base import TaskSpan
 from smope.methods.ridge_head import RidgeHead
 from smope.methods.smope_plus import SMoPEPlus
 from smope.routers.adaptive_noise import AdaptiveNoise
@@ -60,6 +61,14 @@ def test_the_classifier_is_one_fit_to_the_features_of_all_tasks(
     system = hidden.T @ hidden + float(method.ridge.sums.penalty) * torch.eye(64)
     expected = torch.linalg.solve(system, hidden.T @ F.one_hot(labels, 4).double()).T
     torch.testing.assert_close(method.ridge.weight.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_task_takes_the_epochs_of_the_others_as_well() -> None:
+    first, second = TaskSpan(0, 0, 2), TaskSpan(1, 2, 4)
+    method = make(epochs_factor=3)
+    assert [(phase.name, phase.epochs) for phase in method.phases(first, 2, 1)] == [("dense", 3), ("sparse", 6)]
+    assert [phase.name for phase in method.phases(first, 2, 0)] == ["sparse"]
+    assert method.phases(second, 2, 1) == []
 
 
 def test_values_start_at_zero_and_keys_apart() -> None:
