@@ -184,6 +184,7 @@ def test_paths_need_no_quoting(key: str, value: str, tmp_path: Path, monkeypatch
     assert found == (str(tmp_path / value) if group else value)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda text: "${" not in text))
 def test_any_text_survives_as_a_name(text: str) -> None:
     quoted = re.fullmatch(r"'.*'|\".*\"", text) or text in ("null", "???")
