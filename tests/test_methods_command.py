@@ -50,14 +50,24 @@ def test_parameters_are_those_that_were_published_or_the_note_says_why_not(
     assert published is None or abs(own - published) <= 0.01 * published or row["note"]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_operations_are_those_that_were_published_or_the_note_says_why_not(
+    name: str, rows: dict[str, dict[str, Any]]
+) -> None:
+    row = rows[name]
+    own = [row[phase]["paper_convention"] for phase in ("train_gflops", "infer_gflops")]
+    for counted, published in zip(own, row["published_gflops"] or own, strict=True):
+        assert counted == pytest.approx(published, rel=0.01) or "published count" in row["note"]
+
+
 def test_counts_of_what_is_known(rows: dict[str, dict[str, Any]]) -> None:
     assert rows["smope"]["trainable_parameters"] == {"prompt": 230_400, "classifier": HEAD, "total": 384_200}
     assert rows["finetune"]["trainable_parameters"] == {"prompt": 0, "classifier": HEAD, "total": HEAD}
     assert rows["full_finetune"]["trainable_parameters"]["prompt"] == 85_798_656
     assert rows["ncm"]["trainable_parameters"]["total"] == rows["ridge"]["trainable_parameters"]["total"] == 0
     assert rows["ncm"]["train_gflops"] == {"torch": 0.0, "paper_convention": 0.0}
-    whole = rows["smope"]["without_cls_saving"]["infer_gflops"]["paper_convention"]
-    assert whole == pytest.approx(33.72, rel=0.01) == rows["smope"]["published_gflops"][1]
+    assert rows["smope"]["infer_gflops"]["paper_convention"] == pytest.approx(33.72, rel=1e-3)
+    assert rows["smope"]["cls_saving"]["infer_gflops"]["paper_convention"] > 2
     assert rows["full_finetune"]["train_gflops"]["torch"] > 2.9 * rows["full_finetune"]["infer_gflops"]["torch"]
 
 

@@ -17,7 +17,7 @@ from smope.report.grids import aligned
 EPILOG = """\
 Counted on a ViT-B/16 at 224 pixels, 10 tasks, 200 classes, and beside it, after /, what the method's paper prints.
 parameters: trained ones, classifier included. GFLOPs of one image: as PyTorch counts them, training with its backward
-pass; and for one test image as papers on prompt tuning count, all rows of the last block, without the products of
+pass; and as papers on prompt tuning do, all rows of the last block, forward passes alone, without the products of
 attention itself. A method that learns in one pass over features takes no training steps: 0.
 
 examples:
@@ -60,17 +60,18 @@ def _chosen(names: Sequence[str], config_dir: str | None) -> list[str]:
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:
     """An aligned table, and the notes below it."""
-    lines = [["method", "parameters (M)", "train GFLOPs", "test GFLOPs", "as papers count", "source"]]
+    lines = [
+        ["method", "parameters (M)", "train GFLOPs", "test GFLOPs", "train, as papers", "test, as papers", "source"]
+    ]
     for row in rows:
-        counted = row["without_cls_saving"]["infer_gflops"]["paper_convention"]
-        said = row["published_gflops"]
+        both, said = (row["train_gflops"], row["infer_gflops"]), row["published_gflops"] or (None, None)
+        counted = [f"{one['paper_convention']:.2f}" for one in both]
         lines.append(
             [
                 row["name"],
                 _parameters(row),
-                f"{row['train_gflops']['torch']:.2f}",
-                f"{row['infer_gflops']['torch']:.2f}",
-                f"{counted:.2f}" + (f" / {said[1]:.2f}" if said else ""),
+                *(f"{one['torch']:.2f}" for one in both),
+                *(own if one is None else f"{own} / {one:.2f}" for own, one in zip(counted, said, strict=True)),
                 row["source"],
             ]
         )

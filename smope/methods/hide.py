@@ -7,7 +7,8 @@ Wang et al., NeurIPS 2023, arXiv 2310.07234, after their public program:
     task-adaptive prediction  both classifiers are aligned on class statistics: training/alignment.py.
 
 Not as in the program: class statistics are diagonal Gaussians (there: 10 centroids, or full covariances), alignment is
-that of this trainer (there: SGD), gradients are not clipped, prompts have no weight decay.
+that of this trainer (there: SGD), and so are schedules (there the identity classifier's rate is constant), gradients
+are not clipped, prompts have no weight decay.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class L2P(PrefixMethod):
         self.top_k = top_k
         self.pull_weight = pull_weight
         self.authors_bug: AuthorsBug = authors_bug
-        self.prompts = new_prompts(len(blocks), pool_size, length, self.width)
-        self.keys = new_keys(pool_size, backbone.embed_dim)
+        self.prompts = new_prompts(len(blocks), pool_size, length, self.width, low=0.0)
+        self.keys = new_keys(pool_size, backbone.embed_dim, low=0.0)
 
     @staticmethod
     def _default_blocks() -> list[int]:

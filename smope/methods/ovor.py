@@ -4,7 +4,7 @@ Huang et al., ICLR 2024, arXiv 2402.04129, after their public program, whose One
 places of DualPrompt (5 + 5 rows in the first two blocks, 20 + 20 in the next three) and no pool, hence no query and a
 single forward pass. The last fifth of a task's epochs trains the classifier alone, on the features of that task and on
 outliers: the energy -logsumexp(logits) of the task's classes is pushed below one threshold for features, and above
-another for outliers.
+another for outliers. It has an optimizer of its own; the program keeps that of the prompt, and its moments.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ from smope.methods.ridge_head import RidgeHead
 class Ridge(OnePass):
     """A ridge_head.RidgeHead (see there for width and exponents) on the CLS feature of the backbone as it comes.
 
-    The first task's fine-tuning of the paper is left out. A task's features are in memory while it is learned.
+    The first session of the paper is method=ranpac. A task's features are in memory while it is learned.
     """
 
     card = Card(
         "McDonnell et al. 2023, arXiv 2307.02251 (RanPAC)",
-        "one pass over frozen features, nothing is trained; without the paper's fine-tuning on the first task",
+        "one pass over frozen features, nothing is trained; ranpac has the paper's first session",
     )
 
     def __init__(

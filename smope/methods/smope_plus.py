@@ -7,9 +7,8 @@ that stay what they were when the classifier learned from them, and a start from
     every task     one pass over its training images; the ridge classifier takes them in (ridge_head.py)
     prediction     the ridge classifier on the CLS feature and the mean patch token before the last block
 
-Adapting a backbone to the first task alone is RanPAC's and ADAM's first session (McDonnell et al. 2023,
-arXiv 2307.02251; Zhou et al. 2023, arXiv 2303.07338). Nothing that the classifier remembers goes stale, so that all the
-forgetting there is comes from more classes competing.
+first_session.py has the idea. Nothing that the classifier remembers goes stale, so that all the forgetting there is
+comes from more classes competing.
 """
 
 from __future__ import annotations
@@ -17,26 +16,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
-from smope.methods.base import Batches, Card, Phase, TaskSpan
-from smope.methods.one_pass import features_of
+from smope.methods.base import Card, Phase, TaskSpan
+from smope.methods.first_session import FirstSession
 from smope.methods.ridge_head import RidgeHead
 from smope.methods.smope import SMoPE
 from smope.routers.base import Router
 
 
-class SMoPEPlus(SMoPE):
+class SMoPEPlus(FirstSession, SMoPE):
     """SMoPE's experts and router, trained on the first task; see the head of this file.
 
     epochs_factor: the first task takes so many times the trainer's epochs and dense epochs, since no other one trains.
     readout:   "cls": the classifier sees the CLS feature; "cls_and_tokens": also the mean patch token before the last
                block, which costs nothing.
     width, exponents: of the ridge classifier, see ridge_head.RidgeHead.
-    The other arguments are SMoPE's. `classifier` is the linear one that the experts learn with; it predicts nothing.
-    Memory: RidgeHead's, and the features of a task's images while it is learned.
+    The other arguments are SMoPE's. The first task ends with the count of what its experts are used, which fixes the
+    features.
     """
 
     card = Card(
@@ -81,22 +79,11 @@ class SMoPEPlus(SMoPE):
         """images (B, 3, S, S) in [0, 1] -> features (B, C), or (B, 2C) with the mean patch token."""
         return self.backbone(images) if self.readout == "cls" else self.backbone.readout(images)
 
-    def classify(self, features: Tensor) -> Tensor:
-        return self.ridge(features)
-
     def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        factor = self.epochs_factor
-        return super().phases(task, factor * epochs, factor * dense_epochs) if task.index == 0 else []
+        return super().phases(task, self.epochs_factor * epochs, self.epochs_factor * dense_epochs)
 
     def begin_task(self, task: TaskSpan) -> None:
         """Experts stay as the first task left them: none is flagged, and there are no prototypes."""
 
     def _training_logits(self, images: Tensor) -> Tensor:
         return self.classifier(self.backbone(images))
-
-    @torch.no_grad()
-    def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        """Count which experts the first task uses, which fixes the features; then learn the task's classes."""
-        if task.index == 0:
-            super().end_task(task, batches)
-        self.ridge.fit(features_of(self, batches, self.ridge.sums.gram.device))

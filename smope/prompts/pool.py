@@ -25,9 +25,9 @@ def new_prompts(blocks: int, number: int, length: int, width: int, low: float = 
     return nn.Parameter(torch.empty(blocks, 2, number, length, width).uniform_(low, 1))
 
 
-def new_keys(number: int, width: int) -> nn.Parameter:
-    """(M, C), uniform from -1 to 1."""
-    return nn.Parameter(torch.empty(number, width).uniform_(-1, 1))
+def new_keys(number: int, width: int, low: float = -1.0) -> nn.Parameter:
+    """(M, C), uniform from `low` to 1."""
+    return nn.Parameter(torch.empty(number, width).uniform_(low, 1))
 
 
 def similarities(query: Tensor, keys: Tensor) -> Tensor:

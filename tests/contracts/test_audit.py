@@ -21,7 +21,7 @@ CHECKS = [
 def test_passes_the_audit(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
     quick = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=128", "trainer.alignment_epochs=1"]
-    small = ["method.width=64"] if name in ("ridge", "smope_plus") else []
+    small = ["method.width=64"] if name in ("ridge", "ranpac", "smope_plus") else []
     assert main(["train", *quick, f"method={name}", *small, "trainer.device=cpu", f"run_dir={run_dir}"]) == 0
     capsys.readouterr()
     assert main(["audit", str(run_dir), "--strict", "--images", "16"]) == 0, capsys.readouterr().out

@@ -1,0 +1,64 @@
+"""RanPAC with its first session: a prompt learns the first task, ridge regression on random features learns all.
+
+McDonnell et al. 2023, arXiv 2307.02251. Of the ways to adapt that the paper tries this is its deep visual prompt, here
+as keys and values of each block's attention, which start from the backbone's own features. method=ridge does without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from smope.backbones.vit import Backbone
+from smope.losses.classification import task_cross_entropy
+from smope.methods.base import Card, TaskSpan
+from smope.methods.first_session import FirstSession
+from smope.methods.prefixed import Choice, PrefixMethod
+from smope.methods.ridge_head import RidgeHead
+from smope.prompts.pool import new_prompts
+from smope.prompts.prefix import prefixes
+
+
+class RanPAC(FirstSession, PrefixMethod):
+    """One prompt for all images, trained on the first task with a linear classifier.
+
+    length, blocks:     keys of the prompt in a block, and as many values, which start at 0; null: all blocks.
+    width, exponents:   of the ridge classifier, see ridge_head.RidgeHead.
+    prompt_rate_factor: the prompt's learning rate over the linear classifier's.
+    """
+
+    card = Card(
+        "McDonnell et al. 2023, arXiv 2307.02251 (RanPAC)",
+        "a prompt learns in the first task alone; later tasks cost one forward pass an image",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        length: int = 5,
+        blocks: list[int] | None = None,
+        prompt_rate_factor: float = 1.0,
+        width: int | None = 2000,
+        exponents: Sequence[int] = (-8, 8),
+    ) -> None:
+        blocks = [*range(len(backbone.vit.blocks))] if blocks is None else blocks
+        super().__init__(backbone, num_classes, blocks, prompt_rate_factor=prompt_rate_factor)
+        self.prompt = new_prompts(len(blocks), 1, length, self.width)
+        with torch.no_grad():
+            self.prompt[:, 1].zero_()
+        self.ridge = RidgeHead(backbone.embed_dim, num_classes, width, exponents)
+
+    @property
+    def queried(self) -> bool:
+        return False
+
+    def choose(self, query: Tensor) -> Choice:
+        return Choice(prefixes(self.prompt.expand(-1, -1, len(query), -1, -1)))
+
+    def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
+        logits = self.classifier(self.features(images))
+        return {"cross_entropy": task_cross_entropy(logits, labels, task.classes)}
