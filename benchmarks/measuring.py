@@ -285,9 +285,8 @@ def add_resident_peaks(rows: list[dict[str, Any]], setting: Setting) -> None:
     if setting.device == "cpu" and setting.phase == "train" and Path("/proc/self/clear_refs").exists():
         ratio = resident_peak(setting, SPARSE) / resident_peak(setting, PLAIN)
         for row in rows:
-            known = {"smope": ratio, "plain": 1.0}.get(row["variant"])
-            if known and (row["num_experts"], row["task"]) in ((25, 0), (None, None)):
-                row["peak_memory_ratio"] = known
+            which = Variant(*(row[field] for field in Variant.__dataclass_fields__))
+            row["peak_memory_ratio"] = {SPARSE: ratio, PLAIN: 1.0}.get(which, row["peak_memory_ratio"])
 
 
 if __name__ == "__main__":

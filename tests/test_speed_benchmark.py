@@ -83,10 +83,11 @@ def test_steps_train_and_leave_the_switch_alone(speed: Any, measuring: Any) -> N
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="read from /proc")
 def test_resident_peak_of_a_fresh_process(speed: Any) -> None:
-    rows = speed.measure(tiny(speed), [speed.PLAIN, speed.SPARSE], seconds=0)
+    rows = speed.measure(tiny(speed), [speed.PLAIN, speed.SPARSE, replace(speed.SPARSE, top_k=1)], seconds=0)
     speed.add_resident_peaks(rows, tiny(speed))
     assert rows[0]["peak_memory_ratio"] == 1
     assert rows[1]["peak_memory_ratio"] > 0
+    assert rows[2]["peak_memory_ratio"] is None, "not measured"
 
 
 def test_goals_of_rows(speed: Any) -> None:
