@@ -18,7 +18,7 @@ ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
 TASKS = 2  # of the stream that methods are tried on
 # Prompts in proportion to the 17 tokens of a tiny image, and where a size meant for real images would take seconds
-SIZES = {"length": 4, "e_length": 4, "width": 64}
+SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64}
 
 
 def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:
