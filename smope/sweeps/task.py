@@ -17,12 +17,13 @@ from typing import Any
 from smope.compose import plain_values
 from smope.config import Config, validate
 from smope.errors import UserError
-from smope.runs import RunDirectory
+from smope.runs import MOMENT, RunDirectory
 from smope.sweeps.jobs import Job, State, clear_stub, found_again, look, make_job
 from smope.sweeps.process import run_apart, stopped
 
 BASIC = "hydra._internal.core_plugins.basic_launcher."
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
+REFUSED = 2  # exit code of a run that could not begin
 PATIENCE = 3600  # seconds that a job waits for the end that Slurm has announced
 
 
@@ -99,11 +100,20 @@ class Task:
     def _ended(self, job: Job, code: int) -> float | None:
         if code == 0 or stopped(code):
             return _accuracy(job)
-        if look(job)[0] is State.IN_USE:  # another sweep began it in the same moment
-            job.log.unlink(missing_ok=True)
-            return None
+        if code == REFUSED and _is_anothers(job):
+            return _accuracy(job)
         print(f"smope: error: job {job.label}: {job.failure()}; log: {job.log}", file=sys.stderr, flush=True)
         raise JobFailed(job.label)
+
+
+def _is_anothers(job: Job) -> bool:
+    """Whether another sweep began the job in the same moment: it may lock it a little later, and writes to its log."""
+    end = time.monotonic() + MOMENT
+    while (state := look(job)[0]) not in (State.IN_USE, State.FINISHED) and time.monotonic() < end:
+        time.sleep(0.05)
+    if state is State.FINISHED:
+        job.log.unlink(missing_ok=True)
+    return state in (State.IN_USE, State.FINISHED)
 
 
 def key(config: Config) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 from smope.compose import compose, read_overrides, with_sweep
 from smope.errors import Interrupted, UserError
-from smope.runs import RunDirectory
+from smope.runs import RunDirectory, lock_file
 from smope.sweeps import driver, task
 from smope.sweeps.jobs import Job, State, clear_stub, look, make_job
 from smope.sweeps.plan import plan_jobs, read_manifests, write_manifests
@@ -225,6 +226,56 @@ def test_jobs_of_submitit_have_the_threads_that_they_were_given(
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     called(one, monkeypatch, local)
     assert run_apart["threads"] == "5"
+
+
+def late_holder(path: Path) -> int:
+    """A process that takes the lock of a run in a moment, as one that is still making its directory."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(0.2)
+        with RunDirectory(path).locked():
+            time.sleep(60)
+        os._exit(0)
+    return child
+
+
+def test_of_two_sweeps_that_begin_a_job_together_one_leaves_it_to_the_other(
+    run_apart: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job("seed=1")
+    children = []
+
+    def refused(*_: Any, **__: Any) -> int:
+        write(one)
+        one.log.parent.mkdir()
+        one.log.write_text("what the other run says")
+        children.append(late_holder(one.path))
+        return 2
+
+    monkeypatch.setattr(task, "run_apart", refused)
+    try:
+        assert called(one, monkeypatch) is None
+        assert one.log.is_file(), "the other one writes to it"
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
+    monkeypatch.setattr(task, "run_apart", lambda *_, **__: 2)
+    with pytest.raises(task.JobFailed):
+        called(one, monkeypatch)
+
+
+def test_a_look_at_who_trains_keeps_nobody_from_it() -> None:
+    one = write(job("seed=1"))
+    read, written = os.pipe()
+    child = os.fork()
+    if child == 0:
+        file = lock_file(one.path / ".lock")
+        os.write(written, b"x")
+        time.sleep(0.3)
+        os._exit(file is None)
+    os.read(read, 1)
+    with RunDirectory(one.path).locked():
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def sweeper(*overrides: str, dry_run: bool = False) -> int:
