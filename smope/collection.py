@@ -51,11 +51,12 @@ class Run:
 
     @cached_property
     def place(self) -> dict[str, Any]:
-        """Images, tasks and backbone: runs that differ here do not belong in one table."""
-        stream, backbone = self.record.get("stream", {}), self.record.get("backbone", {})
+        """Images, tasks and backbone: runs that differ here do not belong in one table, nor do a search's trials."""
+        stream, backbone, part = (self.record.get(key, {}) for key in ("stream", "backbone", "part"))
         found = {key: value for key, value in self.settings.items() if key.startswith("stream.")}
         found["images"] = str(stream.get("content_hash", "not recorded"))[:12]
         found["evaluated on"] = self.record.get("evaluated_on", "test")
+        found |= {f"part.{key}": part[key] for key in ("first_tasks", "ranked_on") if key in part}
         resolved = ("weights", "pixel_statistics", "mean", "std", "name", "_target_") if backbone else ()
         asked = {key: value for key, value in self.settings.items() if key.startswith("backbone.")}
         found |= {key: value for key, value in asked.items() if key.partition(".")[2] not in resolved}
@@ -345,4 +346,6 @@ def _title(run: Run) -> str:
     name = backbone.get("name") or place.get("backbone.name", "unknown backbone")
     statistics = f", pixel mean {shown(backbone['mean'])} std {shown(backbone['std'])}" if "mean" in backbone else ""
     count = len(record.get("tasks") or record.get("accuracy_matrix", []))
-    return f"{stream}, {count} tasks, {place['evaluated on']} images; {name}{statistics}"
+    ranked = place.get("part.ranked_on")
+    trials = "" if ranked is None else f", trials of a search{' RANKED ON TEST IMAGES' if ranked == 'test' else ''}"
+    return f"{stream}, {count} tasks, {place['evaluated on']} images{trials}; {name}{statistics}"

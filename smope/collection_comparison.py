@@ -38,9 +38,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A table's rows against one of them."""
+    """A table's rows against one of them, `reference`; None where the table lacks it."""
 
-    reference: Row
+    reference: Row | None
     lines: Sequence[Line]
 
     @property
@@ -49,42 +49,51 @@ class Contrast:
 
 
 def contrast(table: Table, against: str | None = None) -> Contrast | None:
-    """Every row against the row called `against`, else against the best; None where no two rows share two seeds.
+    """Every row's interval, and its test against the row called `against`, else against the best.
 
-    Joint training and the like, which are bounds, are compared but never chosen as the best.
+    None where no row has two seeds. Joint training and the like, which are bounds, are compared but never chosen as the
+    best.
     """
+    if all(len(_values(row)) < 2 for row in table.rows):
+        return None
     from smope.analysis.comparison import compare, holm
 
     reference = _reference(table, against)
-    if reference is None:
-        return None
-    ours = _values(reference)
+    ours = _values(reference) if reference is not None else {}
     found = {}
     for row in table.rows:
         theirs = _values(row)
         seeds = sorted(ours.keys() & theirs.keys())
         if row is not reference and len(seeds) > 1:
             found[row.label] = compare([theirs[seed] for seed in seeds], [ours[seed] for seed in seeds])
-    if not found:
-        return None
     corrected = dict(zip(found, holm([item.p for item in found.values()]), strict=True))
     lines = [Line(row, *_interval(row), found.get(row.label), corrected.get(row.label)) for row in table.rows]
     return Contrast(reference, lines)
 
 
+def require_row(tables: Sequence[Table], against: str) -> None:
+    """UserError unless one of the tables has a row of this name."""
+    if any(_called(table, against) for table in tables):
+        return
+    names = ", ".join(dict.fromkeys(row.label for table in tables for row in table.rows))
+    titles = "; nor on ".join(table.title for table in tables)
+    raise UserError(f"--against {shown(against)}: no such row on {titles}; choose one of {names}")
+
+
 def _reference(table: Table, against: str | None) -> Row | None:
     if against is None:
         return next((row for row in table.rows if row.method not in BOUNDS), None)
-    rows = [row for row in table.rows if against in (row.label, row.method)]
-    if not rows:
-        names = ", ".join(row.label for row in table.rows)
-        raise UserError(f"--against {shown(against)}: no such row on {table.title}; choose one of {names}")
+    rows = _called(table, against)
     if len(rows) > 1:
         raise UserError(
             f"--against {shown(against)}: {len(rows)} rows have this method; write one of "
             f"{', '.join(shown(row.label) for row in rows)}"
         )
-    return rows[0]
+    return rows[0] if rows else None
+
+
+def _called(table: Table, name: str) -> list[Row]:
+    return [row for row in table.rows if name in (row.label, row.method)]
 
 
 def _values(row: Row) -> dict[int, float]:
@@ -107,11 +116,14 @@ def _interval(row: Row) -> tuple[float | None, float | None]:
 
 def contrast_grid(found: Contrast) -> list[list[str]]:
     """Lines of cells, the head first."""
-    lines = [["FAA", "95 % interval", f"minus {found.reference.label}", "95 % interval", "pairs", "p", "p (Holm)"]]
+    head = ["FAA", "95 % interval"]
+    if found.reference is not None and found.tests:
+        head += [f"minus {found.reference.label}", "95 % interval", "pairs", "p", "p (Holm)"]
+    lines = [head]
     for line in found.lines:
         own = "-" if line.low is None else f"{line.low:.2f} to {line.high:.2f}"
         test = line.against
-        cells = ["-"] * 5
+        cells = ["-"] * (len(head) - 2)
         if test is not None:
             difference = [f"{test.difference:+.2f}", f"{test.low:+.2f} to {test.high:+.2f}", str(test.pairs)]
             cells = [*difference, f"{test.p:.3g}", f"{line.holm:.3g}"]
@@ -121,9 +133,14 @@ def contrast_grid(found: Contrast) -> list[list[str]]:
 
 def explanations(found: Contrast, chosen: bool) -> list[str]:
     """How the numbers of the grid were made, and what they cannot say. `chosen`: the user named the reference."""
+    interval = "interval of a mean: Student's t over seeds (ddof 1)"
+    if found.reference is None:
+        return [interval, "no differences: this table has no row to compare with"]
+    if not found.tests:
+        return [interval, f"no differences: no other row shares two seeds with {found.reference.label}"]
     why = "" if chosen else ", the best by its mean, which makes differences look larger than they are"
     lines = [
-        "interval of a mean: Student's t over seeds (ddof 1)",
+        interval,
         f"difference to {found.reference.label}{why}: paired by seed, bootstrap interval over pairs (too narrow where "
         "these are few)",
         f"p: exchanging the two runs of a pair at random, two-sided; corrected by Holm for {_plural(found.tests)}",

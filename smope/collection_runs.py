@@ -106,6 +106,7 @@ def _line(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "stream": stream.get("name"),
         "images": str(stream["content_hash"])[:12] if "content_hash" in stream else None,
         "evaluated_on": record.get("evaluated_on"),
+        "search_ranked_on": record.get("part", {}).get("ranked_on"),
         "backbone": backbone.get("name"),
         "tasks": len(matrix) or None,
         "tasks_done": tasks_done(record),

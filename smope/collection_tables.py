@@ -115,7 +115,7 @@ def _tested(line: Line | None, tested: Contrast | None) -> list[str]:
     if line is None or tested is None:
         return [""] * len(CSV_TESTS)
     own, test = [_raw(line.low), _raw(line.high)], line.against
-    if test is None:
+    if test is None or tested.reference is None:
         return [*own, *[""] * (len(CSV_TESTS) - 2)]
     values = [_raw(value) for value in (test.difference, test.low, test.high, test.p, line.holm)]
     return [*own, tested.reference.label, str(test.pairs), *values]

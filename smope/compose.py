@@ -124,12 +124,13 @@ def with_sweep(overrides: Overrides) -> Overrides:
     return Overrides(added.texts + overrides.texts, added.parsed + overrides.parsed, overrides.config_dirs)
 
 
-def compose_values(overrides: Overrides) -> dict[str, Any]:
-    """Plain values as Hydra composes them, not validated."""
+def compose_values(overrides: Overrides, *, multirun: bool = False) -> dict[str, Any]:
+    """Plain values as Hydra composes them, not validated. Of a multirun: what is swept is as without an override."""
     from hydra.types import RunMode
 
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
     with _hydra(overrides) as (hydra, texts):
-        composed = hydra.compose_config("train", texts, RunMode.RUN, from_shell=False, with_log_configuration=False)
+        composed = hydra.compose_config("train", texts, mode, from_shell=False, with_log_configuration=False)
         return plain_values(composed)
 
 
@@ -186,7 +187,8 @@ def multirun(overrides: Overrides, task: Callable[[Any], Any]) -> None:
 def sweeper_decides(overrides: Overrides) -> bool:
     """Whether a sweeper of its own decides what to try, so that nobody can say beforehand which runs there will be."""
     return any(
-        item.key_or_group == "hydra/sweeper" or (item.is_sweep_override() and not item.is_discrete_sweep())
+        (item.key_or_group == "hydra/sweeper" and item.value() != "basic")
+        or (item.is_sweep_override() and not item.is_discrete_sweep())
         for item in overrides.parsed
     )
 

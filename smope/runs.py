@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from typing import IO, Any
 from smope.errors import UserError
 
 FORMAT_VERSION = 1
+MOMENT = 1.0  # seconds within which a process that begins a run holds its lock
 PACKAGES = (
     "smope",
     "torch",
@@ -91,24 +93,18 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other process from training here. UserError at once where one is at it.
+        """Keep every other process from training here. UserError where one is at it.
 
         The kernel lets go of the lock when the process ends, however it ends.
         """
         path = self.path / ".lock"
         try:
-            file = path.open("a+")
+            file = self._hold(path)
         except OSError as error:
             raise UserError(
                 f"run_dir={self.path}: cannot be written ({error.strerror}); make it writable, or make room"
             ) from error
         with file:
-            if not _lock(file, path):
-                file.seek(0)
-                raise UserError(
-                    f"run_dir={self.path}: in use by {file.read() or 'another process'}; wait until it has ended, or "
-                    "name another directory"
-                )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
@@ -116,6 +112,20 @@ class RunDirectory:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+
+    def _hold(self, path: Path) -> IO[str]:
+        """The open lock file, this process's; one that only looks who the holder is has it for less than MOMENT."""
+        end = time.monotonic() + MOMENT
+        while not _lock(file := path.open("a+"), path):
+            with file:
+                if time.monotonic() > end:
+                    file.seek(0)
+                    raise UserError(
+                        f"run_dir={self.path}: in use by {file.read() or 'another process'}; wait until it has ended, "
+                        "or name another directory"
+                    )
+            time.sleep(0.05)
+        return file
 
     def holder(self) -> str | None:
         """Which process trains here at the moment; None where none does."""

@@ -98,6 +98,19 @@ def test_a_seed_that_one_method_lacks_is_told(make: Make, tmp_path: Path) -> Non
     assert re.search(r"^ncm +1 +90.00", text, re.MULTILINE)
 
 
+def test_trials_of_a_search_stay_among_their_like(make: Make, tmp_path: Path) -> None:
+    """Their settings are those of full runs, and the images' hash is that of the whole stream."""
+    for number, (first_tasks, ranked_on) in enumerate([(2, "validation"), (3, "validation"), (3, "test")]):
+        make(f"trial{number}", f"seed={number}", part={"first_tasks": first_tasks, "ranked_on": ranked_on})
+    make("full", "seed=4")
+    found, _ = collected(tmp_path / "runs")
+    assert [[*row.runs] for table in found for row in table.rows] == [[4], [0], [1], [2]]
+    text = shown(tmp_path / "runs")
+    assert "part.first_tasks: not there | 2 | 3 | 3" in text
+    assert text.count(", trials of a search; ") == 2
+    assert text.count(", trials of a search RANKED ON TEST IMAGES; ") == 1
+
+
 def test_common_seeds_alone(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("smope0", "seed=0", 0.1)
     make("smope1", "seed=1", 0.5)

@@ -130,12 +130,42 @@ def test_several_rows_of_a_method_are_named_in_full(make: Make) -> None:
     assert found is not None and found.tests == 1
 
 
-def test_a_single_shared_seed_is_not_tested(make: Make) -> None:
+def test_a_single_shared_seed_is_not_tested_and_intervals_stay(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make("seed=0", 0.5)
     make("seed=1", 0.6)
     make("method=ncm seed=1", 0.5)
     (table,) = tables(read_runs(sorted(Path("runs/digits").iterdir()))[0])
+    found = contrast(table)
+    assert found is not None and found.tests == 0
+    low, high = stats.t.interval(0.95, 1, 55, stats.sem([50, 60]))
+    assert (found.lines[0].low, found.lines[0].high) == pytest.approx((low, high))
+    assert main(["collect", "runs/digits"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"^smope +{low:.2f} to {high:.2f}$", text, re.MULTILINE)
+    assert "no differences: no other row shares two seeds with smope" in text and "Holm" not in text
+    assert main(["collect", "runs/digits", "--format", "csv"]) == 0
+    assert repr(round(float(low), 6)) in capsys.readouterr().out
+
+
+def test_without_two_seeds_there_is_no_interval(make: Make) -> None:
+    make("seed=0", 0.5)
+    make("method=ncm seed=0", 0.5)
+    (table,) = tables(read_runs(sorted(Path("runs/digits").iterdir()))[0])
     assert contrast(table) is None
+
+
+@pytest.mark.usefixtures("two_methods")
+def test_a_table_that_lacks_the_row_is_shown_without_differences(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(2):
+        make(f"seed={seed} stream.num_tasks=2", SMOPE[seed])
+    assert main(["collect", "runs/digits", "--against", "ncm"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("minus ncm") == 1
+    assert text.count("no differences: this table has no row to compare with") == 1
+    assert main(["collect", "runs/digits", "--against", "l2p"]) == 2
+    assert re.search(r"--against l2p: no such row on digits.*; nor on digits.*choose one of", capsys.readouterr().err)
 
 
 def rows(path: str) -> list[dict[str, Any]]:

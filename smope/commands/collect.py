@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from smope.collection import Run, Table, find_runs, read_runs, tables
-from smope.collection_comparison import Contrast, contrast
+from smope.collection import Run, find_runs, read_runs, tables
+from smope.collection_comparison import contrast, require_row
 from smope.collection_runs import SUFFIXES as RUN_SUFFIXES
 from smope.collection_runs import absent_lines, planned_but_absent, run_lines, write_run_lines
 from smope.collection_tables import FORMATS, SUFFIXES, remarks, render
@@ -46,7 +46,10 @@ def run(argv: Sequence[str]) -> int:
     if not finished:
         raise UserError(f"RUNS: none of {len(paths)} runs can be used: {'; '.join(left_out)}")
     found = tables(_common(finished) if args.common_seeds else finished, args.ddof)
-    text = render(found, left_out, form, args.ddof, _contrasts(found, args.against), args.against is not None)
+    if args.against is not None:
+        require_row(found, args.against)
+    contrasts = [contrast(table, args.against) for table in found]
+    text = render(found, left_out, form, args.ddof, contrasts, args.against is not None)
     if args.out is None:
         print(text)
     else:
@@ -78,14 +81,6 @@ def _parser() -> Parser:
         "--runs", dest="lines", type=Path, metavar="FILE", help="also write every run, finished or not (.csv, .parquet)"
     )
     return parser
-
-
-def _contrasts(found: Sequence[Table], against: str | None) -> list[Contrast | None]:
-    """Each table's tests; nothing is imported for them where no row has two seeds."""
-    testable = any(len(row.runs) > 1 for table in found for row in table.rows)
-    if not testable and against is None:
-        return [None for _ in found]
-    return [contrast(table, against) for table in found]
 
 
 def _check_run_file(path: Path | None) -> None:

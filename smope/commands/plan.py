@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smope.commands import Parser
-from smope.compose import Overrides, combinations, compose, read_overrides
+from smope.compose import Overrides, combinations, compose, read_overrides, with_sweep
 from smope.config import Config, flatten, immaterial
 from smope.errors import UserError
 from smope.plain_types import shown
@@ -27,6 +27,7 @@ examples:
   smope plan                                               the demo, measured here
   smope plan experiment=paper_cifar100 stream.root=~/cifar100 --hardware a100 --price 2.5
   smope plan method=smope,coda seed=0,1,2                  a sweep
+  smope plan sweep=ablation_small                          one of conf/sweep
   smope plan trainer.epochs=20 --from runs/digits/2026-01-31_12-00-00
   smope plan --list                                        the table of hardware"""
 
@@ -38,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         print(listing())
         return 0
     _check(options)
-    groups = _groups(read_overrides(options.overrides, options.config_dir, multirun=True))
+    groups = _groups(with_sweep(read_overrides(options.overrides, options.config_dir, multirun=True)))
     record = _record(options.source) if options.source else None
     if options.hardware:
         for config, _ in groups:

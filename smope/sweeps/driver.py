@@ -8,15 +8,24 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
 from smope.cli import one_line
-from smope.compose import Overrides, chosen_launcher, combinations, launch, multirun, sweeper_decides, with_sweep
+from smope.compose import (
+    Overrides,
+    chosen_launcher,
+    combinations,
+    compose_values,
+    launch,
+    multirun,
+    sweeper_decides,
+    with_sweep,
+)
 from smope.config import Config
 from smope.errors import Interrupted, UserError
-from smope.sweeps.jobs import RUNS, Job, State, look
+from smope.sweeps.jobs import RUNS, Job, State, found_again, look
 from smope.sweeps.plan import plan_jobs, write_manifests
 from smope.sweeps.task import JobFailed, Task, key
 
@@ -32,7 +41,9 @@ def run_sweep(
     With `describe` each configuration and its run directory are given to that instead, and nothing is written.
     """
     if sweeper_decides(overrides):
-        return _search(overrides)
+        if describe is not None:
+            raise UserError("--dry-run: a sweeper decides while it runs what there will be; leave one of them out")
+        return _search(overrides, command)
     overrides = with_sweep(overrides)
     number = sum(1 for _ in combinations(overrides))
     if number > MANY:
@@ -71,27 +82,36 @@ def _launch(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str]) -
     task = Task(Path.cwd(), stop, {key(job.config): job for job in jobs})
     name = chosen_launcher(overrides)
     trouble = None
-    try:
+    with _watched(stop, name, command):
         if name.startswith("submitit"):
             print(f"{len(jobs)} jobs go to {name}, whose files are in {stop.parent / '.submitit'}", flush=True)
+        try:
             launch(overrides, [job.texts for job in jobs], task)
-        else:
-            with _stopping(stop):
-                launch(overrides, [job.texts for job in jobs], task)
-    except UserError:
-        raise
+        except UserError:
+            raise
+        except Exception as error:  # a launcher's worker that died is met with its library's own class
+            trouble = f"the launcher stopped: {type(error).__name__}: {one_line(error)}"
+    return trouble
+
+
+@contextmanager
+def _watched(stop: Path, launcher: str, command: Sequence[str]) -> Iterator[None]:
+    """Jobs run in the block; where it is stopped, how to go on is told, and KeyboardInterrupt raised."""
+    try:
+        with nullcontext() if launcher.startswith("submitit") else _stopping(stop):
+            yield
     except KeyboardInterrupt:
-        _tell_how_to_go_on(name, command)
+        _tell_how_to_go_on(launcher, command)
         raise
-    except Exception as error:  # a launcher's worker that died is met with its library's own class
-        trouble = f"the launcher stopped: {type(error).__name__}: {one_line(error)}"
+    except Exception:
+        if not stop.exists():  # what a stopped job did not return is missed
+            raise
     finally:
         interrupted = _number(stop)
         stop.unlink(missing_ok=True)
     if interrupted is not None:
-        _tell_how_to_go_on(name, command)
+        _tell_how_to_go_on(launcher, command)
         raise Interrupted(interrupted)
-    return trouble
 
 
 def _tell_how_to_go_on(launcher: str, command: Sequence[str]) -> None:
@@ -135,7 +155,7 @@ def _stopping(stop: Path) -> Iterator[None]:
 
 def _summarise(jobs: Sequence[Job], tried: set[str], impossible: int, trouble: str | None) -> int:
     """What became of all jobs; failed ones by name, error and log. Returns the exit code."""
-    found = [(job, look(job)[0]) for job in jobs]
+    found = [(job, look(job)[0]) for job in map(found_again, jobs)]
     finished = sum(state is State.FINISHED for _, state in found)
     rest = [(job, state) for job, state in found if state is not State.FINISHED]
     print(f"\nsweep: {finished} of {len(jobs)} jobs finished")
@@ -159,15 +179,18 @@ def _summarise(jobs: Sequence[Job], tried: set[str], impossible: int, trouble: s
     return 1 if rest or impossible else 0
 
 
-def _search(overrides: Overrides) -> int:
-    """A sweeper of its own decides what to try, so that no list can be made beforehand."""
+def _search(overrides: Overrides, command: Sequence[str]) -> int:
+    """A sweeper of its own decides what to try, so that no list can be made beforehand. Returns the exit code."""
+    if compose_values(with_sweep(overrides), multirun=True)["stream"].get("validation_fraction") is None:
+        raise UserError(
+            "stream.validation_fraction=null: a sweeper would choose by test scores, which are too good to report "
+            "afterwards; write stream.validation_fraction=0.2, or search with `smope tune`"
+        )
     stop = _stop_file(RUNS)
     try:
-        with _stopping(stop):
+        with _watched(stop, chosen_launcher(overrides), command):
             multirun(overrides, Task(Path.cwd(), stop))
     except JobFailed:
         print("smope: error: at least one job failed; the others were run", file=sys.stderr)
         return 1
-    finally:
-        stop.unlink(missing_ok=True)
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,14 @@ class Job:
 def make_job(config: Config, texts: Sequence[str], swept: Iterable[str]) -> Job:
     """A job, in the folder that its configuration has had before, or in a new one named after what is `swept`."""
     swept = list(swept)
-    folder = RUNS / config.name
-    there = sorted(path for path in folder.glob(f"*{config.config_hash}") if path.is_dir())
-    path = there[0] if there else folder / "-".join([*_words(swept), config.config_hash])
-    return Job(" ".join(swept) or "defaults", tuple(texts), config, path)
+    path = RUNS / config.name / "-".join([*_words(swept), config.config_hash])
+    return found_again(Job(" ".join(swept) or "defaults", tuple(texts), config, path))
+
+
+def found_again(job: Job) -> Job:
+    """The job in the folder that it has by now: since it was planned, another command may have begun it elsewhere."""
+    there = sorted(path for path in job.path.parent.glob(f"*{job.config.config_hash}") if path.is_dir())
+    return replace(job, path=there[0]) if there else job
 
 
 def _words(swept: Sequence[str]) -> list[str]:

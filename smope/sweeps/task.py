@@ -17,12 +17,13 @@ from typing import Any
 from smope.compose import plain_values
 from smope.config import Config, validate
 from smope.errors import UserError
-from smope.runs import RunDirectory
-from smope.sweeps.jobs import Job, State, clear_stub, look, make_job
+from smope.runs import MOMENT, RunDirectory
+from smope.sweeps.jobs import Job, State, clear_stub, found_again, look, make_job
 from smope.sweeps.process import run_apart, stopped
 
 BASIC = "hydra._internal.core_plugins.basic_launcher."
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
+REFUSED = 2  # exit code of a run that could not begin
 PATIENCE = 3600  # seconds that a job waits for the end that Slurm has announced
 
 
@@ -46,7 +47,7 @@ class Task:
     process: int = field(default_factory=os.getpid)
 
     def __call__(self, composed: Any) -> float | None:
-        """Returns the final average accuracy, for sweepers that look for the best; None where there is none.
+        """Returns the final average accuracy, for sweepers that look for the best; None of a run that is not finished.
 
         JobFailed, after a line that says why, where the job failed.
         """
@@ -61,7 +62,7 @@ class Task:
             config = validate(plain_values(composed), {text.partition("=")[0] for text in texts})
             with contextlib.chdir(self.folder):
                 job = self.jobs.get(key(config)) or make_job(config, texts, texts)
-                return self._run(job, int(hydra.job.num), launcher)
+                return self._run(found_again(job), int(hydra.job.num), launcher)
         except (UserError, OSError) as error:
             label = " ".join(texts) or "defaults"
             print(f"smope: error: job {label}: {error}", file=sys.stderr, flush=True)
@@ -82,6 +83,8 @@ class Task:
         print(f"job {number + 1}: {job.label}: {words} ({job.path})", flush=True)
         clear_stub(job.path)
         resume = RunDirectory(job.path).config.is_file()
+        if launcher.startswith(SUBMITIT):  # other launchers give a job its threads themselves
+            os.environ.setdefault("OMP_NUM_THREADS", str(_threads(len(self.jobs))))
         with Announced(launcher.startswith(SUBMITIT)) as announced:
             code = run_apart(
                 job.config,
@@ -97,11 +100,20 @@ class Task:
     def _ended(self, job: Job, code: int) -> float | None:
         if code == 0 or stopped(code):
             return _accuracy(job)
-        if look(job)[0] is State.IN_USE:  # another sweep began it in the same moment
-            job.log.unlink(missing_ok=True)
-            return None
+        if code == REFUSED and _is_anothers(job):
+            return _accuracy(job)
         print(f"smope: error: job {job.label}: {job.failure()}; log: {job.log}", file=sys.stderr, flush=True)
         raise JobFailed(job.label)
+
+
+def _is_anothers(job: Job) -> bool:
+    """Whether another sweep began the job in the same moment: it may lock it a little later, and writes to its log."""
+    end = time.monotonic() + MOMENT
+    while (state := look(job)[0]) not in (State.IN_USE, State.FINISHED) and time.monotonic() < end:
+        time.sleep(0.05)
+    if state is State.FINISHED:
+        job.log.unlink(missing_ok=True)
+    return state in (State.IN_USE, State.FINISHED)
 
 
 def key(config: Config) -> tuple[str, str]:
@@ -109,8 +121,18 @@ def key(config: Config) -> tuple[str, str]:
     return config.name, config.config_hash
 
 
+def _threads(jobs: int) -> int:
+    """The cores of a job of submitit: what Slurm gave it, or its share of this machine's, where all run at once."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if given.isdigit():
+        return int(given)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, jobs))
+
+
 def _accuracy(job: Job) -> float | None:
-    return RunDirectory(job.path).read_record().get("final_average_accuracy")
+    record = RunDirectory(job.path).read_record()
+    return record.get("final_average_accuracy") if record.get("status") == "finished" else None
 
 
 class Announced:

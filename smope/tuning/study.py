@@ -13,7 +13,7 @@ for a trial marks it as failed and gives out its values again, to go on in the s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from smope.tuning.settings import TuneSettings
 from smope.tuning.space import Range, Space
 
 ATTEMPTS = 3
+BEGUN = (".lock", "trials", "study.db", "study.db-journal")  # what another process may have made a moment ago
 FORMAT_VERSION = 1
 
 
@@ -59,7 +60,7 @@ class Study:
         self._lock: IO[str] | None = None
         self._distributions = {key: _distribution(dimension) for key, dimension in space.items()}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with self._alone():
+        with _alone(self.folder):
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
             )
@@ -77,13 +78,13 @@ class Study:
 
     def begin_with(self, values: Mapping[str, Any] | None) -> None:
         """Have the first trial of a new study take these values."""
-        with self._alone():
+        with _alone(self.folder):
             if values is not None and not self.trials:
                 self.optuna.enqueue_trial(self._encoded(values))
 
     def claim(self) -> Claim | None:
         """The next trial, its lock held until `let_go`; None where enough have ended or are under way."""
-        with self._alone():
+        with _alone(self.folder):
             self._release_killed()
             trials = self.trials
             states = [trial.state for trial in trials]
@@ -148,14 +149,15 @@ class Study:
     def _lock_path(self, number: int) -> Path:
         return self.folder / "trials" / f"{number}.lock"
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Held for moments only; waits for whoever has it."""
-        (self.folder / "trials").mkdir(parents=True, exist_ok=True)
-        file = lock_file(self.folder / ".lock", wait=True)
-        assert file is not None
-        with file:
-            yield
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder's lock: held for moments only; waits for whoever has it."""
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    file = lock_file(folder / ".lock", wait=True)
+    assert file is not None
+    with file:
+        yield
 
 
 def join(folder: Path, description: Mapping[str, Any]) -> None:
@@ -163,13 +165,13 @@ def join(folder: Path, description: Mapping[str, Any]) -> None:
     path = folder / "study.json"
     text = json.dumps({"format_version": FORMAT_VERSION, **description}, indent=1, ensure_ascii=False) + "\n"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            if any(item.name not in (".lock", "trials", "study.json") for item in folder.iterdir()):
-                raise UserError(f"tune.folder={folder}: is not empty and holds no study; name a new folder")
-            write_atomically(path, text.encode())
-            return
-        there = json.loads(path.read_bytes())
+        _refuse_others(folder, BEGUN)
+        with _alone(folder):
+            if not path.exists():
+                _refuse_others(folder, (".lock", "trials"))
+                write_atomically(path, text.encode())
+                return
+            there = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"tune.folder={folder}: cannot be used ({error.strerror}); name another folder") from error
     except ValueError as error:
@@ -183,6 +185,14 @@ def join(folder: Path, description: Mapping[str, Any]) -> None:
                     f"tune.folder={folder}: holds a study with {key}={shown(old)}, asked for is {key}={shown(new)}; "
                     "scores could not be compared: name another folder, or leave tune.folder out"
                 )
+
+
+def _refuse_others(folder: Path, known: Collection[str]) -> None:
+    """UserError where the folder is no study's and holds anything but the `known` files."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = {name for name in names if name not in known and not name.startswith(".study.json.")}
+    if others and "study.json" not in names:
+        raise UserError(f"tune.folder={folder}: is not empty and holds no study; name a new folder")
 
 
 def _stays(trial: FrozenTrial) -> bool:

@@ -143,3 +143,14 @@ def test_launchers_have_the_keys_of_their_plugin(path: Path) -> None:
     (known,) = (item for item in vars(plugin).values() if getattr(item, "_target_", None) == values["_target_"])
     assert set(values) <= set(known.__dataclass_fields__)
     assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_what_sbatch_is_given(tmp_path: Path) -> None:
+    """Cores for srun as well, which does not take them from sbatch, and leave to be queued again."""
+    slurm = pytest.importorskip("submitit.slurm.slurm")
+    values = yaml.safe_load((conf_dir() / "hydra/launcher/submitit_slurm.yaml").read_text(encoding="utf-8"))
+    told = {key: values[key] for key in ("cpus_per_task", "additional_parameters", "setup")}
+    lines = slurm._make_sbatch_string("python", folder=tmp_path, **told).splitlines()
+    assert "#SBATCH --cpus-per-task=8" in lines and "#SBATCH --requeue" in lines
+    srun = next(index for index, line in enumerate(lines) if line.startswith("srun "))
+    assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in lines[:srun]

@@ -270,6 +270,18 @@ def test_a_sweep_is_planned_by_kind_and_priced(
     assert not os.listdir()
 
 
+def test_a_sweep_of_conf_is_planned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    from smope.planning import lines, make_plan
+
+    planned: list[list[str]] = []
+    monkeypatch.setattr(make_plan, "make_plan", lambda config, labels, *_: planned.append(labels))
+    monkeypatch.setattr(lines, "lines", lambda plan: [])
+    monkeypatch.setattr(lines, "total", lambda plans, price: [])
+    assert main(["plan", "sweep=ablation_small", "variant=ablation_1_dense,full", "--hardware", "t4"]) == 0
+    assert sorted(map(len, planned)) == [2, 2], "two variants by the sweep's two seeds"
+    assert "seed=1 variant=full" in {label for labels in planned for label in labels}
+
+
 def test_from_a_finished_run_it_tells_that_runs_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from smope.compose import compose, read_overrides, with_sweep
-from smope.errors import UserError
-from smope.runs import RunDirectory
+from smope.errors import Interrupted, UserError
+from smope.runs import RunDirectory, lock_file
+from smope.sweeps import driver, task
 from smope.sweeps.jobs import Job, State, clear_stub, look, make_job
 from smope.sweeps.plan import plan_jobs, read_manifests, write_manifests
 
@@ -155,3 +161,157 @@ def test_what_a_killed_beginning_leaves_is_removed_and_nothing_else() -> None:
     clear_stub(kept)
     assert not stub.exists()
     assert [path.name for path in kept.iterdir()] == ["mine.txt"]
+
+
+@pytest.fixture
+def run_apart(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a job's process would be given, which is not started; `code` is how it ended."""
+    given: dict[str, Any] = {"code": 0}
+
+    def ended(config: Any, run_dir: Path, **_: Any) -> int:
+        given.update(run_dir=run_dir, threads=os.environ.get("OMP_NUM_THREADS"))
+        return given["code"]
+
+    monkeypatch.setattr(task, "run_apart", ended)
+    return given
+
+
+def called(one: Job, monkeypatch: pytest.MonkeyPatch, launcher: str = task.BASIC, jobs: int = 1) -> float | None:
+    """What a launcher gets that calls the task of a sweep for one of its jobs."""
+    job = SimpleNamespace(num=0)
+    hydra = SimpleNamespace(
+        overrides=SimpleNamespace(task=one.texts), launcher=SimpleNamespace(_target_=launcher), job=job
+    )
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    planned = {task.key(one.config): one} | {("other", str(number)): one for number in range(1, jobs)}
+    return task.Task(Path.cwd(), Path("stop"), planned)(OmegaConf.create(one.config.as_dict()))
+
+
+def test_what_another_command_began_meanwhile_is_found_again(
+    run_apart: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned by both as new, in folders that are named after what each of them sweeps."""
+    ours, theirs = planned("seed=0", "method=smope,ncm")[1], planned("seed=0,1", "method=smope,ncm")[1]
+    assert ours.config == theirs.config and ours.path != theirs.path
+    write(theirs, {"status": "interrupted"})
+    called(ours, monkeypatch)
+    assert run_apart["run_dir"] == theirs.path
+    (theirs.path / "run.json").write_text(json.dumps({"status": "finished"}))
+    assert driver._summarise([ours], set(), 0, None) == 0
+
+
+@pytest.mark.parametrize(("status", "score"), [("finished", 0.5), ("interrupted", None), ("running", None)])
+def test_a_sweeper_hears_of_finished_runs_alone(
+    status: str, score: float | None, run_apart: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write(job("seed=1"), {"status": status, "final_average_accuracy": 0.5})
+    run_apart["code"] = 128 + signal.SIGTERM
+    assert called(one, monkeypatch) == score
+
+
+def test_jobs_of_submitit_have_the_threads_that_they_were_given(
+    run_apart: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's number, or a share of this machine's cores, unless the user said one; others divide them themselves."""
+    one, local = job("seed=1"), task.SUBMITIT + "submitit_launcher.LocalLauncher"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    found = []
+    for launcher, jobs, slurm in [(task.BASIC, 3, ""), (local, 3, ""), (local, 20, ""), (local, 3, "6")]:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
+        called(one, monkeypatch, launcher, jobs)
+        found.append(run_apart["threads"])
+    assert found == [None, "2", "1", "6"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    called(one, monkeypatch, local)
+    assert run_apart["threads"] == "5"
+
+
+def late_holder(path: Path) -> int:
+    """A process that takes the lock of a run in a moment, as one that is still making its directory."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(0.2)
+        with RunDirectory(path).locked():
+            time.sleep(60)
+        os._exit(0)
+    return child
+
+
+def test_of_two_sweeps_that_begin_a_job_together_one_leaves_it_to_the_other(
+    run_apart: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job("seed=1")
+    children = []
+
+    def refused(*_: Any, **__: Any) -> int:
+        write(one)
+        one.log.parent.mkdir()
+        one.log.write_text("what the other run says")
+        children.append(late_holder(one.path))
+        return 2
+
+    monkeypatch.setattr(task, "run_apart", refused)
+    try:
+        assert called(one, monkeypatch) is None
+        assert one.log.is_file(), "the other one writes to it"
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
+    monkeypatch.setattr(task, "run_apart", lambda *_, **__: 2)
+    with pytest.raises(task.JobFailed):
+        called(one, monkeypatch)
+
+
+def test_a_look_at_who_trains_keeps_nobody_from_it() -> None:
+    one = write(job("seed=1"))
+    read, written = os.pipe()
+    child = os.fork()
+    if child == 0:
+        file = lock_file(one.path / ".lock")
+        os.write(written, b"x")
+        time.sleep(0.3)
+        os._exit(file is None)
+    os.read(read, 1)
+    with RunDirectory(one.path).locked():
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def sweeper(*overrides: str, dry_run: bool = False) -> int:
+    """A sweep in which a plugin decides what to try; driver.multirun is patched, so that it need not be there."""
+    path = Path("own/hydra/sweeper/own.yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("_target_: hydra_plugins.own.Own\n")
+    given = read_overrides(["hydra/sweeper=own", *overrides], "own", multirun=True)
+    return driver.run_sweep(given, ["smope", "train", "-m", *overrides], print if dry_run else None)
+
+
+def test_a_sweeper_may_not_choose_by_test_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "multirun", lambda *_: None)
+    with pytest.raises(UserError, match=r"stream\.validation_fraction=null: a sweeper would choose by test scores"):
+        sweeper("router.top_k=1,3")
+    assert sweeper("router.top_k=1,3", "stream.validation_fraction=0.2") == 0
+    with pytest.raises(UserError, match="--dry-run: a sweeper decides while it runs"):
+        sweeper("stream.validation_fraction=0.2", dry_run=True)
+
+
+def test_a_sweeper_that_is_stopped_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise TypeError("None is no score")  # of the run that was stopped
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        monkeypatch.setattr(driver, "multirun", stop)
+        with pytest.raises(Interrupted) as stopped:
+            sweeper("stream.validation_fraction=0.2")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.exit_code == 143
+    said = capfd.readouterr()
+    assert "the same command goes on from here: smope train -m stream.validation_fraction=0.2" in said.out
+    assert "stopping: runs save a checkpoint first" in said.err
+    assert not list(Path("runs").iterdir()), "the file that asks to stop is gone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 
 import smope
+from smope.cli import main
+from smope.collection_runs import SCORES
 
 QUICK = [
     "experiment=smoke", "backbone.image_size=8", "trainer.batch_size=64", "trainer.record=nothing",
@@ -92,6 +95,15 @@ def matrices(folder: Path) -> dict[str, Any]:
     return {record["config_hash"]: record["accuracy_matrix"] for record in records if record["status"] == "finished"}
 
 
+def collected(folder: Path) -> dict[str, list[str]]:
+    """What `smope collect --runs` says that each run measured, by the hash that names what it computes."""
+    lines = folder / "runs.csv"
+    assert main(["collect", str(folder / "runs/smoke"), "--runs", str(lines)]) == 0
+    with lines.open(newline="") as file:
+        return {row["config_hash"]: [row[key] for key in ("status", "method", "seed", "tasks_done", *SCORES)]
+                for row in csv.DictReader(file)}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six runs by the basic launcher."""
@@ -137,6 +149,7 @@ def test_joblib_with_a_run_that_is_killed(undisturbed: Path, tmp_path: Path) -> 
     assert "6 jobs: " in text and "5 finished" in text and "1 stopped" in text
     assert re.search(r"seed=1 method=finetune: was killed .*, goes on", text)
     assert matrices(tmp_path) == matrices(undisturbed)
+    assert collected(tmp_path) == collected(undisturbed)
     assert not list(tmp_path.glob("runs/smoke/logs/*")), "nothing is left of a failure that was made up for"
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 
 import smope
 from smope.cli import main
+from smope.errors import UserError
 from smope.tuning import search
 from smope.tuning.settings import TuneSettings
 from smope.tuning.space import Choices, Range, Space
-from smope.tuning.study import Study
+from smope.tuning.study import Study, join
 
 SMALL = [
     "experiment=smoke", "backbone.image_size=8", "method=finetune", "trainer.batch_size=64", "trainer.device=cpu",
@@ -193,6 +195,50 @@ def test_a_method_without_steps_has_no_learning_rate_to_search(
 # Below, Optuna's record alone: nothing is trained.
 
 
+def test_a_folder_that_another_process_begins_at_this_moment_is_joined(tmp_path: Path) -> None:
+    """What write_atomically has there for a moment is no stranger's; a record that nothing describes is."""
+    description: dict[str, Any] = {"protocol": {}, "space": {}, "config": {}}
+    (tmp_path / ".study.json.1.tmp").touch()
+    join(tmp_path, description)
+    assert json.loads((tmp_path / "study.json").read_text())["protocol"] == {}
+    (tmp_path / "study.json").rename(tmp_path / "study.db")
+    with pytest.raises(UserError, match="is not empty and holds no study"):
+        join(tmp_path, description)
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match="is not empty and holds no study"):
+        join(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_of_two_processes_that_begin_a_study_one_waits_for_the_other(tmp_path: Path) -> None:
+    """The second is at its start while the first holds the lock, and is then refused by what that one wrote."""
+    held = lock_in_another_process(tmp_path / ".lock")
+    written = json.dumps({"protocol": {"score": "first"}, "space": {}, "config": {}})
+    let_go = threading.Timer(0.3, lambda: ((tmp_path / "study.json").write_text(written), held.kill()))
+    let_go.start()
+    with pytest.raises(UserError, match="holds a study with score=first, asked for is score=second"):
+        join(tmp_path, {"protocol": {"score": "second"}, "space": {}, "config": {}})
+    let_go.join()
+    held.wait()
+
+
+def lock_in_another_process(path: Path) -> subprocess.Popen[str]:
+    """A process that holds the lock until it is killed."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom smope.runs import lock_file\n"
+        "file = lock_file(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={"PYTHONPATH": str(Path(smope.__file__).parent.parent)},
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
 def claimed(study: Study) -> int:
     claim = study.claim()
     assert claim is not None
@@ -216,20 +262,7 @@ def test_a_trial_that_a_living_process_is_at_stays_its_own(tmp_path: Path) -> No
     study = Study(tmp_path, SPACE, TuneSettings(trials=2), 0)
     number = claimed(study)
     study.let_go()
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom smope.runs import lock_file\n"
-        "file = lock_file(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()"
-    )
-    path = str(tmp_path / f"trials/{number}.lock")
-    root = str(Path(smope.__file__).parent.parent)
-    with subprocess.Popen(
-        [sys.executable, "-c", program, path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={"PYTHONPATH": root},
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with lock_in_another_process(tmp_path / f"trials/{number}.lock") as other:
         assert claimed(study) == number + 1
         study.let_go()
         other.kill()
