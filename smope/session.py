@@ -166,22 +166,25 @@ def _train(
 
     write("running")
     trainer.tracker = _start(experiment, directory, progress, trainer.history.place)
+    status = "finished"
     try:
         with _advised(trainer), trainer.interruption.watching():
             trainer.fit(on_task_end=task_done)
         _look_at_frozen_weights(trainer, facts, progress)
-        record = write("finished")
+        record = write(status)
     except EndEarly:
-        return write("ended early")
+        status = "ended early"
+        return write(status)
     except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with suppress(OSError):  # a full disk must not hide what went wrong
-            write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            write(status)
         if part is None:
             with suppress(OSError):
                 progress.line(f"stopped; continue with: smope train {shlex.quote(f'resume={directory.path}')}")
         raise
     finally:
-        trainer.tracker.finish(trainer.history.scores())  # last: it may take the record with it
+        trainer.tracker.finish(trainer.history.scores(), status)  # last: it may take the record with it
     _tell(record, directory, progress)
     return record
 

@@ -29,8 +29,20 @@ if TYPE_CHECKING:
     from smope.analysis.evidence import Evidence, Snapshot
     from smope.analysis.experts import expert_load, expert_use, task_overlap
     from smope.analysis.mistakes import class_confusion, split_errors, task_confusion
-    from smope.analysis.movement import drift, drift_and_forgetting, rerouting_of_images
-    from smope.analysis.runs import Run, accuracies, costs, curves, differences, load_runs, scores, summarise
+    from smope.analysis.movement import drift, drift_and_forgetting, relation, rerouting_of_images
+    from smope.analysis.runs import (
+        Run,
+        accuracies,
+        accuracy_matrix,
+        costs,
+        curves,
+        differences,
+        epochs,
+        forgetting_by_task,
+        load_runs,
+        scores,
+        summarise,
+    )
     from smope.analysis.transfer import forward_transfer, intransigence
     from smope.analysis.unknown import open_set
 
@@ -38,20 +50,23 @@ HOMES = {
     "confidence": ("calibration", "reliability"),
     "classes": ("class_accuracies", "class_forgetting"),
     "comparison": ("compare", "compare_all", "compare_images", "compare_runs"),
-    "movement": ("drift", "drift_and_forgetting", "rerouting_of_images"),
+    "movement": ("drift", "drift_and_forgetting", "relation", "rerouting_of_images"),
     "evidence": ("Evidence", "Snapshot"),
     "experts": ("expert_load", "expert_use", "task_overlap"),
     "mistakes": ("class_confusion", "split_errors", "task_confusion"),
     "unknown": ("open_set",),
-    "runs": ("Run", "accuracies", "costs", "curves", "differences", "load_runs", "scores", "summarise"),
+    "runs": (
+        "Run", "accuracies", "accuracy_matrix", "costs", "curves", "differences", "epochs", "forgetting_by_task",
+        "load_runs", "scores", "summarise",
+    ),
     "transfer": ("forward_transfer", "intransigence"),
-}
+}  # fmt: skip
 __all__ = [
-    "Evidence", "Run", "Snapshot", "accuracies", "calibration", "class_accuracies", "class_confusion",
-    "class_forgetting", "compare", "compare_all", "compare_images", "compare_runs", "costs", "curves", "differences",
-    "drift", "drift_and_forgetting", "expert_load", "expert_use", "forward_transfer", "intransigence", "load_runs",
-    "open_set", "reliability", "rerouting_of_images", "scores", "split_errors", "summarise", "task_confusion",
-    "task_overlap",
+    "Evidence", "Run", "Snapshot", "accuracies", "accuracy_matrix", "calibration", "class_accuracies",
+    "class_confusion", "class_forgetting", "compare", "compare_all", "compare_images", "compare_runs", "costs",
+    "curves", "differences", "drift", "drift_and_forgetting", "epochs", "expert_load", "expert_use",
+    "forgetting_by_task", "forward_transfer", "intransigence", "load_runs", "open_set", "relation", "reliability",
+    "rerouting_of_images", "scores", "split_errors", "summarise", "task_confusion", "task_overlap",
 ]  # fmt: skip
 
 

@@ -121,50 +121,51 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def compare_runs(first: Sequence[Run], second: Sequence[Run], score: str = "final_average_accuracy") -> Comparison:
     """Compare two groups of runs by a column of `scores`, paired by seed; UserError where no seed is in both.
 
-    Of each group the runs with the most tasks, one a seed (see `comparable`). UserError where one group is under way
-    and the other is not as far: an average over fewer tasks is another quantity.
+    Of each group the runs with the most tasks, one a seed (see `comparable`). A pair has the same images, tasks and
+    class order, UserError where none has; and where one group is under way and the other is not as far: an average over
+    fewer tasks is another quantity.
     """
     full = [comparable(runs) for runs in (first, second)]
-    if not _as_far(*full):
-        done = [f"{runs[0].label} has finished {runs[0].tasks_done} of {runs[0].num_tasks} tasks" for runs in full]
-        raise UserError(f"{', '.join(done)}: these are not comparable; finish the runs, or leave them out")
-    left, right = (_by_seed(runs, score) for runs in full)
-    seeds = sorted(left.keys() & right.keys())
-    if not seeds:
+    pairs = _pairs(*full)
+    if not pairs:
+        has = [f"{runs[0].label} has seeds {sorted(run.seed for run in runs)}" for runs in full]
         raise UserError(
-            f"{first[0].label} has seeds {sorted(left)}, {second[0].label} {sorted(right)}: none in "
-            "common, so nothing is paired; train both with the same seeds"
+            f"{', '.join(has)}: none in common on the same stream (images, tasks, class order), so nothing is paired; "
+            "train both with the same seeds on one stream"
         )
-    found = compare([left[seed] for seed in seeds], [right[seed] for seed in seeds])
-    return replace(found, left_out=len(first) + len(second) - sum(map(len, full)))
+    if not _as_far(pairs):
+        done = [f"{run.label} has finished {run.tasks_done} of {run.num_tasks} tasks" for run in pairs[0]]
+        raise UserError(f"{', '.join(done)}: these are not comparable; finish the runs, or leave them out")
+    left, right = (scores(runs)[score].tolist() for runs in zip(*pairs, strict=True))
+    return replace(compare(left, right), left_out=len(first) + len(second) - sum(map(len, full)))
 
 
-def _as_far(first: Sequence[Run], second: Sequence[Run]) -> bool:
-    """Whether both have learned all of their tasks, or equally many."""
-    left, right = first[0], second[0]
-    whole = left.tasks_done == left.num_tasks and right.tasks_done == right.num_tasks
-    return whole or left.tasks_done == right.tasks_done
+def _pairs(first: Sequence[Run], second: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Runs of the same seed on the same stream, by seed."""
+    mates = {(run.seed, run.stream): run for run in second}
+    found = [(run, mates[run.seed, run.stream]) for run in first if (run.seed, run.stream) in mates]
+    return sorted(found, key=lambda pair: pair[0].seed)
 
 
-def _by_seed(runs: Sequence[Run], score: str) -> dict[int, float]:
-    frame: Any = scores(runs)
-    return dict(zip(frame["seed"], frame[score], strict=True))
+def _as_far(pairs: Sequence[tuple[Run, Run]]) -> bool:
+    return all(left.tasks_done == right.tasks_done for left, right in pairs)
 
 
 def compare_all(runs: Sequence[Run], score: str = "final_average_accuracy") -> pandas.DataFrame:
-    """Every two labels that share seeds: columns first (of the larger mean), second, and those of Comparison.
+    """Every two labels that share seeds on one stream: columns first (of the larger mean), second, those of Comparison.
 
     p_holm is p after Holm's correction for all rows of the frame.
 
     Labels of which one is under way and the other is further are not paired (see `compare_runs`).
     """
-    frame: Any = scores(comparable(runs))
+    full = comparable(runs)
+    frame: Any = scores(full)
     means = frame.groupby("label")[score].mean().sort_values(ascending=False)
     rows = []
     for first, second in combinations(means.index, 2):
         left, right = ([run for run in runs if run.label == label] for label in (first, second))
-        full = comparable(left), comparable(right)
-        if _as_far(*full) and {run.seed for run in full[0]} & {run.seed for run in full[1]}:
+        pairs = _pairs(*([run for run in full if run.label == label] for label in (first, second)))
+        if pairs and _as_far(pairs):
             rows.append({"first": first, "second": second, **vars(compare_runs(left, right, score))})
     corrected = holm([row["p"] for row in rows])
     return pandas.DataFrame([{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)])
@@ -177,7 +178,7 @@ def compare_images(first: Run, second: Run) -> dict[str, float]:
     (images that only one has right), p of McNemar's exact test on these. Says nothing about other seeds.
     UserError where the runs were not evaluated on the same images.
     """
-    if first.record["stream"]["identity"] != second.record["stream"]["identity"]:
+    if first.stream != second.stream:
         raise UserError(
             f"{first.path} and {second.path}: were evaluated on other images or class orders; compare runs of one seed"
         )

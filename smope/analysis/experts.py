@@ -5,6 +5,9 @@ Shapes: M images, L prompted blocks, H heads, E experts, K chosen experts, T tas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy
 import pandas
 from numpy.typing import NDArray
@@ -12,6 +15,11 @@ from numpy.typing import NDArray
 from smope.analysis.evidence import Snapshot
 from smope.analysis.runs import Run
 from smope.errors import UserError
+
+
+def block_numbers(config: Mapping[str, Any], count: int) -> list[int]:
+    """The numbers of the prompted blocks in the backbone, from 0: the first ones unless configured."""
+    return list(config["method"].get("blocks") or range(count))
 
 
 def chosen(run: Run, after: int | None = None) -> tuple[Snapshot, NDArray[numpy.int64]]:

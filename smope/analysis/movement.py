@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from smope.analysis.evidence import Snapshot
-from smope.analysis.experts import chosen, load_of
+from smope.analysis.experts import chosen, expert_use, load_of, task_overlap
 from smope.analysis.runs import Run
 from smope.errors import UserError
+
+MOVED = ("keys", "values", "rerouted", "overlap", "dead")
 
 
 def change(old: NDArray, new: NDArray) -> NDArray[numpy.float64]:
@@ -51,9 +53,12 @@ def rerouted(old: NDArray, new: NDArray) -> NDArray[numpy.float64]:
 def drift_and_forgetting(run: Run) -> pandas.DataFrame:
     """For each old task and each later one: columns after_task, task, lost (accuracy right after its own task - now),
     keys and values (relative change since then of the experts that the task's images chose, weighted by how often),
-    rerouted (share of its images' choices that have changed). Pairs of which one was not recorded are left out.
+    rerouted (share of its images' choices that have changed), overlap (see `task_overlap`, now, mean over the tasks
+    learned since), dead (share of experts that no image chooses now). Pairs of which one was not recorded are left out.
     """
     rows, recorded = [], run.evidence.recorded
+    shared = {after: task_overlap(run, after) for after in recorded}
+    dead: Any = expert_use(run).groupby("after_task")["dead"].mean()
     for task in (after - 1 for after in recorded):
         then, experts = chosen(run, task + 1)
         mine = then.tasks == task
@@ -66,23 +71,23 @@ def drift_and_forgetting(run: Run) -> pandas.DataFrame:
             ]
             others = rerouted(experts[mine], later[now.tasks == task]).mean()
             lost = run.matrix[task][task] - run.matrix[after - 1][task]
-            rows.append((after, task + 1, lost, *moved, float(others)))
-    return pandas.DataFrame(rows, columns=["after_task", "task", "lost", "keys", "values", "rerouted"])
+            overlap = shared[after].loc[task + 1, task + 2 :].mean()
+            rows.append((after, task + 1, lost, *moved, float(others), float(overlap), float(dead[after])))
+    return pandas.DataFrame(rows, columns=["after_task", "task", "lost", *MOVED])
 
 
 def relation(frame: Any) -> pandas.DataFrame:
-    """Spearman's rank correlation of `lost` with keys, values and rerouted: rows of these, columns rho, pairs.
+    """Spearman's rank correlation of `lost` with each of MOVED: rows of these, columns rho, pairs.
 
     Pairs of tasks are not independent, so there is no p-value; NaN for fewer than three pairs or where nothing varies.
     """
-    names = ["keys", "values", "rerouted"]
-    varied = [len(frame) > 2 and frame["lost"].nunique() > 1 and frame[name].nunique() > 1 for name in names]
+    varied = [len(frame) > 2 and frame["lost"].nunique() > 1 and frame[name].nunique() > 1 for name in MOVED]
     correlate: Any = spearmanr
     rho = [
         float(correlate(frame["lost"], frame[name]).statistic) if varies else float("nan")
-        for name, varies in zip(names, varied, strict=True)
+        for name, varies in zip(MOVED, varied, strict=True)
     ]
-    return pandas.DataFrame({"rho": rho, "pairs": len(frame)}, index=pandas.Index(names, name="moved"))
+    return pandas.DataFrame({"rho": rho, "pairs": len(frame)}, index=pandas.Index(MOVED, name="moved"))
 
 
 def rerouting_of_images(run: Run) -> pandas.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +21,21 @@ from smope.plain_types import shown
 from smope.runs import FORMAT_VERSION, RunDirectory
 
 SCORES = {
-    "final_average_accuracy": "final average accuracy: the mean over all tasks after the last",
-    "cumulative_average_accuracy": "cumulative average accuracy: the mean over t of the mean over tasks seen after t",
+    "final_average_accuracy": "final average accuracy: the mean over all tasks after the last (Le et al. 2026)",
+    "cumulative_average_accuracy": "cumulative average accuracy: the mean over t of the mean over tasks seen after t "
+    "(Le et al. 2026)",
     "forgetting": "mean over old tasks of best earlier accuracy minus the last (Chaudhry et al. 2018)",
     "backward_transfer": "mean over old tasks of last accuracy minus the one right after learning (Lopez-Paz and "
     "Ranzato 2017)",
     "learning_accuracy": "mean accuracy on each task right after learning it (Riemer et al. 2019)",
     "sample_weighted_accuracy": "accuracy over all test images together, after the last task",
 }
+
+
+REQUIRED = (
+    "accuracy_matrix", "method", "seed", "config", "tasks", "status", "stream", "class_names", "evaluated_on",
+    "trainable_parameters", "seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,11 @@ class Run:
     @property
     def seed(self) -> int:
         return self.record["seed"]
+
+    @property
+    def stream(self) -> str:
+        """What was learned in which order, as a hash: images, tasks, class order. Runs that pair have the same."""
+        return self.record["stream"]["identity"]
 
     @property
     def name(self) -> str:
@@ -118,7 +131,7 @@ def _records(folder: Path) -> list[Path]:
 
 def _load(path: Path) -> Run:
     record = RunDirectory(path).read_record()
-    missing = [key for key in ("accuracy_matrix", "method", "seed", "config", "tasks", "status") if key not in record]
+    missing = [key for key in REQUIRED if key not in record]
     if missing or record.get("format_version") != FORMAT_VERSION:
         what = f"has no {missing[0]}" if missing else f"has format version {record.get('format_version')}"
         raise UserError(f"{path}/run.json: {what}, so this smope cannot read it; leave the run out")
@@ -197,6 +210,15 @@ def accuracies(runs: Sequence[Run]) -> pandas.DataFrame:
         for task, value in enumerate(row)
     ]
     return pandas.DataFrame(rows, columns=["label", "seed", "after_task", "task", "accuracy"])
+
+
+def accuracy_matrix(run: Run) -> pandas.DataFrame:
+    """A square table of fractions: row t the evaluation after task t, column j task j; NaN where j > t."""
+    names = range(1, run.tasks_done + 1)
+    return pandas.DataFrame(
+        [row + [math.nan] * (run.tasks_done - len(row)) for row in run.matrix],
+        pandas.Index(names, name="after task"), pandas.Index(names, name="task"),
+    )  # fmt: skip
 
 
 def curves(runs: Sequence[Run]) -> pandas.DataFrame:

@@ -10,22 +10,28 @@ from smope.metrics import accuracy_matrix as metrics
 
 
 def intransigence(run: Run, joint: Run) -> float:
-    """metrics.intransigence with the last row of a run of the same stream that was trained on all tasks together."""
-    if run.record["stream"]["content_hash"] != joint.record["stream"]["content_hash"]:
-        raise UserError(f"{joint.path}: was trained on another stream than {run.path}; take a joint run on the same")
-    if len(joint.matrix[-1]) != run.tasks_done:
+    """metrics.intransigence against the diagonal of a run with method=joint: after task k it has trained on tasks 1..k.
+
+    UserError where that run has other images, tasks or another class order (of another seed, say), or fewer tasks.
+    """
+    if run.stream != joint.stream:
         raise UserError(
-            f"{joint.path}: has accuracies on {len(joint.matrix[-1])} tasks, {run.path} on {run.tasks_done}; take a "
-            "joint run that is evaluated on the same tasks"
+            f"{joint.path}: was trained on other images, tasks or another class order than {run.path}; take a joint "
+            "run of the same stream and seed"
         )
-    return metrics.intransigence(run.matrix, joint.matrix[-1])
+    if joint.tasks_done < run.tasks_done:
+        raise UserError(
+            f"{joint.path}: has finished {joint.tasks_done} tasks, {run.path} {run.tasks_done}; finish the joint run"
+        )
+    return metrics.intransigence(run.matrix, [joint.matrix[task][task] for task in range(run.tasks_done)])
 
 
 def forward_transfer(run: Run, untrained: Sequence[float] | None = None) -> float:
     """metrics.forward_transfer of a run with trainer.record=all on a stream where all classes come in every task.
 
-    untrained: accuracy of an untrained model on each task; left out, chance, one over the number of classes. (Avalanche
-    measures its own untrained model.) UserError where a task brings new classes: nothing can be known of them before.
+    Over the tasks that are done. untrained: accuracy of an untrained model on each task of the stream; left out,
+    chance, one over the number of classes. (Avalanche measures its own untrained model.) UserError where a task brings
+    new classes: nothing can be known of them before.
     """
     classes = run.classes_of_tasks
     if any(set(mates) != set(classes[0]) for mates in classes):
@@ -33,10 +39,13 @@ def forward_transfer(run: Run, untrained: Sequence[float] | None = None) -> floa
             f"{run.path}: its tasks have classes of their own, so nothing can be transferred to them before they are "
             "learned; forward transfer is for streams where all classes come in every task"
         )
+    start = [1 / len(classes[0])] * run.num_tasks if untrained is None else list(untrained)
+    if len(start) != run.num_tasks:
+        raise UserError(f"untrained: must hold an accuracy for each of the {run.num_tasks} tasks, got {len(start)}")
     ahead: list[list[float]] = []
     for after in range(1, run.tasks_done + 1):
         snapshot = run.evidence.after(after)
         if snapshot.seen.all() and after < run.num_tasks:
             raise UserError(f"{run.path}: tasks to come were not evaluated; train it again with trainer.record=all")
         ahead.append([float(snapshot.correct[snapshot.tasks == task].mean()) for task in range(run.num_tasks)])
-    return metrics.forward_transfer(ahead, untrained or [1 / len(classes[0])] * run.num_tasks)
+    return metrics.forward_transfer(ahead, start[: run.tasks_done])

@@ -25,12 +25,15 @@ def average_accuracy(matrix: Matrix, row: int) -> float:
 
 
 def final_average_accuracy(matrix: Matrix) -> float:
-    """FAA: mean accuracy over all tasks after the last."""
+    """FAA: mean accuracy over all tasks after the last (Le et al. 2026).
+
+    Avalanche's stream accuracy is another: that of all images together, see sample_weighted_accuracy.
+    """
     return average_accuracy(matrix, len(matrix) - 1)
 
 
 def cumulative_average_accuracy(matrix: Matrix) -> float:
-    """CAA: mean of A_t over all t."""
+    """CAA: mean of A_t over all t (Le et al. 2026). Avalanche's stream accuracies would weigh each A_t by images."""
     return fmean(average_accuracy(matrix, row) for row in range(len(matrix)))
 
 
@@ -73,9 +76,8 @@ def learning_accuracy(matrix: Matrix) -> float:
 def intransigence(matrix: Matrix, joint: Sequence[float]) -> float:
     """Mean over all tasks of (joint accuracy on the task - accuracy right after learning it): what was not learned.
 
-    Chaudhry et al. 2018 (arXiv 1801.10112). Their reference for task k is trained on tasks 1..k together; `joint`, the
-    last row of a run trained on all tasks together, has to tell all classes apart, so that early tasks may come out
-    negative.
+    Chaudhry et al. 2018 (arXiv 1801.10112). joint[k]: accuracy on task k of a model trained on tasks 1..k together,
+    which is the diagonal of a run with method=joint.
     """
     if len(joint) != len(matrix):
         raise ValueError(f"joint must hold an accuracy for each of the {len(matrix)} tasks, got {len(joint)}")
@@ -99,7 +101,7 @@ def forward_transfer(matrix: Matrix, untrained: Sequence[float]) -> float:
 
 
 def sample_weighted_accuracy(accuracies: Sequence[float], test_images: Sequence[int]) -> float:
-    """Accuracy over all test images together; differs from the task mean where tasks are of unequal size."""
+    """Accuracy over all test images together, as Avalanche's stream accuracy; not the task mean where sizes differ."""
     if len(accuracies) != len(test_images) or not test_images:
         raise ValueError(
             f"accuracies ({len(accuracies)}) and test_images ({len(test_images)}) must be as many, at least one"

@@ -6,12 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
-import pandas
-
 from smope.analysis.comparison import compare_all
-from smope.analysis.runs import SCORES, Run, comparable, curves, forgetting_by_task, scores, summarise
-from smope.report.content import Section, Table, by_label, plural
+from smope.analysis.runs import SCORES, Run, accuracy_matrix, comparable, curves, forgetting_by_task, scores, summarise
+from smope.report.content import MAPS, Section, Table, by_label, not_shown, plural
 from smope.report.figures import Figure, bars, heat_map, lines, points
 from smope.report.grids import Grid
 
@@ -40,23 +37,19 @@ def score_grid(runs: Sequence[Run]) -> Grid:
 
 
 def overview(runs: Sequence[Run]) -> Section:
-    groups, first = by_label(runs), runs[0].record
-    best: Any = scores(comparable(runs)).groupby("label")["final_average_accuracy"].mean()
-    streams = sorted({run.record["stream"]["name"] for run in runs})
+    groups, counted, streams = by_label(runs), comparable(runs), _streams(runs)
+    best: Any = scores(counted).groupby("label")["final_average_accuracy"].mean()
     several = any(len(group) > 1 for group in groups.values())
     who = f"{len(runs)} runs of {plural(len(groups), 'configuration')}"
     if len(runs) == 1:
         who = f"One run, {runs[0].name},"
-    lead = (
-        f"{who} on {', '.join(streams)}: "
-        f"{len(first['class_names'])} classes in {plural(len(first['tasks']), 'task')}, evaluated on "
-        f"{first['evaluated_on']} images. "
-    )
-    if len(groups) > 1:
+    lead = f"{who} on {'; '.join(streams)}. "
+    if len(streams) > 1:
+        lead += "Scores on different streams do not compare."
+    elif len(groups) > 1:
         lead += f"The highest final average accuracy is that of {best.idxmax()}, {points(best.max())} %."
     else:
         lead += f"The final average accuracy is {points(best.max())} %."
-    counted = comparable(runs)
     unfinished = [run.name for run in counted if not run.finished]
     note = "Percent. Tasks count equally, except under all images."
     note += " Mean ± standard deviation (ddof 0) over seeds." if several else ""
@@ -66,6 +59,19 @@ def overview(runs: Sequence[Run]) -> Section:
     return Section("scores", "Scores", lead, [Table("Scores, percent", score_grid(runs))], note=note)
 
 
+def _streams(runs: Sequence[Run]) -> list[str]:
+    """What was learned, a sentence each; other images of the same name and size are another stream."""
+    found = {}
+    for run in runs:
+        record = run.record
+        text = (
+            f"{record['stream']['name']}: {len(record['class_names'])} classes in {plural(run.num_tasks, 'task')}, "
+            f"evaluated on {record['evaluated_on']} images"
+        )
+        found[text, record["stream"]["content_hash"]] = text
+    return list(found.values())
+
+
 def left_out(number: int) -> str:
     """A sentence on the runs that no mean is taken of; none where there are none."""
     reason = "with fewer tasks than others of its configuration, or a repeat of a seed"
@@ -73,17 +79,20 @@ def left_out(number: int) -> str:
 
 
 def accuracy(runs: Sequence[Run]) -> Section:
-    frame = curves(comparable(runs))
-    last: Any = frame[frame["after_task"] == frame["after_task"].max()].groupby("label")["average_accuracy"].mean()
+    counted = comparable(runs)
+    frame = curves(counted)
+    last: Any = frame[frame["after_task"] == frame.groupby("label")["after_task"].transform("max")]
+    last = last.groupby("label")["average_accuracy"].mean()
     ends = ", ".join(f"{label} at {points(value)} %" for label, value in last.items())
     curve = lines(
         "accuracy-curves", "Average accuracy after each task", frame, ("label", "after_task", "average_accuracy"),
         labels=("after task", "mean accuracy over tasks seen, %"), text=f"After the last task: {ends}.",
         caption=_band(runs, "Mean over the tasks seen so far."),
     )  # fmt: skip
-    maps = [_matrix(label, group, number) for number, (label, group) in enumerate(by_label(runs).items())]
+    groups = by_label(counted)
+    maps = [_matrix(label, group, number) for number, (label, group) in enumerate(list(groups.items())[:MAPS], 1)]
     lead = "Each row of a matrix is an evaluation; down a column one sees a task being learned and forgotten."
-    return Section("accuracy", "Accuracy", lead, figures=[curve, *maps])
+    return Section("accuracy", "Accuracy", lead, figures=[curve, *maps], note=not_shown(groups, MAPS, "matrices"))
 
 
 def _mean(runs: Sequence[Run]) -> str:
@@ -96,20 +105,14 @@ def _band(runs: Sequence[Run], text: str) -> str:
 
 
 def _matrix(label: str, runs: Sequence[Run], number: int) -> Figure:
-    tasks = max(run.tasks_done for run in runs)
-    values = numpy.full((len(runs), tasks, tasks), numpy.nan)
-    for index, run in enumerate(runs):
-        for row, accuracies in enumerate(run.matrix):
-            values[index, row, : len(accuracies)] = accuracies
-    full = [index for index, run in enumerate(runs) if run.tasks_done == tasks]
-    names = range(1, tasks + 1)
-    mean = values[full].mean(0)
-    frame = pandas.DataFrame(mean, pandas.Index(names, name="after task"), pandas.Index(names, name="task"))
-    last = ", ".join(points(value) for value in mean[-1])
-    over = f", mean of {plural(len(full), 'run')}" if len(full) > 1 else ""
+    tables = [accuracy_matrix(run) for run in runs]
+    frame = sum(tables[1:], tables[0]) / len(tables)
+    last = ", ".join(points(value) for value in frame.iloc[-1])
+    over = f", mean of {plural(len(runs), 'run')}" if len(runs) > 1 else ""
     return heat_map(
-        f"matrix-{number + 1}", f"Accuracy matrix: {label}{over}", frame,
-        text=f"Accuracy of {label} on each task after each task. After the last: {last} percent on tasks 1 to {tasks}.",
+        f"matrix-{number}", f"Accuracy matrix: {label}{over}", frame,
+        text=f"Accuracy of {label} on each task after each task. After the last: {last} percent on tasks 1 to "
+        f"{len(frame)}.",
     )  # fmt: skip
 
 
@@ -135,12 +138,13 @@ def comparison(runs: Sequence[Run]) -> Section | None:
     frame, missing = compare_all(runs), len(runs) - len(comparable(runs))
     if frame.empty:
         return None
-    head = ["first", "second", "pairs", "difference", "95 % interval", "p", "smallest p", "effect size d", "wins"]
+    head = ["first", "second", "pairs", "difference", "95 % interval", "p", "smallest p", "p, Holm", "effect size d",
+            "wins"]  # fmt: skip
     rows = [
         [row["first"], row["second"], str(row["pairs"]), _signed(row["difference"]),
          "" if math.isnan(row["low"]) else f"{_signed(row['low'])} to {_signed(row['high'])}", f"{row['p']:.3g}",
-         f"{row['smallest_p']:.3g}", "" if math.isnan(row["effect_size"]) else f"{row['effect_size']:.1f}",
-         f"{100 * row['wins']:.0f} %"]
+         f"{row['smallest_p']:.3g}", f"{row['p_holm']:.3g}",
+         "" if math.isnan(row["effect_size"]) else f"{row['effect_size']:.1f}", f"{100 * row['wins']:.0f} %"]
         for row in frame.to_dict("records")
     ]  # fmt: skip
     pairs = max(int(count) for count in frame["pairs"])
@@ -149,12 +153,12 @@ def comparison(runs: Sequence[Run]) -> Section | None:
         f"and with {plural(pairs, 'pair')} it cannot be below {2 / 2**pairs:.3g}, however large the difference."
     )
     note = (
-        "Difference in points, with a bootstrap interval over pairs (too narrow where there are few pairs); d: "
-        "mean over standard deviation of the differences; wins: share of seeds in which the first is better."
+        "Difference in points, with a bootstrap interval over pairs (too narrow where there are few pairs); p, Holm: "
+        "corrected for the number of rows; d: mean over standard deviation of the differences; wins: share of seeds in "
+        "which the first is better."
     ) + left_out(missing)
-    return Section(
-        "comparison", "Comparison", lead, [Table("Every two methods that share seeds", [head, *rows])], note=note
-    )
+    table = Table("Every two methods that share seeds on one stream", [head, *rows])
+    return Section("comparison", "Comparison", lead, [table], note=note)
 
 
 def _signed(value: float) -> str:

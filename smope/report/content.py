@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from smope.analysis.runs import Run
+from smope.analysis.runs import Run, comparable
 from smope.report.figures import Figure
 from smope.report.grids import Grid
+
+MAPS = 8  # configurations that have a map of a kind to themselves; one of ten tasks takes 57 to 74 KB of a page
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,14 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def with_evidence(runs: Sequence[Run]) -> list[Run]:
-    """Runs for which logits were kept after every task."""
-    return [run for run in runs if run.has_evidence]
+    """Of the runs that a mean may be taken of, those for which logits were kept after every task."""
+    return [run for run in comparable(runs) if run.has_evidence]
+
+
+def not_shown(groups: Mapping[str, Sequence[Run]], most: int, what: str) -> str:
+    """A sentence on the configurations that a section leaves out so that a page stays small; none where none is."""
+    rest = list(groups)[most:]
+    return f" Without {what}, to keep the page small: {', '.join(rest)}. Make a report of these alone." if rest else ""
 
 
 def plural(number: int, noun: str) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy
 import pandas
 
-from smope.analysis.experts import chosen, expert_use, load_of, task_overlap
+from smope.analysis.experts import block_numbers, chosen, expert_use, load_of, task_overlap
 from smope.analysis.movement import drift, drift_and_forgetting, relation, rerouting_of_images
 from smope.analysis.runs import Run
-from smope.report.content import Picture, Section, Table, by_label, with_evidence
+from smope.report.content import Picture, Section, Table, by_label, not_shown, with_evidence
 from smope.report.figures import Figure, frame_grid, heat_map, lines, load_map, points, scatter
 
 MOST = 2  # configurations whose maps are shown
@@ -24,12 +24,6 @@ HEADS = 4  # named below a picture
 def routing_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs whose choices were recorded, by label."""
     return by_label([run for run in with_evidence(runs) if run.evidence.last.experts is not None])
-
-
-def _blocks(run: Run, count: int) -> list[int]:
-    """The numbers of the prompted blocks in the backbone, from 0: the first ones unless configured."""
-    chosen = run.record["config"]["method"].get("blocks")
-    return list(chosen) if chosen else list(range(count))
 
 
 def experts(runs: Sequence[Run]) -> Section | None:
@@ -48,7 +42,7 @@ def experts(runs: Sequence[Run]) -> Section | None:
     note = (
         "Overlap: what two tasks' loads have in common, 1 if they use experts alike. Drift: relative change of a key, "
         "|new - old| / |old|. Load is shown of one run, everything else as a mean over seeds where there are several."
-    )
+    ) + not_shown(groups, MOST, "load, overlap, drift and use")
     return Section("experts", "Experts", lead, _tables(groups), figures, note=note)
 
 
@@ -56,7 +50,7 @@ def _maps(label: str, runs: Sequence[Run], number: int) -> list[Figure]:
     run = runs[0]
     last, choices = chosen(run)
     load = load_of(choices[last.seen], last.num_experts)
-    blocks = _blocks(run, len(load))
+    blocks = block_numbers(run.record["config"], len(load))
     unused = points(float((load == 0).mean()))
     maps = [
         load_map(
@@ -65,7 +59,7 @@ def _maps(label: str, runs: Sequence[Run], number: int) -> list[Figure]:
         )
     ]  # fmt: skip
     if run.tasks_done > 1:
-        tables = [task_overlap(mate) for mate in runs if mate.tasks_done == run.tasks_done]
+        tables = [task_overlap(mate) for mate in runs]
         frame = sum(tables[1:], tables[0]) / len(tables)
         low = math.floor(10 * frame.to_numpy().min()) / 10
         apart = frame.to_numpy()[~numpy.eye(len(frame), dtype=bool)]
@@ -89,7 +83,7 @@ def _moves(groups: dict[str, list[Run]]) -> list[Figure]:
         frame = pandas.concat(frames)
         if frame.empty:
             continue
-        blocks = _blocks(runs[0], max(int(block) for block in frame["block"]))
+        blocks = block_numbers(runs[0].record["config"], max(int(block) for block in frame["block"]))
         frame = frame.assign(line=[f"block {blocks[block - 1]}" for block in frame["block"]])
         mean: Any = frame.groupby("line", sort=False)["keys"].mean()
         figures.append(
@@ -103,17 +97,23 @@ def _moves(groups: dict[str, list[Run]]) -> list[Figure]:
     pairs = {label: pandas.concat([drift_and_forgetting(run) for run in runs]) for label, runs in groups.items()}
     pairs = {label: frame for label, frame in pairs.items() if len(frame) > 2}
     if pairs:
-        rho = "; ".join(f"{label}: rank correlation {relation(frame).loc['rerouted', 'rho']:.2f}" for label, frame in
-                        pairs.items())  # fmt: skip
         figures.append(
             scatter(
                 "rerouting", "Rerouted images and forgetting",
                 {label: (frame["rerouted"].to_numpy(), frame["lost"].to_numpy()) for label, frame in pairs.items()},
-                labels=("choices of a task's images that changed, %", "accuracy lost, points"), text=rho + ".",
+                labels=("choices of a task's images that changed, %", "accuracy lost, points"),
+                text="; ".join(_correlation(label, frame) for label, frame in pairs.items()) + ".",
                 caption="A point: an old task at a later time. Both grow with time, so read the correlation with care.",
             )
         )  # fmt: skip
     return figures
+
+
+def _correlation(label: str, frame: pandas.DataFrame) -> str:
+    rho: Any = relation(frame).loc["rerouted", "rho"]
+    if math.isnan(rho):
+        return f"{label}: in all {len(frame)} pairs the same share of choices changed, or the same accuracy was lost"
+    return f"{label}: rank correlation {rho:.2f}"
 
 
 def _tables(groups: dict[str, list[Run]]) -> list[Table]:
@@ -123,7 +123,7 @@ def _tables(groups: dict[str, list[Run]]) -> list[Table]:
         last = (
             use[use["after_task"] == use["after_task"].max()].groupby("block")[["dead", "effective", "busiest"]].mean()
         )
-        blocks = _blocks(runs[0], len(last))
+        blocks = block_numbers(runs[0].record["config"], len(last))
         rows = [
             [str(block), points(row["dead"]), f"{row['effective']:.1f}", points(row["busiest"])]
             for block, (_, row) in zip(blocks, last.iterrows(), strict=True)
@@ -155,9 +155,9 @@ def examples(runs: Sequence[Run]) -> Section | None:
     picked = [known[place] for place in numpy.linspace(0, len(known) - 1, min(PICTURES, len(known))).astype(int)]
     lead = f"Test images as the run {run.name} sees them after its last task."
     if last.experts is not None:
-        block = last.experts.shape[1] - 1
+        block = block_numbers(run.record["config"], last.experts.shape[1])[-1]
         lead += (
-            f" Below each: the experts that it chose in block {_blocks(run, block + 1)[block]}, the last prompted one, "
+            f" Below each: the experts that it chose in block {block}, the last prompted one, "
             f"for {'each head' if last.experts.shape[2] <= HEADS else f'the first {HEADS} heads'}, best first."
         )
     pictures = [_picture(run, image, int(index)) for image, index in picked]

@@ -144,9 +144,7 @@ def bars(
         places = numpy.arange(len(frame))
         for number, column in enumerate(frame.columns):
             offset = (number - (len(frame.columns) - 1) / 2) * width
-            colour, hatch = ink.SERIES[number % len(ink.SERIES)], ink.HATCHES[number % len(ink.HATCHES)]
-            axes.bar(places + offset, 100 * frame[column], width, label=str(column), color=colour, hatch=hatch,
-                     edgecolor=ink.INK, linewidth=0.5)  # fmt: skip
+            axes.bar(places + offset, 100 * frame[column], width, label=str(column), **ink.filling(number))
         axes.axhline(0, color=ink.INK, linewidth=0.8)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         axes.set_xticks(places, [str(index) for index in frame.index])
@@ -164,10 +162,8 @@ def stacked(
         start = numpy.zeros(len(frame))
         places = numpy.arange(len(frame))
         for number, column in enumerate(frame.columns):
-            colour, hatch = ink.SERIES[number % len(ink.SERIES)], ink.HATCHES[number % len(ink.HATCHES)]
             part = 100 * frame[column].to_numpy(dtype=float)
-            axes.barh(places, part, 0.7, left=start, label=str(column), color=colour, hatch=hatch, edgecolor=ink.INK,
-                      linewidth=0.5)  # fmt: skip
+            axes.barh(places, part, 0.7, left=start, label=str(column), **ink.filling(number))
             start += part
         axes.set_yticks(places, [str(index) for index in frame.index])
         axes.invert_yaxis()

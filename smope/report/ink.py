@@ -1,7 +1,8 @@
 """How figures look, and from one matplotlib figure to a PNG, an SVG file and an SVG that follows a page's theme.
 
 Lines have the colours of Okabe and Ito (2008), which colour-blind readers tell apart, and a marker and a dash each,
-which tell them apart in grayscale; maps have cividis (Nuñez et al. 2018). In a page, ink and series colours become CSS
+which tell them apart in grayscale; every six of them the dashes, and the hatches of bars, are shifted by one, so that
+no two of the first 36 are alike. Maps have cividis (Nuñez et al. 2018). In a page, ink and series colours become CSS
 variables, so that one drawing serves light and dark.
 """
 
@@ -37,12 +38,26 @@ VARIABLES = {INK: "currentColor", RULE: "var(--rule)"} | {
 
 
 def series(number: int) -> dict[str, Any]:
-    """Colour, marker and dash of the `number`-th line."""
+    """Colour, marker and dash of the `number`-th line (from 0)."""
     return {
         "color": SERIES[number % len(SERIES)],
         "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": DASHES[number % len(DASHES)],
+        "linestyle": DASHES[_shifted(number)],
     }
+
+
+def filling(number: int) -> dict[str, Any]:
+    """Colour and hatch of the `number`-th kind of bar (from 0)."""
+    return {
+        "color": SERIES[number % len(SERIES)],
+        "hatch": HATCHES[_shifted(number)],
+        "edgecolor": INK,
+        "linewidth": 0.5,
+    }
+
+
+def _shifted(number: int) -> int:
+    return (number + number // len(SERIES)) % len(SERIES)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from smope.analysis.mistakes import split_errors, task_confusion
 from smope.analysis.runs import Run
 from smope.analysis.unknown import open_set
 from smope.errors import UserError
-from smope.report.content import Section, Table, by_label, with_evidence
+from smope.report.content import MAPS, Section, Table, by_label, not_shown, with_evidence
 from smope.report.figures import Figure, frame_grid, heat_map, lines, points, reliability_diagram, stacked
 
 PARTS = {
@@ -52,16 +52,16 @@ def mistakes(runs: Sequence[Run]) -> Section | None:
         caption="An error within the task would also be made by a learner that is told the task.",
     )  # fmt: skip
     told: Any = finals[["accuracy", "told_task"]].set_axis(["accuracy", "if told the task"], axis=1)
-    figures = [figure]
-    for number, (label, group) in enumerate(groups.items()):
-        if all(run.class_incremental for run in group) and group[0].tasks_done > 1:
-            figures.append(_task_confusion(label, group, number))
+    mapped = {label: mates for label, mates in groups.items() if mates[0].class_incremental and mates[0].tasks_done > 1}
+    shown = list(mapped.items())[:MAPS]
+    maps = [_task_confusion(label, group, number) for number, (label, group) in enumerate(shown, 1)]
     table = Table("Accuracy over all test images after the last task, percent", frame_grid(told, "method"))
     lead = (
         "Class-incremental errors have two sources: classes of one task are taken for each other, or the task itself "
         "is mistaken. What a method would reach if it were told the task is beside what it reaches."
     )
-    return Section("mistakes", "Where errors come from", lead, [table, *_lost_classes(groups)], figures)
+    return Section("mistakes", "Where errors come from", lead, [table, *_lost_classes(groups)],
+                   [figure, *maps], note=not_shown(mapped, MAPS, "maps of confusion"))  # fmt: skip
 
 
 def _split_words(label: str, row: Any) -> str:
@@ -70,15 +70,17 @@ def _split_words(label: str, row: Any) -> str:
 
 
 def _task_confusion(label: str, runs: Sequence[Run], number: int) -> Figure:
-    tables = [task_confusion(run) for run in runs if run.tasks_done == runs[0].tasks_done]
+    tables = [task_confusion(run) for run in runs]
     frame = sum(tables[1:], tables[0]) / len(tables)
     values = frame.to_numpy() - numpy.diag(numpy.diag(frame.to_numpy()))
     row, column = numpy.unravel_index(values.argmax(), values.shape)
-    text = (
-        f"Share of each task's images that {label} assigns to each task. The largest confusion: "
-        f"{points(values[row, column])} percent of task {row + 1} are taken for task {column + 1}."
+    text = f"Share of each task's images that {label} assigns to each task. " + (
+        f"The largest confusion: {points(values[row, column])} percent of task {row + 1} are taken for task "
+        f"{column + 1}."
+        if values.any()
+        else f"All images of all {len(values)} tasks are taken for one of their own."
     )
-    return heat_map(f"confusion-{number + 1}", f"Confusion between tasks: {label}", frame, text=text)
+    return heat_map(f"confusion-{number}", f"Confusion between tasks: {label}", frame, text=text)
 
 
 def _lost_classes(groups: dict[str, list[Run]]) -> list[Table]:

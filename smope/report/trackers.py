@@ -13,8 +13,10 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from smope.runs import write_atomically
 
@@ -44,8 +46,8 @@ class Tracker:
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
         """A task is evaluated: the accuracy matrix so far, a row a task, and the scores that follow from it."""
 
-    def finish(self, scores: Mapping[str, Any]) -> None:
-        """Called once after training, also where it was broken off, with the scores so far."""
+    def finish(self, scores: Mapping[str, Any], status: str) -> None:
+        """Called once after training, also where it was broken off, with the scores so far and run.json's status."""
 
 
 class NoTracker(Tracker):
@@ -78,8 +80,8 @@ class Guarded(Tracker):
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
         self._pass_on("end_task", matrix, scores, step)
 
-    def finish(self, scores: Mapping[str, Any]) -> None:
-        self._pass_on("finish", scores)
+    def finish(self, scores: Mapping[str, Any], status: str) -> None:
+        self._pass_on("finish", scores, status)
 
     def _pass_on(self, what: str, *arguments: Any) -> None:
         try:
@@ -123,7 +125,7 @@ class TensorBoardTracker(Tracker):
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._run_dir = run_dir
+        self._run_dir, self._config = run_dir, config
         self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=step + 1 if step else None)
         self._writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```", step)
 
@@ -139,11 +141,11 @@ class TensorBoardTracker(Tracker):
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
         for key, value in _task_values(matrix, scores).items():
             self._writer.add_scalar(key, value, step)
-        for key, picture in _pictures(matrix, self._run_dir).items():
+        for key, picture in _pictures(matrix, self._run_dir, self._config).items():
             self._writer.add_image(key, _pixels(picture), step, dataformats="HWC")
         self._writer.flush()
 
-    def finish(self, scores: Mapping[str, Any]) -> None:
+    def finish(self, scores: Mapping[str, Any], status: str) -> None:
         self._writer.close()
 
 
@@ -186,7 +188,7 @@ class WandbTracker(Tracker):
         mode = self._mode()
         if mode == "online" and not _has_key():
             raise RuntimeError("no API key: run `wandb login`, or take tracker.mode=offline")
-        self._run_dir = run_dir
+        self._run_dir, self._config = run_dir, config
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -222,17 +224,18 @@ class WandbTracker(Tracker):
 
         columns: list[Any] = ["after task", *(f"task {task + 1}" for task in range(len(matrix)))]
         data: list[Any] = [[index + 1, *row, *[None] * (len(matrix) - len(row))] for index, row in enumerate(matrix)]
-        pictures = {key: wandb.Image(_pixels(png)) for key, png in _pictures(matrix, self._run_dir).items()}
+        pngs = _pictures(matrix, self._run_dir, self._config)
+        pictures = {key: wandb.Image(_pixels(png)) for key, png in pngs.items()}
         table = wandb.Table(columns=columns, data=data)
         self._run.log({**_task_values(matrix, scores), "accuracy_matrix": table, **pictures}, step=step)
 
-    def finish(self, scores: Mapping[str, Any]) -> None:
+    def finish(self, scores: Mapping[str, Any], status: str) -> None:
         if self._run is None:
             return
         self._run.summary.update(dict(scores))
         if self.upload:
             self._log_state()
-        self._run.finish()
+        self._run.finish(exit_code=0 if status == "finished" else 1)
 
     def _log_state(self) -> None:
         """The last checkpoint (no backbone in it), the record and the configuration."""
@@ -262,13 +265,13 @@ def _group(config: Mapping[str, Any], name: str) -> str:
 
 
 def _has_key() -> bool:
-    """Whether W&B could log in without asking."""
+    """Whether W&B could log in without asking: a key, or an entry of its server, maybe one's own, in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     try:
-        return "wandb" in netrc.read_text()
-    except OSError:
+        return netrc(os.environ.get("NETRC", Path.home() / ".netrc")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
         return False
 
 
@@ -284,12 +287,12 @@ def _task_values(matrix: Matrix, scores: Mapping[str, Any]) -> dict[str, float]:
     return {"task": len(matrix), "average_accuracy": sum(row) / len(row), **accuracies, **named}
 
 
-def _pictures(matrix: Matrix, run_dir: Path) -> dict[str, bytes]:
+def _pictures(matrix: Matrix, run_dir: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
     """PNGs: the matrix as a heat map, and the load of experts where choices were recorded."""
     import pandas
 
     from smope.analysis.evidence import Evidence
-    from smope.analysis.experts import load_of
+    from smope.analysis.experts import block_numbers, load_of
     from smope.report.figures import heat_map, load_map
     from smope.report.ink import png
 
@@ -304,7 +307,8 @@ def _pictures(matrix: Matrix, run_dir: Path) -> dict[str, bytes]:
         last = evidence.after(len(matrix))
         if last.experts is not None:
             load = load_of(last.experts[last.seen], last.num_experts)
-            pictures["expert_load"] = png(load_map("load", "", load, range(1, len(load) + 1), text="").drawing)
+            blocks = block_numbers(config, len(load))
+            pictures["expert_load"] = png(load_map("load", "", load, blocks, text="").drawing)
     return pictures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +16,20 @@ from smope.runs import write_atomically
 
 
 def write_report(runs: Sequence[Run], out: Path) -> Path:
-    """Write `out`, an HTML file, and beside it a folder of the same name without ending; both are ours to replace."""
-    if out.is_file() and GENERATOR not in out.read_text(encoding="utf-8", errors="replace")[:2000]:
+    """Write `out`, an HTML file, and beside it a folder of the same name without ending.
+
+    A page of ours is replaced, with the figures that it names; what else lies in the folder stays.
+    """
+    before = out.read_text(encoding="utf-8", errors="replace") if out.is_file() else ""
+    if out.is_file() and GENERATOR not in before[:2000]:
         raise UserError(f"--out={out}: is there and was not written by smope report; name another file")
     parts = sections(runs)
     folder = out.with_suffix("")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in re.findall(r'<figure id="([\w-]+)">', before):
+            for ending in ("png", "svg"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
         drawings: dict[str, str] = {}
         for figure in (figure for part in parts for figure in part.figures):
             drawings[figure.name] = svg(figure.drawing, figure.name)

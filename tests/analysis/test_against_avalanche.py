@@ -9,6 +9,7 @@ import pytest
 import torch
 from avalanche.evaluation.metrics import BWT, ClassAccuracy, ConfusionMatrix, Forgetting, ForwardTransfer
 from avalanche.evaluation.metrics.accuracy import Accuracy
+from avalanche.evaluation.metrics.amca import AverageMeanClassAccuracy
 
 from smope.analysis import class_accuracies, class_confusion
 from smope.metrics.accuracy_matrix import (
@@ -72,3 +73,16 @@ def test_confusion_and_class_accuracy_are_avalanche_s(tmp_path: Path) -> None:
     ours = class_accuracies(run)
     ours = ours[ours["after_task"] == 2].set_index("label")["accuracy"]
     assert ours.to_dict() == pytest.approx(accuracy.result()[0])
+
+
+def test_the_mean_over_classes_and_time_is_avalanche_s_amca(tmp_path: Path) -> None:
+    run, metric = usual_run(tmp_path / "run"), AverageMeanClassAccuracy()
+    for after in (1, 2):
+        snapshot = run.evidence.after(after)
+        labels, predicted = (torch.tensor(part[snapshot.seen]) for part in (snapshot.labels, snapshot.predicted))
+        metric.update(predicted, labels, 0)
+        if after == 1:
+            metric.next_experience()
+    means = class_accuracies(run).groupby("after_task")["accuracy"].mean()
+    assert means.tolist() == [1.0, 0.75]
+    assert metric.result()[0] == pytest.approx(means.mean())

@@ -14,10 +14,11 @@ from smope.analysis import (
     drift_and_forgetting,
     expert_load,
     expert_use,
+    relation,
     rerouting_of_images,
     task_overlap,
 )
-from smope.analysis.movement import change, relation, rerouted
+from smope.analysis.movement import change, rerouted
 from smope.analysis.runs import Run
 from smope.errors import UserError
 from tests.analysis.made_runs import expert_run, usual_run
@@ -64,6 +65,8 @@ def test_drift_is_weighted_by_the_task_s_own_use(run: Run) -> None:
     assert row["values"] == pytest.approx(0.5)
     # one of four images has exchanged one of two experts
     assert row["rerouted"] == pytest.approx(1 / 8)
+    assert row["overlap"] == pytest.approx(0.625), "see test_overlap"
+    assert row["dead"] == 0.25
 
 
 def test_the_order_of_choices_does_not_matter() -> None:
@@ -80,12 +83,16 @@ def test_forgotten_images_and_their_routing(run: Run) -> None:
 
 def test_relation_by_hand() -> None:
     frame = pandas.DataFrame(
-        {"lost": [0.1, 0.2, 0.3, 0.4], "keys": [1, 2, 3, 4], "values": [4, 3, 2, 1], "rerouted": [1, 1, 1, 1]}
-    )
+        {"lost": [0.1, 0.2, 0.3, 0.4], "keys": [1, 2, 3, 4], "values": [4, 3, 2, 1], "rerouted": [1, 1, 1, 1],
+         "overlap": [1, 3, 2, 4], "dead": [2, 1, 4, 3]}
+    )  # fmt: skip
     table = relation(frame)
     assert table.loc["keys", "rho"] == pytest.approx(1.0)
     assert table.loc["values", "rho"] == pytest.approx(-1.0)
     assert math.isnan(table.loc["rerouted", "rho"])
+    # 1 - 6 · (sum of squared differences of ranks) / (n (n^2 - 1))
+    assert table.loc["overlap", "rho"] == pytest.approx(1 - 6 * 2 / 60)
+    assert table.loc["dead", "rho"] == pytest.approx(1 - 6 * 4 / 60)
     assert relation(frame.head(2))["rho"].isna().all()
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from smope.analysis import (
     accuracies,
+    accuracy_matrix,
     class_confusion,
     costs,
     curves,
     differences,
+    epochs,
+    forgetting_by_task,
     load_runs,
     scores,
     split_errors,
     summarise,
 )
-from smope.analysis.runs import comparable, forgetting_by_task
+from smope.analysis.runs import comparable
 from smope.errors import UserError
 from tests.analysis.made_runs import usual_run, write_run
 
@@ -37,6 +41,9 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     assert curves(run)["average_accuracy"].tolist() == [1.0, 0.75]
     (lost,) = forgetting_by_task(run).to_dict("records")
     assert (lost["task"], lost["learned"], lost["best"], lost["final"], lost["forgetting"]) == (1, 1.0, 1.0, 0.5, 0.5)
+    matrix = accuracy_matrix(run[0])
+    assert (matrix.index.tolist(), matrix.columns.tolist()) == ([1, 2], [1, 2])
+    assert matrix.fillna(-1).to_numpy().tolist() == [[1.0, -1], [0.5, 1.0]]
     assert costs(run)["seconds_align"].tolist() == [0.5]
 
 
@@ -155,6 +162,23 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "old" / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="is damaged"):
         load_runs(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["stream", "class_names", "evaluated_on", "trainable_parameters", "seconds"])
+def test_a_record_that_lacks_what_is_read_is_said(key: str, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run") / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record[key]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"run\.json: has no {key}, so this smope cannot read it; leave the run out"):
+        load_runs(tmp_path)
+
+
+def test_epochs_are_those_of_metrics_csv(tmp_path: Path) -> None:
+    (run,) = load_runs(write_run(tmp_path / "run"))
+    assert epochs(run).empty
+    (tmp_path / "run" / "metrics.csv").write_text("task,loss\n0,0.5\n1,0.25\n", encoding="utf-8")
+    assert epochs(run)["loss"].tolist() == [0.5, 0.25]
 
 
 def test_evidence_that_is_not_there_is_said(tmp_path: Path) -> None:

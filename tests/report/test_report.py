@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from smope.cli import main
-from tests.analysis.made_runs import expert_evidence, usual_evidence, write_run
+from smope.report.ink import filling, series
+from tests.analysis.made_runs import LABELS, expert_evidence, logits_for, usual_evidence, write_run
 
 MAXIMUM = 3_000_000
 SECTIONS = [
@@ -79,6 +80,86 @@ def test_runs_that_no_mean_is_taken_of_are_told(tmp_path: Path) -> None:
     assert "Left out: 1 run, each with fewer tasks than others of its configuration, or a repeat of a seed." in words
 
 
+def words_of(runs: Path, out: Path) -> str:
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    return " ".join(" ".join(Page(out.read_text(encoding="utf-8")).words).split())
+
+
+def test_evidence_counts_for_the_runs_that_scores_count(tmp_path: Path) -> None:
+    """A run under way, which is right in all it has seen and comes first, and a repeat that is all wrong."""
+    wrong = usual_evidence()
+    wrong[2] = {"logits": logits_for([3] * 8, 4), "predicted": numpy.array([3] * 8, numpy.uint16)}
+    early = {"status": "running", "accuracy_matrix": [[1.0, None], [None, None]]}
+    write_run(tmp_path / "early", evidence=usual_evidence(), seed=0, **early)
+    write_run(tmp_path / "a", evidence=wrong, seed=1, accuracy_matrix=[[1.0, None], [0.0, 0.5]])
+    write_run(tmp_path / "b", evidence=usual_evidence(), seed=1)
+    words = words_of(tmp_path, tmp_path / "page.html")
+    assert "method accuracy if told the task smope 75.0 75.0" in words
+    assert "smope makes 12.5 percent errors within and 12.5 percent between tasks" in words
+    assert "The largest confusion: 25.0 percent of task 1 are taken for task 2." in words
+    assert "Accuracy matrix: smope after task / task 1 2 1 100.0 2 50.0 100.0" in words
+
+
+def test_scores_on_different_streams_are_not_ranked(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    tasks = [{"name": "task 0", "classes": [0, 1], "train": 4, "test": 4}]
+    stream = {"name": "other", "content_hash": "d", "identity": "j"}
+    changes = {"stream": stream, "tasks": tasks, "class_names": ["a", "b"], "accuracy_matrix": [[0.9]]}
+    write_run(tmp_path / "b", **changes)
+    words = words_of(tmp_path, tmp_path / "page.html")
+    assert "2 runs of 2 configurations on " in words
+    assert "made: 4 classes in 2 tasks, evaluated on test images" in words
+    assert "other: 2 classes in 1 task, evaluated on test images" in words
+    assert "Scores on different streams do not compare." in words
+    assert "The highest final average accuracy" not in words
+    (ends,) = re.findall(r"After the last task: .*? %\. Mean", words)
+    assert " at 75.0 %" in ends and " at 90.0 %" in ends, "each after its own last task"
+
+
+def test_where_nothing_is_confused_or_varies_the_words_say_so(tmp_path: Path) -> None:
+    for seed in range(3):
+        evidence = expert_evidence()
+        evidence[2] |= {"logits": logits_for(LABELS, 4), "predicted": numpy.array(LABELS, numpy.uint16)}
+        write_run(tmp_path / str(seed), evidence=evidence, seed=seed, accuracy_matrix=[[1.0, None], [1.0, 1.0]])
+    words = words_of(tmp_path, tmp_path / "page.html")
+    assert "All images of all 2 tasks are taken for one of their own." in words
+    assert "smope: in all 3 pairs the same share of choices changed, or the same accuracy was lost." in words
+    assert "nan" not in words.split() and "0.0 percent of task 1" not in words
+
+
+def test_maps_that_are_left_out_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("accuracy_sections.MAPS", "mistake_sections.MAPS", "expert_sections.MOST"):
+        monkeypatch.setattr(f"smope.report.{module}", 1)
+    for count in (1, 2):
+        config = {
+            "seed": 0,
+            "name": "made",
+            "method": {"_target_": "smope.methods.smope.SMoPE", "num_experts": count},
+        }
+        write_run(tmp_path / str(count), evidence=expert_evidence(), config=config)
+    words = words_of(tmp_path, tmp_path / "page.html")
+    for what in ("matrices", "maps of confusion", "load, overlap, drift and use"):
+        assert f"Without {what}, to keep the page small: smope (num_experts=2). Make a report of these alone." in words
+    assert not list((tmp_path / "page").glob("*-2.svg"))
+
+
+def test_a_report_leaves_no_figure_of_the_one_before(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    (out.with_suffix("") / "mine.png").write_bytes(b"not of the report")
+    assert main(["report", str(runs / "smope-0"), "--out", str(out)]) == 0
+    left = {path.name for path in out.with_suffix("").glob("*.*g")}
+    assert "matrix-1.png" in left and "mine.png" in left
+    assert not left & {"matrix-2.png", "matrix-2.svg", "unknown-classes.png"}
+
+
+def test_no_two_of_many_lines_or_bars_are_alike_in_grayscale() -> None:
+    lines = [series(number) for number in range(36)]
+    assert len({(line["marker"], line["linestyle"]) for line in lines}) == 36
+    assert len({(bar["color"], bar["hatch"]) for bar in map(filling, range(36))}) == 36
+    assert lines[0] == {"color": "#0072b2", "marker": "o", "linestyle": "-"}
+
+
 def test_every_section_is_there_and_can_be_reached(page: Page) -> None:
     assert [section["id"] for section in page.all("section")] == SECTIONS
     targets = {link["href"] for link in page.all("a")}
@@ -121,6 +202,7 @@ def test_the_numbers_are_those_of_the_runs(page: Page) -> None:
     assert "smope 2 75.00 ± 0.00 87.50 ± 0.00 50.00 ± 0.00 -50.00 ± 0.00 100.00 ± 0.00 75.00 ± 0.00" in words
     assert "ncm 2 68.75 ± 6.25" in words
     assert "it cannot be below 0.5, however large the difference" in words
+    assert "p smallest p p, Holm effect size d" in words
     assert "Each image chooses 2 of 4 experts" in words
     assert "rank correlation" not in words, "a single pair of tasks correlates with nothing"
 

@@ -54,7 +54,7 @@ def test_the_first_failure_is_told_and_the_last(where: str, calls: list[str], wh
     guarded.start({}, Path(), "run")
     for step in range(2):
         guarded.log({"loss": 1.0}, step=step)
-    guarded.finish({})
+    guarded.finish({}, "finished")
     assert tracker.calls == calls
     assert told == [f"no tracking: Failing {what} (nobody answers); training goes on"]
 
@@ -67,12 +67,13 @@ def test_the_last_call_finds_the_finished_record(tmp_path: Path, monkeypatch: py
         def end_task(self, matrix: Any, scores: Any, step: int) -> None:
             seen.setdefault("steps", []).append(step)
 
-        def finish(self, scores: Any) -> None:
+        def finish(self, scores: Any, status: str) -> None:
+            seen["told"] = status
             seen["status"] = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["status"]
 
     monkeypatch.setattr("smope.report.trackers.NoTracker", Last)
     assert main(["train", *TINY, f"run_dir={tmp_path / 'run'}"]) == 0
-    assert seen == {"steps": [1, 2], "status": "finished"}
+    assert seen == {"steps": [1, 2], "told": "finished", "status": "finished"}
 
 
 def test_the_last_call_comes_where_the_record_cannot_be_written(
@@ -80,7 +81,7 @@ def test_the_last_call_comes_where_the_record_cannot_be_written(
 ) -> None:
     """A service would otherwise go on to show the run as under way."""
     calls, write = [], RunDirectory.write_record
-    monkeypatch.setattr("smope.report.trackers.NoTracker.finish", lambda _, scores: calls.append(scores))
+    monkeypatch.setattr("smope.report.trackers.NoTracker.finish", lambda _, *told: calls.append(told))
 
     def fill_up(self: RunDirectory, record: Any) -> None:
         if record["status"] == "finished":
@@ -90,7 +91,9 @@ def test_the_last_call_comes_where_the_record_cannot_be_written(
     monkeypatch.setattr(RunDirectory, "write_record", fill_up)
     assert main(["train", *TINY, f"run_dir={tmp_path / 'run'}"]) == 1
     assert "run.json: cannot be written" in capsys.readouterr().err
-    assert len(calls) == 1 and calls[0]["final_average_accuracy"] > 0
+    ((scores, status),) = calls
+    assert scores["final_average_accuracy"] > 0
+    assert status == "failed"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
     monkeypatch.undo()
     assert main(["train", f"resume={tmp_path / 'run'}"]) == 0

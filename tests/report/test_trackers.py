@@ -13,7 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from smope.report.trackers import CsvTracker, Guarded, TensorBoardTracker, Tracker, WandbTracker
+from smope.report import figures
+from smope.report.trackers import CsvTracker, Guarded, TensorBoardTracker, Tracker, WandbTracker, _has_key
 from tests.analysis.made_runs import expert_evidence, write_run
 
 CONFIG = {"seed": 3, "name": "made", "method": {"_target_": "smope.methods.smope.SMoPE"}, "run_dir": "x"}
@@ -29,7 +30,7 @@ def run_dir(tmp_path: Path) -> Path:
     return path
 
 
-def track(tracker: Tracker, run_dir: Path, first: int = 0) -> None:
+def track(tracker: Tracker, run_dir: Path, first: int = 0, status: str = "finished") -> None:
     """Two tasks of one epoch each, or only the second."""
     tracker.start(CONFIG, run_dir, "made", 10 * first)
     for task in range(first, 2):
@@ -37,7 +38,7 @@ def track(tracker: Tracker, run_dir: Path, first: int = 0) -> None:
         tracker.log_steps(rows, first=10 * task + 1)
         tracker.log({"task": task, "phase": "sparse", "loss": 0.5 - 0.1 * task, "learning_rate": 1e-3}, 10 * (task + 1))
         tracker.end_task([[1.0], [0.5, 1.0]][: task + 1], SCORES, 10 * (task + 1))
-    tracker.finish(SCORES)
+    tracker.finish(SCORES, status)
 
 
 def records(folder: Path) -> Iterator[Any]:
@@ -117,6 +118,54 @@ def test_wandb_offline(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (state,) = [artefact for artefact in artefacts if artefact.type == "model"]
     held = {entry.path for entry in state.manifest.contents}
     assert held == {"002-00000000.safetensors", "run.json", "config.yaml"}
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1), ("interrupted", 1)])
+def test_wandb_hears_how_a_run_ended(status: str, code: int, run_dir: Path) -> None:
+    track(WandbTracker(mode="offline", upload=False), run_dir, status=status)
+    (folder,) = offline_runs(run_dir)
+    ends = [record.exit.exit_code for record in records(folder) if record.WhichOneof("record_type") == "exit"]
+    assert ends == [code]
+
+
+def test_load_is_labelled_with_the_backbone_s_blocks(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the report does: from 0, and those that were chosen where some were."""
+    seen: list[list[int]] = []
+    draw = figures.load_map
+
+    def note(name: str, title: str, load: Any, blocks: Any, *, text: str) -> Any:
+        seen.append(list(blocks))
+        return draw(name, title, load, blocks, text=text)
+
+    monkeypatch.setattr(figures, "load_map", note)
+    for blocks in (None, [3]):
+        config = {**CONFIG, "method": {"_target_": "smope.methods.smope.SMoPE", "blocks": blocks}}
+        tracker = TensorBoardTracker()
+        tracker.start(config, run_dir, "made")
+        tracker.end_task([[1.0], [0.5, 1.0]], SCORES, 1)
+        tracker.finish(SCORES, "finished")
+    assert seen == [[0], [3]]
+
+
+@pytest.mark.parametrize(
+    ("server", "entry", "found"),
+    [
+        (None, "api.wandb.ai", True),
+        ("https://tracking.example.org:8080", "tracking.example.org", True),
+        ("https://tracking.example.org", "api.wandb.ai", False),
+        (None, "wandb.example.org", False),
+    ],
+)
+def test_a_key_is_that_of_the_server(
+    server: str | None, entry: str, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text(f"machine {entry}\n  login user\n  password {'0' * 40}\n", encoding="utf-8")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    if server:
+        monkeypatch.setenv("WANDB_BASE_URL", server)
+    assert _has_key() is found
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(run_dir: Path) -> None:
