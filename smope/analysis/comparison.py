@@ -136,8 +136,7 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run], score: str = "fina
     if not _as_far(pairs):
         done = [f"{run.label} has finished {run.tasks_done} of {run.num_tasks} tasks" for run in pairs[0]]
         raise UserError(f"{', '.join(done)}: these are not comparable; finish the runs, or leave them out")
-    left, right = (scores(runs)[score].tolist() for runs in zip(*pairs, strict=True))
-    return replace(compare(left, right), left_out=len(first) + len(second) - sum(map(len, full)))
+    return _compared(pairs, score, len(first) + len(second) - sum(map(len, full)))
 
 
 def _pairs(first: Sequence[Run], second: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -149,6 +148,11 @@ def _pairs(first: Sequence[Run], second: Sequence[Run]) -> list[tuple[Run, Run]]
 
 def _as_far(pairs: Sequence[tuple[Run, Run]]) -> bool:
     return all(left.tasks_done == right.tasks_done for left, right in pairs)
+
+
+def _compared(pairs: Sequence[tuple[Run, Run]], score: str, left_out: int) -> Comparison:
+    left, right = (scores(runs)[score].tolist() for runs in zip(*pairs, strict=True))
+    return replace(compare(left, right), left_out=left_out)
 
 
 def compare_all(runs: Sequence[Run], score: str = "final_average_accuracy") -> pandas.DataFrame:
@@ -163,10 +167,11 @@ def compare_all(runs: Sequence[Run], score: str = "final_average_accuracy") -> p
     means = frame.groupby("label")[score].mean().sort_values(ascending=False)
     rows = []
     for first, second in combinations(means.index, 2):
-        left, right = ([run for run in runs if run.label == label] for label in (first, second))
-        pairs = _pairs(*([run for run in full if run.label == label] for label in (first, second)))
+        counted = [[run for run in full if run.label == label] for label in (first, second)]
+        pairs = _pairs(*counted)
         if pairs and _as_far(pairs):
-            rows.append({"first": first, "second": second, **vars(compare_runs(left, right, score))})
+            left_out = sum(run.label in (first, second) for run in runs) - sum(map(len, counted))
+            rows.append({"first": first, "second": second, **vars(_compared(pairs, score, left_out))})
     corrected = holm([row["p"] for row in rows])
     return pandas.DataFrame([{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)])
 
