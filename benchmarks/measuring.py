@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -27,6 +28,7 @@ from smope.methods.smope import SMoPE
 from smope.metrics.cost import saved_bytes
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.device import prefer_onednn
+from smope.training.phase import make_optimizer
 
 CLASSES = 100
 WIDTH_AND_HEADS = {"vit_tiny_patch16_224": (192, 3), "vit_base_patch16_224": (768, 12)}
@@ -120,7 +122,7 @@ def _method(setting: Setting, variant: Variant) -> SMoPE:
 
 def _smope(method: SMoPE, images: Tensor, labels: Tensor, setting: Setting, variant: Variant) -> Callable[[], Any]:
     span = TaskSpan(variant.task or 0, 10 * (variant.task or 0), 10 * (variant.task or 0) + 10)
-    optimizer = torch.optim.AdamW(method.parameter_groups(5e-3), weight_decay=0.0, fused=True)
+    optimizer = make_optimizer(method.parameter_groups(5e-3), 0.0)
 
     def train() -> None:
         with _autocast(setting):
@@ -259,6 +261,7 @@ def _error(ratios: list[float]) -> float:
     return 1.25 * (high - low) / 1.35 / math.sqrt(len(ratios))
 
 
+@functools.cache
 def resident_peak(setting: Setting, variant: Variant) -> int:
     """Bytes by which a fresh process grows over its models while it takes two steps (Linux)."""
     asked = json.dumps([asdict(setting), asdict(variant)])

@@ -23,6 +23,12 @@ def autocast(settings: TrainerSettings, device: torch.device) -> AbstractContext
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
+def make_optimizer(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:
+    """What every phase is trained with. Fused: one kernel that passes over the experts once, about five times as fast
+    for 2,500 experts a head."""
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+
+
 class RunningPhase:
     """Optimizer, schedule and gradient scaler of one phase, and the epoch's losses so far.
 
@@ -51,8 +57,7 @@ class RunningPhase:
         groups = method.parameter_groups(settings.learning_rate)
         self._bases: list[float] = [group["lr"] for group in groups]
         self._trained: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
-        # Fused: one kernel that passes over the experts once, about five times as fast for 2,500 experts a head.
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+        self._optimizer = make_optimizer(groups, settings.weight_decay)
         half = settings.precision == "float16" and device.type == "cuda"
         self._scaler = torch.amp.GradScaler(device.type, enabled=half)
         self._schedule = make_schedule(settings, phase.schedule_epochs, steps)
