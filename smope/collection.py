@@ -43,7 +43,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What decides about numbers; a key that an older program did not have is at its default."""
         flat = flatten(with_defaults(self.record["config"]))
-        return {key: value for key, value in flat.items() if not immaterial(key)}
+        return {key: value for key, value in flat.items() if not immaterial(key, flat)}
 
     @property
     def method(self) -> str:

@@ -72,14 +72,20 @@ IMMATERIAL = {
 } - {f"{group}.{name}" for group, name, keywords in PATHS if keywords}  # fmt: skip
 
 
-def may_move(key: str) -> bool:
-    """Whether a resumed run may have this key otherwise: see MOVABLE, and what it is called and who watches it."""
-    return key in MOVABLE or key.partition(".")[0] in ("name", "tracker")
+def may_move(key: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a resumed run of these settings (dotted keys, see `flatten`) may have this key otherwise: see MOVABLE,
+    and what it is called and who watches it."""
+    return (key in MOVABLE or key.partition(".")[0] in ("name", "tracker")) and not _bound(key, settings)
 
 
-def immaterial(key: str) -> bool:
-    """Whether runs that differ in this key alone (dotted, see `flatten`) are repeats of one another: see IMMATERIAL."""
-    return key in IMMATERIAL or key.partition(".")[0] in IMMATERIAL
+def immaterial(key: str, settings: Mapping[str, Any]) -> bool:
+    """Whether runs of these settings that differ in this key alone are repeats of one another: see IMMATERIAL."""
+    return (key in IMMATERIAL or key.partition(".")[0] in IMMATERIAL) and not _bound(key, settings)
+
+
+def _bound(key: str, settings: Mapping[str, Any]) -> bool:
+    """Where test images see each other (method.authors_bug), the size of their batches decides numbers after all."""
+    return key == "trainer.eval_batch_size" and settings.get("method.authors_bug", "none") != "none"
 
 
 @dataclass(frozen=True)
@@ -114,9 +120,11 @@ class Config:
         Files and folders count as they are named, for what is in them is not known yet.
         """
         kept = {key: value for key, value in self.as_dict().items() if key not in NOT_HASHED}
+        flat = flatten(kept)
         for group, names in (("stream", NOT_HASHED_IN_STREAM), ("trainer", NOT_HASHED_IN_TRAINER)):
             for name in names:
-                kept[group].pop(name, None)
+                if not _bound(f"{group}.{name}", flat):
+                    kept[group].pop(name, None)
         text = json.dumps(kept, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -143,11 +151,8 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
     return Config(**values)
 
 
-def load_config(run_dir: Path, moved: Mapping[str, Any] | None = None) -> Config:
-    """The configuration that a run directory was made with; UserError where there is none or it no longer holds.
-
-    `moved` replaces values by dotted key, for data or weights that lie elsewhere now, or whole groups.
-    """
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """A run directory's config.yaml as it stands; UserError where there is none, or it is no mapping."""
     import yaml
 
     path = run_dir / "config.yaml"
@@ -161,6 +166,15 @@ def load_config(run_dir: Path, moved: Mapping[str, Any] | None = None) -> Config
         ) from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no mapping of keys; restore it or train anew")
+    return data
+
+
+def load_config(run_dir: Path, moved: Mapping[str, Any] | None = None) -> Config:
+    """The configuration that a run directory was made with; UserError where there is none or it no longer holds.
+
+    `moved` replaces values by dotted key, for data or weights that lie elsewhere now, or whole groups.
+    """
+    data = read_config(run_dir)
     for key, value in (moved or {}).items():
         group, _, name = key.partition(".")
         if name:

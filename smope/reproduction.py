@@ -159,7 +159,7 @@ def changed_settings(row: Mapping[str, Any], run: Mapping[str, Any]) -> list[str
     """What a run's flat configuration sets otherwise than its row's: `trainer.epochs=1 (20)`, the row's in brackets."""
     changed = []
     for key, value in run.items():
-        if immaterial(key):
+        if immaterial(key, run):
             continue
         own = row.get(key, "not in the row")
         same = _weights(value) == _weights(own) if key == "backbone.weights" else value == own

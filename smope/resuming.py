@@ -72,7 +72,7 @@ def _refuse_other_settings(directory: RunDirectory, made_with: Mapping[str, Any]
     changed = [
         f"{key}={shown(new[key])} (was {shown(value)})"
         for key, value in old.items()
-        if key in new and new[key] != value and not may_move(key) and key.partition(".")[0] not in NOT_HASHED
+        if key in new and new[key] != value and not may_move(key, new) and key.partition(".")[0] not in NOT_HASHED
     ]
     if changed:
         raise UserError(
@@ -84,7 +84,7 @@ def _refuse_other_settings(directory: RunDirectory, made_with: Mapping[str, Any]
 def _note_moved(directory: RunDirectory, config: Config) -> list[str]:
     """Write into config.yaml what an override changed, so that it need not be said again."""
     old, new = flatten(yaml.safe_load(directory.config.read_text(encoding="utf-8"))), flatten(config.as_dict())
-    keys = [key for key in dict.fromkeys([*new, *old]) if may_move(key) and old.get(key) != new.get(key)]
+    keys = [key for key in dict.fromkeys([*new, *old]) if may_move(key, new) and old.get(key) != new.get(key)]
     moved = [f"now with {key}={shown(new.get(key))} (was {shown(old.get(key))})" for key in keys]
     if moved:
         write_atomically(directory.config, config.to_yaml().encode())

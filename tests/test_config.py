@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smope.compose import compose, read_overrides
-from smope.config import Config, closest_key, immaterial, load_config, with_defaults
+from smope.config import Config, closest_key, flatten, immaterial, load_config, may_move, with_defaults
 from smope.errors import UserError
 
 
@@ -259,9 +259,19 @@ def test_hash_names_the_computation_only() -> None:
 def test_what_is_immaterial() -> None:
     where = ("run_dir", "tracker", "tracker.project", "seed", "stream.root", "stream.cache_gb", "stream.cache_dir")
     how = ("trainer.record", "trainer.checkpoint_minutes", "trainer.checkpoint_steps", "trainer.device")
-    assert all(map(immaterial, where + how))
+    assert all(immaterial(key, {}) for key in where + how)
     decisive = ("stream.class_order", "stream.num_tasks", "backbone.weights", "trainer.epochs", "method._target_")
-    assert not any(map(immaterial, decisive)), "of these a keyword or number decides about results"
+    assert not any(immaterial(key, {}) for key in decisive), "of these a keyword or number decides about results"
+
+
+def test_the_size_of_test_batches_counts_where_their_images_see_each_other() -> None:
+    plain, bug = ("method=l2p",), ("method=l2p", "method.authors_bug=vote")
+    for method, counts in ((plain, False), (bug, True)):
+        one, many = (config(*method, f"trainer.eval_batch_size={size}") for size in (1, 128))
+        settings = flatten(one.as_dict())
+        assert (one.config_hash != many.config_hash) == counts
+        assert immaterial("trainer.eval_batch_size", settings) == may_move("trainer.eval_batch_size", settings)
+        assert immaterial("trainer.eval_batch_size", settings) != counts
 
 
 def test_older_configurations_get_todays_defaults() -> None:

@@ -142,7 +142,7 @@ def _important(run: Run) -> dict[str, Any]:
     """What decides about numbers, completed with today's defaults; stream.images says which images they are."""
     flat = flatten(with_defaults(run.record["config"]))
     stream = {"stream.name": run.record["stream"]["name"], "stream.images": _images(run)}
-    return {key: value for key, value in {**flat, **stream}.items() if not immaterial(key)}
+    return {key: value for key, value in {**flat, **stream}.items() if not immaterial(key, flat)}
 
 
 def _images(run: Run) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -115,7 +115,7 @@ def _disagreements(record: dict[str, Any], config: Config, checkpoint: Checkpoin
         yield f"run.json has results of {told} tasks, the last checkpoint that can be read of {checkpoint.tasks_done}"
     saved = flatten(config.as_dict())
     for what, values in (("run.json", record["config"]), ("the checkpoint", checkpoint.context.get("config", {}))):
-        odd = [key for key, value in flatten(values).items() if saved.get(key) != value and not _is_place(key)]
+        odd = [key for key, value in flatten(values).items() if saved.get(key) != value and not _is_place(key, saved)]
         if odd:
             yield f"config.yaml and {what} differ in {', '.join(odd)}"
     for key, theirs in (("backbone", checkpoint.backbone_sha256), ("stream", checkpoint.stream_identity)):
@@ -124,8 +124,8 @@ def _disagreements(record: dict[str, Any], config: Config, checkpoint: Checkpoin
             yield f"run.json names another {key} ({ours[:12]}) than the checkpoint ({theirs[:12]})"
 
 
-def _is_place(key: str) -> bool:
-    return may_move(key) or key in ("run_dir", "resume")
+def _is_place(key: str, settings: Mapping[str, Any]) -> bool:
+    return may_move(key, settings) or key in ("run_dir", "resume")
 
 
 def document(verdicts: Sequence[Verdict], subject: Subject | None, strict: bool) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _work(config: Config) -> str:
     """What decides how much a run computes."""
     flat: Mapping[str, Any] = flatten(config.as_dict())
     kept = ("trainer.device", "trainer.record", "trainer.activation_checkpointing", "stream.root", "stream.table")
-    return shown([f"{key}={shown(value)}" for key, value in flat.items() if not immaterial(key) or key in kept])
+    return shown([f"{key}={shown(value)}" for key, value in flat.items() if not immaterial(key, flat) or key in kept])
 
 
 def _record(path: Path) -> dict[str, Any]:

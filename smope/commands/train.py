@@ -16,7 +16,7 @@ from smope.compose import (
     compose_values,
     read_overrides,
 )
-from smope.config import MISSING, Config, absolute_paths, flatten, load_config, may_move
+from smope.config import MISSING, Config, absolute_paths, flatten, load_config, may_move, read_config
 from smope.errors import UserError
 from smope.plain_types import shown
 from smope.rules import check_rule
@@ -113,7 +113,8 @@ def _value(overrides: Overrides, key: str) -> Any:
 def _resumed_config(overrides: Overrides, run_dir: Path) -> Config:
     """The configuration that `run_dir` holds; overrides may say where things are now, and not change anything else."""
     RunDirectory.open(run_dir, "resume")
-    given = sorted(key for key in overrides.given if may_move(key))  # a group comes before its keys
+    settings = flatten(read_config(run_dir))
+    given = sorted(key for key in overrides.given if may_move(key, settings))  # a group comes before its keys
     moved = {key: _value(overrides, key) for key in given}
     if "tracker" in moved:
         moved["tracker"] = compose_values(overrides)["tracker"]
@@ -139,7 +140,7 @@ def _changed(overrides: Overrides, saved: Config) -> list[str]:
     changed = []
     for key, value in asked.items():
         is_set = key in named or key.partition(".")[0] in named or value != defaults.get(key)
-        if is_set and value not in (MISSING, old.get(key)) and not (key in ("resume", "run_dir") or may_move(key)):
+        if is_set and value not in (MISSING, old.get(key)) and not (key in ("resume", "run_dir") or may_move(key, old)):
             changed.append(f"{key}={shown(value)}")
     return changed
 

@@ -98,7 +98,9 @@ def _description(asked: Search, judged: Judged) -> dict[str, Any]:
     """What a study's folder is known by: scores of two descriptions that differ cannot be compared."""
     flat = flatten(asked.config.as_dict())
     kept = {
-        k: v for k, v in flat.items() if k not in asked.space and k not in ("run_dir", "resume") and not may_move(k)
+        k: v
+        for k, v in flat.items()
+        if k not in asked.space and k not in ("run_dir", "resume") and not may_move(k, flat)
     }
     images, weights = judged.identity.split()
     return {

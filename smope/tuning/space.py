@@ -121,7 +121,8 @@ def _refuse(key: str, config: Config, kinds: Mapping[str, Any]) -> None:
     name, group = f"tune.space.{key}", key.partition(".")[0]
     if key in GROUPS or key == "experiment":
         raise UserError(f"{name}: {key} is a group; a search is over keys of one choice: start one for each {key}=...")
-    if key in ("seed", "name", "run_dir", "resume") or group == "tracker" or (key in kinds and immaterial(key)):
+    idle = key in kinds and immaterial(key, flatten(config.as_dict()))
+    if key in ("seed", "name", "run_dir", "resume") or group == "tracker" or idle:
         raise UserError(f"{name}: {key} does not change what a method learns and is not to be searched; leave it out")
     if key in kinds and group == "stream" and key not in STREAM_KEYS:
         raise UserError(
