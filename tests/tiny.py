@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -54,6 +55,17 @@ def tiny_source(classes: int = 4, train: int = 12, test: int = 5) -> Source:
         return ImageSet(targets, list(pixels))
 
     return Source("colours", tuple("abcdefgh"[:classes]), images(train), images(test))
+
+
+def shades(source: Source, tasks: int = 2) -> Source:
+    """The images of each class dealt out to so many domains, each darker than the one before."""
+
+    def dealt(images: ImageSet) -> ImageSet:
+        numbers = [index // len(source.class_names) % tasks for index in range(len(images))]
+        pixels = [(image * (1 - 0.2 * n)).astype("uint8") for image, n in zip(images.images, numbers, strict=True)]
+        return replace(images, images=pixels, tasks=numbers)
+
+    return Source("shades", source.class_names, dealt(source.train), dealt(source.test), tuple("abc"[:tasks]))
 
 
 def tiny_stream(seed: int = 0, num_tasks: int = 2, source: Source | None = None, **options: Any) -> Stream:

@@ -88,12 +88,11 @@ class Backbone(nn.Module):
         """Stays in evaluation mode whatever is asked."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return cls_features(self.vit, self._pixels(images), **self._how)
-
-    def readout(self, images: Tensor) -> Tensor:
-        """forward() and, from the same pass, the mean patch token before the last block, of zero mean and unit variance
-        over channels: (B, 2C)."""
+    def forward(self, images: Tensor, with_tokens: bool = False) -> Tensor:
+        """The CLS feature (B, C); with_tokens: (B, 2C), then comes from the same pass the mean patch token before the
+        last block, of zero mean and unit variance over channels."""
+        if not with_tokens:
+            return cls_features(self.vit, self._pixels(images), **self._how)
         features, tokens = cls_and_tokens(self.vit, self._pixels(images), **self._how)
         mean = tokens[:, self.vit.num_prefix_tokens :].mean(1)
         return torch.cat([features, F.layer_norm(mean, mean.shape[-1:])], -1)

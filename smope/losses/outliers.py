@@ -17,7 +17,8 @@ def far_from(points: Tensor, features: Tensor, neighbours: int, number: int) -> 
     itself, as in the program. All points, where there are no more than `number`.
     """
     distances = torch.cdist(points, features)
-    kth = distances.kthvalue(min(neighbours, len(features)), dim=1).values
+    # topk and not kthvalue, which has no deterministic kernel on every accelerator
+    kth = distances.topk(min(neighbours, len(features)), dim=1, largest=False).values[:, -1]
     return kth.topk(min(number, len(points))).indices
 
 

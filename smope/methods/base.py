@@ -178,7 +178,8 @@ class Method(nn.Module):
         return {"cross_entropy": task_cross_entropy(self(images), labels, task.classes)}
 
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        """Called in evaluation mode, without gradients, after the last phase of a task."""
+        """Called in evaluation mode, without gradients, after the last phase of a task, and under the autocast of
+        trainer.precision: what sums over images does so in float64, which autocast leaves alone."""
 
     def aligned(self) -> Sequence[Aligned]:
         """What has its classifier aligned on its class statistics, after each task from the second on."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.methods.base import Batches, Card, TaskSpan
-from smope.methods.one_pass import ClassMoments, OnePass, features_of
+from smope.methods.one_pass import ClassMoments, OnePass, features_of, joined
 
 
 class FeCAM(OnePass):
@@ -31,7 +31,7 @@ class FeCAM(OnePass):
     Where a class comes again, mean and covariance become those of all its images.
     Memory, whatever the number of images: G·C² numbers in float32 for covariances, as much again for the matrices that
     distances need (0.94 GB in all for ViT-B/16, 200 classes and "class"; 5 MB for "shared"), and to classify B images
-    about 3·K·B·C numbers in float32 (0.24 GB for 128 images).
+    about 3·K·B·C numbers in float32 (0.24 GB for 128 images); while a task is learned, also its images' features.
     """
 
     card = Card("Goswami et al. 2023, arXiv 2309.14062", "one pass over frozen features, nothing is trained")
@@ -60,8 +60,8 @@ class FeCAM(OnePass):
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         moments = self.moments
         # All of a task's images at once: float32 sums, taken batch by batch, would depend on their order.
-        pairs = [(self._normalised(x), labels) for x, labels in features_of(self, batches, moments.means.device)]
-        moments.add(torch.cat([x for x, _ in pairs]), torch.cat([labels for _, labels in pairs]))
+        features, labels = joined(features_of(self, batches, moments.means.device))
+        moments.add(self._normalised(features), labels)
         self.classifier.weight.copy_(moments.means)  # what a class is known by; the distance needs more
         self.classifier.bias.zero_()
         self.whitening = None

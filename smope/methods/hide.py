@@ -8,7 +8,7 @@ Wang et al., NeurIPS 2023, arXiv 2310.07234, after their public program:
 
 Not as in the program: class statistics are diagonal Gaussians (there: 10 centroids, or full covariances), alignment is
 that of this trainer (there: SGD), and so are schedules (there the identity classifier's rate is constant), gradients
-are not clipped, prompts have no weight decay.
+are not clipped. One number of samples and of epochs serves both alignments (there the identity classifier has fewer).
 """
 
 from __future__ import annotations

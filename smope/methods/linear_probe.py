@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from smope.backbones.vit import Backbone
 from smope.losses.classification import task_cross_entropy
 from smope.methods.base import Batches, Card, Method, Phase, TaskSpan
-from smope.methods.one_pass import features_of
+from smope.methods.one_pass import features_of, joined
 
 TOLERANCE = 1e-6  # largest gradient entry at which a fit has converged
 
@@ -59,8 +59,7 @@ class LinearProbe(Method):
 
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         # In float64 on the CPU: not every accelerator has it, and a matrix of n·C numbers is small.
-        pairs = list(features_of(self, batches, torch.device("cpu")))
-        features, labels = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+        features, labels = joined(features_of(self, batches, torch.device("cpu")))
         fitted = nn.Linear(features.shape[1], self.num_classes).double()
         fitted.load_state_dict({key: value.cpu() for key, value in self.classifier.state_dict().items()})
         with torch.enable_grad():

@@ -5,7 +5,7 @@ Letters: K classes, C features, G groups of classes with a scatter matrix of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smope import parallel
 from smope.backbones.vit import Backbone
+from smope.errors import UserError
 from smope.methods.base import Batches, Method, Phase, TaskSpan
 
 
@@ -33,10 +34,21 @@ class OnePass(Method):
 def features_of(method: Method, batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Features (n, C) and labels (n,) of a task's training images, each once, through the evaluation transform, in
     float64 on `device`; memory for one batch at a time. Of several processes each is given all of them, so that all
-    learn the same."""
+    learn the same. UserError where a feature is not a finite number: nothing can be learned from it."""
     for images, labels in batches("plain"):
         features, labels = parallel.gathered(method.features(images)), parallel.gathered(labels)
+        if not features.isfinite().all():
+            raise UserError(
+                "backbone: its features are not finite numbers; choose another backbone.name or backbone.weights, or "
+                "trainer.precision=float32"
+            )
         yield features.to(device).double(), labels.to(device)
+
+
+def joined(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Features (n, C) and labels (n,) of all batches together."""
+    features, labels = zip(*pairs, strict=True)
+    return torch.cat(features), torch.cat(labels)
 
 
 class FixedPrecision(nn.Module):

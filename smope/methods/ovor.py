@@ -104,7 +104,8 @@ class OVOR(PrefixMethod):
         return False
 
     def needs_whole_batch(self) -> Coupling | None:
-        """Which candidates are outliers is told by the features of the batch."""
+        """Which candidates are outliers is told by the features of the batch. (So it says even where trainer.epochs=1
+        leaves no phase for outliers: then method.outlier_share=0 is the same run.)"""
         if self.outlier_share > 0:
             return Coupling(f"method.outlier_share={self.outlier_share:g}", "method.outlier_share=0")
         return super().needs_whole_batch()

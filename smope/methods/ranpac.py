@@ -1,7 +1,8 @@
 """RanPAC with its first session: a prompt learns the first task, ridge regression on random features learns all.
 
 McDonnell et al. 2023, arXiv 2307.02251. Of the ways to adapt that the paper tries this is its deep visual prompt, here
-as keys and values of each block's attention, which start from the backbone's own features. method=ridge does without.
+as keys and values of each block's attention; the values start at 0, so that the features start near the backbone's own.
+method=ridge does without.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smope.errors import UserError
-from smope.methods.one_pass import FixedPrecision
+from smope.methods.one_pass import FixedPrecision, joined
 
 CHUNK = 1024  # images whose random features are in memory at once
 HELD_OUT = 5  # one image in so many decides about the penalty
@@ -88,10 +87,8 @@ class RidgeHead(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Take in features (n, C) in float64 with labels (n,), all batches together, and solve for the weights anew.
-        UserError where a feature is not a finite number."""
-        pairs = list(batches)
-        features, labels = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+        """Take in features (n, C) in float64 with labels (n,), all batches together, and solve for the weights anew."""
+        features, labels = joined(batches)
         held_out = _held_out(labels)
         for hidden, targets in self._chunks(features[~held_out], labels[~held_out]):
             self.sums.add(hidden, targets)
@@ -103,11 +100,6 @@ class RidgeHead(nn.Module):
 
     def _solve_raised(self) -> Tensor:
         """W (M, K) for the λ in use, which is first raised tenfold as often as the system cannot be solved with it."""
-        if not self.sums.gram.trace().isfinite():  # no λ would do
-            raise UserError(
-                "method: the ridge classifier got features that are not finite numbers from the backbone; choose "
-                "another backbone.name or backbone.weights, or trainer.precision=float32"
-            )
         while (weights := self.sums.solve(float(self.sums.penalty))) is None:
             self.sums.penalty *= 10
         return weights

@@ -1,7 +1,8 @@
 """SMoPE+: experts that learn from the first task, and a classifier in closed form for all of them.
 
 What small budgets need that SMoPE lacks: a classifier that sets the classes of all tasks against each other, features
-that stay what they were when the classifier learned from them, and a start from the backbone's own features.
+that stay what they were when the classifier learned from them, and a start near the backbone's own features (values of
+0 add nothing; keys take some of the attention away).
 
     first task     the experts and a linear classifier learn as in SMoPE, from values of 0
     every task     one pass over its training images; the ridge classifier takes them in (ridge_head.py)
@@ -77,7 +78,7 @@ class SMoPEPlus(FirstSession, SMoPE):
 
     def features(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) in [0, 1] -> features (B, C), or (B, 2C) with the mean patch token."""
-        return self.backbone(images) if self.readout == "cls" else self.backbone.readout(images)
+        return self.backbone(images, with_tokens=self.readout == "cls_and_tokens")
 
     def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
         return super().phases(task, self.epochs_factor * epochs, self.epochs_factor * dense_epochs)

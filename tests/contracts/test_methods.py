@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from smope.errors import UserError
 from smope.experts.inject import detach
 from smope.methods.base import Card, Method
 from smope.runs import RunDirectory
 from smope.streams.base import Stream
 from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from smope.training.trainer import Trainer
-from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream, tiny_vit
+from tests.tiny import shades, tiny_backbone, tiny_settings, tiny_source, tiny_stream, tiny_vit
 
 from .conftest import METHODS, make_method
 
@@ -208,14 +209,6 @@ def test_detached_it_leaves_the_plain_vit(method: Method, images: Tensor) -> Non
 
 
 @every_method
-def test_attaching_changes_nothing_for_others(name: str, images: Tensor) -> None:
-    """Two methods on copies of one backbone do not share what they learn."""
-    backbone = tiny_backbone()
-    first, second = (make_method(name, copy.deepcopy(backbone), 4, seed=seed) for seed in (0, 1))
-    assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
-
-
-@every_method
 def test_training_repeats_exactly(name: str, stream: Stream, trained: Callable[[str], Trainer]) -> None:
     first = trained(name)
     torch.manual_seed(99)
@@ -253,3 +246,42 @@ def test_losses_are_named_scalars(name: str, stream: Stream, trained: Callable[[
 def test_says_where_it_is_from(method: Method) -> None:
     assert isinstance(method.card, Card)
     assert method.card.source
+
+
+@every_method
+@pytest.mark.parametrize("which", ["domains", "blurry"])
+def test_learns_where_classes_come_again(name: str, which: str) -> None:
+    """All classes in each of two domains, or spread over two tasks; two methods say that they cannot."""
+    stream = (
+        tiny_stream(source=shades(tiny_source()), num_tasks=None)
+        if which == "domains"
+        else tiny_stream(disjoint_classes=0.25, blurry_images=0.5)
+    )
+    method = make_method(name, tiny_backbone(), 4)
+    if name in ("hide", "norga"):
+        with pytest.raises(UserError, match="classes come again in task 2"):
+            trainer_of(method, stream)
+        return
+    final = trainer_of(method, stream).fit().accuracy_matrix[-1]
+    assert len(final) == 2 and sum(final) / 2 > 0.5, "four classes: chance is 0.25"
+
+
+@every_method
+def test_learns_in_bfloat16(name: str, stream: Stream) -> None:
+    method = make_method(name, tiny_backbone(), 4)
+    settings = tiny_settings(precision="bfloat16")
+    trainer = Trainer(method, stream, settings, seed=0, device=torch.device("cpu"))
+    final = trainer.fit().accuracy_matrix[-1]
+    assert sum(final) / 2 > 0.6, "four classes: chance is 0.25"
+    state = method.trained_state().values()
+    assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in state)
+
+
+@every_method
+def test_features_that_are_not_finite_are_not_learned_from(name: str, stream: Stream) -> None:
+    """Methods that learn in closed form would store them, and predict one class for ever."""
+    method = make_method(name, tiny_backbone(), 4)
+    with torch.no_grad():
+        method.backbone.vit.norm.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"became nan|not finite numbers"):
+        trainer_of(method, stream).fit()

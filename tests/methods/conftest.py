@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,23 +10,15 @@ from torch import Tensor
 
 from smope.methods.base import Method
 from smope.streams.base import Stream
-from smope.streams.source import ImageSet, Source
 from smope.training.trainer import Trainer
-from tests.tiny import tiny_settings, tiny_source, tiny_stream
-
-
-def dealt(images: ImageSet, tasks: int) -> ImageSet:
-    """The images of each class dealt out to so many tasks."""
-    return replace(images, tasks=[index // 4 % tasks for index in range(len(images))])
+from tests.tiny import shades, tiny_settings, tiny_source, tiny_stream
 
 
 @pytest.fixture(scope="session", params=["new classes", "classes again"])
 def stream(request: pytest.FixtureRequest) -> Stream:
     if request.param == "new classes":
         return tiny_stream()
-    source = tiny_source(test=6)
-    again = Source("again", source.class_names, dealt(source.train, 3), dealt(source.test, 3), ("a", "b", "c"))
-    return tiny_stream(source=again, num_tasks=None)
+    return tiny_stream(source=shades(tiny_source(test=6), 3), num_tasks=None)
 
 
 @pytest.fixture

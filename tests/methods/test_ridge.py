@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smope.errors import UserError
 from smope.methods.ridge import Ridge
 from smope.methods.ridge_head import _held_out
 from tests.tiny import tiny_backbone
@@ -61,14 +60,13 @@ def test_images_held_out():
 
 
 def test_without_two_images_of_a_class_the_penalty_stays(learn):
-    from tests.tiny import tiny_source, tiny_stream
+    from tests.tiny import tiny_stream
 
     method = make()
     trainer = learn(method, tiny_stream())
     before = float(method.classifier.sums.penalty)
     method.end_task(trainer.spans[0], lambda _: iter([(torch.rand(4, 3, 32, 32), torch.arange(4))]))
     assert float(method.classifier.sums.penalty) == before
-    assert tiny_source().train.targets.count(0) == 12
 
 
 def test_the_projection_comes_from_the_seed_and_is_saved():
@@ -106,13 +104,3 @@ def test_a_penalty_too_small_to_solve_with_is_raised_until_it_is_not(stream, lea
     torch.testing.assert_close(method.classifier.weight.double(), expected.T, rtol=1e-3, atol=1e-5)
     features, labels = all_features(method, stream)
     assert (method.classify(features.float()).argmax(1) == labels).float().mean() > 0.9
-
-
-def test_features_that_are_not_finite_end_in_one_line(learn):
-    from tests.tiny import tiny_stream
-
-    method = make()
-    trainer = learn(method, tiny_stream())
-    images = torch.full((4, 3, 32, 32), math.nan)
-    with pytest.raises(UserError, match=r"method: the ridge classifier got .* not finite numbers .* another backbone"):
-        method.end_task(trainer.spans[0], lambda _: iter([(images, torch.arange(4))]))
