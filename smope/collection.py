@@ -216,7 +216,9 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         if record.get("status") != "finished":
             log = path.parent / LOGS / f"{path.name}.log"  # of a job of a sweep
             said = f"; log: {log}" if log.is_file() else ""
-            left_out.append(f"{path}: {_state(record)}{said}; go on with: smope train resume={path}")
+            # A search begins its trials again by itself, and what it ended early is at its end.
+            further = "" if "part" in record else f"; go on with: smope train resume={path}"
+            left_out.append(f"{path}: {_state(record)}{said}{further}")
         elif "config" not in record or "seed" not in record:
             left_out.append(f"{path}: its run.json has no config or seed, so nobody can say what it is a run of")
         else:

@@ -11,15 +11,13 @@ from typing import Any
 
 from smope.collection import COLUMNS, Run
 from smope.errors import UserError
+from smope.metrics.accuracy_matrix import backward_transfer
 from smope.report.grids import csv_grid
 from smope.runs import RunDirectory, tasks_done, write_atomically
 from smope.sweeps.jobs import last_line
 from smope.sweeps.plan import read_manifests
 
-SCORES = (
-    "final_average_accuracy", "cumulative_average_accuracy", "forgetting", "backward_transfer",
-    "sample_weighted_accuracy",
-)  # fmt: skip
+SCORES = ("final_average_accuracy", "cumulative_average_accuracy", "forgetting", "sample_weighted_accuracy")
 COSTS = {
     "parameters": "parameters", "train GFLOPs": "train_gflops", "test GFLOPs": "test_gflops", "seconds": "seconds",
     "state MiB": "state_mib", "process MiB": "process_mib", "GPU MiB": "gpu_mib",
@@ -111,6 +109,7 @@ def _line(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "tasks": len(matrix) or None,
         "tasks_done": tasks_done(record),
         **{score: record.get(score) if done else None for score in SCORES},
+        "backward_transfer": backward_transfer(matrix) if done else None,
         **{COSTS[column.title]: column.read(record) for column in COLUMNS if column.title in COSTS},
         "device": record.get("device"),
         "config_hash": record.get("config_hash"),

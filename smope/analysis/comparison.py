@@ -59,7 +59,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
         low,
         high,
         _sign_flip(difference),
-        min(1.0, 2 / 2 ** len(difference)),
+        _smallest_p(len(difference)),
         _effect_size(difference),
         float(((difference > 0) + 0.5 * (difference == 0)).mean()),
     )
@@ -78,6 +78,10 @@ def _sign_flip(difference: numpy.ndarray) -> float:
         rng=numpy.random.default_rng(0),
     )
     return float(result.pvalue)
+
+
+def _smallest_p(pairs: int) -> float:
+    return min(1.0, 2 / 2**pairs) if pairs <= EXACT_UP_TO else 2 / (RESAMPLES + 1)
 
 
 def _effect_size(difference: numpy.ndarray) -> float:

@@ -104,7 +104,7 @@ class Evidence:
             count = len(arrays["predicted"])
             self._snapshots[tasks_done] = Snapshot(
                 tasks_done,
-                arrays["logits"].astype(numpy.float32),
+                _logits(arrays),
                 arrays["predicted"].astype(numpy.int64),
                 self.labels[:count],
                 self.tasks[:count],
@@ -128,6 +128,12 @@ def _blocks(arrays: dict[str, NDArray], name: str, axis: int) -> NDArray | None:
         return None
     stacked = numpy.stack(found, axis=axis)
     return stacked.astype(numpy.int64) if stacked.dtype.kind in "ui" else stacked
+
+
+def _logits(arrays: dict[str, NDArray]) -> NDArray[numpy.float32]:
+    """With the largest of each image put back; older records have them as they were, without `top`."""
+    logits = arrays["logits"].astype(numpy.float32)
+    return logits + arrays["top"][:, None] if "top" in arrays else logits
 
 
 def _number(key: str) -> tuple[str, int]:

@@ -139,10 +139,16 @@ def _load(path: Path) -> Run:
 
 
 def _important(run: Run) -> dict[str, Any]:
-    """What decides about numbers, completed with today's defaults; stream.images says which images they are."""
+    """What decides about numbers, completed with today's defaults. Images and weights are told by their hashes, not by
+    where they lay, and of a search's trial how much of the stream it saw."""
     flat = flatten(with_defaults(run.record["config"]))
-    stream = {"stream.name": run.record["stream"]["name"], "stream.images": _images(run)}
-    return {key: value for key, value in {**flat, **stream}.items() if not immaterial(key, flat)}
+    found = {"stream.name": run.record["stream"]["name"], "stream.images": _images(run)}
+    backbone, part = run.record.get("backbone", {}), run.record.get("part", {})
+    if "sha256" in backbone:
+        flat.pop("backbone.weights", None)
+        found |= {"backbone.name": backbone["name"], "backbone.sha256": backbone["sha256"][:12]}
+    found |= {f"part.{key}": part[key] for key in ("first_tasks", "ranked_on") if key in part}
+    return {key: value for key, value in {**flat, **found}.items() if not immaterial(key, flat)}
 
 
 def _images(run: Run) -> str:
@@ -150,30 +156,30 @@ def _images(run: Run) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """The method's name, and in brackets what tells runs of one method apart beside the seed."""
+    """The method's name, and in brackets what tells its tasks and images from those of others on the same stream, and
+    its settings from those of the same method. What most of them have is not said: `differences` has it."""
     configs = [_important(run) for run in runs]
     streams = {config["stream.name"] for config in configs}
     labels = []
     for run, config in zip(runs, configs, strict=True):
-        differing = _differing(config, [other for mate, other in zip(runs, configs, strict=True) if mate.method ==
-                                        run.method])  # fmt: skip
-        inner = ", ".join(f"{key.partition('.')[2]}={shown(config[key])}" for key in differing if "_target_" not in key)
-        on = f" on {config['stream.name']}" if len(streams) > 1 and "stream.name" not in differing else ""
+        # A stream's name stands for all that tells it from others; its settings tell it from its like.
+        same_stream = [other for other in configs if other["stream.name"] == config["stream.name"]]
+        same_method = [other for mate, other in zip(runs, configs, strict=True) if mate.method == run.method]
+        inner = ", ".join(
+            f"{key.partition('.')[2]}={shown(value)}"
+            for key, value in config.items()
+            if "_target_" not in key and key != "stream.name"
+            and not _usual(key, value, same_stream if key.startswith("stream.") else same_method)
+        )  # fmt: skip
+        on = f" on {config['stream.name']}" if len(streams) > 1 else ""
         labels.append(f"{run.method}{on}" + (f" ({inner})" if inner else ""))
     return labels
 
 
-def _differing(config: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that tell `config` from the others. The stream's name stands for all that differs from other streams;
-    from runs on a stream of the same name its settings and the hash of its images do."""
-    name = config["stream.name"]
-    mates = [other for other in others if other["stream.name"] == name]
-    keys = ["stream.name"] if len(mates) < len(others) else []
-    for key, value in config.items():
-        compared = mates if key.startswith("stream.") else others
-        if key != "stream.name" and any(other.get(key) != value for other in compared):
-            keys.append(key)
-    return keys
+def _usual(key: str, value: Any, configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether more than half of the different configurations have this value, or all."""
+    distinct = {shown(config): config for config in configs}.values()
+    return 2 * sum(config.get(key) == value for config in distinct) > len(distinct)
 
 
 def differences(runs: Sequence[Run]) -> pandas.DataFrame:

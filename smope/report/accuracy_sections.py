@@ -23,8 +23,10 @@ HEADINGS = {
 
 
 def score_grid(runs: Sequence[Run]) -> Grid:
-    """A row a configuration: runs and every score in percent, mean ± standard deviation (ddof 0) over seeds."""
-    table: Any = summarise(scores(runs))
+    """A row a configuration: runs, finished tasks, and every score in percent, mean ± standard deviation (ddof 0)."""
+    frame = scores(runs)
+    table: Any = summarise(frame)
+    tasks: Any = frame.groupby("label")["tasks"].max()
     rows = []
     for label, row in table.iterrows():
         several = row[("runs", "")] > 1
@@ -32,8 +34,8 @@ def score_grid(runs: Sequence[Run]) -> Grid:
             points(row[(name, "mean")], 2) + (f" ± {points(row[(name, 'std')], 2)}" if several else "")
             for name in SCORES
         ]
-        rows.append([str(label), str(int(row[("runs", "")])), *cells])
-    return [["method", "runs", *(HEADINGS[name] for name in SCORES)], *rows]
+        rows.append([str(label), str(int(row[("runs", "")])), str(tasks[label]), *cells])
+    return [["method", "runs", "tasks", *(HEADINGS[name] for name in SCORES)], *rows]
 
 
 def overview(runs: Sequence[Run]) -> Section:
@@ -46,6 +48,8 @@ def overview(runs: Sequence[Run]) -> Section:
     lead = f"{who} on {'; '.join(streams)}. "
     if len(streams) > 1:
         lead += "Scores on different streams do not compare."
+    elif len({run.tasks_done for run in counted}) > 1:
+        lead += "Scores over different numbers of finished tasks do not compare."
     elif len(groups) > 1:
         lead += f"The highest final average accuracy is that of {best.idxmax()}, {points(best.max())} %."
     else:
@@ -147,10 +151,10 @@ def comparison(runs: Sequence[Run]) -> Section | None:
          "" if math.isnan(row["effect_size"]) else f"{row['effect_size']:.1f}", f"{100 * row['wins']:.0f} %"]
         for row in frame.to_dict("records")
     ]  # fmt: skip
-    pairs = max(int(count) for count in frame["pairs"])
+    pairs, smallest = max(map(int, frame["pairs"])), min(map(float, frame["smallest_p"]))
     lead = (
         "Final average accuracies, paired by seed. The p-value comes from exchanging the two runs of a pair at random, "
-        f"and with {plural(pairs, 'pair')} it cannot be below {2 / 2**pairs:.3g}, however large the difference."
+        f"and with {plural(pairs, 'pair')} it cannot be below {smallest:.3g}, however large the difference."
     )
     note = (
         "Difference in points, with a bootstrap interval over pairs (too narrow where there are few pairs); p, Holm: "

@@ -54,6 +54,13 @@ def with_evidence(runs: Sequence[Run]) -> list[Run]:
     return [run for run in comparable(runs) if run.has_evidence]
 
 
+def without_evidence(runs: Sequence[Run]) -> str:
+    """A sentence on the runs that scores count and that with_evidence leaves out; none where there are none."""
+    counted, kept = comparable(runs), with_evidence(runs)
+    missing = [run.name for run in counted if run not in kept]
+    return f" Without runs that kept no logits (trainer.record): {', '.join(missing)}." if missing else ""
+
+
 def not_shown(groups: Mapping[str, Sequence[Run]], most: int, what: str) -> str:
     """A sentence on the configurations that a section leaves out so that a page stays small; none where none is."""
     rest = list(groups)[most:]

@@ -13,7 +13,7 @@ import pandas
 from smope.analysis.experts import block_numbers, chosen, expert_use, load_of, task_overlap
 from smope.analysis.movement import drift, drift_and_forgetting, relation, rerouting_of_images
 from smope.analysis.runs import Run
-from smope.report.content import Picture, Section, Table, by_label, not_shown, with_evidence
+from smope.report.content import Picture, Section, Table, by_label, not_shown, with_evidence, without_evidence
 from smope.report.figures import Figure, frame_grid, heat_map, lines, load_map, points, scatter
 
 MOST = 2  # configurations whose maps are shown
@@ -42,7 +42,8 @@ def experts(runs: Sequence[Run]) -> Section | None:
     note = (
         "Overlap: what two tasks' loads have in common, 1 if they use experts alike. Drift: relative change of a key, "
         "|new - old| / |old|. Load is shown of one run, everything else as a mean over seeds where there are several."
-    ) + not_shown(groups, MOST, "load, overlap, drift and use")
+    )
+    note += not_shown(groups, MOST, "load, overlap, drift and use") + without_evidence(runs)
     return Section("experts", "Experts", lead, _tables(groups), figures, note=note)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,9 +110,22 @@ def lines(
                 axes.fill_between(part.index, scale * low, scale * high, color=colour, alpha=0.18, linewidth=0)
         axes.set(xlabel=labels[0], ylabel=labels[1], xticks=_ticks(frame[x]))
         if len(names) > 1:
-            figure.legend(loc="outside lower center", ncols=1 if max(map(len, map(str, names))) > 22 else 3)
+            _legend(figure, axes)
     several = bool((table["size"] > 1).any())
     return Figure(name, title, text, figure, _line_grid(table, labels[0], percent, several), caption)
+
+
+def _legend(figure: Drawing, axes: Any) -> None:
+    """Below the axes: three short names a line, or one long name, wrapped, for which the figure grows."""
+    handles, names = axes.get_legend_handles_labels()
+    if max(map(len, names)) <= 22:
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        return
+    names = [textwrap.fill(name, 52) for name in names]
+    width, height = figure.get_size_inches()
+    lines_high = sum(0.08 + 0.16 * (name.count("\n") + 1) for name in names)
+    figure.set_size_inches(width, height + max(0.0, lines_high - 0.6))
+    figure.legend(handles, names, loc="outside lower center", ncols=1)
 
 
 def _ticks(values: Any) -> list[int]:
@@ -150,7 +164,7 @@ def bars(
         axes.set_xticks(places, [str(index) for index in frame.index])
         axes.grid(visible=False, axis="x")
         if len(frame.columns) > 1:
-            figure.legend(loc="outside lower center", ncols=1 if max(map(len, map(str, frame.columns))) > 22 else 3)
+            _legend(figure, axes)
     return Figure(name, title, text, figure, frame_grid(frame, labels[0]), caption)
 
 
@@ -158,14 +172,15 @@ def stacked(
     name: str, title: str, frame: pandas.DataFrame, *, label: str, text: str, caption: str = ""
 ) -> Figure:  # fmt: skip
     """Horizontal bars of parts that add up: a bar a row of `frame`, a part a column; fractions."""
-    with ink.drawing(height=1.2 + 0.3 * len(frame)) as (figure, axes):
+    names = [textwrap.fill(str(index), 24) for index in frame.index]
+    with ink.drawing(height=1.2 + sum(0.15 + 0.15 * (name.count("\n") + 1) for name in names)) as (figure, axes):
         start = numpy.zeros(len(frame))
         places = numpy.arange(len(frame))
         for number, column in enumerate(frame.columns):
             part = 100 * frame[column].to_numpy(dtype=float)
             axes.barh(places, part, 0.7, left=start, label=str(column), **ink.filling(number))
             start += part
-        axes.set_yticks(places, [str(index) for index in frame.index])
+        axes.set_yticks(places, names)
         axes.invert_yaxis()
         axes.set(xlabel=label, ylabel=str(frame.index.name))
         axes.grid(visible=False, axis="y")
@@ -181,7 +196,7 @@ def reliability_diagram(name: str, title: str, tables: Mapping[str, pandas.DataF
             full = table[table["images"] >= max(1, 0.01 * table["images"].sum())]
             axes.plot(100 * full["confidence"], 100 * full["accuracy"], label=label, **ink.series(number))
         axes.set(xlabel="confidence, %", ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 102))
-        figure.legend(loc="outside lower center", ncols=1 if max(map(len, tables)) > 22 else 3)
+        _legend(figure, axes)
     head = ["confidence", *(column for label in tables for column in (f"{label}: images", "accuracy"))]
     rows = [
         [f"{100 * low:.0f} to {100 * high:.0f}", *(text for table in tables.values() for text in (
@@ -233,6 +248,6 @@ def scatter(
         axes.axhline(0, color=ink.INK, linewidth=0.8)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         if len(groups) > 1:
-            figure.legend(loc="outside lower center", ncols=1 if max(map(len, groups)) > 22 else 3)
+            _legend(figure, axes)
     rows = [[label, points(a), points(b)] for label, (x, y) in groups.items() for a, b in zip(x, y, strict=True)]
     return Figure(name, title, text, figure, [["run", *labels], *rows], caption)

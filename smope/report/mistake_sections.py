@@ -14,7 +14,7 @@ from smope.analysis.mistakes import split_errors, task_confusion
 from smope.analysis.runs import Run
 from smope.analysis.unknown import open_set
 from smope.errors import UserError
-from smope.report.content import MAPS, Section, Table, by_label, not_shown, with_evidence
+from smope.report.content import MAPS, Section, Table, by_label, not_shown, with_evidence, without_evidence
 from smope.report.figures import Figure, frame_grid, heat_map, lines, points, reliability_diagram, stacked
 
 PARTS = {
@@ -60,8 +60,10 @@ def mistakes(runs: Sequence[Run]) -> Section | None:
         "Class-incremental errors have two sources: classes of one task are taken for each other, or the task itself "
         "is mistaken. What a method would reach if it were told the task is beside what it reaches."
     )
-    return Section("mistakes", "Where errors come from", lead, [table, *_lost_classes(groups)],
-                   [figure, *maps], note=not_shown(mapped, MAPS, "maps of confusion"))  # fmt: skip
+    note = not_shown(mapped, MAPS, "maps of confusion") + without_evidence(runs)
+    note = not_shown(mapped, MAPS, "maps of confusion") + without_evidence(runs)
+    tables = [table, *_lost_classes(groups)]
+    return Section("mistakes", "Where errors come from", lead, tables, [figure, *maps], note=note)
 
 
 def _split_words(label: str, row: Any) -> str:
@@ -119,7 +121,7 @@ def confidence(runs: Sequence[Run]) -> Section | None:
         "ECE: expected calibration error, 15 bins. Bias: share of predictions minus share of images that are of the "
         "newest task's classes. Methods whose logits are cosines (ncm) have no temperature: their confidence is low by "
         "construction."
-    )
+    ) + without_evidence(runs)
     lead = "Whether a probability can be believed, and whether the newest classes are preferred."
     return Section("confidence", "Confidence", lead, [Table("After the last task, percent; Brier from 0 to 2", grid)],
                    [figure], note=note)  # fmt: skip

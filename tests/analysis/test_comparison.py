@@ -29,6 +29,8 @@ def test_by_hand() -> None:
     above = sum(mean >= difference.mean() - 1e-12 for mean in means)
     assert found.p == pytest.approx(min(1, 2 * above / 16))
     assert found.smallest_p == 2 / 16
+    many = compare([1.0] * 20, [0.5] * 20)
+    assert many.p == many.smallest_p == 2 / 10_001, "of 10,000 patterns that are drawn"
     assert (found.low, found.high) == pytest.approx(_every_bootstrap(difference), abs=0.01)
 
 

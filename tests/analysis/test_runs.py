@@ -85,7 +85,7 @@ def test_labels_name_the_stream_where_there_are_several(tmp_path: Path) -> None:
     for name in ("digits", "glyphs"):
         stream = {"name": name, "content_hash": name, "identity": name}
         write_run(tmp_path / name, stream=stream, config={**config(), "stream": {"name": name}})
-    assert [run.label for run in load_runs(tmp_path)] == ["smope (name=digits)", "smope (name=glyphs)"]
+    assert [run.label for run in load_runs(tmp_path)] == ["smope on digits", "smope on glyphs"]
 
 
 def on_stream(path: Path, content: str = "c", target: str = "smope.streams.digits.load", **stream: object) -> None:
@@ -100,10 +100,10 @@ def test_labels_tell_settings_of_one_stream_apart(tmp_path: Path) -> None:
     on_stream(tmp_path / "sorted", num_tasks=5, class_order="sorted")
     on_stream(tmp_path / "glyphs", num_tasks=7, name="glyphs", target="smope.streams.glyphs.load")
     assert {run.path.name: run.label for run in load_runs(tmp_path)} == {
-        "five": "smope (name=digits, class_order=random, num_tasks=5)",
-        "ten": "smope (name=digits, class_order=random, num_tasks=10)",
-        "sorted": "smope (name=digits, class_order=sorted, num_tasks=5)",
-        "glyphs": "smope (name=glyphs)",
+        "five": "smope on digits",
+        "ten": "smope on digits (num_tasks=10)",
+        "sorted": "smope on digits (class_order=sorted)",
+        "glyphs": "smope on glyphs",
     }
 
 
@@ -113,6 +113,31 @@ def test_places_and_caches_make_no_label_and_other_images_do(tmp_path: Path) -> 
     assert {run.label for run in load_runs(tmp_path)} == {"smope"}
     on_stream(tmp_path / "c", content="d")
     assert {run.label for run in load_runs(tmp_path)} == {"smope (images=c)", "smope (images=d)"}
+
+
+def test_labels_tell_what_methods_were_judged_on(tmp_path: Path) -> None:
+    on_stream(tmp_path / "a", validation_fraction=0.2)
+    stream = {"name": "digits", "content_hash": "c", "identity": "other"}
+    write_run(tmp_path / "b", stream=stream, method="ncm", config={
+        "seed": 0, "name": "made", "method": {"_target_": "smope.methods.ncm.NearestClassMean"},
+        "stream": {"_target_": "smope.streams.digits.load", "name": "digits", "validation_fraction": 0.0},
+    })  # fmt: skip
+    labels = [run.label for run in load_runs(tmp_path)]
+    assert labels == ["ncm (validation_fraction=0.0)", "smope (validation_fraction=0.2)"]
+
+
+def test_trials_of_a_search_and_other_weights_are_not_repeats(tmp_path: Path) -> None:
+    weights = {"name": "vit", "sha256": "a" * 64}
+    write_run(tmp_path / "whole", backbone=weights, config=config())
+    write_run(tmp_path / "moved", backbone=weights, config={**config(), "backbone": {"weights": "/elsewhere"}})
+    write_run(tmp_path / "trial", backbone=weights, config=config(), part={"first_tasks": 1, "ranked_on": "validation"})
+    write_run(tmp_path / "other", backbone={"name": "vit", "sha256": "b" * 64}, config=config())
+    assert {run.path.name: run.label for run in load_runs(tmp_path)} == {
+        "whole": "smope",
+        "moved": "smope",
+        "trial": "smope (first_tasks=1, ranked_on=validation)",
+        "other": "smope (sha256=bbbbbbbbbbbb)",
+    }
 
 
 def test_a_key_that_an_older_run_lacks_is_at_its_default(tmp_path: Path) -> None:

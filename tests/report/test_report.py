@@ -116,6 +116,32 @@ def test_scores_on_different_streams_are_not_ranked(tmp_path: Path) -> None:
     assert " at 75.0 %" in ends and " at 90.0 %" in ends, "each after its own last task"
 
 
+def test_different_numbers_of_tasks_name_no_best(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", method="ncm", status="running", accuracy_matrix=[[0.95, None], [None, None]])
+    words = words_of(tmp_path, tmp_path / "page.html")
+    assert "Scores over different numbers of finished tasks do not compare." in words
+    assert "The highest final average accuracy" not in words
+
+
+def test_runs_that_kept_no_logits_are_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", evidence=expert_evidence())
+    write_run(tmp_path / "b", seed=1)
+    words = words_of(tmp_path, tmp_path / "page.html")
+    assert words.count("Without runs that kept no logits (trainer.record): smope, seed 1.") == 3
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_long_names_have_room_below_a_figure(tmp_path: Path) -> None:
+    """Matplotlib warns where a legend leaves the axes none."""
+    for count in range(20):
+        weights = dict.fromkeys(("router_loss_weight", "prototype_loss_weight", "expert_rate_factor"), 1 / (count + 3))
+        config = {"seed": 0, "name": "made", "method": {"_target_": "smope.methods.smope.SMoPE", **weights}}
+        write_run(tmp_path / str(count), evidence=expert_evidence(), config=config)
+    words = words_of(tmp_path, tmp_path / "page.html")
+    assert "20 runs of 20 configurations" in words
+
+
 def test_where_nothing_is_confused_or_varies_the_words_say_so(tmp_path: Path) -> None:
     for seed in range(3):
         evidence = expert_evidence()
@@ -199,8 +225,8 @@ def test_every_figure_has_a_text_alternative_and_its_numbers(report: Path, page:
 def test_the_numbers_are_those_of_the_runs(page: Page) -> None:
     words = " ".join(" ".join(page.words).split())
     assert "4 runs of 2 configurations on made: 4 classes in 2 tasks, evaluated on test images." in words
-    assert "smope 2 75.00 ± 0.00 87.50 ± 0.00 50.00 ± 0.00 -50.00 ± 0.00 100.00 ± 0.00 75.00 ± 0.00" in words
-    assert "ncm 2 68.75 ± 6.25" in words
+    assert "smope 2 2 75.00 ± 0.00 87.50 ± 0.00 50.00 ± 0.00 -50.00 ± 0.00 100.00 ± 0.00 75.00 ± 0.00" in words
+    assert "ncm 2 2 68.75 ± 6.25" in words
     assert "it cannot be below 0.5, however large the difference" in words
     assert "p smallest p p, Holm effect size d" in words
     assert "Each image chooses 2 of 4 experts" in words
@@ -217,8 +243,8 @@ def test_figures_and_tables_lie_beside_it(report: Path) -> None:
     for name in drawings:
         assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
         assert Image.open(folder / f"{name}.png").size[0] > 600
-    assert "| smope | 2 | 75.00 ± 0.00 |" in (folder / "scores.md").read_text(encoding="utf-8")
-    assert r"smope & 2 & 75.00 $\pm$ 0.00" in (folder / "scores.tex").read_text(encoding="utf-8")
+    assert "| smope | 2 | 2 | 75.00 ± 0.00 |" in (folder / "scores.md").read_text(encoding="utf-8")
+    assert r"smope & 2 & 2 & 75.00 $\pm$ 0.00" in (folder / "scores.tex").read_text(encoding="utf-8")
 
 
 def test_the_same_runs_give_the_same_page(runs: Path, report: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from smope.analysis.evidence import Evidence
 from smope.methods.base import Method
 from smope.methods.finetune import Finetune
 from smope.methods.smope import SMoPE
@@ -84,7 +85,8 @@ def test_logits_and_experts_are_those_of_the_method(seen: Trainer, stream: Strea
         logits = method(images)
     assert last["logits"].dtype == numpy.float16
     assert last["logits"].shape == (20, 4)
-    assert numpy.allclose(last["logits"][10:], logits, atol=1e-2, rtol=1e-3)
+    assert (last["logits"].max(-1) == 0).all() and last["top"].dtype == numpy.float32
+    assert numpy.allclose(last["logits"][10:] + last["top"][10:, None], logits, atol=1e-2, rtol=1e-3)
     assert last["experts.1"].dtype == numpy.uint8
     assert numpy.array_equal(last["experts.1"][10:], method.routings[1].expert_ids.numpy())
     for name, rows in (("keys", method.experts[0].keys), ("values", method.experts[0].values)):
@@ -129,11 +131,28 @@ def metrics(path: Path) -> list[dict[str, str]]:
 def test_methods_without_experts_and_with_all_of_them_have_no_choices(stream: Stream, tmp_path: Path) -> None:
     torch.manual_seed(0)
     train(tmp_path / "plain", stream, Finetune(tiny_backbone(depth=1), 4))
-    assert set(read(tmp_path / "plain")["task-002"]) == {"logits", "predicted"}
+    assert set(read(tmp_path / "plain")["task-002"]) == {"logits", "top", "predicted"}
     train(tmp_path / "dense", stream, make(Dense(3)))
     found = set(read(tmp_path / "dense")["task-002"])
     assert "keys.0" in found
     assert "experts.0" not in found
+
+
+def test_logits_keep_what_they_differ_by_however_large_they_are(stream: Stream, tmp_path: Path) -> None:
+    """Discriminants (slda) are all shifted by what is the same for every class."""
+
+    class Far(Finetune):
+        def classify(self, features: torch.Tensor) -> torch.Tensor:
+            return super().classify(features) + 4e4
+
+    kept = []
+    for kind, name in ((Finetune, "near"), (Far, "far")):
+        torch.manual_seed(0)
+        train(tmp_path / name, stream, kind(tiny_backbone(depth=1), 4))
+        kept.append(Evidence(tmp_path / name).last)
+    near, far = kept
+    assert numpy.array_equal(far.logits.argmax(-1), far.predicted)
+    assert numpy.allclose(far.probabilities, near.probabilities, atol=0.02)
 
 
 class Broken(BaseException):
