@@ -161,10 +161,11 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     configs = [_important(run) for run in runs]
     streams = {config["stream.name"] for config in configs}
     labels = []
+    distinct = {(run.method, shown(config)): config for run, config in zip(runs, configs, strict=True)}
     for run, config in zip(runs, configs, strict=True):
         # A stream's name stands for all that tells it from others; its settings tell it from its like.
-        same_stream = [other for other in configs if other["stream.name"] == config["stream.name"]]
-        same_method = [other for mate, other in zip(runs, configs, strict=True) if mate.method == run.method]
+        same_stream = [other for other in distinct.values() if other["stream.name"] == config["stream.name"]]
+        same_method = [other for (method, _), other in distinct.items() if method == run.method]
         inner = ", ".join(
             f"{key.partition('.')[2]}={shown(value)}"
             for key, value in config.items()
@@ -177,9 +178,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _usual(key: str, value: Any, configs: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether more than half of the different configurations have this value, or all."""
-    distinct = {shown(config): config for config in configs}.values()
-    return 2 * sum(config.get(key) == value for config in distinct) > len(distinct)
+    """Whether more than half of these different configurations have this value."""
+    return 2 * sum(config.get(key) == value for config in configs) > len(configs)
 
 
 def differences(runs: Sequence[Run]) -> pandas.DataFrame:

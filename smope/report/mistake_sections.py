@@ -61,7 +61,6 @@ def mistakes(runs: Sequence[Run]) -> Section | None:
         "is mistaken. What a method would reach if it were told the task is beside what it reaches."
     )
     note = not_shown(mapped, MAPS, "maps of confusion") + without_evidence(runs)
-    note = not_shown(mapped, MAPS, "maps of confusion") + without_evidence(runs)
     tables = [table, *_lost_classes(groups)]
     return Section("mistakes", "Where errors come from", lead, tables, [figure, *maps], note=note)
 
