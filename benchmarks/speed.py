@@ -149,19 +149,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time by the number of experts (.svg or .png)")
     parser.add_argument("--authors-checkout", type=Path, metavar="DIR", help="a checkout of the authors' program")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    parser.add_argument("--devices", nargs="+", choices=there, default=there, help="where to measure (all there are)")
     parser.add_argument("--seconds", type=float, default=65.0, help="for a group with ViT-B; less for the others")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     prefer_onednn()
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     about = machine()
     print(", ".join(f"{key} {value}" for key, value in about.items() if value))
     with tempfile.TemporaryDirectory() as directory:
         rows = start_up(Path(directory))
-    rows += measured(goal_groups(devices, options.authors_checkout), options)
+    rows += measured(goal_groups(options.devices, options.authors_checkout), options)
     told = list(goals(rows))
     if options.full:
-        rows += measured(other_groups(devices), options)
+        rows += measured(other_groups(options.devices), options)
     for name, value, limit in told:
         print(f"{'ok  ' if value <= limit else 'OVER'} {name}: {value:.3f} (goal {limit:.2f})")
     if options.json:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from smope.methods.base import Aligned, TaskSpan
+from smope.training.phase import make_optimizer
 from smope.training.schedule import alignment_cosine
 from smope.training.settings import TrainerSettings
 
@@ -23,8 +24,8 @@ def align_classifier(method: Aligned, task: TaskSpan, settings: TrainerSettings,
     weight decay 5e-4, rate from training/schedule.py. `seed` fixes every draw.
     """
     rows = settings.alignment_samples_per_class
-    parameters = list(method.classifier.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.alignment_learning_rate, weight_decay=WEIGHT_DECAY)
+    groups = [{"params": list(method.classifier.parameters()), "lr": settings.alignment_learning_rate}]
+    optimizer = make_optimizer(groups, WEIGHT_DECAY)
     generator = torch.Generator().manual_seed(seed)
     gaussians = int(method.statistics.known.sum())
     batches = task.start if settings.alignment_batches == "old_classes" else gaussians
