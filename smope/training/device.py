@@ -18,6 +18,7 @@ COMPILER = "inductor"
 EXACT = (
     1e-5  # largest relative error at which a float32 product still counts as computed in float32; bfloat16 gives 1e-3
 )
+PROBES = ((32, 32), (256, 192), (640, 768))  # rows and width of the products that this is seen by
 
 
 def resolve_device(name: str) -> torch.device:
@@ -98,22 +99,31 @@ def prefer_onednn() -> bool:
     """Have oneDNN compute float32 matrix products where it does so in full precision; returns whether it now does.
 
     torch sends them to its BLAS unless reduced precision is allowed. Allowing it selects oneDNN, which on processors
-    without bfloat16 matrix units still computes in float32, and on AMD ones twice as fast. Where the product really
-    comes out in reduced precision the switch is put back.
+    without bfloat16 matrix units still computes in float32, and on AMD ones twice as fast. Where a product comes out in
+    reduced precision the switch is put back.
     """
     switch: Any = getattr(torch.backends.mkldnn, "matmul", None)  # since torch 2.9
     if switch is None or not _onednn_has_effect():
         return False
-    generator = torch.Generator().manual_seed(0)
-    left, right = torch.randn(256, 192, generator=generator), torch.randn(768, 192, generator=generator)
-    exact = left.double() @ right.double().T
     before = switch.fp32_precision
     switch.fp32_precision = "bf16"
-    product = torch.nn.functional.linear(left, right).double()
-    if (product - exact).abs().max() <= EXACT * exact.abs().max():
+    if _products_are_exact():
         return True
     switch.fp32_precision = before
     return False
+
+
+def _products_are_exact() -> bool:
+    """Small and large ones, single and in a batch: torch 2.11 reduces those in a batch, and single ones if large."""
+    generator = torch.Generator().manual_seed(0)
+    for rows, width in PROBES:
+        left, right = torch.randn(2, 2, rows, width, generator=generator)
+        exact = left.double() @ right.double().mT
+        single = torch.stack([torch.nn.functional.linear(a, b) for a, b in zip(left, right, strict=True)])
+        for product in (single, torch.bmm(left, right.mT)):
+            if (product - exact).abs().max() > EXACT * exact.abs().max():
+                return False
+    return True
 
 
 def _onednn_has_effect() -> bool:

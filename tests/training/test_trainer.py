@@ -314,18 +314,29 @@ def test_onednn_only_where_it_is_exact(matmul: Any) -> None:
     chosen = device.prefer_onednn()
     assert matmul.fp32_precision == ("bf16" if chosen else "ieee")
     draw = torch.Generator().manual_seed(1)
-    left, right = torch.randn(197, 192, generator=draw), torch.randn(576, 192, generator=draw)
-    exact = left.double() @ right.double().T
-    product = torch.nn.functional.linear(left, right).double()
-    assert (product - exact).abs().max() <= 1e-5 * exact.abs().max()
+    for rows, width, wide in ((197, 192, 576), (1576, 768, 3072), (17, 32, 96)):
+        left, right = torch.randn(rows, width, generator=draw), torch.randn(wide, width, generator=draw)
+        exact = left.double() @ right.double().T
+        for product in (torch.nn.functional.linear(left, right), torch.bmm(left[None], right.T[None])[0]):
+            assert (product.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
-def test_onednn_is_left_where_it_is_not_exact(matmul: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("least", [0, 10**8], ids=["every product", "large ones"])
+@pytest.mark.parametrize("kind", ["linear", "bmm"])
+def test_onednn_is_left_where_it_is_not_exact(
+    kind: str, least: int, matmul: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.11 on a processor with bfloat16 units: products in a batch are reduced, single ones only if large."""
     matmul.fp32_precision = "ieee"
     monkeypatch.setattr(device, "_onednn_has_effect", lambda: True)
-    monkeypatch.setattr(
-        torch.nn.functional, "linear", lambda left, right: (left.bfloat16() @ right.bfloat16().T).float()
-    )
+    module = {"linear": torch.nn.functional, "bmm": torch}[kind]
+    exact = getattr(module, kind)
+
+    def reduced(left: Tensor, right: Tensor) -> Tensor:
+        large = left.numel() * right.shape[-2 if kind == "linear" else -1] > least
+        return exact(left.bfloat16().float(), right.bfloat16().float()) if large else exact(left, right)
+
+    monkeypatch.setattr(module, kind, reduced)
     assert not device.prefer_onednn()
     assert matmul.fp32_precision == "ieee"
 
