@@ -168,12 +168,13 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, logit: Tensor, value: Tensor, scale: float) -> Tensor:
+        # Nothing in place: compiled by torch 2.11, what is saved would be as it was before.
         out, lse, rest = _fused_forward(q, k, v, scale)
-        rows = lse[..., : q.shape[2]]  # some kernels pad it
+        rows, padding = lse.tensor_split([q.shape[2]], dim=-1)  # some kernels pad it
         logit = logit.unsqueeze(-1)
         gate = torch.sigmoid(logit - rows).unsqueeze(-1)
-        out.lerp_(value.unsqueeze(2).to(out.dtype), gate.to(out.dtype))
-        rows.copy_(torch.logaddexp(rows, logit))
+        out = out.lerp(value.unsqueeze(2).to(out.dtype), gate.to(out.dtype))
+        lse = torch.cat([torch.logaddexp(rows, logit), padding], dim=-1)
         ctx.scale, ctx.rest = scale, rest
         if any(ctx.needs_input_grad[:3]):
             ctx.save_for_backward(out, gate, value, q, k, v, lse)
