@@ -46,6 +46,7 @@ ARROWS = {
     "smope.streams": ("smope.errors", "smope.seeding"),
     "smope.report": ("smope.errors", "smope.runs", "smope.analysis"),
     "smope.runs": ("smope.errors",),
+    "smope.sealed": ("smope.errors",),
     "smope.analysis": (
         "smope.errors",
         "smope.runs",
@@ -60,6 +61,7 @@ ARROWS = {
         "smope.parallel",
         "smope.seeding",
         "smope.runs",
+        "smope.sealed",
         "smope.methods",
         "smope.streams",
         "smope.metrics",
