@@ -33,7 +33,7 @@ class Contents(NamedTuple):
 def seal(record: Mapping[str, Any], tensors: Mapping[str, Tensor], version: int, kind: str | None = None) -> bytes:
     """The bytes of a file of this format version, and of this `kind` where there are others with such a number."""
     own = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    text = json.dumps(record)
+    text = json.dumps(record, sort_keys=True)  # equal contents have equal hashes
     metadata = {"format_version": str(version), "facts": text, "sha256": _digest(text, own)}
     return save(own, metadata | ({"kind": kind} if kind else {}))
 

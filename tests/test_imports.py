@@ -54,6 +54,14 @@ ARROWS = {
         "smope.plain_types",
         "smope.metrics",
     ),
+    "smope.serving": (
+        "smope.errors",
+        "smope.runs",
+        "smope.sealed",
+        "smope.methods",
+        "smope.streams",
+        "smope.training",
+    ),
     "smope.sweeps": ("smope.errors", "smope.runs", "smope.config", "smope.compose", "smope.cli", "smope.session"),
     "smope.training": (
         "smope.errors",
@@ -80,8 +88,17 @@ ABOVE_BUILD = (
     "smope.inventory",
     "smope.tuning",
     "smope.planning",
+    "smope.serving.predict",
+    "smope.serving.rebuild",
 )
-NOT_HYDRA = ("smope.session", "smope.inventory", "smope.tuning", "smope.planning")
+NOT_HYDRA = (
+    "smope.session",
+    "smope.inventory",
+    "smope.tuning",
+    "smope.planning",
+    "smope.serving.predict",
+    "smope.serving.rebuild",
+)
 HYDRA = (*(module for module in ABOVE_BUILD if module not in NOT_HYDRA), "smope.sweeps.task")
 # Who may know a library.
 KNOWN_BY = {
