@@ -127,6 +127,7 @@ QUICK = (
     "smope.reproduction",
     "smope.card",
     "smope.commands.methods",
+    "smope.commands.predict",
     "smope.commands.collect",
     "smope.collection",
     "smope.collection_tables",

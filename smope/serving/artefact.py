@@ -128,9 +128,10 @@ def _of_checkpoint(directory: RunDirectory) -> Artefact:
     if "part" in record:
         raise UserError(f"RUN={directory.path}: is a trial of a search, which keeps no model; train with its settings")
     if checkpoint is None or not record:
+        go_on = f"train on with: smope train resume={directory.path}"
         raise UserError(
-            f"RUN={directory.path}: has finished no task yet, so that it knows no class; train on with: smope train "
-            f"resume={directory.path}"
+            f"RUN={directory.path}: holds neither {directory.model.name} nor a checkpoint of a finished task; "
+            f"{'train it anew' if record.get('status') == 'finished' else go_on}"
         )
     return describe(
         record, checkpoint.tasks_done, checkpoint.state, record["config"]["backbone"].get("image_size") or 0
