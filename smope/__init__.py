@@ -3,16 +3,21 @@
     import smope
     record = smope.train("stream=digits", "method=smope", "run_dir=first_run")
     record["final_average_accuracy"]
+    classifier = smope.load("first_run")
 
 Importing this package imports no torch; the parts are in smope.methods, smope.routers, smope.streams and so on.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from smope.serving.predict import Classifier
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "train"]
+__all__ = ["__version__", "load", "train"]
 
 
 def train(*overrides: str) -> dict[str, Any]:
@@ -26,3 +31,15 @@ def train(*overrides: str) -> dict[str, Any]:
 
     config, run_dir, resume = plan(read_overrides(overrides))
     return session.train(config, run_dir, resume=resume)
+
+
+def load(path: Path | str, device: str = "auto", weights: Path | str | None = None) -> Classifier:
+    """What a run has learned, to classify images with; the data set that it was trained on is not needed.
+
+    path: the run directory, or its model.safetensors. device: auto, cpu, cuda, cuda:N or mps. weights: the file of the
+    backbone's weights, or its folder; None: where the run found them. Their sha256 is checked.
+    smope.errors.UserError, which is a ValueError, for what cannot work.
+    """
+    from smope.serving import predict
+
+    return predict.load(path, device, weights)

@@ -18,6 +18,7 @@ from smope.errors import UserError
 COMMANDS = {
     "train": "train a method on a stream of tasks and evaluate it after each",
     "eval": "evaluate a finished run again from its run directory",
+    "predict": "classify images with what a run has learned",
     "audit": "check whether the numbers of a run can be trusted",
     "report": "write a page about one run, or a comparison of many",
     "reproduce": "run a row of the paper for several seeds and compare it with the published numbers",

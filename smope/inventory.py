@@ -42,7 +42,7 @@ def _copy(backbone: Backbone) -> Backbone:
 def _row(name: str, backbone: Backbone, config_dir: str | None) -> dict[str, Any]:
     config = compose(read_overrides([f"method={name}"], config_dir))
     with torch.random.fork_rng(devices=[]):
-        method = make_method(config, backbone, CLASSES, TASKS)
+        method = make_method(config.method, config.router, backbone, CLASSES, TASKS)
     card, trained = method.card, count_parameters(method)
     flops = count_flops(method, TaskSpan(0, 0, CLASSES // TASKS))
     published = card.published_parameters

@@ -4,6 +4,7 @@ config.yaml      the resolved configuration, written first
 train.log        what the run printed
 metrics.csv      one row an epoch
 run.json         accuracy matrix, scores, costs, versions, hashes; rewritten after each task
+model.safetensors  what classifies images, see serving/artefact.py; rewritten after each task
 checkpoints/     see training/checkpoint.py
 analysis/        what evaluation saw after each task, see training/recording.py
 .lock            held while a process trains here
@@ -58,6 +59,7 @@ class RunDirectory:
         self.log = path / "train.log"
         self.metrics = path / "metrics.csv"
         self.record = path / "run.json"
+        self.model = path / "model.safetensors"
         self.checkpoints = path / "checkpoints"
         self.analysis = path / "analysis"
 

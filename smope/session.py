@@ -25,6 +25,7 @@ from smope.report.terminal import coloured_matrix
 from smope.report.trackers import Guarded, Tracker
 from smope.resuming import context, follow_back, go_back
 from smope.runs import FORMAT_VERSION, RunDirectory, versions
+from smope.serving.artefact import write_model
 from smope.streams.base import import_avalanche
 from smope.training.device import float32_products, resolve_device
 from smope.training.history import History
@@ -160,11 +161,17 @@ def _train(
         return record
 
     def task_done() -> None:
-        write("running")
+        keep(write("running"))
         if part is not None:
             part.after_task(trainer.history)
 
-    write("running")
+    def keep(record: dict[str, Any]) -> None:
+        if part is None:  # which is for choosing settings, not for use
+            write_model(directory, trainer.method, record)
+
+    record = write("running")
+    if trainer.at_boundary:  # the process before may have been killed between its checkpoint and this file
+        keep(record)
     trainer.tracker = _start(experiment, directory, progress, trainer.history.place)
     status = "finished"
     try:

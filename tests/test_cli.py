@@ -123,8 +123,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["trian"], r"unknown command 'trian'; did you mean `smope train`\?"),
         (
             ["frobnicate"],
-            r"unknown command 'frobnicate'; choose one of train, eval, audit, report, reproduce, collect, methods, "
-            r"tune, plan, verify, data, doctor",
+            r"unknown command 'frobnicate'; choose one of train, eval, predict, audit, report, reproduce, collect, "
+            r"methods, tune, plan, verify, data, doctor",
         ),
         (["seed=1"], r"overrides follow a command: `smope train seed=1`"),
         (["train", "--dryrun"], r"unrecognized arguments: --dryrun; did you mean --dry-run\?"),

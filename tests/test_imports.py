@@ -46,12 +46,21 @@ ARROWS = {
     "smope.streams": ("smope.errors", "smope.seeding"),
     "smope.report": ("smope.errors", "smope.runs", "smope.analysis"),
     "smope.runs": ("smope.errors",),
+    "smope.sealed": ("smope.errors",),
     "smope.analysis": (
         "smope.errors",
         "smope.runs",
         "smope.config",
         "smope.plain_types",
         "smope.metrics",
+    ),
+    "smope.serving": (
+        "smope.errors",
+        "smope.runs",
+        "smope.sealed",
+        "smope.methods",
+        "smope.streams",
+        "smope.training",
     ),
     "smope.sweeps": ("smope.errors", "smope.runs", "smope.config", "smope.compose", "smope.cli", "smope.session"),
     "smope.training": (
@@ -60,6 +69,7 @@ ARROWS = {
         "smope.parallel",
         "smope.seeding",
         "smope.runs",
+        "smope.sealed",
         "smope.methods",
         "smope.streams",
         "smope.metrics",
@@ -78,8 +88,17 @@ ABOVE_BUILD = (
     "smope.inventory",
     "smope.tuning",
     "smope.planning",
+    "smope.serving.predict",
+    "smope.serving.rebuild",
 )
-NOT_HYDRA = ("smope.session", "smope.inventory", "smope.tuning", "smope.planning")
+NOT_HYDRA = (
+    "smope.session",
+    "smope.inventory",
+    "smope.tuning",
+    "smope.planning",
+    "smope.serving.predict",
+    "smope.serving.rebuild",
+)
 HYDRA = (*(module for module in ABOVE_BUILD if module not in NOT_HYDRA), "smope.sweeps.task")
 # Who may know a library.
 KNOWN_BY = {
@@ -108,6 +127,7 @@ QUICK = (
     "smope.reproduction",
     "smope.card",
     "smope.commands.methods",
+    "smope.commands.predict",
     "smope.commands.collect",
     "smope.collection",
     "smope.collection_tables",

@@ -20,6 +20,7 @@ class ExpertBank(nn.Module):
                 old_keys, old_values (H, E, D): the experts as the previous task left them.
     """
 
+    learning_only = ("old_keys", "old_values")  # what the state says, a router may read at any time
     counts: Tensor
     frequent: Tensor
     old_keys: Tensor

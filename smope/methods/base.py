@@ -105,6 +105,9 @@ class Method(nn.Module):
     one of aligned().
     What a method remembers is a Parameter or a buffer, so that trained_state() is all of it.
 
+    learning_only: names of the tensors and modules in it that only learning reads, which what is kept to classify with
+    (inference_state) does without. Any module inside a method may say so of its own; a subclass adds to its bases'.
+
     revisits: train on the images of all tasks so far, not of the current one alone. A task then has as many steps as
     without, and each epoch draws its images anew from all those seen.
 
@@ -114,6 +117,7 @@ class Method(nn.Module):
     """
 
     card: ClassVar[Card]
+    learning_only: ClassVar[tuple[str, ...]] = ("statistics",)
     revisits: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, num_classes: int, *, align: bool, centroids: int = 1) -> None:
@@ -202,6 +206,11 @@ class Method(nn.Module):
         left_out = "backbone." if self.backbone.frozen else ()
         return {key: value for key, value in self.state_dict().items() if not key.startswith(left_out)}
 
+    def inference_state(self) -> dict[str, Tensor]:
+        """What of trained_state() evaluation reads: all that is not `learning_only`, here or in a module inside."""
+        left_out = learning_only(self)
+        return {key: value for key, value in self.trained_state().items() if not f"{key}.".startswith(left_out)}
+
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Restore trained_state(); every name must be there and no other."""
         own = self.trained_state()
@@ -211,3 +220,13 @@ class Method(nn.Module):
                 f"state does not fit {type(self).__name__}: {', '.join(odd[:3])} on one side only ({len(odd)} in all)"
             )
         self.load_state_dict(state, strict=False)
+
+
+def learning_only(method: nn.Module) -> tuple[str, ...]:
+    """Full names, each with a dot behind it, of the tensors and modules that only learning reads; see Method."""
+    return tuple(
+        f"{prefix}.{name}.".removeprefix(".")
+        for prefix, module in method.named_modules(remove_duplicate=False)  # experts are known by two names
+        for base in type(module).__mro__
+        for name in vars(base).get("learning_only", ())
+    )

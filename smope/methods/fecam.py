@@ -35,6 +35,7 @@ class FeCAM(OnePass):
     """
 
     card = Card("Goswami et al. 2023, arXiv 2309.14062", "one pass over frozen features, nothing is trained")
+    learning_only = ("moments.means",)  # distances follow from the rest of them
     whitening: Tensor | None
 
     def __init__(

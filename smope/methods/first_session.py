@@ -18,6 +18,7 @@ class FirstSession(Method):
     nothing. Memory: RidgeHead's, and the features of a task's images while it is learned.
     """
 
+    learning_only = ("classifier",)
     ridge: RidgeHead
 
     def classify(self, features: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class TaskIdentity(nn.Module):
     task's classes and aligned on class statistics of these features, as the trainer does with a method's own.
     """
 
+    learning_only = ("statistics.mean", "statistics.variance")  # its counts say which classes there are
     task_of: Tensor
 
     def __init__(self, width: int, num_classes: int, centroids: int, query: Callable[[Tensor], Tensor]) -> None:

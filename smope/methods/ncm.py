@@ -21,6 +21,7 @@ class NearestClassMean(OnePass):
     """
 
     card = Card("Zhou et al. 2023, arXiv 2303.07338 (SimpleCIL)", "one pass over frozen features, nothing is trained")
+    learning_only = ("means", "counts")
     means: Tensor
     counts: Tensor
 

@@ -64,6 +64,7 @@ class RidgeHead(nn.Module):
     for M = 10000, with ViT-B/16 and 200 classes); twice M² more while it is fitted.
     """
 
+    learning_only = ("sums",)
     weight: Tensor
     projection: Tensor | None
 

@@ -20,6 +20,7 @@ class StreamingLDA(OnePass):
     """
 
     card = Card("Hayes and Kanan 2020, arXiv 1909.01520", "one pass over frozen features, nothing is trained")
+    learning_only = ("moments",)
 
     def __init__(self, backbone: Backbone, num_classes: int, *, shrinkage: float = 1e-4) -> None:
         super().__init__(backbone, num_classes)

@@ -168,7 +168,7 @@ def _pass(trainer: Trainer, images: TaskImages, run: Callable[[Tensor], Tensor],
     while (_now(trainer) - begun < seconds and len(found) <= MOST) or not found:
         started = _now(trainer)
         pixels, _ = next(batches)
-        with torch.no_grad(), autocast(trainer.settings, trainer.device):
+        with torch.no_grad(), autocast(trainer.settings.precision, trainer.device):
             run(pixels)
         found.append((_now(trainer) - started, len(pixels)))
     counted = found[1:] or found
@@ -194,7 +194,7 @@ def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str
 
     trainer.method.eval()
     try:
-        with torch.no_grad(), autocast(trainer.settings, trainer.device):
+        with torch.no_grad(), autocast(trainer.settings.precision, trainer.device):
             trainer.method.end_task(span, batches)
     except (RuntimeError, ValueError, UserError) as error:  # too few images to learn from
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

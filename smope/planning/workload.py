@@ -124,7 +124,7 @@ def _kept(trainer: Trainer, span: TaskSpan, phase: Phase, images: int) -> int:
     method.train()
 
     def step() -> Any:
-        with autocast(trainer.settings, device):
+        with autocast(trainer.settings.precision, device):
             return torch.stack(list(method.losses(pixels, labels, span).values())).sum()
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -37,14 +37,16 @@ def size(image: Picture) -> tuple[int, int] | None:
         return None
 
 
-def decode(image: bytes | str | Path, name: str | None = None) -> Image.Image:
-    """An encoded image, its bytes or its path, as an RGB picture.
+def decode(image: bytes | str | Path | Image.Image, name: str | None = None) -> Image.Image:
+    """An encoded image, its bytes or its path, or one that Pillow has opened, as an RGB picture.
 
     The EXIF orientation is applied, transparency is laid over white, 16-bit gray values are scaled to 8 bits,
     all other modes (gray, palette, CMYK, ...) are converted by Pillow; of an animation the first frame
     counts. UserError naming `name` (by default the path) where there is no readable image.
     """
     try:
+        if isinstance(image, Image.Image):
+            return _to_rgb(ImageOps.exif_transpose(image))
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return _to_rgb(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow's plugins meet damaged files with nearly every class of exception

@@ -1,38 +1,34 @@
 """Checkpoints: a run at a task boundary or within a task, in one safetensors file.
 
-No pickle: reading one runs no code. A hash over all of it tells a damaged file. The backbone is not in it; its sha256
-is, and another backbone is refused.
+sealed.py has the format: no pickle, and a hash over all of it. The backbone is not in it; its sha256 is, and another
+backbone is refused.
 
 checkpoints/TTT-SSSSSSSS.safetensors: TTT tasks done, SSSSSSSS training steps into the next one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.runs import RunDirectory, write_atomically
+from smope.sealed import OtherFormat, seal, unlike, unseal
 from smope.streams.base import Stream
 
 FORMAT_VERSION = 2
 KEPT = 2
 NAME = re.compile(r"\d{3,}-\d{8,}\.safetensors")
-
-
-class OtherFormat(UserError):
-    """A checkpoint that another version of this program wrote."""
+RECORD = {
+    "tasks_done": int, "steps": int, "backbone_sha256": str, "stream_identity": str, "history": dict, "context": dict,
+    "values": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,16 +80,10 @@ def save_checkpoint(
         "values": within.values if within else {},
     }
     groups = {"method": method.trained_state(), "within": within.tensors if within else {}}
-    tensors = {
-        f"{group}.{key}": value.detach().cpu().contiguous()
-        for group, state in groups.items()
-        for key, value in state.items()
-    }
-    text = json.dumps(facts)
-    metadata = {"format_version": str(FORMAT_VERSION), "facts": text, "sha256": _digest(text, tensors)}
+    tensors = {f"{group}.{key}": value for group, state in groups.items() for key, value in state.items()}
     path = directory.checkpoints / f"{tasks_done:03d}-{steps:08d}.safetensors"
     try:
-        write_atomically(path, save(tensors, metadata))
+        write_atomically(path, seal(facts, tensors, FORMAT_VERSION))
     except OSError as error:
         raise OSError(f"checkpoint {path}: cannot be written ({error.strerror}); those before it are kept") from error
     paths = list_checkpoints(directory)
@@ -139,24 +129,7 @@ def last_checkpoint(
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint; UserError where it is damaged or of another format."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files are met with nearly every class of exception
-        raise UserError(f"checkpoint {path}: cannot be read ({type(error).__name__}: {error})") from error
-    version = metadata.get("format_version")
-    if version != str(FORMAT_VERSION):
-        raise OtherFormat(
-            f"checkpoint {path}: has format version {version}, this smope reads {FORMAT_VERSION}; "
-            "use the version of smope in run.json"
-        )
-    text = metadata.get("facts", "")
-    if metadata.get("sha256") != _digest(text, tensors):
-        raise UserError(f"checkpoint {path}: is damaged: its content does not match its sha256")
-    facts = _facts(path, text)
+    facts, tensors = unseal("checkpoint", path, FORMAT_VERSION, RECORD)
     parts: dict[str, dict[str, Tensor]] = {"method": {}, "within": {}}
     for key, value in tensors.items():
         group, _, name = key.partition(".")
@@ -173,30 +146,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def _facts(path: Path, text: str) -> dict[str, Any]:
-    """The record of a checkpoint, whose hash says only that it is as it was written. UserError where it is none."""
-    try:
-        facts = json.loads(text)
-    except (ValueError, RecursionError):
-        facts = None
-    kinds = {"tasks_done": int, "steps": int, "backbone_sha256": str, "stream_identity": str}
-    kinds |= dict.fromkeys(("history", "context", "values"), dict)
-    facts = facts if isinstance(facts, dict) else {}
-    odd = [key for key, kind in kinds.items() if type(facts.get(key)) is not kind]
-    if odd or min(facts["tasks_done"], facts["steps"]) < 0:
-        raise UserError(f"checkpoint {path}: is no checkpoint of a run: its record makes no sense ({', '.join(odd)})")
-    return facts
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def restore(method: Method, stream: Stream, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's state into a method on the same backbone and the same stream.
 
@@ -211,11 +160,7 @@ def restore(method: Method, stream: Stream, checkpoint: Checkpoint) -> None:
                 f"checkpoint {checkpoint.path}: was trained on another {what} (sha256 {theirs[:12]}, "
                 f"here {ours[:12]}); give the same in {key}"
             )
-    own, found = (
-        {key: (value.dtype, value.shape) for key, value in state.items()}
-        for state in (method.trained_state(), checkpoint.state)
-    )
-    odd = sorted(key for key in own.keys() | found.keys() if own.get(key) != found.get(key))
+    odd = unlike(method.trained_state(), checkpoint.state)
     if odd:
         raise UserError(
             f"checkpoint {checkpoint.path}: does not fit {type(method).__name__} ({odd[0]} differs, {len(odd)} in "

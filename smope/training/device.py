@@ -21,9 +21,9 @@ EXACT = (
 PROBES = ((32, 32), (256, 192), (640, 768))  # rows and width of the products that this is seen by
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, key: str = "trainer.device") -> torch.device:
     """auto: the first CUDA device, else Apple's, else the CPU; of several processes on a machine each has a CUDA device
-    of its own. UserError for a device that this machine lacks."""
+    of its own. UserError, naming `key`, for a device that this machine lacks."""
     if launch.world_size() > 1:
         return _device_of_process(name)
     if name == "auto":
@@ -35,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
         device.type == "mps" and not torch.backends.mps.is_available()
     )
     if lacking:
-        raise UserError(f"trainer.device={name}: this machine has no such device; use trainer.device=auto or cpu")
+        raise UserError(f"{key}={name}: this machine has no such device; use {key}=auto or cpu")
     return device
 
 

@@ -17,9 +17,9 @@ from smope.training.settings import TrainerSettings
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def autocast(settings: TrainerSettings, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision of forward passes."""
-    dtype = AUTOCAST.get(settings.precision)
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The precision of forward passes, as TrainerSettings names it."""
+    dtype = AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
@@ -107,7 +107,7 @@ class RunningPhase:
         parts = self.settings.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}
         for some, theirs in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            with autocast(self.settings, self.device):
+            with autocast(self.settings.precision, self.device):
                 losses = self.method.losses(some, theirs, self.span)
                 total = torch.stack(list(losses.values())).sum()
             weight = len(theirs) / whole

@@ -124,6 +124,12 @@ class Trainer:
         self._place = (checkpoint.tasks_done, checkpoint.within.steps if checkpoint.within else 0)
         self._resumed = checkpoint if checkpoint.within else None
 
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the method is as the last of its tasks left it: some are done, and of the next one nothing is."""
+        tasks, steps = self._place
+        return tasks > 0 and steps == 0
+
     def fit(self, on_task_end: Callable[[], object] = lambda: None) -> History:
         """Train on every task that the history does not hold yet; `on_task_end` is called after each checkpoint."""
         first = len(self.history.accuracy_matrix)
@@ -261,7 +267,7 @@ class Trainer:
     def _finish(self, span: TaskSpan, task: Task) -> None:
         """What follows a task's last phase: the method's own work, and aligning the classifier."""
         method = self.method.eval()
-        with torch.no_grad(), autocast(self.settings, self.device):
+        with torch.no_grad(), autocast(self.settings.precision, self.device):
             method.end_task(span, lambda kind: self._batches(task, kind))
         self._book("train")
         aligned = method.aligned()
@@ -280,7 +286,7 @@ class Trainer:
         images = task.train if self.settings.statistics_images == "train" else task.train_plain
         pairs = []
         for batch, labels in self._loader(span, images):
-            with torch.no_grad(), autocast(self.settings, self.device):
+            with torch.no_grad(), autocast(self.settings.precision, self.device):
                 own = part.task_features(batch, span).to(self.dtype)
             pairs.append((parallel.gathered(own), parallel.gathered(labels)))
         features, labels = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
@@ -317,7 +323,7 @@ class Trainer:
         return correct / len(images)
 
     def _features(self, images: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(self.settings, self.device):
+        with torch.no_grad(), autocast(self.settings.precision, self.device):
             return self.method.features(images).to(self.dtype)
 
     def _batches(self, task: Task, kind: Literal["train", "plain"]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -29,6 +29,7 @@ from smope.cli import main
 from smope.methods.finetune import Finetune
 from smope.methods.smope import SMoPE
 from smope.runs import RunDirectory
+from smope.serving import artefact
 from smope.training import checkpoint as checkpoints
 from smope.training.phase import RunningPhase
 from tests.disks import disk, remount
@@ -117,7 +118,7 @@ def test_a_disk_that_is_full(tmp_path: Path, whole: Path, capsys: pytest.Capture
         goes_on(run_dir, whole)
 
 
-@pytest.mark.parametrize("where", ["save", "metrics", "record"])
+@pytest.mark.parametrize("where", ["save", "metrics", "record", "model"])
 def test_a_disk_that_fills_up(
     where: str, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,12 +130,17 @@ def test_a_disk_that_fills_up(
             monkeypatch.setattr(checkpoints, "write_atomically", full)
         elif where == "metrics":
             monkeypatch.setattr(runs.csv, "DictWriter", full)
+        elif where == "model":
+            monkeypatch.setattr(artefact, "write_atomically", full)
         else:
             monkeypatch.setattr(runs, "write_atomically", full)
 
     with in_step(1, 3, fill):
         line = refused(capsys, 1, "train", *QUICK, f"run_dir={run_dir}")
-    names = {"save": r"checkpoint .*001-0000\d+\.safetensors", "metrics": r".*metrics\.csv", "record": r".*run\.json"}
+    names = {
+        "save": r"checkpoint .*001-0000\d+\.safetensors", "metrics": r".*metrics\.csv", "record": r".*run\.json",
+        "model": r".*model\.safetensors",
+    }  # fmt: skip
     assert re.search(rf"{names[where]}: cannot be written \(No space left on device\)", line)
     monkeypatch.undo()
     goes_on(run_dir, whole)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,6 +59,11 @@ def record(run_dir: Path) -> dict[str, Any]:
 
 def final_state(run_dir: Path) -> dict[str, Tensor]:
     return load_file(sorted((run_dir / "checkpoints").iterdir())[-1])
+
+
+def content_hash(model: Path) -> str:
+    with safe_open(model, framework="pt") as file:
+        return file.metadata()["sha256"]
 
 
 def losses(run_dir: Path) -> list[dict[str, str]]:
@@ -107,7 +113,7 @@ def test_the_run_directory(finished: Path) -> None:
     assert sorted(contents(finished)) == [
         "analysis/images.safetensors", "analysis/task-001.safetensors", "analysis/task-002.safetensors",
         "checkpoints/001-00000022.safetensors", "checkpoints/002-00000000.safetensors",
-        "config.yaml", "metrics.csv", "run.json", "train.log",
+        "config.yaml", "metrics.csv", "model.safetensors", "run.json", "train.log",
     ]  # fmt: skip
     log = (finished / "train.log").read_text(encoding="utf-8")
     assert "SMoPE on digits: 10 classes in 2 tasks, seed 0" in log
@@ -300,6 +306,7 @@ def test_resumed_in_the_second_task_it_ends_the_same(
     assert main(["train", f"resume={run_dir}"]) == 0
     assert "resuming" in capsys.readouterr().out
     assert_same_result(quick, run_dir)
+    assert content_hash(run_dir / "model.safetensors") == content_hash(quick / "model.safetensors")
     resumed = record(run_dir)
     assert resumed["status"] == "finished"
     assert len(resumed["seconds"]["per_task"]) == 2

@@ -1,0 +1,148 @@
+"""`smope predict`: what it prints, what it writes, and how it answers mistakes."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from smope.cli import main
+from smope.serving import predict
+
+Capture = pytest.CaptureFixture[str]
+
+
+def right(path: str, name: str) -> bool:
+    return Path(path).parent.name == name
+
+
+def test_a_line_an_image(run_dir: Path, pictures: Path, capsys: Capture) -> None:
+    capsys.readouterr()
+    assert main(["predict", str(run_dir), str(pictures)]) == 0
+    told = capsys.readouterr()
+    rows = [re.fullmatch(r"(.+\.png) +(\w.*\w)  +(\d+\.\d\d) %", line) for line in told.out.splitlines()]
+    assert all(rows)
+    found = [row.groups() for row in rows if row]
+    assert [path for path, _, _ in found] == [str(path) for path in sorted(pictures.rglob("*.png"))]
+    assert sum(right(path, name) for path, name, _ in found) > len(found) / 2, "four classes: chance is a quarter"
+    assert told.err == ""
+
+
+def test_files_and_folders_in_their_order(run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+    """A file is taken whatever its name; of a folder what looks like an image and is not hidden, below as well."""
+    image = pictures / "blue" / "0.png"
+    for name in ("deep/er/b.PNG", "deep/c.png", "a.png", ".hidden.png", ".folder/d.png", "notes.txt"):
+        place = tmp_path / "inbox" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, place)
+    plain = shutil.copy(image, tmp_path / "no suffix")
+    capsys.readouterr()
+    assert main(["predict", str(run_dir), str(plain), "--top", "1", str(tmp_path / "inbox"), str(image)]) == 0
+    shown = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    inbox = tmp_path / "inbox"
+    assert shown == [str(plain), *(f"{inbox}/{name}" for name in ("a.png", "deep/c.png", "deep/er/b.PNG")), str(image)]
+
+
+def test_the_table(run_dir: Path, pictures: Path, tmp_path: Path) -> None:
+    table = tmp_path / "classes.csv"
+    assert main(["predict", str(run_dir), str(pictures), "--top", "2", "--csv", str(table)]) == 0
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(path) for path in sorted(pictures.rglob("*.png"))]
+    assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2"]
+    assert all(1 >= float(row["probability"]) >= float(row["probability_2"]) > 0 for row in rows)
+    assert {row["class"] for row in rows} <= {"red fish", "green", "blue", "yellow"}
+    assert all(row["class"] != row["class_2"] for row in rows)
+
+
+def test_the_document(run_dir: Path, pictures: Path, capsys: Capture) -> None:
+    capsys.readouterr()
+    assert main(["predict", str(run_dir / "model.safetensors"), str(pictures), "--json", "--top", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    record = json.loads((run_dir / "run.json").read_text())
+    assert (found["classes"], found["tasks_done"]) == (record["class_names"], 2)
+    assert (found["config_hash"], found["broken"]) == (record["config_hash"], [])
+    for image in found["images"]:
+        assert image["top"][0] == {"class": image["class"], "probability": image["probability"]}
+        assert sum(guess["probability"] for guess in image["top"]) == pytest.approx(1)
+
+
+def test_broken_images_are_named_and_left_out(run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+    bad, good = tmp_path / "bad.png", pictures / "blue" / "0.png"
+    bad.write_text("no image")
+    capsys.readouterr()
+    assert main(["predict", str(run_dir), str(tmp_path), str(good)]) == 1
+    told = capsys.readouterr()
+    assert [line.partition("  ")[0] for line in told.out.splitlines()] == [str(good)]
+    assert told.err.splitlines() == [
+        f"cannot read image {bad}: not a known image format; replace the file or remove it",
+        "1 of 2 images could not be read",
+    ]
+    assert main(["predict", str(run_dir), str(bad), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], len(found["broken"])) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "."], r"RUN=nowhere: no such file or directory; give a run directory or its model\.safetensors"),
+        (["."], r"required: IMAGE; see `smope predict --help`"),
+        ([".", "nowhere.png"], r"IMAGE=nowhere\.png: no such file or folder; give image files or folders of them"),
+        ([".", "."], r"IMAGE=\.: no image file in this folder \(\.bmp, .*\); name another"),
+        ([".", ".", "--top", "0"], r"--top=0: must be at least 1"),
+        ([".", ".", "--top", "many"], r"argument --top: invalid int value: 'many'"),
+        ([".", ".", "--tpo", "1"], r"unrecognized arguments: --tpo 1; did you mean --top\?"),
+        ([".", ".", "--csv", "no/where.csv"], r"--csv=no/where\.csv: must be a file in a folder that is there; write"),
+        ([".", ".", "--csv", "."], r"--csv=\.: must be a file"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str, mistake: Any) -> None:
+    assert re.search(message, mistake("predict", *words))
+
+
+def test_a_folder_that_is_no_run(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["predict", str(tmp_path), str(pictures)]) == 2
+    assert "holds no config.yaml, so it is not a run directory" in capsys.readouterr().err
+
+
+def test_more_guesses_than_classes(run_dir: Path, pictures: Path, capsys: Capture) -> None:
+    capsys.readouterr()
+    assert main(["predict", str(run_dir), str(pictures), "--top", "5"]) == 2
+    assert "top must be in 1..4, for as many classes have been seen, got 5" in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_written(
+    run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("smope.runs.write_atomically", full)
+    capsys.readouterr()
+    assert main(["predict", str(run_dir), str(pictures), "--csv", str(tmp_path / "out.csv")]) == 1
+    told = capsys.readouterr()
+    assert "out.csv: cannot be written (No space left on device); name another file" in told.err
+    assert len(told.out.splitlines()) == 20, "what was found is told all the same"
+
+
+def test_an_unfinished_run_says_what_it_knows(
+    run_dir: Path, pictures: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = predict.read_model
+    monkeypatch.setattr(predict, "read_model", lambda path: first_task_of(read(path)))
+    capsys.readouterr()
+    assert main(["predict", str(run_dir), str(pictures)]) == 0
+    assert capsys.readouterr().err == "1 of 2 tasks are learned: 2 of 4 classes can be told\n"
+
+
+def first_task_of(artefact: Any) -> Any:
+    return replace(artefact, tasks_done=1, class_names=artefact.class_names[:2])
