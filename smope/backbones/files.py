@@ -99,7 +99,7 @@ def hub_file(name: str) -> Path:
 def _hub_download(name: str, repository: str, filenames: list[str]) -> Path:
     """The first of `filenames` that the repository has, the cache before the network."""
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
     for filename in filenames:
         with suppress(LocalEntryNotFoundError):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -154,11 +155,15 @@ def _copy(method: Method) -> Method:
 
 @contextmanager
 def _quietly(method: Method) -> Iterator[None]:
-    """Draw from copies of the generators, and in one thread: without its products a pass is many small pieces."""
+    """Draw from copies of the generators, and in one thread: without its products a pass is many small pieces.
+
+    timm's own attention goes by products as ours does: not every release of torch counts what its kernels do.
+    """
     device, threads = method.classifier.weight.device, torch.get_num_threads()
     torch.set_num_threads(1)
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), always_in_products():
+        with forked, always_in_products(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.set_num_threads(threads)
