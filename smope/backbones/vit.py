@@ -154,8 +154,9 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
             warnings.filterwarnings("ignore", "Mapping deprecated model name")  # an error below
             vit = timm.create_model(known, pretrained=False, num_classes=0, **arguments)
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error) or type(error).__name__
         raise UserError(
-            f"backbone.name={name}: timm cannot build it with {options | extra} and a CLS token ({error}); {WANTED}"
+            f"backbone.name={name}: timm cannot build it with {options | extra} and a CLS token ({reason}); {WANTED}"
         ) from error
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
         raise UserError(f"backbone.name={name}: timm builds a {type(vit).__name__} for it; {WANTED}")

@@ -96,7 +96,7 @@ class Hub:
         self.downloads: list[str] = []
 
     def __call__(self, repository: str, filename: str, local_files_only: bool = False) -> str:
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
         if local_files_only:
             if filename not in self.cached:
