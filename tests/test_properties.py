@@ -332,7 +332,8 @@ def test_ten_thousand_mutated_checkpoints_are_refused(stream: Stream, tmp_path: 
 @pytest.mark.parametrize("facts", ["", "null", "[]", "{}", '{"tasks_done": "one"}', "{" * 100, '"' + "\\ud800" + '"'])
 def test_a_checkpoint_whose_record_makes_no_sense(facts: str, tmp_path: Path) -> None:
     """Signed with the right hash, as a stranger could: still a clear error."""
-    from smope.training.checkpoint import FORMAT_VERSION, _digest
+    from smope.sealed import _digest
+    from smope.training.checkpoint import FORMAT_VERSION
 
     state = {"method.weight": torch.zeros(2)}
     path = tmp_path / "001-00000000.safetensors"
