@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,10 +29,10 @@ from smope.metrics.cost import saved_bytes
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.device import prefer_onednn
 from smope.training.phase import make_optimizer
+from smope.training.precision import autocast
 
 CLASSES = 100
 WIDTH_AND_HEADS = {"vit_tiny_patch16_224": (192, 3), "vit_base_patch16_224": (768, 12)}
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def _share_weights(vit: nn.Module, setting: Setting) -> None:
 def _plain(vit: nn.Module, images: Tensor, setting: Setting) -> Callable[[], Any]:
     def train() -> None:
         leaf = images.detach().requires_grad_()
-        with _autocast(setting):
+        with autocast(setting.dtype, torch.device(setting.device)):
             features = vit(leaf)
         features.float().sum().backward()
 
     def infer() -> None:
-        with torch.no_grad(), _autocast(setting):
+        with torch.no_grad(), autocast(setting.dtype, torch.device(setting.device)):
             vit(images)
 
     return train if setting.phase == "train" else infer
@@ -125,22 +125,17 @@ def _smope(method: SMoPE, images: Tensor, labels: Tensor, setting: Setting, vari
     optimizer = make_optimizer(method.parameter_groups(5e-3), 0.0)
 
     def train() -> None:
-        with _autocast(setting):
+        with autocast(setting.dtype, torch.device(setting.device)):
             loss = torch.stack(list(method.losses(images, labels, span).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     def infer() -> None:
-        with torch.no_grad(), _autocast(setting):
+        with torch.no_grad(), autocast(setting.dtype, torch.device(setting.device)):
             method(images)
 
     return train if setting.phase == "train" else infer
-
-
-def _autocast(setting: Setting) -> AbstractContextManager[Any]:
-    dtype = AUTOCAST.get(setting.dtype)
-    return torch.autocast(setting.device, dtype) if dtype else nullcontext()
 
 
 @contextmanager

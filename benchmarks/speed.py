@@ -35,10 +35,11 @@ import timm
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measuring import AUTOCAST, DEFAULT, PLAIN, SPARSE, Setting, Variant, add_resident_peaks, measure
+from measuring import DEFAULT, PLAIN, SPARSE, Setting, Variant, add_resident_peaks, measure
 from speed_plot import draw
 
 from smope.training.device import prefer_onednn
+from smope.training.precision import AUTOCAST
 
 TINY, SMALL, BASE = (f"vit_{size}_patch16_224" for size in ("tiny", "small", "base"))
 SECOND, MANY, DENSE = replace(SPARSE, task=1), replace(SPARSE, num_experts=2500), replace(SPARSE, variant="dense")

@@ -41,7 +41,7 @@ def build(config: Config) -> Experiment:
     settings: TrainerSettings = _call(config.trainer)
     device = resolve_device(settings.device)
     prepare_process(settings, device)
-    backbone: Backbone = _call(config.backbone)
+    backbone = make_backbone(config.backbone)
     stream = make_stream(config, backbone.image_size)
     torch.manual_seed(stable_seed(config.seed, "initialisation"))
     method = make_method(config.method, config.router, backbone, len(stream.class_names), len(stream.tasks))

@@ -77,13 +77,9 @@ ARROWS = {
     ),
 }
 # One run from its configuration on: above the trainer, beside the commands.
+HYDRA_TOO = ("smope.make_source", "smope.cli", "smope.__main__", "smope.commands", "smope.compose", "smope.build")
 ABOVE_BUILD = (
-    "smope.make_source",
-    "smope.cli",
-    "smope.__main__",
-    "smope.commands",
-    "smope.compose",
-    "smope.build",
+    *HYDRA_TOO,
     "smope.session",
     "smope.inventory",
     "smope.tuning",
@@ -91,15 +87,7 @@ ABOVE_BUILD = (
     "smope.serving.predict",
     "smope.serving.rebuild",
 )
-NOT_HYDRA = (
-    "smope.session",
-    "smope.inventory",
-    "smope.tuning",
-    "smope.planning",
-    "smope.serving.predict",
-    "smope.serving.rebuild",
-)
-HYDRA = (*(module for module in ABOVE_BUILD if module not in NOT_HYDRA), "smope.sweeps.task")
+HYDRA = (*HYDRA_TOO, "smope.sweeps.task")
 # Who may know a library.
 KNOWN_BY = {
     "hydra": HYDRA,

@@ -35,8 +35,9 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     _check(options)
 
-    from smope.serving.files import find_images
+    from smope.serving.files import check_run, find_images
 
+    check_run(options.run)
     files = find_images(options.images)
     from smope.serving.predict import load
 
@@ -72,8 +73,6 @@ def _parser() -> Parser:
 
 def _check(options: Namespace) -> None:
     """What is wrong with the command, told before anything heavy is imported."""
-    if not options.run.exists():
-        raise UserError(f"RUN={options.run}: no such file or directory; give a run directory or its model.safetensors")
     if options.top < 1:
         raise UserError(f"--top={options.top}: must be at least 1; leave it out for the best class alone")
     if options.csv and (options.csv.is_dir() or not options.csv.parent.is_dir()):

@@ -18,7 +18,8 @@ from smope.planning.workload import Kind, Workload, alignment_steps
 from smope.streams.base import TaskImages
 from smope.training.alignment import align_classifier
 from smope.training.loading import choose_workers, in_order, load, shuffled
-from smope.training.phase import RunningPhase, autocast
+from smope.training.phase import RunningPhase
+from smope.training.precision import autocast
 from smope.training.trainer import Trainer
 
 LONGEST = 5.0  # seconds of a step; fewer images are measured where a whole batch would take longer

@@ -9,7 +9,7 @@ import torch
 
 from smope.methods.base import Phase, TaskSpan
 from smope.metrics.cost import count_flops, count_phases, saved_bytes, step_state_bytes
-from smope.training.phase import autocast
+from smope.training.precision import autocast
 from smope.training.settings import TrainerSettings
 from smope.training.trainer import Trainer
 

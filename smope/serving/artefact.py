@@ -18,6 +18,7 @@ from smope.errors import UserError
 from smope.methods.base import Method
 from smope.runs import RunDirectory, tasks_done, write_atomically
 from smope.sealed import OtherFormat, seal, unlike, unseal
+from smope.serving.files import check_run
 from smope.training.checkpoint import last_checkpoint
 
 FORMAT_VERSION = 1
@@ -108,8 +109,7 @@ def read_model(path: Path) -> Artefact:
     directory = RunDirectory(path)
     if path.is_dir() and not directory.model.is_file():
         return _of_checkpoint(RunDirectory.open(path))
-    if not path.exists():
-        raise UserError(f"RUN={path}: no such file or directory; give a run directory or its {directory.model.name}")
+    check_run(path)
     try:
         record, state = unseal("model", directory.model if path.is_dir() else path, FORMAT_VERSION, RECORD, KIND)
     except OtherFormat:

@@ -1,4 +1,4 @@
-"""Which image files are meant by files and folders; imports no torch, so that a wrong path is answered at once."""
+"""Which run and which image files are meant by paths; imports no torch, so that a wrong path is answered at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from pathlib import Path
 from smope.errors import UserError
 from smope.streams.folder import image_files
 from smope.streams.images import SUFFIXES
+
+
+def check_run(path: Path) -> None:
+    """UserError where neither a run directory nor a file is."""
+    if not path.exists():
+        raise UserError(f"RUN={path}: no such file or directory; give a run directory or its model.safetensors")
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:

@@ -26,7 +26,7 @@ from smope.serving.rebuild import rebuild
 from smope.streams.images import decode
 from smope.streams.transforms import Evaluation, collate, part, resample
 from smope.training.device import prefer_onednn, resolve_device
-from smope.training.phase import autocast
+from smope.training.precision import evaluated, full_precision
 
 READERS = 4  # images that are decoded at a time
 DEVICE = RULES["trainer.device"]
@@ -77,12 +77,9 @@ class Classifier:
             raise UserError("images must be numbers in [0, 1]; divide bytes by 255")
         return self._logits(images.to(self.device, self.dtype))
 
-    @torch.no_grad()
     def _logits(self, images: Tensor) -> Tensor:
-        """As the trainer evaluates: features in the run's precision, classified in full precision."""
-        with autocast(_precision(self.artefact, self.device), self.device):
-            features = self.method.features(images).to(self.dtype)
-        return self.method.classify(features)[:, : len(self.class_names)]
+        precision = _precision(self.artefact, self.device)
+        return evaluated(self.method, images, precision)[:, : len(self.class_names)]
 
     def predict(
         self,
@@ -151,7 +148,7 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
         raise UserError(f"device must be {DEVICE.text}, got {device}; leave it out for {DEVICE.example}")
     artefact = read_model(Path(path).expanduser())
     place = resolve_device(device, "device")
-    dtype = torch.float64 if artefact.precision == "float64" else torch.float32
+    dtype = full_precision(artefact.precision)
     if dtype == torch.float64 and place.type == "mps":
         raise UserError("device=mps: has no float64, which this model was trained in; use device=cpu")
     if place.type == "cpu":

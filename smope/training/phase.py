@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,16 +10,9 @@ from torch import Tensor, nn
 from smope import parallel
 from smope.errors import UserError
 from smope.methods.base import Method, Phase, TaskSpan
+from smope.training.precision import AUTOCAST, autocast
 from smope.training.schedule import make_schedule
 from smope.training.settings import TrainerSettings
-
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision of forward passes, as TrainerSettings names it."""
-    dtype = AUTOCAST.get(precision)
-    return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 def make_optimizer(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:

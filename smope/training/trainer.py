@@ -25,7 +25,8 @@ from smope.training.dividing import check_dividing
 from smope.training.history import History
 from smope.training.interruption import Interrupted, Interruption
 from smope.training.loading import choose_workers, in_order, load, shuffled
-from smope.training.phase import RunningPhase, autocast
+from smope.training.phase import RunningPhase
+from smope.training.precision import autocast, evaluated, full_precision
 from smope.training.randomness import generator_states, restore_generators, seed_generators
 from smope.training.recording import Recorder
 from smope.training.schedule import make_schedule
@@ -58,7 +59,7 @@ class Trainer:
         progress: Progress | None = None,
         tracker: Tracker | None = None,
     ) -> None:
-        self.dtype = torch.float64 if settings.precision == "float64" else torch.float32
+        self.dtype = full_precision(settings.precision)
         self.method = method.to(device, self.dtype)
         prepare_backbone(method, settings, device)
         self.stream = stream
@@ -315,16 +316,11 @@ class Trainer:
         self.method.eval()
         correct = 0
         for batch, labels in self._loader(self.spans[index], images):
-            with torch.no_grad():  # classified in full precision: rounded logits have ties
-                own = self.method.classify(self._features(batch))[:, :seen_classes]
+            own = evaluated(self.method, batch, self.settings.precision)[:, :seen_classes]
             logits = parallel.gathered(own)
             self.recorder.add(logits, self.method)
             correct += int((logits.argmax(-1) == parallel.gathered(labels)).sum())
         return correct / len(images)
-
-    def _features(self, images: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(self.settings.precision, self.device):
-            return self.method.features(images).to(self.dtype)
 
     def _batches(self, task: Task, kind: Literal["train", "plain"]) -> Iterator[tuple[Tensor, Tensor]]:
         span = self.spans[task.index]

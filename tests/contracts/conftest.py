@@ -5,20 +5,54 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from smope.backbones.vit import Backbone
 from smope.compose import choices, compose, conf_dir, read_overrides
 from smope.methods.base import Method
 from smope.routers.base import Router
+from smope.streams.base import Stream
+from smope.training.trainer import Trainer
+from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
 ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
 TASKS = 2  # of the stream that methods are tried on
+every_method = pytest.mark.parametrize("name", METHODS)
 # Prompts in proportion to the 17 tokens of a tiny image, and where a size meant for real images would take seconds
 SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64}
+
+
+@pytest.fixture(scope="session")
+def stream() -> Stream:
+    return tiny_stream(num_tasks=TASKS)
+
+
+@pytest.fixture(scope="session")
+def trained(stream: Stream) -> Callable[[str], Trainer]:
+    """name -> the trainer of that method after both tasks; made once, so tests must copy the method to change it."""
+    made: dict[str, Trainer] = {}
+
+    def train(name: str) -> Trainer:
+        if name not in made:
+            made[name] = trainer_of(make_method(name, tiny_backbone(), 4), stream)
+            made[name].fit()
+        return made[name]
+
+    return train
+
+
+@pytest.fixture
+def method(name: str, trained: Callable[[str], Trainer]) -> Method:
+    return trained(name).method.eval()
+
+
+def trainer_of(method: Method, stream: Stream) -> Trainer:
+    return Trainer(method, stream, tiny_settings(), seed=0, device=torch.device("cpu"))
 
 
 def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:

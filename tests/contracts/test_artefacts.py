@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,42 +16,17 @@ from smope.methods.base import Method
 from smope.runs import RunDirectory
 from smope.serving.artefact import describe, read_model, restore, write_model
 from smope.streams.base import Stream
-from smope.training.trainer import Trainer
-from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
+from tests.tiny import tiny_backbone
 
-from .conftest import METHODS, make_method
+from .conftest import every_method, make_method
 
-every_method = pytest.mark.parametrize("name", METHODS)
 UNREAD = 600  # bytes that may be kept though a method does not read them: the number of a task, flags of experts
 LEARNING = ("statistics.mean", "statistics.variance", "sums.", "moments.means", "old_keys", "old_values")
 
 
 @pytest.fixture(scope="module")
-def stream() -> Stream:
-    return tiny_stream()
-
-
-@pytest.fixture(scope="module")
 def images(stream: Stream) -> Tensor:
     return torch.stack([image for task in stream.tasks for image, _ in task.test])
-
-
-@pytest.fixture(scope="module")
-def trained(stream: Stream) -> Callable[[str], Method]:
-    made: dict[str, Method] = {}
-
-    def train(name: str) -> Method:
-        if name not in made:
-            made[name] = make_method(name, tiny_backbone(), 4)
-            Trainer(made[name], stream, tiny_settings(), seed=0, device=torch.device("cpu")).fit()
-        return made[name].eval()
-
-    return train
-
-
-@pytest.fixture
-def method(name: str, trained: Callable[[str], Method]) -> Method:
-    return trained(name)
 
 
 def record_of(method: Method, stream: Stream) -> dict[str, Any]:

@@ -9,19 +9,13 @@ import torch
 
 from smope.streams.base import Stream
 from smope.training.trainer import Trainer
-from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
+from tests.tiny import tiny_backbone, tiny_settings
 
-from .conftest import METHODS, make_method
+from .conftest import every_method, make_method
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
-every_method = pytest.mark.parametrize("name", METHODS)
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return tiny_stream()
 
 
 def fitted(name: str, stream: Stream, device: str, precision: Precision) -> Trainer:

@@ -22,43 +22,13 @@ from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from smope.training.trainer import Trainer
 from tests.tiny import shades, tiny_backbone, tiny_settings, tiny_source, tiny_stream, tiny_vit
 
-from .conftest import METHODS, make_method
-
-every_method = pytest.mark.parametrize("name", METHODS)
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return tiny_stream()
+from .conftest import every_method, make_method, trainer_of
 
 
 @pytest.fixture(scope="module")
 def images(stream: Stream) -> Tensor:
     """Eight test images of all classes."""
     return torch.stack([task.test[index][0] for task in stream.tasks for index in range(4)])
-
-
-def trainer_of(method: Method, stream: Stream) -> Trainer:
-    return Trainer(method, stream, tiny_settings(), seed=0, device=torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def trained(stream: Stream) -> Callable[[str], Trainer]:
-    """name -> the trainer of that method after both tasks; made once, so tests must copy the method to change it."""
-    made: dict[str, Trainer] = {}
-
-    def train(name: str) -> Trainer:
-        if name not in made:
-            made[name] = trainer_of(make_method(name, tiny_backbone(), 4), stream)
-            made[name].fit()
-        return made[name]
-
-    return train
-
-
-@pytest.fixture
-def method(name: str, trained: Callable[[str], Trainer]) -> Method:
-    return trained(name).method.eval()
 
 
 def frozen_weights(method: Method) -> list[Tensor]:
