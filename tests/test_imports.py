@@ -23,22 +23,26 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "seeding": (),
     "version": (),
+    # what signatures declare beside types; it imports nothing, so the mathematics may use it
+    "declare": (),
     "console": (),
     "storage": ("errors",),
     "distributed": ("errors",),
-    "routers": ("errors",),
+    "routers": ("errors", "declare"),
     "losses": ("errors", "routers.base"),
-    "backbones": ("errors",),
+    "backbones": ("errors", "declare"),
     "prompts": ("errors", "backbones.attention", "backbones.wrapping"),
     "experts": ("errors", "distributed", "routers", "backbones.attention", "backbones.wrapping"),
-    "methods": ("errors", "distributed", "backbones", "experts", "prompts", "routers", "losses"),
+    "methods": (
+        "errors", "declare", "distributed", "backbones", "experts", "prompts", "routers", "losses",
+    ),
     "metrics": ("errors", "methods.base", "experts.inject", "backbones.attention"),
-    "streams": ("errors", "seeding"),
-    "config": ("errors", "backbones.files", "backbones.patches"),
+    "streams": ("errors", "declare", "seeding"),
+    "config": ("errors", "declare", "backbones.files", "backbones.patches"),
     "trackers": ("storage",),
     "training": (
-        "errors", "seeding", "console", "storage", "distributed", "methods", "metrics", "streams",
-        "trackers",
+        "errors", "declare", "seeding", "console", "storage", "distributed", "methods", "metrics",
+        "streams", "trackers",
     ),
     "analysis": ("errors", "console", "storage", "config", "metrics"),
     "report": ("errors", "version", "console", "storage", "analysis"),
@@ -48,7 +52,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "streams", "config", "trackers", "training", "report.live_pictures",
     ),
     "serving": (
-        "errors", "backbones", "routers", "methods", "streams", "config", "training", "run",
+        "errors", "declare", "backbones", "routers", "methods", "streams", "config", "training",
+        "run",
     ),
     "audit": (
         "errors", "storage", "methods", "metrics", "streams", "config", "training", "run",
@@ -58,7 +63,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "run",
     ),
     "tuning": (
-        "errors", "seeding", "console", "storage", "metrics", "config", "training", "run",
+        "errors", "declare", "seeding", "console", "storage", "metrics", "config", "training",
+        "run",
     ),
     "sweeps": ("errors", "storage", "config", "run"),
     "cli": (

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -24,6 +24,8 @@ from smope.backbones.files import AUTHORS_FILES, hub_file, tags, weight_file
 from smope.backbones.forward import cls_and_tokens, cls_features
 from smope.backbones.patches import check_image_size
 from smope.backbones.weights import EMBEDDED, Weights, metadata_numbers, read_weights
+from smope.declare.ranges import Channels, Range
+from smope.declare.texts import NameOf, WeightFile
 from smope.errors import UserError
 
 WANTED = "prompt experts need a plain timm VisionTransformer with a CLS token, such as vit_base_patch16_224.augreg_in21k"
@@ -113,12 +115,12 @@ class Backbone(nn.Module):
 
 
 def load_backbone(
-    name: str,
-    weights: str = "hub",
+    name: Annotated[str, NameOf("timm model", "vit_base_patch16_224.dino")],
+    weights: WeightFile = "hub",
     pixel_statistics: Literal["own", "none", "given"] = "own",
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-    image_size: int | None = None,
+    mean: Annotated[list[float] | None, Channels()] = None,
+    std: Annotated[list[float] | None, Channels(positive=True)] = None,
+    image_size: Annotated[int | None, Range(1, 4096, example="224")] = None,
     options: dict[str, Any] | None = None,
 ) -> Backbone:
     """A frozen backbone.

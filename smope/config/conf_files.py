@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smope.config.identity import GROUPS
 from smope.errors import UserError
 
+# Groups that a run's configuration consists of: each chooses a class or function.
+GROUPS = ("backbone", "stream", "method", "router", "trainer", "tracker")
 # Groups whose files set keys of several others; nothing is chosen unless asked.
 SETTINGS = ("experiment", "variant", "sweep")
 ALL_GROUPS = (*GROUPS, *SETTINGS)

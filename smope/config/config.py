@@ -1,7 +1,7 @@
 """The validated configuration: keys known, types right, static rules met, before torch is imported.
 
-Keys and types come from the constructors' signatures (signatures.py), ranges from ranges.py,
-combinations from cross_checks.py. Every error is one line that names key, value, rule and way out.
+Keys, types and constraints come from the constructors' signatures (schema.py), rules about several
+keys from cross_checks.py. Every error is one line that names key, value, rule and way out.
 """
 
 from __future__ import annotations
@@ -15,31 +15,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from smope.config.cross_checks import check_rules
+from smope.config.conf_files import GROUPS
+from smope.config.cross_checks import check_values
 from smope.config.identity import (
-    GROUPS,
     NOT_HASHED,
     NOT_HASHED_IN_STREAM,
     NOT_HASHED_IN_TRAINER,
-    PATHS,
     decides_numbers,
     flatten,
 )
-from smope.config.ranges import RULES
-from smope.config.signatures import Key, keys_of
+from smope.config.schema import TOP_LEVEL, group_keys
+from smope.config.signatures import Key
 from smope.config.value_types import convert, describe, fits, shown
 from smope.errors import UserError
 
-TOP_LEVEL = {
-    "seed": Key(int, required=True),
-    "name": Key(str, required=True),
-    "run_dir": Key(str | None, False, True, None),
-    "resume": Key(str | None, False, True, None),
-}
-# What build.py passes to build_stream from elsewhere; the rest of its arguments are keys of every
-# stream.
-STREAM_BUILDER = "smope.streams.stream.build_stream"
-STREAM_COMPUTED = {"image_size", "seed"}
 MISSING = "???"
 # Classes that have moved since a run may have been written, by the name that its config.yaml has.
 MOVED_TARGETS = {
@@ -47,13 +36,6 @@ MOVED_TARGETS = {
     "smope.report.trackers.CsvTracker": "smope.trackers.csv.CsvTracker",
     "smope.report.trackers.TensorBoardTracker": "smope.trackers.tensorboard.TensorBoardTracker",
     "smope.report.trackers.WandbTracker": "smope.trackers.wandb.WandbTracker",
-}
-# What to write where a choice leaves a value to the user.
-WANTED = {
-    "stream.root": "folder of images",
-    "stream.table": "CSV file",
-    "backbone.weights": "file or folder",
-    "backbone.name": "timm model",
 }
 
 
@@ -110,7 +92,11 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
     agree or are not there.
     """
     data = _follow_classes_per_task(data, given)
-    schemas = {group: _group_keys(group, data[group]) for group in GROUPS if _is_group(data, group)}
+    schemas = {
+        group: group_keys(group, data[group]["_target_"])
+        for group in GROUPS
+        if _is_group(data, group)
+    }
     known = [*TOP_LEVEL, *(f"{group}.{key}" for group in schemas for key in schemas[group])]
     _refuse_unknown(data, schemas, known)
     _refuse_missing(
@@ -127,7 +113,10 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
             data[group], schemas[group], f"{group}."
         )
     absolute_paths(values)
-    check_rules(flatten(values))
+    keys = TOP_LEVEL | {
+        f"{group}.{name}": key for group, own in schemas.items() for name, key in own.items()
+    }
+    check_values(flatten(values), keys)
     return Config(**values)
 
 
@@ -177,7 +166,7 @@ def load_config(run_dir: Path, moved: Mapping[str, Any] | None = None) -> Config
 
 def settable(config: Config) -> dict[str, Any]:
     """The type (value_types.py) of every key of the groups of this configuration, by dotted key."""
-    groups = {group: _group_keys(group, getattr(config, group)) for group in GROUPS}
+    groups = {group: group_keys(group, getattr(config, group)["_target_"]) for group in GROUPS}
     return {
         f"{group}.{name}": key.kind for group, keys in groups.items() for name, key in keys.items()
     }
@@ -205,7 +194,7 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _completed(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        known = _group_keys(group, values)
+        known = group_keys(group, values["_target_"])
     except UserError:
         return dict(values)
     return {**{name: key.default for name, key in known.items() if key.has_default}, **values}
@@ -237,15 +226,6 @@ def closest_key(name: str, known: Sequence[str]) -> str | None:
 def _is_group(data: Mapping[str, Any], group: str) -> bool:
     value = data.get(group)
     return isinstance(value, Mapping) and isinstance(value.get("_target_"), str)
-
-
-def _group_keys(group: str, values: Mapping[str, Any]) -> dict[str, Key]:
-    keys = keys_of(values["_target_"], f"{group}._target_")
-    if group == "stream":
-        common = keys_of(STREAM_BUILDER, "stream")
-        common = {name: key for name, key in common.items() if name not in STREAM_COMPUTED}
-        keys = {"name": Key(str, required=True)} | keys | common
-    return keys
 
 
 def _refuse_unknown(
@@ -286,15 +266,13 @@ def _refuse_missing(parts: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Ke
     their keys.
     """
     missing = {
-        prefix + name: key.kind
+        prefix + name: key.noun or describe(key.kind)
         for prefix, (data, keys) in parts.items()
         for name, key in keys.items()
         if data.get(name, MISSING if key.required else None) == MISSING
     }
     if missing:
-        wanted = " ".join(
-            f"{dotted}=<{WANTED.get(dotted, describe(kind))}>" for dotted, kind in missing.items()
-        )
+        wanted = " ".join(f"{dotted}=<{noun}>" for dotted, noun in missing.items())
         *most, last = missing
         named, verb = (f"{', '.join(most)} and {last}", "have") if most else (last, "has")
         raise UserError(f"{named} {verb} no value yet; write {wanted}")
@@ -318,14 +296,7 @@ def _type_error(dotted: str, value: Any, key: Key) -> str:
     message = f"{dotted} must be {describe(key.kind)}, got {shown(value)}"
     if isinstance(value, int | float) and not isinstance(value, bool) and fits("", key.kind):
         return f"{message}; quote a number that is meant as text: {dotted}=\"'{value}'\""
-    example = (
-        RULES[dotted].example
-        if dotted in RULES
-        else shown(key.default)
-        if key.has_default
-        else "..."
-    )
-    return f"{message}; write for example {dotted}={example}"
+    return f"{message}; write for example {dotted}={key.example}"
 
 
 def _follow_classes_per_task(data: Mapping[str, Any], given: Collection[str]) -> Mapping[str, Any]:
@@ -344,15 +315,27 @@ def _follow_classes_per_task(data: Mapping[str, Any], given: Collection[str]) ->
 
 
 def absolute_paths(values: Mapping[str, Any]) -> None:
-    """Make the files and folders in `values` absolute, ~ expanded: a run stays readable from any
-    folder.
+    """Make the paths in `values`, groups of a configuration, absolute, with ~ expanded.
+
+    A run then finds its files from any folder. Keys are known by the group's `_target_`; a group
+    without one, or with one that cannot be read, stays as it is.
     """
-    for group, name, keywords in PATHS:
-        keys = values.get(group) or {}
-        path = keys.get(name)
-        if isinstance(path, str) and path not in ("", MISSING, *keywords):
-            expanded = os.path.expanduser(path)
-            # what may be a mistyped keyword stays as it was written
-            keys[name] = (
-                os.path.abspath(expanded) if not keywords or os.path.exists(expanded) else expanded
-            )
+    for group in (group for group in GROUPS if _is_group(values, group)):
+        try:
+            keys = group_keys(group, values[group]["_target_"])
+        except UserError:
+            continue
+        for name in keys.keys() & values[group].keys():
+            path = keys[name].path
+            if path is not None:
+                values[group][name] = _absolute(values[group][name], path.keywords)
+
+
+def _absolute(value: Any, keywords: Sequence[str]) -> Any:
+    """A path made absolute; what is no path, or one of the keywords, as it is."""
+    if not isinstance(value, str) or value in ("", MISSING, *keywords):
+        return value
+    expanded = os.path.expanduser(value)
+    if keywords and not os.path.exists(expanded):
+        return expanded  # it may be a mistyped keyword, which the error should show as it was typed
+    return os.path.abspath(expanded)

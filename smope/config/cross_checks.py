@@ -1,4 +1,4 @@
-"""Rules that need neither backbone nor data: ranges, files that exist, keys that must agree."""
+"""Rules beyond the type and range of one key: keys that must agree, and files that must exist."""
 
 from __future__ import annotations
 
@@ -10,35 +10,46 @@ from typing import Any
 
 from smope.backbones.files import weight_file
 from smope.backbones.patches import check_image_size, patch_side
-from smope.config.ranges import CLASS_ORDERS, RULES, WEIGHT_KEYWORDS, check_rule
+from smope.config.signatures import Key
 from smope.config.value_types import shown
 from smope.errors import UserError
 
 
-def check_rules(flat: Mapping[str, Any]) -> None:
-    """Hold typed values, by dotted key, to every rule; one UserError for all that are broken. null
-    passes.
+def check_values(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
+    """Hold typed values to their constraints, and then to the rules of this file.
 
-    Keys that must agree, and files, are looked at where every key is in its range.
+    Args:
+        flat: Values by dotted key; null keeps every constraint.
+        keys: The declaration of each key.
+
+    Raises:
+        UserError: one for all that is wrong. Keys that must agree, and files, are looked at only if
+            every value keeps its own constraints.
     """
-    _all_hold(partial(check_rule, key, flat.get(key)) for key in RULES)
+    _check_all(partial(key.check, name, flat.get(name)) for name, key in keys.items())
     checks = (_top_k, _tasks, _image_size, _class_order, _statistics, _weights, _root)
-    _all_hold(partial(check, flat) for check in checks)
+    _check_all(partial(check, flat, keys) for check in checks)
 
 
-def _all_hold(checks: Iterable[Callable[[], object]]) -> None:
-    """Make every check; a UserError with all that they said."""
-    said = []
+def _check_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Make every check; one UserError with the messages of all that failed."""
+    messages = []
     for check in checks:
         try:
             check()
         except UserError as error:
-            said.append(str(error))
-    if said:
-        raise UserError("; and ".join(said))
+            messages.append(str(error))
+    if messages:
+        raise UserError("; and ".join(messages))
 
 
-def _top_k(flat: Mapping[str, Any]) -> None:
+def _keywords(name: str, keys: Mapping[str, Key]) -> tuple[str, ...]:
+    """The words that may stand in place of a path."""
+    path = keys[name].path if name in keys else None
+    return path.keywords if path else ()
+
+
+def _top_k(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     top_k, num_experts = flat.get("router.top_k"), flat.get("method.num_experts")
     if top_k is not None and num_experts is not None and top_k > num_experts:
         raise UserError(
@@ -47,7 +58,7 @@ def _top_k(flat: Mapping[str, Any]) -> None:
         )
 
 
-def _tasks(flat: Mapping[str, Any]) -> None:
+def _tasks(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     sizes, num_tasks = flat.get("stream.classes_per_task"), flat["stream.num_tasks"]
     if isinstance(sizes, list) and len(sizes) != num_tasks:
         raise UserError(
@@ -57,32 +68,32 @@ def _tasks(flat: Mapping[str, Any]) -> None:
         )
 
 
-def _image_size(flat: Mapping[str, Any]) -> None:
+def _image_size(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     name, size = flat.get("backbone.name"), flat.get("backbone.image_size")
     patch = patch_side(name or "", flat.get("backbone.options") or {})
     if size is not None and patch is not None:
         check_image_size(size, patch)
 
 
-def _class_order(flat: Mapping[str, Any]) -> None:
-    order = flat.get("stream.class_order")
+def _class_order(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
+    order, keywords = flat.get("stream.class_order"), _keywords("stream.class_order", keys)
     if isinstance(order, list) and (not order or len(set(order)) != len(order)):
         raise UserError(
             f"stream.class_order must name each class once, got {shown(order)}; write every class "
             f"id or name, "
             "or stream.class_order=paper"
         )
-    if isinstance(order, str) and order not in CLASS_ORDERS and not Path(order).is_file():
-        close = difflib.get_close_matches(order, CLASS_ORDERS, n=1, cutoff=0.7)
+    if isinstance(order, str) and order not in keywords and not Path(order).is_file():
+        close = difflib.get_close_matches(order, keywords, n=1, cutoff=0.7)
         way_out = f"did you mean {close[0]}?" if close else "check the path"
         raise UserError(
             f"stream.class_order={order}: no such file; it must be one of "
-            f"{', '.join(CLASS_ORDERS)}, a list, or a "
+            f"{', '.join(keywords)}, a list, or a "
             f"file with one class a line: {way_out}"
         )
 
 
-def _statistics(flat: Mapping[str, Any]) -> None:
+def _statistics(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     kind = flat.get("backbone.pixel_statistics")
     set_keys = [key for key in ("backbone.mean", "backbone.std") if flat.get(key) is not None]
     if kind == "given" and len(set_keys) < 2:
@@ -99,22 +110,22 @@ def _statistics(flat: Mapping[str, Any]) -> None:
         )
 
 
-def _weights(flat: Mapping[str, Any]) -> None:
-    weights = flat.get("backbone.weights")
-    if weights is None or weights in WEIGHT_KEYWORDS:
+def _weights(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
+    weights, keywords = flat.get("backbone.weights"), _keywords("backbone.weights", keys)
+    if not keywords or weights is None or weights in keywords:
         return
     if not Path(weights).exists():
-        close = difflib.get_close_matches(weights, WEIGHT_KEYWORDS, n=1, cutoff=0.7)
+        close = difflib.get_close_matches(weights, keywords, n=1, cutoff=0.7)
         way_out = f"did you mean {close[0]}?" if close else "check the path"
         raise UserError(
             f"backbone.weights={weights}: no such file or folder; it must be one of "
-            f"{', '.join(WEIGHT_KEYWORDS)}, "
+            f"{', '.join(keywords)}, "
             f"a weight file, or a folder with one: {way_out}"
         )
     weight_file(Path(weights))
 
 
-def _root(flat: Mapping[str, Any]) -> None:
+def _root(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     root = flat.get("stream.root")
     if root is None or Path(root).is_dir():
         return

@@ -1,5 +1,5 @@
-"""Which keys decide the numbers of a run, which may change when it resumes, and which make runs
-repeats.
+"""Which keys decide the numbers of a run, which may change when it resumes, and which do not make
+two runs different.
 """
 
 from __future__ import annotations
@@ -7,66 +7,82 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smope.config.ranges import CLASS_ORDERS, WEIGHT_KEYWORDS
+from smope.config.conf_files import GROUPS
+from smope.config.schema import find_key
+from smope.declare.texts import PathTo
 
-GROUPS = ("backbone", "stream", "method", "router", "trainer", "tracker")
-# Keys that hold a path, and the words that stand there instead of one.
-PATHS = (
-    ("stream", "root", ()),
-    ("stream", "split_lists", ()),
-    ("stream", "table", ()),
-    ("stream", "cache_dir", ()),
-    ("stream", "class_order", CLASS_ORDERS),
-    ("backbone", "weights", WEIGHT_KEYWORDS),
-)
-# Where a run is kept and how it is watched, fed or saved does not change what it computes.
+# Where a run is kept, how it is watched and how it is computed does not change its numbers.
 NOT_HASHED = ("run_dir", "resume", "tracker", "name")
 NOT_HASHED_IN_STREAM = ("cache_gb", "cache_dir", "download")
 NOT_HASHED_IN_TRAINER = (
     "device", "eval_batch_size", "num_workers", "activation_checkpointing", "gradient_accumulation_steps",
     "checkpoint_minutes", "checkpoint_steps", "record",
 )  # fmt: skip
-# A resumed run may have these changed: where things are (hashes tell whether they are the same) and
-# how it is run.
-MOVABLE = (
-    *(f"{group}.{name}" for group, name, _ in PATHS),
+# A resumed run may change these, and every path: hashes say whether the files are the same.
+MOVABLE = {
     "stream.cache_gb",
     "stream.download",
     *(f"trainer.{name}" for name in NOT_HASHED_IN_TRAINER),
-)
-# Runs that differ in these alone are repeats of one another. What may be a keyword instead of a
-# path is not among them, for keywords decide numbers. Which images they are, however found or
-# split, is told by their content hash.
+}
+# Runs that differ in these alone, or in paths, are repeats of one another. Which images a run had,
+# however they were found or split, is known by their content hash.
 IMMATERIAL = {
     *NOT_HASHED,
     *(f"stream.{name}" for name in NOT_HASHED_IN_STREAM),
-    *(f"trainer.{name}" for name in NOT_HASHED_IN_TRAINER),
     *MOVABLE,
     "seed", "stream.split_seed", "trainer.deterministic",
-} - {f"{group}.{name}" for group, name, keywords in PATHS if keywords}  # fmt: skip
+}  # fmt: skip
+
+
+def path_of(key: str, settings: Mapping[str, Any]) -> PathTo | None:
+    """What makes a key of a group a path; None if it is none.
+
+    Args:
+        key: The dotted key.
+        settings: The run's values by dotted key, see `flatten`.
+    """
+    found = find_key(key, settings) if "." in key else None
+    return found.path if found else None
 
 
 def may_move(key: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a resumed run of these settings (dotted keys, see `flatten`) may have this key
-    otherwise: see MOVABLE, and what it is called and who watches it.
+    """Whether a resumed run may change a key: see MOVABLE. Name and tracker may change too.
+
+    Args:
+        key: The dotted key.
+        settings: The run's values by dotted key, see `flatten`.
     """
-    return (key in MOVABLE or key.partition(".")[0] in ("name", "tracker")) and not decides_numbers(
-        key, settings
-    )
+    if decides_numbers(key, settings):
+        return False
+    named = key in MOVABLE or key.partition(".")[0] in ("name", "tracker")
+    return named or path_of(key, settings) is not None
 
 
 def immaterial(key: str, settings: Mapping[str, Any]) -> bool:
-    """Whether runs of these settings that differ in this key alone are repeats of one another: see
-    IMMATERIAL.
+    """Whether runs that differ in a key alone are repeats of one another: see IMMATERIAL.
+
+    A path that may be a keyword instead is material, for keywords decide numbers.
+
+    Args:
+        key: The dotted key.
+        settings: The run's values by dotted key, see `flatten`.
     """
-    return (key in IMMATERIAL or key.partition(".")[0] in IMMATERIAL) and not decides_numbers(
-        key, settings
-    )
+    if decides_numbers(key, settings):
+        return False
+    if key in IMMATERIAL or key.partition(".")[0] in IMMATERIAL:
+        return True
+    path = path_of(key, settings)
+    return path is not None and not path.keywords
 
 
 def decides_numbers(key: str, settings: Mapping[str, Any]) -> bool:
-    """Where test images see each other (method.authors_bug), the size of their batches decides
-    numbers after all.
+    """Whether a key that usually changes no number does so with these settings.
+
+    If test images see each other (method.authors_bug), the size of their batches decides numbers.
+
+    Args:
+        key: The dotted key.
+        settings: The run's values by dotted key, see `flatten`.
     """
     return key == "trainer.eval_batch_size" and settings.get("method.authors_bug", "none") != "none"
 

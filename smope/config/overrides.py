@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smope.config.conf_files import (
     ALL_GROUPS,
+    GROUPS,
     SETTINGS,
     choices,
     config_folders,
@@ -18,21 +19,14 @@ from smope.config.conf_files import (
     known_choices,
 )
 from smope.config.launchers import check_launcher
+from smope.config.schema import free_text
 from smope.config.value_types import shown
 from smope.errors import UserError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
-# Values that are paths or free text: taken as they stand, so that = , [ ] and spaces need no
-# quoting.
-TEXT_KEYS = (
-    "run_dir", "resume", "stream.root", "stream.split_lists", "stream.table", "stream.cache_dir", "backbone.weights",
-    "name",
-)  # fmt: skip
+
 OVERRIDE = re.compile(r"\+{0,2}[\w][\w./@:-]*=|~[\w]")
-TEXT_OVERRIDE = re.compile(
-    rf"(?P<key>\+{{0,2}}(?:{'|'.join(map(re.escape, TEXT_KEYS))}))=(?P<value>.*)", re.DOTALL
-)
 
 
 @dataclass(frozen=True)
@@ -60,12 +54,14 @@ def read_overrides(
     folders = config_folders(config_dir)
     parser = OverridesParser.create()
     prepared, parsed = [], []
+    chosen = _chosen(texts)
     for text in texts:
         if not OVERRIDE.match(text):
             raise UserError(
                 f"{text!r} is no override; write key=value (`smope train --help` lists the keys)"
             )
-        text = _quote_text(text, multirun)
+        if free_text(text.partition("=")[0].lstrip("+"), chosen, folders):
+            text = _quoted(text, multirun)
         try:
             override = parser.parse_overrides([text])[0]
         except HydraException as error:
@@ -117,14 +113,20 @@ def combinations(overrides: Overrides) -> Iterator[Overrides]:
         yield Overrides(list(texts), overrides.parsed, overrides.config_dirs)
 
 
-def _quote_text(text: str, multirun: bool) -> str:
-    """Quote the value of a path key unless it is null or quoted already or, with -m, choice(...)."""
+def _chosen(texts: Sequence[str]) -> dict[str, list[str]]:
+    """The choices that overrides make, by group: several of a group in a multirun."""
+    pairs = (text.lstrip("+").partition("=") for text in texts)
+    return {key: value.split(",") for key, _, value in pairs if key in GROUPS}
+
+
+def _quoted(text: str, multirun: bool) -> str:
+    """An override with its value in quotes, so that = , [ ] and spaces are part of the value.
+
+    null and what is in quotes already stay as they are, and in a multirun so does choice(...).
+    """
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    match = TEXT_OVERRIDE.fullmatch(text)
-    if match is None:
-        return text
-    key, value = match["key"], match["value"]
+    key, _, value = text.partition("=")
     if (
         value in ("null", "???")
         or re.fullmatch(r"'.*'|\".*\"", value)

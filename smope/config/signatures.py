@@ -1,20 +1,25 @@
-"""What a config group accepts: the keyword arguments behind its `_target_`, read without importing
-it.
+"""The keys of a group of the configuration: the arguments of the class or function behind its
+`_target_`.
 
-A constructor's signature is the schema of its YAML file. Reading it with `ast` costs milliseconds,
-so a typo or a wrong type is answered before torch is imported.
+A signature is the schema of its YAML file: it says which keys there are, their types, defaults and
+constraints. It is read from the source with `ast`, which takes milliseconds, so that a typing error
+is answered before torch is imported.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from smope.config.value_types import fits, shown
+from smope.declare.constraint import Constraint
+from smope.declare.texts import PathObject, PathTo
 from smope.errors import UserError
 
 PLAIN: dict[str, Any] = {
@@ -30,26 +35,72 @@ PLAIN: dict[str, Any] = {
 PLAIN |= {"Sequence": list, "tuple": list, "Mapping": dict}
 # Sizes that follow from the stream: build.py passes them, nobody configures them.
 COMPUTED = {"num_classes", "total_tasks"}
+VOCABULARY = "smope.declare."  # the modules that constraints come from
 
 
 class NotPlain(Exception):
-    """An annotation that no YAML value can satisfy: the parameter is an object that build.py
-    passes.
-    """
+    """An annotation that no YAML value can satisfy: build.py passes the argument."""
+
+
+class Annotation(NamedTuple):
+    """What an annotation says: a type in the terms of value_types.py, and constraints."""
+
+    kind: Any
+    constraints: tuple[Constraint, ...] = ()
 
 
 @dataclass(frozen=True)
 class Key:
-    """One keyword argument: its plain type and, where it has one, its default.
+    """One argument that can be configured.
 
-    `default` counts where `has_default` is set; one that is not a literal is left to the
-    constructor.
+    `default` counts if `has_default`; a default that is not a literal is left to the constructor.
     """
 
     kind: Any
     required: bool
     has_default: bool = False
     default: Any = None
+    constraints: tuple[Constraint, ...] = ()
+
+    @property
+    def path(self) -> PathTo | None:
+        """The constraint that makes the value a path, if there is one."""
+        return next((item for item in self.constraints if isinstance(item, PathTo)), None)
+
+    @property
+    def is_path_object(self) -> bool:
+        """Whether the argument is passed as a pathlib.Path."""
+        return any(isinstance(item, PathObject) for item in self.constraints)
+
+    @property
+    def free_text(self) -> bool:
+        """Whether a value on the command line is taken as it stands, without quotes."""
+        return any(item.free_text for item in self.constraints) and not fits([], self.kind)
+
+    @property
+    def noun(self) -> str:
+        """What the value is, in words; "" if only its type is known."""
+        return next((item.noun for item in reversed(self.constraints) if item.noun), "")
+
+    @property
+    def example(self) -> str:
+        """A value that would be accepted, as it is typed on the command line."""
+        if self.has_default and self.default is not None:
+            return shown(self.default)
+        if self.constraints:
+            return self.constraints[-1].example
+        return shown(self.default) if self.has_default else "..."
+
+    def check(self, name: str, value: Any) -> None:
+        """UserError if a value of the right type breaks a constraint; null keeps all of them."""
+        for constraint in self.constraints:
+            if value is None or constraint.holds(value):
+                continue
+            null = ", or null" if constraint.names_null and fits(None, self.kind) else ""
+            raise UserError(
+                f"{name} must be {constraint.text}{null}, got {shown(value)}; write for example "
+                f"{name}={self.example}"
+            )
 
 
 @dataclass
@@ -90,7 +141,7 @@ def find_source(name: str) -> Path | None:
 
 @lru_cache
 def read_module(name: str) -> Module | None:
-    """Parse a module; None where there is no Python source of that name."""
+    """Parse a module; None if there is no Python source of that name."""
     path = find_source(name)
     if path is None:
         return None
@@ -110,54 +161,115 @@ def read_module(name: str) -> Module | None:
     return module
 
 
-def plain_type(node: ast.expr, module: Module) -> Any:
-    """The type that an annotation stands for, in the terms of value_types.py; NotPlain for any
-    other.
-    """
+def read_annotation(node: ast.expr, module: Module) -> Annotation:
+    """What an annotation says, aliases followed. NotPlain if no YAML value has its type."""
     match node:
         case ast.Constant(value=None):
-            return None
+            return Annotation(None)
         case ast.Constant(value=str() as text):
-            return plain_type(ast.parse(text, mode="eval").body, module)
-        case ast.Name(id=name) if name in PLAIN:
-            return PLAIN[name]
+            return read_annotation(ast.parse(text, mode="eval").body, module)
         case ast.Name(id=name):
-            return _aliased_type(name, module)
+            return _named_type(name, module)
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
-            first, second = plain_type(left, module), plain_type(right, module)
-            return second | first if first is None else first | second
+            first, second = read_annotation(left, module), read_annotation(right, module)
+            return Annotation(
+                _union(first.kind, second.kind), first.constraints + second.constraints
+            )
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             value = ast.literal_eval(choices)
-            return Literal[value]
+            return Annotation(Literal[value])
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *rest])):
+            kind, constraints = read_annotation(inner, module)
+            own = tuple(
+                _constraint(item, module) for item in rest if not isinstance(item, ast.Constant)
+            )
+            return Annotation(kind, constraints + own)
         case ast.Subscript(value=ast.Name(id=name), slice=inner) if PLAIN.get(name) in (list, dict):
-            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            parts = [
-                part for part in parts if not (isinstance(part, ast.Constant) and part.value is ...)
-            ]
-            if PLAIN[name] is list:
-                return list[plain_type(parts[0], module)]
-            return dict[plain_type(parts[0], module), plain_type(parts[1], module)]
+            return Annotation(_container(PLAIN[name], inner, module))
     raise NotPlain(ast.unparse(node))
 
 
-def _aliased_type(name: str, module: Module) -> Any:
+def _union(first: Any, second: Any) -> Any:
+    return second | first if first is None else first | second
+
+
+def _container(container: type, inner: ast.expr, module: Module) -> Any:
+    """The type of a list or a mapping with typed items."""
+    items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    parts = [
+        read_annotation(item, module)
+        for item in items
+        if not (isinstance(item, ast.Constant) and item.value is ...)
+    ]
+    if any(part.constraints for part in parts):
+        raise UserError(
+            f"{module.name}: {ast.unparse(inner)} has a constraint inside of a container, where "
+            f"it is not checked; write Annotated[{container.__name__}[...], ...]"
+        )
+    kinds = tuple(part.kind for part in parts)
+    return list[kinds[0]] if container is list else dict[kinds[0], kinds[1]]
+
+
+def _named_type(name: str, module: Module) -> Annotation:
+    """A type by its name: a plain one, a path, or an alias here or in the module it is from."""
+    if name in PLAIN:
+        return Annotation(PLAIN[name])
+    if module.imports.get(name) == ("pathlib", "Path"):
+        return Annotation(str, (PathObject(),))
     if name in module.aliases:
-        return plain_type(module.aliases[name], module)
+        return read_annotation(module.aliases[name], module)
     if name in module.imports:
         source, original = module.imports[name]
-        other = read_module(source) if source.split(".")[0] == module.name.split(".")[0] else None
+        # other packages are not looked into: they may be large, and their types are not plain
+        own = source.partition(".")[0] in (module.name.partition(".")[0], "smope")
+        other = read_module(source) if own else None
         if other and original in other.aliases:
-            return plain_type(other.aliases[original], other)
+            return read_annotation(other.aliases[original], other)
     raise NotPlain(name)
 
 
+def _constraint(node: ast.expr, module: Module) -> Constraint:
+    """The constraint that a call in Annotated[...] stands for, made without running the module."""
+    match node:
+        case ast.Call(func=ast.Name(id=name)) if name in module.definitions:
+            source, original = module.name, name
+        case ast.Call(func=ast.Name(id=name)):
+            source, original = module.imports.get(name, ("", ""))
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=original)):
+            source = ".".join(module.imports.get(name, ()))
+        case _:
+            source = original = ""
+    made = None
+    if source.startswith(VOCABULARY):
+        made = getattr(importlib.import_module(source), original, None)
+    if not (isinstance(node, ast.Call) and isinstance(made, type) and issubclass(made, Constraint)):
+        raise UserError(
+            f"{module.name}: {ast.unparse(node)} is no constraint of smope.declare; import one "
+            f"from there at the top of the file and call it, as in Positive()"
+        )
+    try:
+        arguments = [ast.literal_eval(item) for item in node.args]
+        keywords = {str(item.arg): ast.literal_eval(item.value) for item in node.keywords}
+        return made(*arguments, **keywords)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{module.name}: {ast.unparse(node)} cannot be read from the source ({error}); its "
+            f"arguments must be literals"
+        ) from error
+
+
+@lru_cache
 def keys_of(target: str, key: str) -> dict[str, Key]:
-    """The configurable keyword arguments of a dotted class or function name; `key` names it in
-    errors.
+    """The arguments of a class or function that can be configured, in their order.
+
+    Args:
+        target: The dotted name.
+        key: The key that holds the name, for errors.
+
+    Raises:
+        UserError: if there is no such class or function.
     """
-    module_name, _, name = target.rpartition(".")
-    module = read_module(module_name) if module_name else None
-    found = module.find(name) if module else None
+    found = _find(target)
     if found is None:
         raise UserError(
             f"{key}={target!r} names no class or function in a Python file; write "
@@ -170,37 +282,68 @@ def keys_of(target: str, key: str) -> dict[str, Key]:
 
 
 def takes(target: str, argument: str) -> bool:
-    """Whether the constructor of a dotted class name has an argument of that name; False where
-    there is no class.
+    """Whether the constructor of a class has an argument of that name.
+
+    Args:
+        target: The dotted name of the class; False if there is none.
+        argument: The name of the argument, configured or not.
     """
-    module_name, _, name = target.rpartition(".")
-    module = read_module(module_name) if module_name else None
-    found = module.find(name) if module else None
+    found = _find(target)
     if found is None or not isinstance(found[1], ast.ClassDef):
         return False
-    starts = [
-        item
-        for item in found[1].body
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__"
-    ]
-    return any(
-        argument in (a.arg for a in (*start.args.args, *start.args.kwonlyargs)) for start in starts
-    )
+    constructor = _constructor(found[1], found[0])
+    if constructor is None:
+        return False
+    arguments = constructor[0].args
+    return argument in {item.arg for item in (*arguments.args, *arguments.kwonlyargs)}
 
 
-def _class_keys(node: ast.ClassDef, module: Module) -> Iterator[tuple[str, Key]]:
-    """Arguments of the class's own __init__, the fields of a dataclass, or what its base class
-    has.
-    """
-    for member in node.body:
-        if isinstance(member, ast.FunctionDef) and member.name == "__init__":
-            yield from _argument_keys(member.args, module)
-            return
+def _find(target: str) -> tuple[Module, ast.ClassDef | ast.FunctionDef] | None:
+    module_name, _, name = target.rpartition(".")
+    module = read_module(module_name) if module_name else None
+    return module.find(name) if module else None
+
+
+def _bases(node: ast.ClassDef, module: Module) -> Iterator[tuple[ast.ClassDef, Module]]:
+    """The base classes whose source can be found."""
     for base in node.bases:
         found = module.find(base.id) if isinstance(base, ast.Name) else None
         if found and isinstance(found[1], ast.ClassDef):
-            yield from _class_keys(found[1], found[0])
-    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+            yield found[1], found[0]
+
+
+def _constructor(node: ast.ClassDef, module: Module) -> tuple[ast.FunctionDef, Module] | None:
+    """The __init__ of a class, its own or the first inherited one, and the module it stands in."""
+    for member in node.body:
+        if isinstance(member, ast.FunctionDef) and member.name == "__init__":
+            return member, module
+    inherited = (_constructor(base, other) for base, other in _bases(node, module))
+    return next((item for item in inherited if item is not None), None)
+
+
+def _class_keys(node: ast.ClassDef, module: Module) -> Iterator[tuple[str, Key]]:
+    """Arguments of the class's own __init__, the fields of a dataclass, or what its base has.
+
+    An __init__ that ends in **keywords passes them on to its base class, whose keys follow.
+    """
+    own = next(
+        (
+            item
+            for item in node.body
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__"
+        ),
+        None,
+    )
+    seen: set[str] = set()
+    if own is not None:
+        for name, key in _argument_keys(own.args, module):
+            seen.add(name)
+            yield name, key
+        if own.args.kwarg is None:
+            return
+    for base, other in _bases(node, module):
+        yield from ((name, key) for name, key in _class_keys(base, other) if name not in seen)
+    if own is None and any("dataclass" in ast.unparse(item) for item in node.decorator_list):
         for member in node.body:
             if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
                 yield from _key(member.target.id, member.annotation, member.value, module)
@@ -219,18 +362,20 @@ def _argument_keys(arguments: ast.arguments, module: Module) -> Iterator[tuple[s
 def _key(
     name: str, annotation: ast.expr, default: ast.expr | None, module: Module
 ) -> Iterator[tuple[str, Key]]:
+    """The key of one argument; none for what build.py computes or passes as an object."""
     if name in COMPUTED:
         return
     try:
-        kind = plain_type(annotation, module)
+        kind, constraints = read_annotation(annotation, module)
     except NotPlain:
         return
     if default is None:
-        yield name, Key(kind, required=True)
+        yield name, Key(kind, required=True, constraints=constraints)
         return
     try:
         value = ast.literal_eval(default)
     except ValueError:
-        yield name, Key(kind, required=False)
-    else:
-        yield name, Key(kind, False, True, list(value) if isinstance(value, tuple) else value)
+        yield name, Key(kind, required=False, constraints=constraints)
+        return
+    value = list(value) if isinstance(value, tuple) else value
+    yield name, Key(kind, False, True, value, constraints)

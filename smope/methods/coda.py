@@ -14,11 +14,13 @@ each task; in the paper, once).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range
 from smope.errors import UserError
 from smope.methods._shared.prefix_method import Choice, PrefixMethod, check_tasks
 from smope.methods.base import Card, TaskSpan
@@ -54,13 +56,13 @@ class CODAPrompt(PrefixMethod):
         num_classes: int,
         total_tasks: int,
         *,
-        pool_size: int = 100,
-        length: int = 4,
-        blocks: list[int] | None = None,
-        ortho_weight: float = 0.0,
-        prompt_rate_factor: float = 1.0,
+        pool_size: Annotated[int, AtLeast(1)] = 100,
+        length: Annotated[int, AtLeast(1)] = 4,
+        blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        ortho_weight: Annotated[float, NotNegative()] = 0.0,
+        prompt_rate_factor: Annotated[float, Positive()] = 1.0,
         align: bool = False,
-        centroids: int = 1,
+        centroids: Annotated[int, Range(1, 1000)] = 1,
     ) -> None:
         blocks = [0, 1, 2, 3, 4] if blocks is None else blocks
         super().__init__(

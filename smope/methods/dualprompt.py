@@ -11,11 +11,13 @@ default.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range
 from smope.methods._shared.prefix_method import Choice, PrefixMethod, check_tasks
 from smope.methods.base import Card, TaskSpan
 from smope.prompts.pool import AuthorsBug, best, new_keys, new_prompts, pick, pull, similarities
@@ -50,15 +52,15 @@ class DualPrompt(PrefixMethod):
         num_classes: int,
         total_tasks: int,
         *,
-        g_length: int = 5,
-        e_length: int = 20,
-        g_blocks: list[int] | None = None,
-        e_blocks: list[int] | None = None,
+        g_length: Annotated[int, AtLeast(1)] = 5,
+        e_length: Annotated[int, AtLeast(1)] = 20,
+        g_blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        e_blocks: Annotated[list[int] | None, BlockNumbers()] = None,
         start_from_previous: bool = True,
-        pull_weight: float = 1.0,
-        prompt_rate_factor: float = 1.0,
+        pull_weight: Annotated[float, NotNegative()] = 1.0,
+        prompt_rate_factor: Annotated[float, Positive()] = 1.0,
         align: bool = False,
-        centroids: int = 1,
+        centroids: Annotated[int, Range(1, 1000)] = 1,
         authors_bug: AuthorsBug = "none",
     ) -> None:
         g_blocks = [0, 1] if g_blocks is None else g_blocks

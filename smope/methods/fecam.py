@@ -6,13 +6,14 @@ Letters: B batch, K classes, C features, G groups of classes with a covariance o
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import NotNegative, Positive, Share
 from smope.methods._shared.closed_form import ClassMoments, OnePass, features_of, joined
 from smope.methods.base import Batches, Card, TaskSpan
 
@@ -52,9 +53,9 @@ class FeCAM(OnePass):
         num_classes: int,
         *,
         covariance: Literal["class", "shared"] = "class",
-        diagonal: float = 1.0,
-        off_diagonal: float = 0.0,
-        tukey: float | None = None,
+        diagonal: Annotated[float, Positive()] = 1.0,
+        off_diagonal: Annotated[float, NotNegative()] = 0.0,
+        tukey: Annotated[float | None, Share(with_0=False)] = None,
     ) -> None:
         super().__init__(backbone, num_classes)
         self.diagonal = diagonal

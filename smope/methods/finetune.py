@@ -4,7 +4,10 @@ must beat.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import Range
 from smope.methods.base import Card, Method
 
 
@@ -16,6 +19,11 @@ class Finetune(Method):
     card = Card("the anchor of every comparison", "the classifier alone, one task after another")
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, *, align: bool = False, centroids: int = 1
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        align: bool = False,
+        centroids: Annotated[int, Range(1, 1000)] = 1,
     ) -> None:
         super().__init__(backbone, num_classes, align=align, centroids=centroids)

@@ -4,9 +4,10 @@ task after task.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import Positive
 from smope.methods.base import Card, Method
 
 
@@ -28,7 +29,11 @@ class FullFinetune(Method):
     )
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, *, backbone_rate_factor: float = 0.01
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        backbone_rate_factor: Annotated[float, Positive()] = 0.01,
     ) -> None:
         backbone.unfreeze()
         super().__init__(backbone, num_classes, align=False)

@@ -20,13 +20,14 @@ epochs serves both alignments (there the identity classifier has fewer).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range, Share
 from smope.distributed import collectives
 from smope.errors import UserError
 from smope.losses.classification import task_cross_entropy
@@ -75,15 +76,15 @@ class HiDePrompt(PrefixMethod):
         num_classes: int,
         total_tasks: int,
         *,
-        length: int = 20,
-        blocks: list[int] | None = None,
-        identity_epochs: int | None = None,
-        prompt_momentum: float = 0.01,
-        contrastive_weight: float = 0.1,
-        prompt_rate_factor: float = 10.0,
-        identity_rate_factor: float = 0.2,
+        length: Annotated[int, AtLeast(1)] = 20,
+        blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        identity_epochs: Annotated[int | None, AtLeast(0, example="20")] = None,
+        prompt_momentum: Annotated[float, Share(with_1=False)] = 0.01,
+        contrastive_weight: Annotated[float, NotNegative()] = 0.1,
+        prompt_rate_factor: Annotated[float, Positive()] = 10.0,
+        identity_rate_factor: Annotated[float, Positive()] = 0.2,
         align: bool = True,
-        centroids: int = 1,
+        centroids: Annotated[int, Range(1, 1000)] = 1,
         authors_bug: AuthorsBug = "none",
     ) -> None:
         blocks = [0, 1, 2, 3, 4] if blocks is None else blocks

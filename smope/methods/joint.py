@@ -4,11 +4,12 @@ images is measured by.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import Positive
 from smope.losses.classification import task_cross_entropy
 from smope.methods.base import Card, Method, TaskSpan
 
@@ -42,7 +43,7 @@ class Joint(Method):
         num_classes: int,
         *,
         trained: Literal["all", "classifier"] = "all",
-        backbone_rate_factor: float = 0.01,
+        backbone_rate_factor: Annotated[float, Positive()] = 0.01,
     ) -> None:
         if trained == "all":
             backbone.unfreeze()

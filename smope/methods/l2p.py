@@ -10,9 +10,12 @@ a mean over images, as in L2P (the program of CODA-Prompt couples all pairs of i
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range
 from smope.errors import UserError
 from smope.methods._shared.prefix_method import Choice, PrefixMethod
 from smope.methods.base import Card
@@ -43,14 +46,14 @@ class L2P(PrefixMethod):
         backbone: Backbone,
         num_classes: int,
         *,
-        pool_size: int = 30,
-        length: int = 20,
-        top_k: int = 5,
-        blocks: list[int] | None = None,
-        pull_weight: float = 0.1,
-        prompt_rate_factor: float = 1.0,
+        pool_size: Annotated[int, AtLeast(1)] = 30,
+        length: Annotated[int, AtLeast(1)] = 20,
+        top_k: Annotated[int, AtLeast(1)] = 5,
+        blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        pull_weight: Annotated[float, NotNegative()] = 0.1,
+        prompt_rate_factor: Annotated[float, Positive()] = 1.0,
         align: bool = False,
-        centroids: int = 1,
+        centroids: Annotated[int, Range(1, 1000)] = 1,
         authors_bug: AuthorsBug = "none",
     ) -> None:
         blocks = self._default_blocks() if blocks is None else blocks

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, NotNegative
 from smope.losses.classification import task_cross_entropy
 from smope.methods._shared.closed_form import features_of, joined
 from smope.methods.base import Batches, Card, Method, Phase, TaskSpan
@@ -49,8 +50,8 @@ class LinearProbe(Method):
         num_classes: int,
         *,
         competing: Literal["task", "seen"] = "task",
-        penalty: float = 1e-3,
-        iterations: int = 200,
+        penalty: Annotated[float, NotNegative()] = 1e-3,
+        iterations: Annotated[int, AtLeast(1)] = 200,
     ) -> None:
         super().__init__(backbone, num_classes, align=False)
         self.competing = competing

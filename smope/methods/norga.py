@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range, Share
 from smope.methods.base import Card
 from smope.methods.hide import HiDePrompt
 from smope.prompts.pool import AuthorsBug
@@ -45,15 +46,15 @@ class NoRGa(HiDePrompt):
         total_tasks: int,
         *,
         activation: Literal["tanh", "sigmoid", "gelu"] = "sigmoid",
-        length: int = 20,
-        blocks: list[int] | None = None,
-        identity_epochs: int | None = None,
-        prompt_momentum: float = 0.01,
-        contrastive_weight: float = 0.1,
-        prompt_rate_factor: float = 10.0,
-        identity_rate_factor: float = 0.2,
+        length: Annotated[int, AtLeast(1)] = 20,
+        blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        identity_epochs: Annotated[int | None, AtLeast(0)] = None,
+        prompt_momentum: Annotated[float, Share(with_1=False)] = 0.01,
+        contrastive_weight: Annotated[float, NotNegative()] = 0.1,
+        prompt_rate_factor: Annotated[float, Positive()] = 10.0,
+        identity_rate_factor: Annotated[float, Positive()] = 0.2,
         align: bool = True,
-        centroids: int = 1,
+        centroids: Annotated[int, Range(1, 1000)] = 1,
         authors_bug: AuthorsBug = "none",
     ) -> None:
         super().__init__(

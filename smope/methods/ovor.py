@@ -10,13 +10,14 @@ optimizer of its own; the program keeps that of the prompt, and its moments.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range, Share
 from smope.distributed import collectives
 from smope.losses.classification import task_cross_entropy
 from smope.losses.outliers import energy_loss, far_from, shifted
@@ -70,22 +71,22 @@ class OVOR(PrefixMethod):
         backbone: Backbone,
         num_classes: int,
         *,
-        g_length: int = 5,
-        e_length: int = 20,
-        g_blocks: list[int] | None = None,
-        e_blocks: list[int] | None = None,
-        outlier_share: float = 0.2,
+        g_length: Annotated[int, AtLeast(1)] = 5,
+        e_length: Annotated[int, AtLeast(1)] = 20,
+        g_blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        e_blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        outlier_share: Annotated[float, Share(with_1=False)] = 0.2,
         outlier_source: Literal["code", "paper"] = "code",
-        outlier_noise: float = 0.1,
-        outliers: int = 40,
-        candidates: int = 600,
-        neighbours: int = 50,
+        outlier_noise: Annotated[float, NotNegative()] = 0.1,
+        outliers: Annotated[int, AtLeast(1)] = 40,
+        candidates: Annotated[int, AtLeast(1)] = 600,
+        neighbours: Annotated[int, AtLeast(1)] = 50,
         feature_threshold: float = -15.0,
         outlier_threshold: float = -3.0,
-        outlier_weight: float = 0.1,
-        prompt_rate_factor: float = 1.0,
+        outlier_weight: Annotated[float, NotNegative()] = 0.1,
+        prompt_rate_factor: Annotated[float, Positive()] = 1.0,
         align: bool = False,
-        centroids: int = 1,
+        centroids: Annotated[int, Range(1, 1000)] = 1,
     ) -> None:
         g_blocks = [0, 1] if g_blocks is None else g_blocks
         e_blocks = [2, 3, 4] if e_blocks is None else e_blocks

@@ -9,11 +9,13 @@ features start near the backbone's own. method=ridge does without.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, BlockNumbers, OrderedPair, Positive
 from smope.losses.classification import task_cross_entropy
 from smope.methods._shared.first_task_only import FirstSession
 from smope.methods._shared.prefix_method import Choice, PrefixMethod
@@ -42,11 +44,11 @@ class RanPAC(FirstSession, PrefixMethod):
         backbone: Backbone,
         num_classes: int,
         *,
-        length: int = 5,
-        blocks: list[int] | None = None,
-        prompt_rate_factor: float = 1.0,
-        width: int | None = 2000,
-        exponents: Sequence[int] = (-8, 8),
+        length: Annotated[int, AtLeast(1)] = 5,
+        blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        prompt_rate_factor: Annotated[float, Positive()] = 1.0,
+        width: Annotated[int | None, AtLeast(1)] = 2000,
+        exponents: Annotated[Sequence[int], OrderedPair(-30, 30)] = (-8, 8),
     ) -> None:
         blocks = [*range(len(backbone.vit.blocks))] if blocks is None else blocks
         super().__init__(backbone, num_classes, blocks, prompt_rate_factor=prompt_rate_factor)

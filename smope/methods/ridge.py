@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, OrderedPair
 from smope.methods._shared.closed_form import OnePass, features_of
 from smope.methods._shared.ridge_head import RidgeHead
 from smope.methods.base import Batches, Card, TaskSpan
@@ -32,8 +34,8 @@ class Ridge(OnePass):
         backbone: Backbone,
         num_classes: int,
         *,
-        width: int | None = 2000,
-        exponents: Sequence[int] = (-8, 8),
+        width: Annotated[int | None, AtLeast(1)] = 2000,
+        exponents: Annotated[Sequence[int], OrderedPair(-30, 30)] = (-8, 8),
     ) -> None:
         super().__init__(backbone, num_classes)
         self.classifier = RidgeHead(backbone.embed_dim, num_classes, width, exponents)

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import Share
 from smope.methods._shared.closed_form import ClassMoments, OnePass, features_of
 from smope.methods.base import Batches, Card, TaskSpan
 
@@ -29,7 +32,13 @@ class StreamingLDA(OnePass):
     )
     learning_only = ("moments",)
 
-    def __init__(self, backbone: Backbone, num_classes: int, *, shrinkage: float = 1e-4) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        shrinkage: Annotated[float, Share(with_0=False)] = 1e-4,
+    ) -> None:
         super().__init__(backbone, num_classes)
         self.shrinkage = shrinkage
         self.moments = ClassMoments(num_classes, backbone.embed_dim, "shared")

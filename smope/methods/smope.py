@@ -15,13 +15,14 @@ published numbers come from it) and the paper's variant has a name among the arg
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.models.vision_transformer import Attention  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import BlockNumbers, NotNegative, Positive, Range
 from smope.errors import UserError
 from smope.experts.attention import recorded
 from smope.experts.bank import ExpertBank, InputSpaceBank
@@ -71,19 +72,19 @@ class SMoPE(Method):
         num_classes: int,
         router: Router,
         *,
-        num_experts: int = 25,
-        blocks: list[int] | None = None,
-        router_loss_weight: float = 1e-5,
-        prototype_loss_weight: float = 1e-5,
+        num_experts: Annotated[int, Range(1, 100_000)] = 25,
+        blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        router_loss_weight: Annotated[float, NotNegative()] = 1e-5,
+        prototype_loss_weight: Annotated[float, NotNegative()] = 1e-5,
         expert_space: Literal["head", "input"] = "head",
         router_loss: Literal["code", "paper"] = "code",
         prototype_loss: Literal["code", "paper"] = "code",
         frequent_rule: Literal["code", "paper"] = "code",
         usage_count: Literal["running", "order_free"] = "running",
         expert_init: Literal["uniform", "zero_values"] = "uniform",
-        expert_rate_factor: float = 5.0,
+        expert_rate_factor: Annotated[float, Positive()] = 5.0,
         align: bool = True,
-        centroids: int = 1,
+        centroids: Annotated[int, Range(1, 1000)] = 1,
     ) -> None:
         super().__init__(backbone, num_classes, align=align, centroids=centroids)
         if not 1 <= router.top_k <= num_experts:

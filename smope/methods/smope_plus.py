@@ -17,11 +17,12 @@ forgetting there is comes from more classes competing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, OrderedPair, Positive, Range
 from smope.methods._shared.first_task_only import FirstSession
 from smope.methods._shared.ridge_head import RidgeHead
 from smope.methods.base import Card, Phase, TaskSpan
@@ -54,15 +55,15 @@ class SMoPEPlus(FirstSession, SMoPE):
         num_classes: int,
         router: Router,
         *,
-        num_experts: int = 25,
-        blocks: list[int] | None = None,
-        router_loss_weight: float = 1e-5,
+        num_experts: Annotated[int, Range(1, 100_000)] = 25,
+        blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        router_loss_weight: Annotated[float, NotNegative()] = 1e-5,
         expert_init: Literal["uniform", "zero_values"] = "zero_values",
-        expert_rate_factor: float = 5.0,
-        epochs_factor: int = 4,
+        expert_rate_factor: Annotated[float, Positive()] = 5.0,
+        epochs_factor: Annotated[int, AtLeast(1)] = 4,
         readout: Literal["cls", "cls_and_tokens"] = "cls_and_tokens",
-        width: int | None = 5000,
-        exponents: Sequence[int] = (-2, 8),
+        width: Annotated[int | None, AtLeast(1)] = 5000,
+        exponents: Annotated[Sequence[int], OrderedPair(-30, 30)] = (-2, 8),
     ) -> None:
         super().__init__(
             backbone,

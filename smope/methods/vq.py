@@ -12,11 +12,14 @@ is ever frozen.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range
 from smope.methods._shared.prefix_method import Choice, PrefixMethod
 from smope.methods.base import Card
 from smope.prompts.prefix import prefixes
@@ -46,15 +49,15 @@ class VQPrompt(PrefixMethod):
         backbone: Backbone,
         num_classes: int,
         *,
-        pool_size: int = 10,
-        length: int = 4,
-        blocks: list[int] | None = None,
-        temperature: float = 1.0,
-        soft_weight: float = 0.4,
-        hard_weight: float = 0.1,
-        prompt_rate_factor: float = 5.0,
+        pool_size: Annotated[int, AtLeast(1)] = 10,
+        length: Annotated[int, AtLeast(1)] = 4,
+        blocks: Annotated[list[int] | None, BlockNumbers()] = None,
+        temperature: Annotated[float, Positive()] = 1.0,
+        soft_weight: Annotated[float, NotNegative()] = 0.4,
+        hard_weight: Annotated[float, NotNegative()] = 0.1,
+        prompt_rate_factor: Annotated[float, Positive()] = 5.0,
         align: bool = True,
-        centroids: int = 1,
+        centroids: Annotated[int, Range(1, 1000)] = 1,
     ) -> None:
         blocks = [0, 1, 2, 3, 4] if blocks is None else blocks
         super().__init__(

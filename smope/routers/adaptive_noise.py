@@ -4,8 +4,11 @@ back.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
+from smope.declare.ranges import AtLeast, NotNegative
 from smope.routers.base import ExpertState, Router, Routing, choose, proxy_scores, score_range
 
 UNUSED_PENALTY = (
@@ -26,7 +29,10 @@ class AdaptiveNoise(Router):
     """
 
     def __init__(
-        self, top_k: int = 5, epsilon: float = 0.4, exclude_unused_experts: bool = True
+        self,
+        top_k: Annotated[int, AtLeast(1)] = 5,
+        epsilon: Annotated[float, NotNegative()] = 0.4,
+        exclude_unused_experts: bool = True,
     ) -> None:
         super().__init__(top_k, epsilon)
         self.exclude_unused_experts = exclude_unused_experts

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from smope.declare.ranges import AtLeast
 from smope.routers.base import ExpertState, Router, Routing, proxy_scores
 
 
@@ -15,7 +18,7 @@ class Dense(Router):
 
     sparse = False
 
-    def __init__(self, top_k: int = 5) -> None:
+    def __init__(self, top_k: Annotated[int, AtLeast(1)] = 5) -> None:
         super().__init__(top_k)
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:

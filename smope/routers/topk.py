@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
+from smope.declare.ranges import AtLeast
 from smope.routers.base import ExpertState, Router, Routing, choose, proxy_scores
 
 
 class TopK(Router):
     """Ranks by the scores alone, in training and evaluation."""
 
-    def __init__(self, top_k: int = 5) -> None:
+    def __init__(self, top_k: Annotated[int, AtLeast(1)] = 5) -> None:
         super().__init__(top_k)
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:

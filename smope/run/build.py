@@ -11,9 +11,10 @@ from hydra.utils import get_object
 
 from smope.backbones.vit import Backbone
 from smope.config.config import Config
+from smope.config.signatures import keys_of
 from smope.errors import UserError
 from smope.methods.base import Method
-from smope.run.build_source import make_source
+from smope.run.build_source import arguments, make_source
 from smope.seeding import stable_seed
 from smope.streams.stream import Stream, build_stream
 from smope.trackers.base import Tracker
@@ -85,7 +86,7 @@ def check_target(group: dict[str, Any], kind: type) -> None:
     try:
         found = get_object(target)
         makes = found if isinstance(found, type) else get_type_hints(found).get("return")
-        unknown = group.keys() - {"_target_"} - inspect.signature(found).parameters.keys()
+        unknown = group.keys() - {"_target_"} - keys_of(target, "_target_").keys()
     except Exception as error:  # importing a module may fail with any class of exception
         raise UserError(
             f"{target} is not here ({type(error).__name__}: {error}); install what has it"
@@ -108,5 +109,4 @@ def make_stream(config: Config, image_size: int) -> Stream:
 
 
 def _call(group: dict[str, Any], **objects: Any) -> Any:
-    arguments = {key: value for key, value in group.items() if key != "_target_"}
-    return get_object(group["_target_"])(**arguments, **objects)
+    return get_object(group["_target_"])(**arguments(group), **objects)

@@ -11,7 +11,7 @@ from smope.config.config import MISSING, Config, absolute_paths, load_config, re
 from smope.config.hydra import compose, compose_values
 from smope.config.identity import flatten, may_move
 from smope.config.overrides import Overrides
-from smope.config.ranges import check_rule
+from smope.config.schema import TOP_LEVEL
 from smope.config.value_types import shown
 from smope.distributed import torchrun
 from smope.errors import UserError
@@ -24,7 +24,7 @@ def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
     """What the overrides ask for: a configuration, its run directory, and whether to resume there."""
     resumed = override_value(overrides, "resume")
     if resumed is not None:
-        check_rule("resume", resumed)
+        TOP_LEVEL["resume"].check("resume", resumed)
         run_dir = Path(resumed).expanduser()
         return _resumed_config(overrides, run_dir), run_dir, True
     config = compose(overrides)

@@ -18,7 +18,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from smope.config.ranges import RULES
+from smope.declare.texts import Device
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.run.artefact import Artefact, read_model
@@ -29,7 +29,7 @@ from smope.training.device import prefer_onednn, resolve_device
 from smope.training.precision import evaluated, full_precision
 
 READERS = 4  # images that are decoded at a time
-DEVICE = RULES["trainer.device"]
+DEVICE = Device()
 NO_DRAW = random.Random(0)  # evaluation draws nothing
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 
+from smope.declare.texts import ImageFolder
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.archives import locate
@@ -51,7 +52,7 @@ _PARQUET_PLACES = ("data", "cifar100")
 _Split = tuple[list[Picture], list[int], list[str] | None]
 
 
-def load(root: str, download: bool = False) -> Source:
+def load(root: ImageFolder, download: bool = False) -> Source:
     """CIFAR-100 under `root`, in the first layout found there: torchvision's, class folders, Hub
     parquet.
 

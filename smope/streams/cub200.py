@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from smope.declare.texts import ImageFolder
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.archives import locate
@@ -76,7 +77,7 @@ _SPLIT_OF = {"0": "test", "1": "train"}
 _PARQUET_PLACES = ("data",)
 
 
-def load(root: str, download: bool = False) -> Source:
+def load(root: ImageFolder, download: bool = False) -> Source:
     """CUB-200-2011 under `root`, in the first layout found there: the archive's, class folders, Hub
     parquet.
 

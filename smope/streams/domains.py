@@ -7,7 +7,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+from smope.declare.ranges import DifferentNames
+from smope.declare.texts import ImageFolder
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.source import ImageSet, Source
@@ -16,7 +19,9 @@ LAYOUT = "<domain>/train/<class>/ and <domain>/test/<class>/ with image files"
 SPLITS = ("train", "test")
 
 
-def load(root: str, domains: list[int | str] | None = None) -> Source:
+def load(
+    root: ImageFolder, domains: Annotated[list[int | str] | None, DifferentNames()] = None
+) -> Source:
     """The images under `root`, a task for each of `domains` in this order; None: for every folder,
     by name.
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from smope.declare.texts import ImageFolder
 from smope.errors import UserError
 from smope.streams.pixels.decode import SUFFIXES
 from smope.streams.source import ImageSet, Source
@@ -18,7 +19,7 @@ OTHER_TEST_NAMES = ("val", "valid", "validation", "eval", "testing")
 _log = logging.getLogger(__name__)
 
 
-def load(root: str) -> Source:
+def load(root: ImageFolder) -> Source:
     """The images under `root`, classes in the order of their folder names under root/train.
 
     A class's images may lie in nested folders (links to folders are not followed); hidden files and

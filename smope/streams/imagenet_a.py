@@ -4,6 +4,10 @@ wrong.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from smope.declare.ranges import AtLeast
+from smope.declare.texts import ImageFolder
 from smope.streams import imagenet_variants
 from smope.streams.archives.download import Archive
 from smope.streams.imagenet_variants import Variant
@@ -25,7 +29,9 @@ VARIANT = Variant(
 )
 
 
-def load(root: str, split_seed: int = 0, download: bool = False) -> Source:
+def load(
+    root: ImageFolder, split_seed: Annotated[int, AtLeast(0)] = 0, download: bool = False
+) -> Source:
     """ImageNet-A under `root`; see imagenet_variants.py for the layouts.
 
     The data set has no split: it is the one of folders train and test (PILOT's copy has them) or,

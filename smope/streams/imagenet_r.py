@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Annotated
 
+from smope.declare.ranges import AtLeast
+from smope.declare.texts import ImageFolder, PathTo
 from smope.errors import UserError
 from smope.streams import imagenet_variants
 from smope.streams.archives.download import Archive
@@ -36,7 +39,10 @@ _log = logging.getLogger(__name__)
 
 
 def load(
-    root: str, split_lists: str | None = None, split_seed: int = 0, download: bool = False
+    root: ImageFolder,
+    split_lists: Annotated[str | None, PathTo("folder of split lists", "~/imagenet-r")] = None,
+    split_seed: Annotated[int, AtLeast(0)] = 0,
+    download: bool = False,
 ) -> Source:
     """ImageNet-R under `root`; see imagenet_variants.py for the layouts.
 

@@ -12,13 +12,15 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from smope.declare.ranges import AtLeast, NotNegative, OrderedPair, Share, Sizes
+from smope.declare.texts import ClassOrder, PathTo
 from smope.seeding import stable_seed
 from smope.streams.partition import Partition, divide, hold_out
 from smope.streams.pixels.cache import PixelCache, cache_folder
@@ -182,18 +184,18 @@ def build_stream(
     *,
     image_size: int,
     seed: int,
-    num_tasks: int | None,
-    classes_per_task: Sequence[int] | Literal["random"] | None = None,
-    class_order: str | Sequence[int | str] = "paper",
-    crop_scale: Sequence[float] | None = (0.08, 1.0),
+    num_tasks: Annotated[int | None, AtLeast(1, example="5")],
+    classes_per_task: Annotated[Sequence[int] | Literal["random"] | None, Sizes()] = None,
+    class_order: ClassOrder | Sequence[int | str] = "paper",
+    crop_scale: Annotated[Sequence[float] | None, OrderedPair(0, 1, with_low=False)] = (0.08, 1.0),
     flip: bool = True,
-    eval_crop: float = 0.875,
-    disjoint_classes: float = 1.0,
-    blurry_images: float = 0.1,
-    validation_fraction: float | None = None,
+    eval_crop: Annotated[float, Share(with_0=False)] = 0.875,
+    disjoint_classes: Annotated[float, Share()] = 1.0,
+    blurry_images: Annotated[float, Share()] = 0.1,
+    validation_fraction: Annotated[float | None, Share(with_0=False, with_1=False)] = None,
     broken_images: Literal["error", "skip"] = "error",
-    cache_gb: float = 0.0,
-    cache_dir: str | None = None,
+    cache_gb: Annotated[float, NotNegative()] = 0.0,
+    cache_dir: Annotated[str | None, PathTo("folder", "~/.cache/smope/images")] = None,
 ) -> Stream:
     """Read `source` and cut it into tasks; see partition.py for which there are, transforms.py for
     the pictures.

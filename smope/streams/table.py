@@ -9,8 +9,10 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from smope.declare.ranges import AtLeast
+from smope.declare.texts import ImageFolder, PathTo
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.layouts.splits import TEST_FRACTION, held_out, split_hash
@@ -35,7 +37,11 @@ class Row(NamedTuple):
     split: str
 
 
-def load(table: str, root: str | None = None, split_seed: int = 0) -> Source:
+def load(
+    table: Annotated[str, PathTo("CSV file", "images.csv")],
+    root: ImageFolder | None = None,
+    split_seed: Annotated[int, AtLeast(0)] = 0,
+) -> Source:
     """The images that `table` lists, their paths starting from the folder `root`; None: from the
     table's own.
 

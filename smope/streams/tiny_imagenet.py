@@ -11,6 +11,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from smope.declare.texts import ImageFolder
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.archives import locate
@@ -95,7 +96,7 @@ _TEST_NAMES = ("test", "val", "valid", "validation")
 _class_id = _CLASS_IDS.get
 
 
-def load(root: str, download: bool = False) -> Source:
+def load(root: ImageFolder, download: bool = False) -> Source:
     """Tiny-ImageNet under `root` or tiny-imagenet-200 in it: as the archive unpacks, class folders
     or Hub parquet.
 

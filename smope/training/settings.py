@@ -6,7 +6,10 @@ Imports no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from smope.declare.ranges import AtLeast, NotNegative, Positive, Range
+from smope.declare.texts import Device
 
 Record = Literal["nothing", "seen", "all"]
 
@@ -57,28 +60,28 @@ class TrainerSettings:
                                   tasks, or "nothing".
     """
 
-    batch_size: int = 128
-    eval_batch_size: int = 128
-    gradient_accumulation_steps: int = 1
-    epochs: int = 20
-    dense_epochs: int | None = None
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.0
+    batch_size: Annotated[int, AtLeast(1)] = 128
+    eval_batch_size: Annotated[int, AtLeast(1)] = 128
+    gradient_accumulation_steps: Annotated[int, AtLeast(1)] = 1
+    epochs: Annotated[int, AtLeast(1)] = 20
+    dense_epochs: Annotated[int | None, AtLeast(0, example="3")] = None
+    learning_rate: Annotated[float, Positive()] = 5e-3
+    weight_decay: Annotated[float, NotNegative()] = 0.0
     schedule: Literal["warm_frozen_cosine", "epoch_cosine"] = "warm_frozen_cosine"
-    frozen_steps: int = 80
-    iter_step: int | None = None
+    frozen_steps: Annotated[int, AtLeast(0)] = 80
+    iter_step: Annotated[int | None, AtLeast(1, example="40")] = None
     schedule_lag: bool = True
-    alignment_epochs: int = 50
-    alignment_samples_per_class: int = 128
-    alignment_learning_rate: float = 1e-5
+    alignment_epochs: Annotated[int, AtLeast(0)] = 50
+    alignment_samples_per_class: Annotated[int, Range(1, 100_000)] = 128
+    alignment_learning_rate: Annotated[float, Positive()] = 1e-5
     alignment_batches: Literal["old_classes", "all"] = "old_classes"
     statistics_images: Literal["train", "plain"] = "train"
-    device: str = "auto"
+    device: Annotated[str, Device()] = "auto"
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    num_workers: int | None = None
+    num_workers: Annotated[int | None, Range(0, 256)] = None
     deterministic: bool = False
     compile: bool = False
     activation_checkpointing: bool = False
-    checkpoint_minutes: float | None = 10.0
-    checkpoint_steps: int | None = None
+    checkpoint_minutes: Annotated[float | None, Positive()] = 10.0
+    checkpoint_steps: Annotated[int | None, AtLeast(1, example="500")] = None
     record: Record = "seen"

@@ -201,8 +201,8 @@ MISTAKES = {
     "stream=cifar100": r"stream\.root has no value yet; write stream\.root=<folder of images>",
     "stream=cifar100 stream.root=/nowhere/c": r"stream\.root=/nowhere/c: no such folder; .* check "
     r"the path",
-    "seed=-1": r"seed must be within 0\.\.4294967295, got -1",
-    "seed=4294967296": r"seed must be within 0\.\.4294967295",
+    "seed=-1": r"seed must be at least 0 and at most 4294967295, got -1",
+    "seed=4294967296": r"seed must be at least 0 and at most 4294967295",
     "name=a/b": r"name must be usable as a folder's name, without / or \\, got a/b",
     "name=..": r"name must be usable as a folder's name",
     "frobnicate": r"'frobnicate' is no override; write key=value",

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from smope.config.conf_files import ALL_GROUPS, SETTINGS, choices, conf_dir
-from smope.config.config import MISSING, STREAM_BUILDER, STREAM_COMPUTED, Config
+from smope.config.conf_files import ALL_GROUPS, GROUPS, SETTINGS, choices, conf_dir
+from smope.config.config import MISSING, Config
 from smope.config.hydra import compose, with_sweep
-from smope.config.identity import GROUPS
 from smope.config.launchers import LAUNCHERS
 from smope.config.overrides import combinations, read_overrides
+from smope.config.schema import STREAM_BUILDER, STREAM_COMPUTED
 from smope.config.signatures import COMPUTED, keys_of
 
 FILES = [(group, name) for group in ALL_GROUPS for name in choices(group, [conf_dir()])]
