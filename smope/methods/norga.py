@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
-from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range, Share
 from smope.methods.base import Card
 from smope.methods.hide import HiDePrompt
-from smope.prompts.pool import AuthorsBug
 from smope.prompts.prefix import Prefix
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,32 +44,10 @@ class NoRGa(HiDePrompt):
         total_tasks: int,
         *,
         activation: Literal["tanh", "sigmoid", "gelu"] = "sigmoid",
-        length: Annotated[int, AtLeast(1)] = 20,
-        blocks: Annotated[list[int] | None, BlockNumbers()] = None,
-        identity_epochs: Annotated[int | None, AtLeast(0)] = None,
-        prompt_momentum: Annotated[float, Share(with_1=False)] = 0.01,
-        contrastive_weight: Annotated[float, NotNegative()] = 0.1,
-        prompt_rate_factor: Annotated[float, Positive()] = 10.0,
-        identity_rate_factor: Annotated[float, Positive()] = 0.2,
-        align: bool = True,
-        centroids: Annotated[int, Range(1, 1000)] = 1,
-        authors_bug: AuthorsBug = "none",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            backbone,
-            num_classes,
-            total_tasks,
-            length=length,
-            blocks=blocks,
-            identity_epochs=identity_epochs,
-            prompt_momentum=prompt_momentum,
-            contrastive_weight=contrastive_weight,
-            prompt_rate_factor=prompt_rate_factor,
-            identity_rate_factor=identity_rate_factor,
-            align=align,
-            centroids=centroids,
-            authors_bug=authors_bug,
-        )
+        """`settings` are HiDe-Prompt's: every key of method=hide is one here too."""
+        super().__init__(backbone, num_classes, total_tasks, **settings)
         self.activation = ACTIVATIONS[activation]
         self.gates = nn.Parameter(torch.ones(len(self.prompts), 2))  # inner and outer of each block
 

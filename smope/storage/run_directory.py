@@ -14,11 +14,12 @@ analysis/        what evaluation saw after each task, see training/recording.py
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -28,10 +29,6 @@ from smope.storage.files import try_lock, write_atomically
 
 FORMAT_VERSION = 1
 MOMENT = 1.0  # seconds within which a process that begins a run holds its lock
-METRICS: tuple[str, ...] = (
-    "task", "phase", "epoch", "step", "loss", "cross_entropy", "router", "prototype",
-    "pull", "orthogonality", "soft", "hard", "contrastive", "outliers", "learning_rate", "images_per_second",
-)  # fmt: skip
 
 
 def tasks_done(record: Mapping[str, Any]) -> int:
@@ -183,34 +180,44 @@ class RunDirectory:
             ) from error
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one row to metrics.csv; columns that a method does not have stay empty, unknown
-        losses are left out.
+        """Add one row to metrics.csv.
+
+        The first row decides the columns. A name that comes later widens the table: earlier rows
+        are empty there. A column that `row` does not have is empty in it.
         """
         try:
-            there = self._metrics_header()
-            with self.metrics.open("a", newline="") as file:
-                writer = csv.DictWriter(file, there or METRICS, extrasaction="ignore", restval="")
-                if not there:
-                    writer.writeheader()
-                writer.writerow(row)
+            header = self._metrics_header()
+            columns = list(dict.fromkeys([*header, *row]))
+            if columns != header:
+                self._widen_metrics(columns)
+            with self.metrics.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, columns, restval="").writerow(row)
         except OSError as error:
             raise OSError(
                 f"{self.metrics}: cannot be written ({error.strerror}); make room, then resume"
             ) from error
 
     def _metrics_header(self) -> list[str]:
-        """The columns that metrics.csv has: those of the version that began it; none where there
-        is no file.
-        """
+        """The columns of metrics.csv; none if there is no file yet."""
         if not self.metrics.exists():
             return []
-        with self.metrics.open(errors="replace") as file:
-            header = file.readline().strip()
-        return header.split(",") if header else []
+        with self.metrics.open(newline="", encoding="utf-8", errors="replace") as file:
+            return next(csv.reader(file), [])
+
+    def _widen_metrics(self, columns: Sequence[str]) -> None:
+        """Write metrics.csv anew with these columns, of which the file has the first ones."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        if self.metrics.exists():
+            with self.metrics.open(newline="", encoding="utf-8", errors="replace") as file:
+                writer.writerows(csv.DictReader(file))
+        write_atomically(self.metrics, text.getvalue().encode())
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget the rows of epochs that ended later, which a resumed run writes again, and a row
-        cut short.
+        """Forget the rows of epochs that ended later, and a row cut short.
+
+        A resumed run writes the rows of these epochs again.
         """
         if not self.metrics.exists():
             return
@@ -218,6 +225,6 @@ class RunDirectory:
         names = self._metrics_header()
         column = names.index("step") if "step" in names else 0
         rows = [(line, line.split(",")) for line in lines if line.endswith("\n")]
-        whole = [(line, row[column]) for line, row in rows if len(row) == len(names)]
-        kept = [line for line, ended in whole if ended.isdigit() and int(ended) <= step]
+        complete = [(line, row[column]) for line, row in rows if len(row) == len(names)]
+        kept = [line for line, ended in complete if ended.isdigit() and int(ended) <= step]
         write_atomically(self.metrics, "".join([header, *kept]).encode())

@@ -4,10 +4,13 @@ names.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -16,12 +19,14 @@ from smope.config.conf_files import ALL_GROUPS, GROUPS, SETTINGS, choices, conf_
 from smope.config.config import MISSING, Config
 from smope.config.hydra import compose, with_sweep
 from smope.config.launchers import LAUNCHERS
-from smope.config.overrides import combinations, read_overrides
+from smope.config.overrides import combinations, read_overrides, read_values
 from smope.config.schema import STREAM_BUILDER, STREAM_COMPUTED
 from smope.config.signatures import COMPUTED, keys_of
+from smope.declare.constraint import Constraint
 
 FILES = [(group, name) for group in ALL_GROUPS for name in choices(group, [conf_dir()])]
 TARGETS = [(group, name) for group, name in FILES if group in GROUPS]
+HASHES = json.loads(Path(__file__).with_name("config_hashes.json").read_text(encoding="utf-8"))
 # Groups in which a choice is the Python file of the same name.
 ONE_FILE_EACH = ("stream", "method", "router")
 
@@ -96,10 +101,27 @@ def _leaves_open(text: str, key: str) -> bool:
     return isinstance(folder, dict) and folder.get(inner) == MISSING
 
 
+def without_paths(config: Config) -> Config:
+    """The configuration with /data and /weights in place of the paths of this test."""
+    stream = {
+        key: "/data" if key in ("root", "table") and value is not None else value
+        for key, value in config.stream.items()
+    }
+    weights = "/weights" if "/" in config.backbone["weights"] else config.backbone["weights"]
+    return replace(config, stream=stream, backbone={**config.backbone, "weights": weights})
+
+
 @pytest.mark.parametrize(("group", "name"), FILES)
-def test_composes(group: str, name: str, mandatory: dict[str, str]) -> None:
-    made = composed(group, name, mandatory)
+def test_composes_to_the_recorded_hash(group: str, name: str, mandatory: dict[str, str]) -> None:
+    """config_hashes.json has config_hash, and a hash of the text of config.yaml, of every choice.
+
+    A hash that changes makes every earlier run another computation: collect, sweeps and resume
+    would not find it again. A new choice adds its line.
+    """
+    made = without_paths(composed(group, name, mandatory))
     assert "???" not in made.to_yaml()
+    text = hashlib.sha256(made.to_yaml().encode()).hexdigest()[:12]
+    assert [made.config_hash, text] == HASHES[f"{group}={name}"]
 
 
 @pytest.mark.parametrize(("group", "name"), TARGETS)
@@ -115,18 +137,55 @@ def test_keys_are_the_arguments(group: str, name: str) -> None:
         assert target.split(".")[-2] == name
 
 
+def imported(target: str) -> Any:
+    module, _, attribute = target.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def real_arguments(made: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """Arguments by name, each with its evaluated annotation; behind ** are those of the base."""
+    start = made.__init__ if isinstance(made, type) else made
+    hints = get_type_hints(start, include_extras=True)
+    parameters = inspect.signature(made).parameters
+    own = {name: (item, hints.get(name)) for name, item in parameters.items()}
+    if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values()):
+        own = {**real_arguments(made.__mro__[1]), **own}
+    return own
+
+
+def constraints_in(annotation: Any) -> list[Constraint]:
+    """The constraints of an annotation, in the order in which they are written."""
+    if get_origin(annotation) is Annotated:
+        inner, *rest = get_args(annotation)
+        return [*constraints_in(inner), *(item for item in rest if isinstance(item, Constraint))]
+    return [item for part in get_args(annotation) for item in constraints_in(part)]
+
+
 @pytest.mark.parametrize(("group", "name"), TARGETS)
 def test_arguments_read_from_source_are_the_real_ones(group: str, name: str) -> None:
     target = read(group, name)["_target_"]
-    module, _, attribute = target.rpartition(".")
-    real = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+    real = real_arguments(imported(target))
     keys = keys_of(target, f"{group}._target_")
     assert set(keys) <= set(real)
     assert not COMPUTED & set(keys)
     for argument, key in keys.items():
-        assert key.required == (real[argument].default is inspect.Parameter.empty)
+        parameter, annotation = real[argument]
+        assert key.required == (parameter.default is inspect.Parameter.empty)
+        assert list(key.constraints) == constraints_in(annotation)
         if key.has_default and not isinstance(key.default, list):
-            assert key.default == real[argument].default
+            assert key.default == parameter.default
+
+
+@pytest.mark.parametrize(("group", "name"), TARGETS)
+def test_defaults_and_examples_keep_their_constraints(group: str, name: str) -> None:
+    target = read(group, name)["_target_"]
+    for argument, key in keys_of(target, f"{group}._target_").items():
+        if key.has_default:
+            key.check(argument, key.default)
+        for constraint in key.constraints:
+            typed = constraint.example
+            value = typed if constraint.free_text else read_values([f"key={typed}"])["key"]
+            assert constraint.holds(value), f"{argument}={typed}"
 
 
 @pytest.mark.parametrize(("group", "name"), FILES)

@@ -273,17 +273,22 @@ def test_the_metrics(finished: Path) -> None:
     assert all(math.isfinite(float(row["loss"])) for row in rows)
 
 
-def test_metrics_of_an_earlier_version_go_on_in_its_columns(tmp_path: Path) -> None:
+def test_a_loss_with_a_new_name_widens_the_metrics(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
     directory.metrics.write_text("task,step,loss\n0,3,0.5\n0,6,0.4\n1,9,0.3\n0,")
     directory.drop_metrics_after(6)
     directory.append_metrics({"task": 1, "step": 9, "loss": 0.2, "pull": 0.1})
-    assert directory.metrics.read_text().split() == [
-        "task,step,loss",
-        "0,3,0.5",
-        "0,6,0.4",
-        "1,9,0.2",
-    ]
+    directory.append_metrics({"task": 1, "step": 12, "loss": 0.1})
+    table = ["task,step,loss,pull", "0,3,0.5,", "0,6,0.4,", "1,9,0.2,0.1", "1,12,0.1,"]
+    assert directory.metrics.read_text().split() == table
+    directory.drop_metrics_after(9)
+    assert directory.metrics.read_text().split() == table[:-1]
+
+
+def test_the_first_row_of_metrics_decides_the_columns(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
+    directory.append_metrics({"step": 3, "loss": 0.5, "of my own": 1.5})
+    assert losses(tmp_path / "run") == [{"step": "3", "loss": "0.5", "of my own": "1.5"}]
 
 
 def test_every_loss_of_a_method_has_a_column(tmp_path: Path) -> None:
