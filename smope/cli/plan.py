@@ -11,7 +11,7 @@ from typing import Any
 from smope.cli.parser import Parser
 from smope.config.config import Config
 from smope.config.hydra import compose, with_sweep
-from smope.config.identity import flatten, immaterial
+from smope.config.identity import flatten, immaterial, path_of
 from smope.config.overrides import Overrides, combinations, read_overrides
 from smope.config.value_types import shown
 from smope.errors import UserError
@@ -142,19 +142,22 @@ def _groups(overrides: Overrides) -> list[tuple[Config, list[str]]]:
 def _work(config: Config) -> str:
     """What decides how much a run computes."""
     flat: Mapping[str, Any] = flatten(config.as_dict())
-    kept = (
-        "trainer.device",
-        "trainer.record",
-        "trainer.activation_checkpointing",
-        "stream.root",
-        "stream.table",
-    )
-    return shown(
-        [
-            f"{key}={shown(value)}"
-            for key, value in flat.items()
-            if not immaterial(key, flat) or key in kept
-        ]
+    kept = (key for key in flat if not immaterial(key, flat) or _changes_work(key, flat))
+    return shown([f"{key}={shown(flat[key])}" for key in kept])
+
+
+def _changes_work(key: str, flat: Mapping[str, Any]) -> bool:
+    """Whether a key that decides no numbers of a run decides how much it computes.
+
+    Args:
+        key: The dotted key. The folder of decoded images is none; other paths of a stream lead to
+            data whose size counts.
+        flat: The run's values by dotted key.
+    """
+    if key in ("trainer.device", "trainer.record", "trainer.activation_checkpointing"):
+        return True
+    return (
+        key.startswith("stream.") and key != "stream.cache_dir" and path_of(key, flat) is not None
     )
 
 

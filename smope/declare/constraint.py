@@ -26,6 +26,11 @@ class Constraint:
     free_text: ClassVar[bool] = False
     names_null: ClassVar[bool] = False
 
+    def _set(self, text: str, example: str) -> None:
+        """Set what follows from the arguments, in the __post_init__ of a frozen dataclass."""
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "example", example)
+
     def holds(self, value: Any) -> bool:
         """Whether a value of the argument's type keeps the rule. None is never asked about."""
         raise NotImplementedError

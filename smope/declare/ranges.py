@@ -18,12 +18,7 @@ class AtLeast(Constraint):
     example: str = ""
 
     def __post_init__(self) -> None:
-        if not self.example:
-            object.__setattr__(self, "example", str(self.minimum))
-
-    @property
-    def text(self) -> str:
-        return f"at least {self.minimum}"
+        self._set(f"at least {self.minimum}", self.example or str(self.minimum))
 
     def holds(self, value: float) -> bool:
         return value >= self.minimum
@@ -42,12 +37,8 @@ class Range(Constraint):
     example: str = ""
 
     def __post_init__(self) -> None:
-        if not self.example:
-            object.__setattr__(self, "example", str(self.minimum))
-
-    @property
-    def text(self) -> str:
-        return f"at least {self.minimum} and at most {self.maximum}"
+        text = f"at least {self.minimum} and at most {self.maximum}"
+        self._set(text, self.example or str(self.minimum))
 
     def holds(self, value: float) -> bool:
         return self.minimum <= value <= self.maximum
@@ -61,17 +52,11 @@ class Share(Constraint):
     with_1: bool = True
     names_null = True
 
-    @property
-    def text(self) -> str:
-        if self.with_0 and self.with_1:
-            return "within 0..1"
+    def __post_init__(self) -> None:
         low = "0 or more" if self.with_0 else "above 0"
         high = "at most 1" if self.with_1 else "below 1"
-        return f"{low} and {high}"
-
-    @property
-    def example(self) -> str:
-        return "0.2"
+        text = "within 0..1" if self.with_0 and self.with_1 else f"{low} and {high}"
+        self._set(text, "0.2")
 
     def holds(self, value: float) -> bool:
         above = value >= 0 if self.with_0 else value > 0
@@ -110,14 +95,10 @@ class OrderedPair(Constraint):
     with_low: bool = True
     names_null = True
 
-    @property
-    def text(self) -> str:
+    def __post_init__(self) -> None:
         sign = "<=" if self.with_low else "<"
-        return f"two numbers a,b with {self.low} {sign} a <= b <= {self.high}"
-
-    @property
-    def example(self) -> str:
-        return f"[{self.high},{self.high}]"
+        text = f"two numbers a,b with {self.low} {sign} a <= b <= {self.high}"
+        self._set(text, f"[{self.high},{self.high}]")
 
     def holds(self, value: Sequence[float]) -> bool:
         if len(value) != 2:
@@ -166,13 +147,9 @@ class Channels(Constraint):
 
     positive: bool = False
 
-    @property
-    def text(self) -> str:
-        return "three numbers above 0" if self.positive else "three finite numbers"
-
-    @property
-    def example(self) -> str:
-        return "[0.5,0.5,0.5]"
+    def __post_init__(self) -> None:
+        text = "three numbers above 0" if self.positive else "three finite numbers"
+        self._set(text, "[0.5,0.5,0.5]")
 
     def holds(self, value: Sequence[float]) -> bool:
         if len(value) != 3 or not all(map(math.isfinite, value)):

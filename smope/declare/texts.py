@@ -27,9 +27,9 @@ class PathTo(Constraint):
     keywords: tuple[str, ...] = ()
     free_text = True
 
-    @property
-    def text(self) -> str:
-        return f"{', '.join(self.keywords)} or a path" if self.keywords else "a path"
+    def __post_init__(self) -> None:
+        text = f"{', '.join(self.keywords)} or a path" if self.keywords else "a path"
+        self._set(text, self.example)
 
     def holds(self, value: Any) -> bool:
         return not isinstance(value, str) or bool(value.strip())
@@ -47,9 +47,8 @@ class NameOf(Constraint):
     noun: str = "thing"
     example: str = "..."
 
-    @property
-    def text(self) -> str:
-        return f"the name of a {self.noun}"
+    def __post_init__(self) -> None:
+        self._set(f"the name of a {self.noun}", self.example)
 
     def holds(self, value: str) -> bool:
         return bool(value.strip())

@@ -10,22 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from smope.config.conf_files import load_choice
 from smope.config.overrides import read_values
-from smope.config.ranges import Rule, at_least
 from smope.config.signatures import keys_of
 from smope.config.value_types import convert, describe, fits, shown
+from smope.declare.ranges import AtLeast, Share
 from smope.errors import UserError
 
 OWN = re.compile(r"\+{0,2}tune(\.[\w.]+)?=")
-RULES = {
-    "first_tasks": at_least(1, 3),
-    "trials": at_least(1, 20),
-    "startup_trials": at_least(0, 5),
-    "validation_fraction": Rule("above 0 and below 1", lambda value: 0 < value < 1, "0.2"),
-}
 
 
 @dataclass(frozen=True)
@@ -38,16 +32,16 @@ class TuneSettings:
     images judge, not their test images.
     """
 
-    first_tasks: int = 3
+    first_tasks: Annotated[int, AtLeast(1)] = 3
     score: Literal["final_average_accuracy", "cumulative_average_accuracy"] = (
         "final_average_accuracy"
     )
     rank_on: Literal["validation", "test"] = "validation"
-    validation_fraction: float = 0.2
-    trials: int = 20
+    validation_fraction: Annotated[float, Share(with_0=False, with_1=False)] = 0.2
+    trials: Annotated[int, AtLeast(1)] = 20
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "none"] = "median"
-    startup_trials: int = 5
+    startup_trials: Annotated[int, AtLeast(0)] = 5
     defaults_first: bool = True
     folder: str | None = None
 
@@ -116,13 +110,11 @@ def _checked(values: Mapping[str, Any]) -> TuneSettings:
                 else f"keys of tune are {', '.join([*keys, 'space'])}"
             )
             raise UserError(f"unknown key tune.{name}={shown(value)}; {hint}")
-        if not fits(value, keys[name].kind):
-            text = f"tune.{name} must be {describe(keys[name].kind)}, got {shown(value)}"
-            raise UserError(f"{text}; write for example tune.{name}={shown(keys[name].default)}")
-        rule = RULES.get(name)
-        if rule and not rule.holds(value):
+        key = keys[name]
+        if not fits(value, key.kind):
             raise UserError(
-                f"tune.{name} must be {rule.text}, got {shown(value)}; write "
-                f"tune.{name}={rule.example}"
+                f"tune.{name} must be {describe(key.kind)}, got {shown(value)}; write for example "
+                f"tune.{name}={shown(key.default)}"
             )
+        key.check(f"tune.{name}", value)
     return TuneSettings(**{name: convert(value, keys[name].kind) for name, value in values.items()})

@@ -114,7 +114,7 @@ def test_a_method_without_steps() -> None:
             ["tune=defalt"],
             r"tune=defalt is no choice; choose one of default; did you mean tune=default\?",
         ),
-        (["tune.trials=0"], r"tune\.trials must be at least 1, got 0; write tune\.trials=20"),
+        (["tune.trials=0"], r"tune\.trials must be at least 1, got 0; write for example tune\.trials=20"),
         (["tune.trials=many"], r"tune\.trials must be a whole number, got many"),
         (
             ["tune.first_tasks=9"],
