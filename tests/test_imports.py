@@ -76,7 +76,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "__main__": ("cli",),
 }  # fmt: skip
 # Who may know a library.
-HYDRA = ("smope.config", "smope.run.build", "smope.run.build_source", "smope.sweeps.task")
+HYDRA = ("smope.config", "smope.run.build", "smope.run.build_source", "smope.sweeps.job_runner")
 KNOWN_BY = {
     "hydra": HYDRA,
     "omegaconf": HYDRA,

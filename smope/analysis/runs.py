@@ -21,7 +21,7 @@ from smope.config.identity import flatten, immaterial
 from smope.config.value_types import shown
 from smope.errors import UserError
 from smope.metrics import accuracy_matrix as metrics
-from smope.storage.run_directory import FORMAT_VERSION, RunDirectory
+from smope.storage.run_directory import RUN_FORMAT_VERSION, RunDirectory
 
 SCORES = {
     "final_average_accuracy": "final average accuracy: the mean over all tasks after the last (Le "
@@ -155,7 +155,7 @@ def _records(folder: Path) -> list[Path]:
 def _load(path: Path) -> Run:
     record = RunDirectory(path).read_record()
     missing = [key for key in REQUIRED if key not in record]
-    if missing or record.get("format_version") != FORMAT_VERSION:
+    if missing or record.get("format_version") != RUN_FORMAT_VERSION:
         what = (
             f"has no {missing[0]}"
             if missing

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from smope.errors import UserError
 
-FORMAT_VERSION = "1"
+SNAPSHOT_FORMAT_VERSION = "1"
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ def _read(path: Path, run_dir: Path) -> dict[str, NDArray]:
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); train the run again"
         ) from error
-    if version != FORMAT_VERSION:
+    if version != SNAPSHOT_FORMAT_VERSION:
         raise UserError(
-            f"{path}: has format version {version}, this smope reads {FORMAT_VERSION}; use the "
+            f"{path}: has format version {version}, this smope reads {SNAPSHOT_FORMAT_VERSION}; use the "
             f"run's smope"
         )
     return arrays

@@ -16,13 +16,13 @@ from smope.methods.base import Method
 from smope.run.prepare import prepare
 from smope.run.resume import process
 from smope.storage.run_directory import RunDirectory, tasks_done
-from smope.storage.versions import versions
+from smope.storage.versions import installed_versions
 from smope.streams.pixels.transforms import collate, resample
 from smope.streams.stream import TaskImages
 from smope.training.checkpoint import Checkpoint, last_checkpoint, restore
 from smope.training.trainer import Trainer
 
-FORMAT_VERSION = 1
+AUDIT_FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _is_place(key: str, settings: Mapping[str, Any]) -> bool:
 def document(verdicts: Sequence[Verdict], subject: Subject | None, strict: bool) -> dict[str, Any]:
     """What audit.json holds."""
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": AUDIT_FORMAT_VERSION,
         "passed": all(verdict.passed is not False for verdict in verdicts),
         "strict": strict,
         "tasks_done": subject.tasks_done if subject else None,
@@ -165,5 +165,5 @@ def document(verdicts: Sequence[Verdict], subject: Subject | None, strict: bool)
         "images_compared": sum(map(len, subject.sample)) if subject else 0,
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "process": process(subject.trainer.device) if subject else None,
-        "versions": versions(),
+        "versions": installed_versions(),
     }

@@ -23,9 +23,9 @@ from smope.console.markup import aligned
 from smope.errors import UserError
 from smope.reproduction.published import ROWS, SCORES, Row, changed_data, changed_settings, images
 from smope.reproduction.report import make_card, markdown, screen
-from smope.run.plan import RUNS, plan
+from smope.run.plan import plan
 from smope.storage.files import write_atomically
-from smope.storage.run_directory import RunDirectory
+from smope.storage.run_directory import RUNS_FOLDER, RunDirectory
 
 # What the command itself decides.
 OWN_KEYS = {
@@ -220,7 +220,7 @@ def _job(name: str, overrides: Sequence[str], seed: int, config_dir: str | None)
 
 def _place(values: Mapping[str, Any], changed: Sequence[str], seed: int) -> Path:
     """runs/<name>/seed-<n>, and for runs with changed settings a folder of their own in between."""
-    folder = RUNS / str(values["name"])
+    folder = RUNS_FOLDER / str(values["name"])
     return (folder / f"changed-{_digest(changed)}" if changed else folder) / f"seed-{seed}"
 
 

@@ -1,4 +1,4 @@
-"""The files of conf/: where they are, which choices a group has, and reading one of them."""
+"""The files of conf/: where they are, the choices of a group, and reading one of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from smope.errors import UserError
 
 # Groups that a run's configuration consists of: each chooses a class or function.
 GROUPS = ("backbone", "stream", "method", "router", "trainer", "tracker")
-# Groups whose files set keys of several others; nothing is chosen unless asked.
+# Groups whose files set keys of other groups. By default none is chosen.
 SETTINGS = ("experiment", "variant", "sweep")
 ALL_GROUPS = (*GROUPS, *SETTINGS)
-MOST_NAMED = 18  # choices that a message names
+LISTED_CHOICES = 18  # at most, in one message
 
 
 def conf_dir() -> Path:
@@ -30,8 +30,11 @@ def conf_dir() -> Path:
 
 
 def choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
-    """Names that `group=` accepts: the stems of its YAML files; one that starts with _ is for
-    others to include.
+    """The names that `group=` accepts: its YAML files, but for those that start with _.
+
+    Args:
+        group: The group, such as "router".
+        config_dirs: The folders to look in, such as conf/.
     """
     return sorted(
         {path.stem for folder in config_dirs for path in (folder / group).glob("[!_]*.yaml")}
@@ -39,6 +42,7 @@ def choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
 
 
 def config_folders(config_dir: str | None) -> tuple[Path, ...]:
+    """conf/ and the folder of --config-dir, if there is one."""
     if config_dir is None:
         return (conf_dir(),)
     path = Path(config_dir).expanduser().resolve()
@@ -51,26 +55,35 @@ def config_folders(config_dir: str | None) -> tuple[Path, ...]:
 
 
 def known_choices(group: str, value: str, known: Sequence[str]) -> str:
-    """The way out of a choice that is none: the nearest first, then all others where one line
-    takes them.
+    """What an error says about an unknown choice: the nearest one, and the others if they fit.
+
+    Args:
+        group: The group.
+        value: What the user chose.
+        known: The choices that there are.
     """
     near = difflib.get_close_matches(value, known, n=1)
-    if len(known) <= MOST_NAMED:
-        named = ", ".join(known)
-        return (
-            f"did you mean {group}={near[0]}? Choices are {named}"
-            if near
-            else f"choose one of {named}"
-        )
+    if len(known) <= LISTED_CHOICES:
+        listed = ", ".join(known)
+        if near:
+            return f"did you mean {group}={near[0]}? Choices are {listed}"
+        return f"choose one of {listed}"
     rest = f"`smope train --help` lists all {len(known)}"
     if near:
         return f"did you mean {group}={near[0]}? {rest}"
-    return f"choose one of {', '.join(known[: MOST_NAMED // 2])}, ...; {rest}"
+    return f"choose one of {', '.join(known[: LISTED_CHOICES // 2])}, ...; {rest}"
 
 
 def load_choice(group: str, name: str, config_dirs: Sequence[Path]) -> dict[str, Any]:
-    """The values of a choice's file, for a group that no run's configuration has; the user's own
-    folder goes first.
+    """The values of a choice's file, for a group that is not part of a run's configuration.
+
+    Args:
+        group: The group, such as "tune".
+        name: The choice.
+        config_dirs: The folders to look in; a later one wins.
+
+    Raises:
+        UserError: if there is no such choice or its file cannot be read.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -96,6 +109,7 @@ def load_choice(group: str, name: str, config_dirs: Sequence[Path]) -> dict[str,
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, links left out."""
     lines = [
         line.strip()
         for line in str(error).splitlines()

@@ -1,4 +1,5 @@
-"""The validated configuration: keys known, types right, static rules met, before torch is imported.
+"""The validated configuration: every key is known and every value keeps its rules, before torch is
+imported.
 
 Keys, types and constraints come from the constructors' signatures (schema.py), rules about several
 keys from cross_checks.py. Every error is one line that names key, value, rule and way out.
@@ -30,7 +31,7 @@ from smope.config.value_types import convert, describe, fits, shown
 from smope.errors import UserError
 
 MISSING = "???"
-# Classes that have moved since a run may have been written, by the name that its config.yaml has.
+# Classes that have moved, by their name in the config.yaml of older runs.
 MOVED_TARGETS = {
     "smope.report.trackers.NoTracker": "smope.trackers.base.NoTracker",
     "smope.report.trackers.CsvTracker": "smope.trackers.csv.CsvTracker",
@@ -41,9 +42,7 @@ MOVED_TARGETS = {
 
 @dataclass(frozen=True)
 class Config:
-    """One run. Groups are plain dicts with their `_target_` and every keyword argument that
-    configures it.
-    """
+    """The configuration of one run. Each group has its `_target_` and a value for every key."""
 
     seed: int
     name: str
@@ -57,7 +56,7 @@ class Config:
     tracker: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """A copy as nested plain values, in the order of the file that it came from."""
+        """A copy as nested plain values, in the order of config.yaml."""
         return asdict(self)
 
     def to_yaml(self) -> str:
@@ -68,10 +67,9 @@ class Config:
 
     @property
     def config_hash(self) -> str:
-        """12 hex digits that name the computation: the same whatever the name, place, tracker,
-        device or workers.
+        """12 hex digits that name the computation, whatever the run's name, tracker or device.
 
-        Files and folders count as they are named, for what is in them is not known yet.
+        Paths count as they are written, since the content of files is not known yet.
         """
         kept = {key: value for key, value in self.as_dict().items() if key not in NOT_HASHED}
         flat = flatten(kept)
@@ -84,12 +82,16 @@ class Config:
 
 
 def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
-    """Check composed plain values and complete them with the constructors' defaults.
+    """Check composed values and complete them with the constructors' defaults.
 
-    `given` holds the dotted keys that the user set by hand: `stream.classes_per_task` decides the
-    number of tasks unless `stream.num_tasks` is among them. UserError at the first key that is
-    unknown or of the wrong type; it names all that are missing, or out of range, or all that do not
-    agree or are not there.
+    Args:
+        data: Plain values as Hydra composes them.
+        given: The dotted keys that the user set. A list in `stream.classes_per_task` decides the
+            number of tasks unless `stream.num_tasks` is among them.
+
+    Raises:
+        UserError: at the first key that is unknown or has the wrong type. Keys without a value,
+            values out of range, and values that do not fit together are named all at once.
     """
     data = _follow_classes_per_task(data, given)
     schemas = {
@@ -121,9 +123,9 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """The content of a run directory's config.yaml, with classes by the names that they have now.
+    """The content of a run directory's config.yaml, with the present names of classes.
 
-    UserError where there is no such file, or it holds no mapping.
+    UserError if there is no such file, or it holds no mapping.
     """
     import yaml
 
@@ -148,11 +150,15 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def load_config(run_dir: Path, moved: Mapping[str, Any] | None = None) -> Config:
-    """The configuration that a run directory was made with; UserError where there is none or it no
-    longer holds.
+    """The validated configuration of a run directory.
 
-    `moved` replaces values by dotted key, for data or weights that lie elsewhere now, or whole
-    groups.
+    Args:
+        run_dir: The directory.
+        moved: Values by dotted key, or whole groups, that replace those of the file: data or
+            weights may be elsewhere now.
+
+    Raises:
+        UserError: if there is no configuration, or it is no longer valid.
     """
     data = read_config(run_dir)
     for key, value in (moved or {}).items():
@@ -173,7 +179,12 @@ def settable(config: Config) -> dict[str, Any]:
 
 
 def replaced(config: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration with other values by dotted key, validated as a whole."""
+    """The configuration with other values, validated as a whole.
+
+    Args:
+        config: The configuration.
+        values: The new values by dotted key.
+    """
     data = config.as_dict()
     for key, value in values.items():
         group, _, name = key.partition(".")
@@ -182,9 +193,9 @@ def replaced(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration, completed with today's defaults for keys that it was written without.
+    """A run's configuration with today's defaults for keys that it was written without.
 
-    Groups whose class is no longer there stay as they are.
+    A group whose class no longer exists stays as it is.
     """
     groups = {
         group: _completed(group, config[group]) for group in GROUPS if _is_group(config, group)
@@ -201,15 +212,16 @@ def _completed(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen_name(target: str) -> str:
-    """The name by which a `_target_` is chosen, its file's: coda for
-    smope.methods.coda.CODAPrompt.
-    """
+    """The choice that a `_target_` belongs to: coda for smope.methods.coda.CODAPrompt."""
     return target.rpartition(".")[0].rpartition(".")[2]
 
 
 def closest_key(name: str, known: Sequence[str]) -> str | None:
-    """The key a mistyped one most likely means: nearest spelling, or the same last part in another
-    group.
+    """The key that a mistyped one most likely means, by spelling or by its last part.
+
+    Args:
+        name: The mistyped key.
+        known: The keys that there are.
     """
     group, _, last = name.rpartition(".")
     candidates = known if group else [*known, *GROUPS, "experiment"]
@@ -262,8 +274,10 @@ def _unknown(
 
 
 def _refuse_missing(parts: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Key]]]) -> None:
-    """UserError that names every key without a value; parts: values and schema by the prefix of
-    their keys.
+    """UserError that names every key without a value.
+
+    Args:
+        parts: Values and schema, by the prefix of their keys.
     """
     missing = {
         prefix + name: key.noun or describe(key.kind)
@@ -300,8 +314,8 @@ def _type_error(dotted: str, value: Any, key: Key) -> str:
 
 
 def _follow_classes_per_task(data: Mapping[str, Any], given: Collection[str]) -> Mapping[str, Any]:
-    """An explicit list of classes per task decides how many tasks there are, unless that is said
-    as well.
+    """The values with as many tasks as `stream.classes_per_task` has sizes, unless the user set
+    `stream.num_tasks` as well.
     """
     stream = data.get("stream")
     sizes = stream.get("classes_per_task") if isinstance(stream, Mapping) else None

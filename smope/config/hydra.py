@@ -1,4 +1,4 @@
-"""Composing the files of conf/ and overrides by Hydra, whose errors become one line here."""
+"""Composing conf/ and overrides with Hydra. Its errors become UserErrors of one line."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def compose(overrides: Overrides) -> Config:
 
 
 def with_sweep(overrides: Overrides) -> Overrides:
-    """The overrides of a multirun, and those of its sweep's file (hydra.sweeper.params) that they
-    leave open.
+    """The overrides of a multirun, and before them those of its sweep's file.
+
+    A file of conf/sweep sets hydra.sweeper.params; keys that the user gives as well are left out.
     """
     from hydra.types import RunMode
 
-    with hydra_over(overrides) as (hydra, texts):
+    with hydra_session(overrides) as (hydra, texts):
         composed = hydra.compose_config(
             "train", texts, RunMode.MULTIRUN, from_shell=False, with_log_configuration=False
         )
@@ -49,12 +50,14 @@ def with_sweep(overrides: Overrides) -> Overrides:
 def compose_values(overrides: Overrides, *, multirun: bool = False) -> dict[str, Any]:
     """Plain values as Hydra composes them, not validated.
 
-    Of a multirun: what is swept is as without an override.
+    Args:
+        overrides: What to compose.
+        multirun: Whether `overrides` may have several values for a key; such a key has its default.
     """
     from hydra.types import RunMode
 
     mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-    with hydra_over(overrides) as (hydra, texts):
+    with hydra_session(overrides) as (hydra, texts):
         composed = hydra.compose_config(
             "train", texts, mode, from_shell=False, with_log_configuration=False
         )
@@ -62,9 +65,7 @@ def compose_values(overrides: Overrides, *, multirun: bool = False) -> dict[str,
 
 
 def plain_values(composed: Any) -> dict[str, Any]:
-    """A composed configuration as plain values, interpolations resolved, without Hydra's own
-    settings.
-    """
+    """A composed configuration as plain values: interpolations resolved, no settings of Hydra."""
     from omegaconf import OmegaConf
 
     data = OmegaConf.to_container(composed, resolve=True)
@@ -72,14 +73,20 @@ def plain_values(composed: Any) -> dict[str, Any]:
     return {str(key): value for key, value in data.items() if key != "hydra"}
 
 
-def launch(overrides: Overrides, jobs: Sequence[Sequence[str]], task: Callable[[Any], Any]) -> None:
-    """Give each job, a list of overrides, to the launcher that `overrides` choose; returns when it
-    has run them all.
+def launch_jobs(
+    overrides: Overrides, jobs: Sequence[Sequence[str]], task: Callable[[Any], Any]
+) -> None:
+    """Run jobs by the launcher that is chosen; returns when all have ended.
+
+    Args:
+        overrides: The overrides of the multirun, `hydra/launcher=` among them.
+        jobs: The overrides of each job.
+        task: Called for each job with its composed configuration.
     """
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
-    with hydra_over(overrides) as (hydra, texts):
+    with hydra_session(overrides) as (hydra, texts):
         config = hydra.compose_config(
             "train", texts, RunMode.MULTIRUN, from_shell=False, with_log_configuration=False
         )
@@ -92,9 +99,7 @@ def launch(overrides: Overrides, jobs: Sequence[Sequence[str]], task: Callable[[
 
 
 def _no_idle_workers(config: Any, jobs: int) -> None:
-    """As many of joblib's workers as there are jobs at most: one that never had any would die of
-    Ctrl-C.
-    """
+    """Have no more of joblib's workers than jobs: an idle worker would die of Ctrl-C."""
     from omegaconf import open_dict, read_write
 
     wanted = config.hydra.launcher.get("n_jobs", 1)
@@ -109,19 +114,22 @@ def _callbacks(config: Any) -> Any:
     return Callbacks(config)
 
 
-def multirun(overrides: Overrides, task: Callable[[Any], Any]) -> None:
-    """Run what Hydra's sweeper thinks of through its launcher; raises what the first failed job
-    raised.
+def run_sweeper(overrides: Overrides, task: Callable[[Any], Any]) -> None:
+    """Run the jobs that Hydra's sweeper decides on. Raises what the first failed job raised.
+
+    Args:
+        overrides: The overrides of the multirun, with a sweeper of their own.
+        task: Called for each job with its composed configuration.
     """
-    with hydra_over(overrides) as (hydra, texts):
+    with hydra_session(overrides) as (hydra, texts):
         hydra.multirun(
             config_name="train", task_function=task, overrides=texts, with_log_configuration=False
         )
 
 
 @contextmanager
-def hydra_over(overrides: Overrides) -> Iterator[tuple[Hydra, list[str]]]:
-    """A Hydra over conf/ (and the user's folder), its exceptions as UserError."""
+def hydra_session(overrides: Overrides) -> Iterator[tuple[Hydra, list[str]]]:
+    """Hydra with conf/ and the user's folder, and its overrides; errors become UserErrors."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.types import Quote, QuotedString
@@ -142,7 +150,7 @@ def hydra_over(overrides: Overrides) -> Iterator[tuple[Hydra, list[str]]]:
 
 
 def _translate(error: Exception) -> str:
-    """One line for an error of Hydra, OmegaConf or YAML that no check of ours foresaw."""
+    """One line for an error of Hydra, OmegaConf or YAML."""
     key = getattr(error, "full_key", None)
     where = f"{key}: " if key and not key.startswith("hydra.") else ""
     lines = " ".join(

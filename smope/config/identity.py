@@ -15,9 +15,15 @@ from smope.declare.texts import PathTo
 NOT_HASHED = ("run_dir", "resume", "tracker", "name")
 NOT_HASHED_IN_STREAM = ("cache_gb", "cache_dir", "download")
 NOT_HASHED_IN_TRAINER = (
-    "device", "eval_batch_size", "num_workers", "activation_checkpointing", "gradient_accumulation_steps",
-    "checkpoint_minutes", "checkpoint_steps", "record",
-)  # fmt: skip
+    "device",
+    "eval_batch_size",
+    "num_workers",
+    "activation_checkpointing",
+    "gradient_accumulation_steps",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "record",
+)
 # A resumed run may change these, and every path: hashes say whether the files are the same.
 MOVABLE = {
     "stream.cache_gb",
@@ -30,8 +36,10 @@ IMMATERIAL = {
     *NOT_HASHED,
     *(f"stream.{name}" for name in NOT_HASHED_IN_STREAM),
     *MOVABLE,
-    "seed", "stream.split_seed", "trainer.deterministic",
-}  # fmt: skip
+    "seed",
+    "stream.split_seed",
+    "trainer.deterministic",
+}
 
 
 def path_of(key: str, settings: Mapping[str, Any]) -> PathTo | None:

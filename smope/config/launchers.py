@@ -1,4 +1,4 @@
-"""Hydra launchers: which there are, and whether the package that each needs is installed."""
+"""The Hydra launchers, and the package that each of them needs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ LAUNCHERS = {
 
 
 def check_launcher(override: Override, folders: Sequence[Path]) -> None:
-    """UserError, before anything is composed, for a launcher that there is not or that is not
-    installed.
+    """Check the choice of a launcher before anything is composed.
+
+    Args:
+        override: Any override; only one of hydra/launcher is looked at.
+        folders: The folders with choices.
+
+    Raises:
+        UserError: if there is no such launcher, or its package is not installed.
     """
     if override.key_or_group != "hydra/launcher":
         return
@@ -36,14 +42,14 @@ def check_launcher(override: Override, folders: Sequence[Path]) -> None:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
         raise UserError(f"hydra/launcher={name} is no choice; {hint}")
     needed = LAUNCHERS.get(name)
-    if needed is not None and not _plugin_is_there(needed[0]):
+    if needed is not None and not _is_installed(needed[0]):
         raise UserError(
             f"hydra/launcher={name} needs {needed[0].replace('_', '-')}, which is not installed; "
             f"pip install 'smope[{needed[1]}]'"
         )
 
 
-def _plugin_is_there(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(f"hydra_plugins.{package}") is not None
     except ModuleNotFoundError:  # no plugin at all

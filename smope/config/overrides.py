@@ -1,4 +1,4 @@
-"""Command-line overrides: their form is checked, paths are quoted, choices must exist."""
+"""Overrides of the command line: check their form and choices, and quote paths for Hydra."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ OVERRIDE = re.compile(r"\+{0,2}[\w][\w./@:-]*=|~[\w]")
 
 @dataclass(frozen=True)
 class Overrides:
-    """Overrides in the form that Hydra is given, and the dotted keys that they set by hand."""
+    """Overrides as Hydra takes them.
+
+    Attributes:
+        texts: Each override, paths in quotes.
+        parsed: The same, as Hydra reads them.
+        config_dirs: The folders with choices: conf/, and the user's own.
+    """
 
     texts: list[str]
     parsed: list[Override]
@@ -39,14 +45,22 @@ class Overrides:
 
     @property
     def given(self) -> set[str]:
+        """The keys and groups that the user set."""
         return {item.key_or_group for item in self.parsed}
 
 
 def read_overrides(
     texts: Sequence[str], config_dir: str | None = None, *, multirun: bool = False
 ) -> Overrides:
-    """Check each override's form and that every group choice exists; UserError names the first
-    that fails.
+    """Check the form of each override, and that every choice exists.
+
+    Args:
+        texts: The overrides, key=value.
+        config_dir: A folder of the user's own that is laid out like conf/.
+        multirun: Whether a key may have several values.
+
+    Raises:
+        UserError: for the first override that is wrong.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -81,15 +95,13 @@ def read_overrides(
 
 
 def chosen_launcher(overrides: Overrides) -> str:
-    """The name that `hydra/launcher=` has."""
+    """The chosen launcher, "basic" by default."""
     chosen = [item.value() for item in overrides.parsed if item.key_or_group == "hydra/launcher"]
     return str(chosen[-1]) if chosen else "basic"
 
 
 def sweeper_decides(overrides: Overrides) -> bool:
-    """Whether a sweeper of its own decides what to try, so that nobody can say beforehand which
-    runs there will be.
-    """
+    """Whether a sweeper decides on the runs one after the other, so that they cannot be listed."""
     return any(
         (item.key_or_group == "hydra/sweeper" and item.value() != "basic")
         or (item.is_sweep_override() and not item.is_discrete_sweep())
@@ -98,9 +110,7 @@ def sweeper_decides(overrides: Overrides) -> bool:
 
 
 def combinations(overrides: Overrides) -> Iterator[Overrides]:
-    """The single runs of a multirun, in the order of its values: the last override changes
-    fastest.
-    """
+    """The single runs of a multirun; the value of the last override changes first."""
     options = []
     for text, item in zip(overrides.texts, overrides.parsed, strict=True):
         key = text.partition("=")[0]
@@ -170,9 +180,7 @@ def _is_hydras(override: Override) -> bool:
 
 
 def read_values(texts: Sequence[str]) -> dict[str, Any]:
-    """Plain values of key=value texts that no configuration holds, in the grammar of overrides;
-    the last one counts.
-    """
+    """The values of key=value texts in the grammar of overrides; of equal keys the last counts."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

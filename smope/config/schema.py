@@ -75,7 +75,7 @@ def _shipped_key(group: str, name: str) -> Key | None:
 
 
 def declarations(group: str, name: str, targets: Iterable[str]) -> list[Key]:
-    """What these targets declare the key `group.name` to be, without those that have no such key."""
+    """The declarations of the key `group.name` by these targets; targets without it are skipped."""
     found = []
     for target in dict.fromkeys(targets):
         try:

@@ -1,8 +1,6 @@
-"""Plain types of config values: does a value fit, in what form is it kept, what is it called in
-errors.
+"""The types of configuration values: whether a value fits, its final form, and its name in errors.
 
-A type is a typing object made of int, float, bool, str, None, list, dict, Any, Literal and unions
-of them.
+A type is made of int, float, bool, str, None, list, dict, Any, Literal and unions of them.
 """
 
 from __future__ import annotations
@@ -14,8 +12,11 @@ UNIONS = (Union, types.UnionType)
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of YAML or the command line has the type; an int is a float, a bool is no
-    int.
+    """Whether a value has a type. A whole number is a float too; true is no whole number.
+
+    Args:
+        value: A value from YAML or the command line.
+        kind: The type.
     """
     if kind is Any:
         return True
@@ -37,8 +38,11 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """A fitting value in the type's own form: 1 becomes 1.0 for a float, so that equal configs
-    look equal.
+    """A value in the form of its type: 1 becomes 1.0 for a float, so that equal values look equal.
+
+    Args:
+        value: A value that fits.
+        kind: The type.
     """
     if isinstance(value, bool) or not isinstance(value, int | list):
         return value
@@ -77,14 +81,14 @@ def describe(kind: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it is written on the command line; text as it stands."""
+    """A value as it is written on the command line; text without quotes."""
     if isinstance(value, list):
         return f"[{','.join(map(shown, value))}]"
     if isinstance(value, str):
         return value or "''"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _plural(kind: Any) -> str:

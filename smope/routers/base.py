@@ -31,7 +31,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class ExpertState:
-    """What a router may know of its experts' past.
+    """What a router may know of the use of its experts.
 
     counts:   (H, E) int64, how often each expert was among the best K of an image so far.
     frequent: (H, E) bool, experts that earlier tasks rely on.
@@ -44,22 +44,34 @@ class ExpertState:
 def proxy_scores(query: Tensor, keys: Tensor) -> Tensor:
     """Score of each expert for each image: its key times the mean query of all tokens.
 
-    query (B, H, D), keys (H, E, D) -> (B, H, E), unscaled. SMoPE's "prompt-attention score
-    aggregation". Computed in the keys' precision, outside autocast: a half-precision score can
-    choose another expert.
+    SMoPE's "prompt-attention score aggregation". Computed in the keys' precision, outside autocast,
+    because a half-precision score can choose another expert.
+
+    Args:
+        query: (B, H, D).
+        keys: (H, E, D).
+
+    Returns:
+        Unscaled scores (B, H, E).
     """
     with torch.autocast(query.device.type, enabled=False):
         return torch.einsum("bhd,hed->bhe", query.to(keys.dtype), keys).contiguous()
 
 
 def score_range(scores: Tensor) -> Tensor:
-    """Largest minus smallest score of an image and head, (B, H, E) -> (B, H, 1), without gradient."""
+    """Largest minus smallest score of an image and head: (B, H, E) -> (B, H, 1), no gradient."""
     detached = scores.detach()
     return detached.amax(-1, keepdim=True) - detached.amin(-1, keepdim=True)
 
 
 def choose(scores: Tensor, ranking: Tensor, top_k: int) -> Routing:
-    """Take the `top_k` experts that rank highest; their unpenalised scores are their weights."""
+    """Take the `top_k` experts that rank highest; their own scores are their weights.
+
+    Args:
+        scores: (B, H, E), with gradient.
+        ranking: (B, H, E), what to rank by, such as scores minus penalties.
+        top_k: K, the number of experts to take.
+    """
     expert_ids = ranking.detach().topk(top_k, dim=-1).indices
     return Routing(scores, expert_ids, scores.gather(-1, expert_ids))
 
@@ -80,9 +92,12 @@ class Router(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
-        """query (B, H, D), keys (H, E, D) -> Routing.
+        """Choose experts; `self.training` tells training from evaluation.
 
-        `self.training` tells training from evaluation.
+        Args:
+            query: (B, H, D), the mean query of an image's tokens.
+            keys: (H, E, D), one key for each expert.
+            state: The use of the experts so far.
         """
         raise TypeError(
             f"{type(self).__name__} does not define forward(query, keys, state) -> Routing"

@@ -19,11 +19,11 @@ from torch import Tensor
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.storage.files import write_atomically
-from smope.storage.hashed_safetensors import OtherFormat, seal, unlike, unseal
+from smope.storage.hashed_safetensors import OtherFormat, pack, unlike, unpack
 from smope.storage.run_directory import RunDirectory, check_run, tasks_done
 from smope.training.checkpoint import last_checkpoint
 
-FORMAT_VERSION = 1
+MODEL_FORMAT_VERSION = 1
 KIND = "smope model"
 
 
@@ -113,8 +113,8 @@ def write_model(directory: RunDirectory, method: Method, record: Mapping[str, An
 
 def to_bytes(artefact: Artefact) -> bytes:
     """The content of an artefact's file."""
-    return seal(
-        {key: getattr(artefact, key) for key in RECORD}, artefact.state, FORMAT_VERSION, KIND
+    return pack(
+        {key: getattr(artefact, key) for key in RECORD}, artefact.state, MODEL_FORMAT_VERSION, KIND
     )
 
 
@@ -128,8 +128,8 @@ def read_model(path: Path) -> Artefact:
         return _of_checkpoint(RunDirectory.open(path))
     check_run(path)
     try:
-        record, state = unseal(
-            "model", directory.model if path.is_dir() else path, FORMAT_VERSION, RECORD, KIND
+        record, state = unpack(
+            "model", directory.model if path.is_dir() else path, MODEL_FORMAT_VERSION, RECORD, KIND
         )
     except OtherFormat:
         raise

@@ -15,9 +15,7 @@ from smope.config.schema import TOP_LEVEL
 from smope.config.value_types import shown
 from smope.distributed import torchrun
 from smope.errors import UserError
-from smope.storage.run_directory import RunDirectory
-
-RUNS = Path("runs")
+from smope.storage.run_directory import RUNS_FOLDER, RunDirectory
 
 
 def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
@@ -37,7 +35,7 @@ def new_run_dir(config: Config) -> Path:
     Nothing is created; a folder in use is refused.
     """
     if config.run_dir is None:
-        folder = RUNS / config.name
+        folder = RUNS_FOLDER / config.name
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
         taken = (
             folder / (stamp if number == 1 else f"{stamp}_{number}")

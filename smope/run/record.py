@@ -11,7 +11,7 @@ from smope.distributed import collectives
 from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.metrics.cost import count_flops, count_parameters, stored_bytes
 from smope.run.build import Experiment
-from smope.storage.versions import versions
+from smope.storage.versions import installed_versions
 from smope.training.device import float32_products
 from smope.training.trainer import Trainer
 
@@ -58,7 +58,7 @@ def run_facts(experiment: Experiment, trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32_products": float32_products(),
-        "versions": versions(),
+        "versions": installed_versions(),
     }
 
 

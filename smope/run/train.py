@@ -23,7 +23,7 @@ from smope.run.memory_advice import memory_advised
 from smope.run.prepare import prepare
 from smope.run.record import run_facts
 from smope.run.resume import context, follow_back, go_back
-from smope.storage.run_directory import FORMAT_VERSION, RunDirectory
+from smope.storage.run_directory import RUN_FORMAT_VERSION, RunDirectory
 from smope.streams.stream import import_avalanche
 from smope.trackers.base import Guarded, Tracker
 from smope.training.device import resolve_device
@@ -136,7 +136,7 @@ def _train(
 
     def write(status: str) -> dict[str, Any]:
         record = {
-            "format_version": FORMAT_VERSION,
+            "format_version": RUN_FORMAT_VERSION,
             "status": status,
             **facts,
             **trainer.history.record(),

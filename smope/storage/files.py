@@ -1,4 +1,4 @@
-"""Files that are never half there: atomic writes and locks."""
+"""Atomic writes and file locks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import IO
 
 
 def lock_file(path: Path, *, wait: bool = False) -> IO[str] | None:
-    """Open a file that stays there and take its lock, given back when it is closed; None where
-    another process has it.
+    """Open a file and lock it until it is closed. The file stays.
 
-    Within one process a lock excludes nobody, and closing any file that is open at `path` gives it
-    back.
+    A lock excludes other processes only. Closing any file that this process has open at `path`
+    releases it.
+
+    Args:
+        path: The file; made if it does not exist.
+        wait: Whether to wait for a process that holds the lock.
+
+    Returns:
+        The open file; None if another process holds the lock.
     """
     file = path.open("a")
     if try_lock(file, path, wait=wait):
@@ -23,24 +29,34 @@ def lock_file(path: Path, *, wait: bool = False) -> IO[str] | None:
 
 
 def try_lock(file: IO[str], path: Path, *, wait: bool = False) -> bool:
-    """Take the lock of an open file; whether it, and nobody's successor to it, is this process's."""
+    """Try to lock an open file.
+
+    Args:
+        file: The file.
+        path: Where it was opened.
+        wait: Whether to wait for a process that holds the lock.
+
+    Returns:
+        False if another process holds the lock, or if the file was deleted or replaced meanwhile.
+    """
     try:
         import fcntl
-    except (
-        ImportError
-    ):  # not on Windows; nor, below, on file systems without locks: there is none then
+    except ImportError:  # Windows; as on a file system without locks, below, nothing is locked
         return True
     try:
         fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)
-    # a process that ends deletes the file: the lock of a deleted one keeps nobody out
+    # a process that ends deletes the file, and the lock of a deleted file excludes nobody
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to disk, rename: readers see the old file or the new one, never a
-    part.
+    """Write a temporary file, flush it to disk and rename it, so that no reader sees a part.
+
+    Args:
+        path: The file to write or replace.
+        content: All of its bytes.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

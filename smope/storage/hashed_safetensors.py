@@ -1,8 +1,7 @@
-"""A safetensors file with a record, in JSON, and a hash over both: what checkpoints and artefacts
-are kept in.
+"""A safetensors file with a JSON record and a sha256 over both: checkpoints and artefacts.
 
-No pickle: reading one runs no code. The hash tells a damaged file; it says nothing about who wrote
-it.
+There is no pickle in it, so reading a file runs no code. The hash finds damaged files; it says
+nothing about who wrote them.
 """
 
 from __future__ import annotations
@@ -22,36 +21,48 @@ from smope.errors import UserError
 
 
 class OtherFormat(UserError):
-    """A file that another version of this program wrote."""
+    """A file of another format version."""
 
 
 class Contents(NamedTuple):
-    """What a file holds."""
+    """The record and the tensors of a file."""
 
     record: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
-def seal(
+def pack(
     record: Mapping[str, Any], tensors: Mapping[str, Tensor], version: int, kind: str | None = None
 ) -> bytes:
-    """The bytes of a file of this format version, and of this `kind` where there are others with
-    such a number.
+    """The bytes of a file.
+
+    Args:
+        record: Plain values, kept as JSON.
+        tensors: Tensors by name.
+        version: The format version.
+        kind: Tells files apart that count their versions separately.
     """
-    own = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     text = json.dumps(record, sort_keys=True)  # equal contents have equal hashes
-    metadata = {"format_version": str(version), "facts": text, "sha256": _digest(text, own)}
-    return save(own, metadata | ({"kind": kind} if kind else {}))
+    metadata = {"format_version": str(version), "facts": text, "sha256": _digest(text, stored)}
+    return save(stored, metadata | ({"kind": kind} if kind else {}))
 
 
-def unseal(
+def unpack(
     name: str, path: Path, version: int, fields: Mapping[str, type], kind: str | None = None
 ) -> Contents:
-    """The contents of such a file, which errors call `name`; fields: what its record has to hold,
-    by type.
+    """Read and check a file that `pack` made.
 
-    OtherFormat where it is of another version, UserError where it is of another kind, damaged, or
-    no such file.
+    Args:
+        name: What errors call the file, such as "checkpoint".
+        path: The file.
+        version: The format version that it must have.
+        fields: What its record must hold: the type of each value by name.
+        kind: The kind that it must have.
+
+    Raises:
+        OtherFormat: if it has another version.
+        UserError: if it cannot be read, is damaged or is of another kind.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -59,7 +70,7 @@ def unseal(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except MemoryError:
         raise
-    except Exception as error:  # damaged files are met with nearly every class of exception
+    except Exception as error:  # a damaged file can raise nearly any exception
         raise UserError(
             f"{name} {path}: cannot be read ({type(error).__name__}: {error})"
         ) from error
@@ -78,25 +89,22 @@ def unseal(
 
 
 def _record(name: str, path: Path, text: str, fields: Mapping[str, type]) -> dict[str, Any]:
-    """The record of a file, whose hash says only that it is as it was written.
-
-    UserError where it is none.
-    """
+    """The record of an undamaged file. UserError if it lacks a field or has one of another type."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
         record = None
     record = record if isinstance(record, dict) else {}
-    odd = [key for key, kind in fields.items() if not _is(record.get(key), kind)]
-    if odd:
+    wrong = [key for key, kind in fields.items() if not _is(record.get(key), kind)]
+    if wrong:
         raise UserError(
-            f"{name} {path}: is no {name} of a run: its record makes no sense ({', '.join(odd)})"
+            f"{name} {path}: is no {name} of a run: its record makes no sense ({', '.join(wrong)})"
         )
     return record
 
 
 def _is(value: Any, kind: type) -> bool:
-    """Whether a value of a record is of a type; whole numbers are counts here, and True is none."""
+    """Whether a value has exactly a type. Whole numbers are counts: negative ones are wrong."""
     return type(value) is kind and (not isinstance(value, int) or value >= 0)
 
 
@@ -109,13 +117,11 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def unlike(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that only one side has, or that are of another type or size there,
-    sorted.
-    """
+def unlike(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that only one side has, or that differ in type or shape, sorted."""
     kinds = [
-        {key: (value.dtype, value.shape) for key, value in side.items()} for side in (own, found)
+        {key: (value.dtype, value.shape) for key, value in side.items()} for side in (first, second)
     ]
     return sorted(
-        key for key in own.keys() | found.keys() if kinds[0].get(key) != kinds[1].get(key)
+        key for key in first.keys() | second.keys() if kinds[0].get(key) != kinds[1].get(key)
     )

@@ -1,13 +1,12 @@
-"""The run directory: everything a run leaves behind, and how it is written so that nothing is ever
-half there.
+"""The run directory: everything a run writes, and how to write it without half-written files.
 
 config.yaml      the resolved configuration, written first
 train.log        what the run printed
-metrics.csv      one row an epoch
+metrics.csv      one row for each epoch
 run.json         accuracy matrix, scores, costs, versions, hashes; rewritten after each task
-model.safetensors  what classifies images, see run/artefact.py; rewritten after each task
+model.safetensors  the trained state for classifying images, see run/artefact.py; after each task
 checkpoints/     see training/checkpoint.py
-analysis/        what evaluation saw after each task, see training/recording.py
+analysis/        outputs of the evaluation after each task, see training/recording.py
 .lock            held while a process trains here
 """
 
@@ -27,19 +26,20 @@ from typing import IO, Any
 from smope.errors import UserError
 from smope.storage.files import try_lock, write_atomically
 
-FORMAT_VERSION = 1
-MOMENT = 1.0  # seconds within which a process that begins a run holds its lock
+RUN_FORMAT_VERSION = 1
+RUNS_FOLDER = Path("runs")  # where runs without run_dir go
+LOCK_GRACE_SECONDS = 1.0  # within which a process that begins a run has taken its lock
 
 
 def tasks_done(record: Mapping[str, Any]) -> int:
-    """How many tasks a run.json has results of: rows of its matrix that are not empty."""
+    """The number of tasks with results in a run.json: rows of its matrix that are not empty."""
     return sum(
         any(value is not None for value in row) for row in record.get("accuracy_matrix") or []
     )
 
 
 def check_run(path: Path) -> None:
-    """UserError where neither a run directory nor a file is."""
+    """UserError if there is neither a directory nor a file."""
     if not path.exists():
         raise UserError(
             f"RUN={path}: no such file or directory; give a run directory or its model.safetensors"
@@ -65,19 +65,24 @@ class RunDirectory:
         if path.exists() and not path.is_dir():
             raise UserError(f"run_dir={path}: is a file; name a directory that does not exist yet")
         if path.is_dir() and any(path.iterdir()):
-            go_on = (
+            resume_hint = (
                 f", or continue that run with: smope train resume={path}"
                 if cls(path).config.is_file()
                 else ""
             )
             raise UserError(
                 f"run_dir={path}: is not empty, and a run overwrites nothing; name a new "
-                f"directory{go_on}"
+                f"directory{resume_hint}"
             )
 
     @classmethod
     def create(cls, path: Path, config_yaml: str) -> RunDirectory:
-        """Make the directory and write the configuration into it."""
+        """Make the directory and write the configuration into it.
+
+        Args:
+            path: The directory; it must not exist, or be empty.
+            config_yaml: The text of config.yaml.
+        """
         cls.check_free(path)
         directory = cls(path)
         try:
@@ -91,26 +96,36 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path, key: str = "RUN") -> RunDirectory:
-        """An existing run directory; UserError where there is none."""
+        """An existing run directory.
+
+        Args:
+            path: The directory.
+            key: What errors call it.
+
+        Raises:
+            UserError: if it is no run directory.
+        """
         directory = cls(path)
         if not directory.config.is_file():
-            found = (
+            problem = (
                 "no such directory"
                 if not path.exists()
                 else "holds no config.yaml, so it is not a run directory"
             )
-            raise UserError(f"{key}={path}: {found}; run directories are named runs/<name>/<time>")
+            raise UserError(
+                f"{key}={path}: {problem}; run directories are named runs/<name>/<time>"
+            )
         return directory
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other process from training here. UserError where one is at it.
+        """Hold the lock of the directory. UserError if another process is training here.
 
-        The kernel lets go of the lock when the process ends, however it ends.
+        The kernel releases the lock when the process ends, however it ends.
         """
         path = self.path / ".lock"
         try:
-            file = self._hold(path)
+            file = self._lock(path)
         except OSError as error:
             raise UserError(
                 f"run_dir={self.path}: cannot be written ({error.strerror}); make it writable, or "
@@ -125,11 +140,12 @@ class RunDirectory:
             finally:
                 path.unlink(missing_ok=True)
 
-    def _hold(self, path: Path) -> IO[str]:
-        """The open lock file, this process's; one that only looks who the holder is has it for
-        less than MOMENT.
+    def _lock(self, path: Path) -> IO[str]:
+        """The lock file, open and locked.
+
+        A process that only asks who the holder is locks it too, for less than LOCK_GRACE_SECONDS.
         """
-        end = time.monotonic() + MOMENT
+        end = time.monotonic() + LOCK_GRACE_SECONDS
         while not try_lock(file := path.open("a+"), path):
             with file:
                 if time.monotonic() > end:
@@ -143,24 +159,24 @@ class RunDirectory:
         return file
 
     def holder(self) -> str | None:
-        """Which process trains here at the moment; None where none does."""
+        """The process that trains here at the moment; None if there is none."""
         path = self.path / ".lock"
         try:
             file = path.open("r+")
         except OSError:
             return None
-        with file:  # closing it lets go of the lock again
+        with file:  # closing it releases the lock
             if try_lock(file, path) or not path.exists():
                 return None
             return file.read() or "another process"
 
     def remove_leftovers(self) -> None:
-        """Delete what a process that was killed had not finished writing."""
+        """Delete the temporary files of a process that was killed."""
         for path in self.path.rglob(".*.tmp"):
             path.unlink()
 
     def read_record(self) -> dict[str, Any]:
-        """run.json, or nothing where there is none yet; UserError where it is damaged."""
+        """The content of run.json, {} if there is none yet. UserError if it is damaged."""
         try:
             return json.loads(self.record.read_bytes()) if self.record.is_file() else {}
         except ValueError as error:

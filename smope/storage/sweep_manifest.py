@@ -1,7 +1,7 @@
-"""What a sweep leaves beside its run directories: the list of its jobs, and what failed jobs said.
+"""What a sweep writes beside its run directories: the list of its jobs, and logs of failed ones.
 
 sweeps/<hash of the jobs>.json  the command and, for each job, its label, method, seed, hash and run
-                                directory: `smope collect` says by it which runs are missing
+                                directory; `smope collect` finds missing runs by it
 logs/<run directory>.log        the output of a job that failed
 """
 
@@ -21,7 +21,13 @@ LOGS = "logs"
 
 
 def write_manifest(folder: Path, command: str, jobs: Sequence[Mapping[str, Any]]) -> None:
-    """Write the list of `jobs`, each with its config_hash, into `folder`; equal jobs replace it."""
+    """Write the list of jobs into a folder. The same jobs replace their earlier list.
+
+    Args:
+        folder: The folder that has the run directories.
+        command: The command line of the sweep.
+        jobs: Plain values for each job, `config_hash` among them.
+    """
     text = json.dumps({"command": command, "jobs": jobs}, indent=1, ensure_ascii=False) + "\n"
     hashes = " ".join(sorted(job["config_hash"] for job in jobs))
     name = hashlib.sha256(hashes.encode()).hexdigest()[:12]
@@ -36,20 +42,20 @@ def write_manifest(folder: Path, command: str, jobs: Sequence[Mapping[str, Any]]
 
 
 def read_manifests(folder: Path) -> list[dict[str, Any]]:
-    """The lists of jobs in a folder of runs; one that cannot be read is no reason to stop."""
-    found = []
+    """The lists of jobs in a folder of runs; a list that cannot be read is skipped."""
+    manifests = []
     for path in sorted((folder / MANIFESTS).glob("*.json")):
         try:
             manifest = json.loads(path.read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(manifest, dict) and isinstance(manifest.get("jobs"), list):
-            found.append(manifest)
-    return found
+            manifests.append(manifest)
+    return manifests
 
 
 def last_line(log: Path) -> str | None:
-    """The error that ends the log of a job; None where there is none."""
+    """The error in the last line of a job's log; None if there is no log."""
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     return next(
         (line.removeprefix("smope: error: ") for line in reversed(lines) if line.strip()), None

@@ -18,12 +18,12 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+def installed_versions() -> dict[str, str]:
+    """The version of Python, the platform, and the version of each of PACKAGES."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions

@@ -1,6 +1,4 @@
-"""A sweep from its first line to its last: what there is to do, the launcher that does it, what
-became of it.
-"""
+"""A sweep from its first line to its last: list the jobs, launch them, summarise them."""
 
 from __future__ import annotations
 
@@ -15,14 +13,15 @@ from pathlib import Path
 from types import FrameType
 
 from smope.config.config import Config
-from smope.config.hydra import compose_values, launch, multirun, with_sweep
+from smope.config.hydra import compose_values, launch_jobs, run_sweeper, with_sweep
 from smope.config.overrides import Overrides, chosen_launcher, combinations, sweeper_decides
 from smope.errors import Interrupted, UserError, one_line
-from smope.sweeps.jobs import RUNS, Job, State, found_again, look
-from smope.sweeps.plan import plan_jobs, write_manifests
-from smope.sweeps.task import JobFailed, Task, key
+from smope.storage.run_directory import RUNS_FOLDER
+from smope.sweeps.expand import expand_jobs, write_manifests
+from smope.sweeps.job_runner import JobFailed, JobRunner, job_key
+from smope.sweeps.jobs import Job, State, at_its_folder, inspect_job
 
-MANY = 30  # configurations that take more than a few seconds to compose
+SLOW_CONFIGURATIONS = 30  # so many take more than a few seconds to compose
 STOPPING = b"\nstopping: runs save a checkpoint first; a second signal stops at once\n"
 
 
@@ -31,11 +30,16 @@ def run_sweep(
     command: Sequence[str],
     describe: Callable[[Config, Path], object] | None = None,
 ) -> int:
-    """Run every combination that is not finished; returns the exit code, 1 where one is not
-    finished afterwards.
+    """Run every combination that is not finished.
 
-    With `describe` each configuration and its run directory are given to that instead, and nothing
-    is written.
+    Args:
+        overrides: The overrides of the multirun.
+        command: The command line, for messages and the manifest.
+        describe: For a dry run: called with each configuration and its run directory instead of
+            running it. Nothing is written then.
+
+    Returns:
+        The exit code, 1 if a job is not finished afterwards.
     """
     if sweeper_decides(overrides):
         if describe is not None:
@@ -46,43 +50,47 @@ def run_sweep(
         return _search(overrides, command)
     overrides = with_sweep(overrides)
     number = sum(1 for _ in combinations(overrides))
-    if number > MANY:
+    if number > SLOW_CONFIGURATIONS:
         print(f"composing {number} configurations", flush=True)
-    jobs, impossible = plan_jobs(overrides)
+    jobs, impossible = expand_jobs(overrides)
     for line in impossible:
         print(f"smope: error: {line}", file=sys.stderr)
-    found = [(job, *look(job)) for job in jobs]
-    _announce(found)
+    states = [(job, *inspect_job(job)) for job in jobs]
+    _print_states(states)
     if describe is not None:
         for job in jobs:
             print(f"\n{job.path}:")
             describe(job.config, job.path)
         return 0
     write_manifests(jobs, command)
-    todo = [job for job, state, _ in found if state not in (State.FINISHED, State.IN_USE)]
-    trouble = _launch(overrides, todo, command) if todo else None
+    todo = [job for job, state, _ in states if state not in (State.FINISHED, State.IN_USE)]
+    trouble = _run_jobs(overrides, todo, command) if todo else None
     return _summarise(jobs, {job.label for job in todo}, len(impossible), trouble)
 
 
-def _announce(found: Sequence[tuple[Job, State, str]]) -> None:
-    """What there is, a line a job."""
+def _print_states(states: Sequence[tuple[Job, State, str]]) -> None:
+    """Print one line for each job, with its state."""
     counts: dict[State, int] = {}
-    for _, state, _ in found:
+    for _, state, _ in states:
         counts[state] = counts.get(state, 0) + 1
     words = ", ".join(f"{number} {state.value}" for state, number in counts.items())
-    print(f"{len(found)} job{'s' if len(found) > 1 else ''}: {words}")
-    for job, _, word in found:
+    print(f"{len(states)} job{'s' if len(states) > 1 else ''}: {words}")
+    for job, _, word in states:
         print(f"  {job.label}: {word} ({job.path})")
     sys.stdout.flush()
 
 
-def _launch(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str]) -> str | None:
-    """Have the jobs run; returns what the launcher itself failed with, if it did.
+def _run_jobs(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str]) -> str | None:
+    """Run the jobs by the chosen launcher.
 
-    KeyboardInterrupt when stopped.
+    Returns:
+        The error of the launcher itself, if it failed.
+
+    Raises:
+        KeyboardInterrupt: if the sweep was stopped.
     """
     stop = _stop_file(jobs[0].path.parent)
-    task = Task(Path.cwd(), stop, {key(job.config): job for job in jobs})
+    task = JobRunner(Path.cwd(), stop, {job_key(job.config): job for job in jobs})
     name = chosen_launcher(overrides)
     trouble = None
     with _watched(stop, name, command):
@@ -92,7 +100,7 @@ def _launch(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str]) -
                 flush=True,
             )
         try:
-            launch(overrides, [job.texts for job in jobs], task)
+            launch_jobs(overrides, [job.texts for job in jobs], task)
         except UserError:
             raise
         except (
@@ -104,27 +112,27 @@ def _launch(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str]) -
 
 @contextmanager
 def _watched(stop: Path, launcher: str, command: Sequence[str]) -> Iterator[None]:
-    """Jobs run in the block; where it is stopped, how to go on is told, and KeyboardInterrupt
-    raised.
+    """Let jobs run in the block. If it is stopped, print how to continue and raise
+    KeyboardInterrupt.
     """
     try:
         with nullcontext() if launcher.startswith("submitit") else _stopping(stop):
             yield
     except KeyboardInterrupt:
-        _tell_how_to_go_on(launcher, command)
+        _print_how_to_continue(launcher, command)
         raise
     except Exception:
-        if not stop.exists():  # what a stopped job did not return is missed
+        if not stop.exists():  # a launcher may miss what a stopped job did not return
             raise
     finally:
         interrupted = _number(stop)
         stop.unlink(missing_ok=True)
     if interrupted is not None:
-        _tell_how_to_go_on(launcher, command)
+        _print_how_to_continue(launcher, command)
         raise Interrupted(interrupted)
 
 
-def _tell_how_to_go_on(launcher: str, command: Sequence[str]) -> None:
+def _print_how_to_continue(launcher: str, command: Sequence[str]) -> None:
     if launcher == "submitit_slurm":
         print(
             "no longer waiting; jobs stay in Slurm's queue (squeue shows them, scancel stops them)"
@@ -133,7 +141,7 @@ def _tell_how_to_go_on(launcher: str, command: Sequence[str]) -> None:
 
 
 def _stop_file(folder: Path) -> Path:
-    """Where all processes of this sweep look whether it is to stop."""
+    """The file that tells all processes of this sweep to stop, once it exists."""
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / f".stop-{platform.node()}-{os.getpid()}").absolute()
 
@@ -144,8 +152,8 @@ def _number(stop: Path) -> int | None:
 
 @contextmanager
 def _stopping(stop: Path) -> Iterator[None]:
-    """The first SIGINT or SIGTERM has runs save and end, and none begin; the second is answered as
-    ever.
+    """At the first SIGINT or SIGTERM runs save and end, and no other begins. The second one has
+    its usual effect.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     before = {
@@ -161,7 +169,7 @@ def _stopping(stop: Path) -> Iterator[None]:
     def answer(number: int, _frame: FrameType | None) -> None:
         put_back()
         stop.write_text(str(number))
-        os.write(2, STOPPING)  # print may be what the signal came into
+        os.write(2, STOPPING)  # the signal may have interrupted a print
 
     for number in before:
         signal.signal(number, answer)
@@ -172,10 +180,10 @@ def _stopping(stop: Path) -> Iterator[None]:
 
 
 def _summarise(jobs: Sequence[Job], tried: set[str], impossible: int, trouble: str | None) -> int:
-    """What became of all jobs; failed ones by name, error and log. Returns the exit code."""
-    found = [(job, look(job)[0]) for job in map(found_again, jobs)]
-    finished = sum(state is State.FINISHED for _, state in found)
-    rest = [(job, state) for job, state in found if state is not State.FINISHED]
+    """Print the outcome of all jobs, with error and log of failed ones. Returns the exit code."""
+    outcomes = [(job, inspect_job(job)[0]) for job in map(at_its_folder, jobs)]
+    finished = sum(state is State.FINISHED for _, state in outcomes)
+    rest = [(job, state) for job, state in outcomes if state is not State.FINISHED]
     print(f"\nsweep: {finished} of {len(jobs)} jobs finished")
     if trouble is not None:
         print(f"smope: error: {trouble}", file=sys.stderr)
@@ -187,7 +195,7 @@ def _summarise(jobs: Sequence[Job], tried: set[str], impossible: int, trouble: s
         else:
             print(f"  not finished: {job.label} ({job.path})")
     if impossible:
-        print(f"  {impossible} combinations cannot be run, as said above")
+        print(f"  {impossible} combinations cannot be run; the reasons are above")
     if rest:
         print("the same command tries again what is not finished, and leaves the rest alone")
     if finished:
@@ -198,10 +206,7 @@ def _summarise(jobs: Sequence[Job], tried: set[str], impossible: int, trouble: s
 
 
 def _search(overrides: Overrides, command: Sequence[str]) -> int:
-    """A sweeper of its own decides what to try, so that no list can be made beforehand.
-
-    Returns the exit code.
-    """
+    """Run a Hydra sweeper that decides what to try while it runs. Returns the exit code."""
     if (
         compose_values(with_sweep(overrides), multirun=True)["stream"].get("validation_fraction")
         is None
@@ -211,10 +216,10 @@ def _search(overrides: Overrides, command: Sequence[str]) -> int:
             "too good to report "
             "afterwards; write stream.validation_fraction=0.2, or search with `smope tune`"
         )
-    stop = _stop_file(RUNS)
+    stop = _stop_file(RUNS_FOLDER)
     try:
         with _watched(stop, chosen_launcher(overrides), command):
-            multirun(overrides, Task(Path.cwd(), stop))
+            run_sweeper(overrides, JobRunner(Path.cwd(), stop))
     except JobFailed:
         print("smope: error: at least one job failed; the others were run", file=sys.stderr)
         return 1

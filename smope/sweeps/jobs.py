@@ -1,8 +1,7 @@
-"""A job of a sweep: its configuration, its place, and what became of it so far. Read from the disk,
-never remembered.
+"""A job of a sweep: its configuration, its folder, and its state, which is always read from disk.
 
-Its identity is `Config.config_hash`: runs/<name>/<what is swept>-<hash>. The same computation is
-found again whatever the rest of the command was.
+A job is known by `Config.config_hash`. Its folder is runs/<name>/<swept values>-<hash>, so another
+command with the same computation finds the same folder.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ from typing import Any
 
 from smope.config.config import Config
 from smope.errors import UserError
-from smope.storage.run_directory import RunDirectory, tasks_done
+from smope.storage.run_directory import RUNS_FOLDER, RunDirectory, tasks_done
 from smope.storage.sweep_manifest import LOGS, last_line
 
-RUNS = Path("runs")
-LONGEST = 60  # characters of a folder's name before its hash
+FOLDER_NAME_CHARACTERS = 60  # at most, before the hash
 
 
 class State(Enum):
-    """What is on the disk of a job."""
+    """How far a job is, by the files in its folder."""
 
     NEW = "new"
     FINISHED = "finished"
@@ -35,8 +33,13 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Job:
-    """One combination: what tells it from the others, its overrides for Hydra, configuration and
-    run directory.
+    """One combination of a sweep.
+
+    Attributes:
+        label: The swept keys and values, which tell it from the other jobs.
+        texts: Its overrides, as Hydra takes them.
+        config: Its validated configuration.
+        path: Its run directory.
     """
 
     label: str
@@ -46,37 +49,39 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What a job that failed said; kept beside the run directories, for some fail before they
-        have one.
+        """The output of a failed job. It is beside the run directories, for some jobs fail before
+        they have one.
         """
         return self.path.parent / LOGS / f"{self.path.name}.log"
 
     def failure(self) -> str | None:
-        """The last line of its log, the error; None where it left none."""
+        """The error, which is the last line of its log; None if there is no log."""
         return last_line(self.log)
 
 
 def make_job(config: Config, texts: Sequence[str], swept: Iterable[str]) -> Job:
-    """A job, in the folder that its configuration has had before, or in a new one named after what
-    is `swept`.
+    """A job in the folder that its configuration already has, or in a new one.
+
+    Args:
+        config: The validated configuration.
+        texts: Its overrides, as Hydra takes them.
+        swept: The swept overrides, key=value; a new folder is named after them.
     """
     swept = list(swept)
-    path = RUNS / config.name / "-".join([*_words(swept), config.config_hash])
-    return found_again(Job(" ".join(swept) or "defaults", tuple(texts), config, path))
+    path = RUNS_FOLDER / config.name / "-".join([*_words(swept), config.config_hash])
+    return at_its_folder(Job(" ".join(swept) or "defaults", tuple(texts), config, path))
 
 
-def found_again(job: Job) -> Job:
-    """The job in the folder that it has by now: since it was planned, another command may have
-    begun it elsewhere.
-    """
-    there = sorted(
+def at_its_folder(job: Job) -> Job:
+    """The job with its present folder: another command may have begun it elsewhere meanwhile."""
+    folders = sorted(
         path for path in job.path.parent.glob(f"*{job.config.config_hash}") if path.is_dir()
     )
-    return replace(job, path=there[0]) if there else job
+    return replace(job, path=folders[0]) if folders else job
 
 
 def _words(swept: Sequence[str]) -> list[str]:
-    """What is swept as part of a file's name: smope, seed0, top_k3."""
+    """Swept overrides as part of a folder's name: smope, seed0, top_k3."""
     words = []
     for text in swept:
         key, _, value = text.partition("=")
@@ -84,19 +89,19 @@ def _words(swept: Sequence[str]) -> list[str]:
         words.append(
             re.sub(r"[^\w.+-]+", "_", (key.rpartition(".")[2] if number else "") + value).strip("_")
         )
-    name = "-".join(words)[:LONGEST].strip("-_.")
+    name = "-".join(words)[:FOLDER_NAME_CHARACTERS].strip("-_.")
     return [name] if name else []
 
 
-def look(job: Job) -> tuple[State, str]:
-    """What there is of a job, and in words what a sweep makes of it."""
+def inspect_job(job: Job) -> tuple[State, str]:
+    """The state of a job, and what a sweep does with it, in words."""
     directory = RunDirectory(job.path)
     holder = directory.holder()
     if holder is not None:
         return State.IN_USE, f"being trained by {holder}, left to it"
     try:
         record = directory.read_record()
-    except UserError:  # it will say so itself when it is tried, and stop no other
+    except UserError:  # the job itself fails with this error; other jobs go on
         return State.FAILED, "its run.json is damaged, tried again"
     status = record.get("status")
     if status == "finished":
@@ -115,8 +120,8 @@ def _how_far(record: dict[str, Any]) -> str:
 
 
 def clear_stub(path: Path) -> None:
-    """Remove what a process leaves that is killed while it makes its run directory: folders,
-    nothing in them.
+    """Remove the empty folders that a process leaves if it is killed while it makes a run
+    directory.
     """
     if (path / "config.yaml").is_file() or not path.is_dir():
         return

@@ -1,8 +1,8 @@
 """One run in a process of its own, as every job of a sweep is.
 
-What happens to it (no memory, a crash, SIGKILL) stays there, its peak memory is its own, and
-nothing of the run before is left in torch. The processes are forked from a server that has imported
-everything already, so that each costs no more than its own run.
+A crash, a lack of memory or SIGKILL ends this run alone, its peak memory is its own, and torch has
+no state of an earlier run. The processes are forked from a server that has imported everything, so
+starting one takes no time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smope.config.config import Config
 from smope.errors import UserError
 from smope.storage.sweep_manifest import last_line
 
-POLL = 0.2  # seconds between looks at whether the sweep is to stop
+POLL_SECONDS = 0.2  # between two looks whether the sweep has to stop
 
 
 def run_apart(
@@ -32,14 +32,21 @@ def run_apart(
     resume: bool,
     log: Path,
     quiet: bool,
-    asked: Callable[[], bool],
+    stop_requested: Callable[[], bool],
 ) -> int:
-    """Train in a process of its own and return how that ended: 0, or as a shell says it (128 + the
-    signal's number).
+    """Train in a process of its own.
 
-    Once `asked` says so, the run gets SIGTERM, after which it saves a checkpoint and ends. What it
-    prints goes to `log` where it is to be `quiet`; without, only what it failed with does. Nothing
-    is left of the log of a run that ended well.
+    Args:
+        config: The run's configuration.
+        run_dir: Its directory.
+        resume: Whether to continue the run that is there.
+        log: Where output goes if `quiet`, and an error in any case. Deleted if the run succeeds.
+        quiet: Whether to print nothing.
+        stop_requested: Asked every POLL_SECONDS. Once it says yes, the run gets SIGTERM: it saves a
+            checkpoint and ends.
+
+    Returns:
+        The exit code, 128 + its number for a signal, as in a shell.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
@@ -55,12 +62,12 @@ def run_apart(
         ),
     )
     process.start()
-    told = False
+    terminated = False
     try:
         while process.is_alive():
-            process.join(POLL)
-            if not told and asked():
-                told = True
+            process.join(POLL_SECONDS)
+            if not terminated and stop_requested():
+                terminated = True
                 process.terminate()
     finally:
         if process.is_alive():
@@ -73,12 +80,12 @@ def run_apart(
 
 
 def stopped(code: int) -> bool:
-    """Whether a run ended because it was asked to."""
+    """Whether an exit code is that of a run that was stopped by a signal."""
     return code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def _context() -> Any:
-    """Processes from a server with all imports done; where there is none (Windows), new ones."""
+    """Processes from a server with all imports done; on Windows, without a server, new ones."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
@@ -91,14 +98,14 @@ def _context() -> Any:
 
 
 def _settle(log: Path, code: int) -> None:
-    """The log of a failure says in its last line what it was; other logs repeat train.log."""
+    """Have the log of a failed run end with its error, and delete the log of any other run."""
     if code == 0 or stopped(code):
         log.unlink(missing_ok=True)
     elif code < 128 and last_line(log) is None:
         log.write_text(f"smope: error: the process ended with exit code {code}\n", encoding="utf-8")
     elif code > 128:
         name = signal.Signals(code - 128).name
-        hint = " (the system was out of memory, or somebody did it)" if name == "SIGKILL" else ""
+        hint = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""
         with log.open("a", encoding="utf-8") as file:
             file.write(f"\nsmope: error: the process was ended by {name}{hint}\n")
 
@@ -111,10 +118,10 @@ def _child(
     log: Path,
     environment: Mapping[str, str],
 ) -> None:
-    """The process itself."""
+    """The body of the process."""
     os.environ.update(environment)
     with suppress(AttributeError, OSError):
-        os.setpgid(0, 0)  # Ctrl-C reaches the sweep alone, which then asks this process once
+        os.setpgid(0, 0)  # Ctrl-C reaches the sweep alone, which then stops this process once
     threading.Thread(target=_follow_parent, daemon=True).start()
     if output is not None:
         _redirect(output)
@@ -130,12 +137,12 @@ def _child(
 
 
 def _as_shown(path: Path) -> Path:
-    """The directory relative to the current one where it lies below it, as messages name it."""
+    """The directory as messages name it: relative to the current one if it is below that."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _follow_parent() -> None:
-    """A sweep that is killed takes its runs with it: they save a checkpoint and stop."""
+    """If the sweep is killed, save a checkpoint and stop."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -152,8 +159,8 @@ def _redirect(path: Path) -> None:
 
 
 def _report(error: Exception, log: Path | None) -> None:
-    """The traceback and, last, the error in a line: to the log, or where this process prints
-    anyway.
+    """Write the traceback and, as last line, the error: to the log, or to where this process
+    prints if `log` is None.
     """
     from smope.errors import one_line
 

@@ -1,6 +1,4 @@
-"""What the server that forks a sweep's runs imports before the first: all that a run does,
-Avalanche included.
-"""
+"""What the server that forks a sweep's runs imports first: all that a run needs, with Avalanche."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.storage.files import write_atomically
-from smope.storage.hashed_safetensors import OtherFormat, seal, unlike, unseal
+from smope.storage.hashed_safetensors import OtherFormat, pack, unlike, unpack
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 
-FORMAT_VERSION = 2
+CHECKPOINT_FORMAT_VERSION = 2
 KEPT = 2
 NAME = re.compile(r"\d{3,}-\d{8,}\.safetensors")
 RECORD = {
@@ -92,7 +92,7 @@ def save_checkpoint(
     }
     path = directory.checkpoints / f"{tasks_done:03d}-{steps:08d}.safetensors"
     try:
-        write_atomically(path, seal(facts, tensors, FORMAT_VERSION))
+        write_atomically(path, pack(facts, tensors, CHECKPOINT_FORMAT_VERSION))
     except OSError as error:
         raise OSError(
             f"checkpoint {path}: cannot be written ({error.strerror}); those before it are kept"
@@ -143,7 +143,7 @@ def last_checkpoint(
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint; UserError where it is damaged or of another format."""
-    facts, tensors = unseal("checkpoint", path, FORMAT_VERSION, RECORD)
+    facts, tensors = unpack("checkpoint", path, CHECKPOINT_FORMAT_VERSION, RECORD)
     parts: dict[str, dict[str, Tensor]] = {"method": {}, "within": {}}
     for key, value in tensors.items():
         group, _, name = key.partition(".")

@@ -1,6 +1,4 @@
-"""A search from its description to its table: trial after trial, each a run of the first tasks in
-this process.
-"""
+"""A search: one trial after the other, each a run of the first tasks in this process."""
 
 from __future__ import annotations
 
@@ -22,20 +20,25 @@ from smope.run.prepare import prepare
 from smope.run.train import EndEarly, Part, train
 from smope.training.history import History
 from smope.tuning.settings import TuneSettings
-from smope.tuning.space import Space, present, without_steps
+from smope.tuning.space import Space, own_values, without_steps
 from smope.tuning.study import Claim, Study, join
-from smope.tuning.summary import Judged, result, short, write
+from smope.tuning.summary import Protocol, result, short, write
 
-FAILURES = 3  # trials in a row without a score, after which something else is wrong
+MAX_FAILURES = 3  # trials without a score in a row, after which the search stops
 
 
 @dataclass(frozen=True)
 class Search:
-    """What `smope tune` was asked for.
+    """What `smope tune` has to do.
 
-    config: of the trials. changes: the user's own entries of the space. command: this one, to give
-    again. train: the arguments of `smope train` that run the configuration as it is meant to be, on
-    all tasks and judged on test images.
+    Attributes:
+        config: The configuration of the trials.
+        settings: The settings of the search.
+        space: The search space.
+        changes: The user's own entries of the space.
+        folder: The study's folder; None to name it by a hash.
+        command: The command line, to repeat it.
+        train: The arguments of `smope train` that train on all tasks and test images.
     """
 
     config: Config
@@ -47,105 +50,102 @@ class Search:
     train: Sequence[str]
 
 
-def search(asked: Search) -> None:
-    """Run trials until the study has as many as asked for, then tell what came out of it."""
-    asked, judged = _look(asked)
-    folder = asked.folder or Path("studies") / asked.config.name / _digest(asked, judged)
-    join(folder, _description(asked, judged))
-    study = Study(folder, asked.space, asked.settings, asked.config.seed)
-    own = present(asked.config, asked.space)
-    study.begin_with(own if asked.settings.defaults_first else None)
-    print("\n".join(_heading(asked, judged, folder, own)), flush=True)
+def search(job: Search) -> None:
+    """Run trials until the study has enough of them, then print the results."""
+    job, protocol = _prepared(job)
+    folder = job.folder or Path("studies") / job.config.name / _digest(job, protocol)
+    join(folder, _description(job, protocol))
+    study = Study(folder, job.space, job.settings, job.config.seed)
+    own = own_values(job.config, job.space)
+    study.begin_with(own if job.settings.defaults_first else None)
+    print("\n".join(_heading(job, protocol, folder, own)), flush=True)
     failures = 0
     while (claim := study.claim()) is not None:
         try:
-            scored = _run(claim, study, asked)
+            scored = _run(claim, study, job)
         except KeyboardInterrupt:
             print(
-                f"stopped in trial {claim.number}; the same command goes on with it: "
-                f"{asked.command}",
+                f"stopped in trial {claim.number}; the same command goes on with it: {job.command}",
                 flush=True,
             )
             raise
         finally:
-            study.let_go()
-        write(study, judged)
+            study.release()
+        write(study, protocol)
         failures = 0 if scored else failures + 1
-        if failures == FAILURES:
+        if failures == MAX_FAILURES:
             raise UserError(
-                f"{FAILURES} trials in a row have no score, the last for the reason above; change "
+                f"{MAX_FAILURES} trials in a row have no score, the last for the reason above; change "
                 f"the space, or, once "
-                f"that is put right, give the same command again: {asked.command}"
+                f"that is put right, give the same command again: {job.command}"
             )
-    write(study, judged)
-    print(result(study, judged))
+    write(study, protocol)
+    print(result(study, protocol))
 
 
-def _look(asked: Search) -> tuple[Search, Judged]:
-    """Build the configuration once, so that what cannot run is refused before there is a study."""
-    settings = asked.settings
+def _prepared(job: Search) -> tuple[Search, Protocol]:
+    """Build the configuration once, so that errors come before there is a study."""
+    settings = job.settings
     try:
-        experiment, trainer = prepare(asked.config, settings.first_tasks)
+        experiment, trainer = prepare(job.config, settings.first_tasks)
     except UserError as error:
         raise UserError(
             f"tune.{error}" if str(error).startswith("first_tasks") else str(error)
         ) from error
     stream = experiment.stream
     if not any(trainer.steps(span) for span in trainer.spans):
-        method = chosen_name(asked.config.method["_target_"])
-        asked = replace(asked, space=without_steps(asked.space, asked.changes, method))
-    judged = Judged(
+        method = chosen_name(job.config.method["_target_"])
+        job = replace(job, space=without_steps(job.space, job.changes, method))
+    protocol = Protocol(
         ranked_on=stream.evaluated_on,
         first_tasks=settings.first_tasks,
         all_tasks=len(stream.benchmark.streams["train"]),
         score=settings.score,
         images=tuple(len(task.test) for task in stream.tasks),
         identity=f"{stream.identity} {experiment.backbone.identity.sha256}",
-        train=tuple(asked.train),
+        train=tuple(job.train),
     )
-    return asked, judged
+    return job, protocol
 
 
-def _description(asked: Search, judged: Judged) -> dict[str, Any]:
-    """What a study's folder is known by: scores of two descriptions that differ cannot be
-    compared.
-    """
-    flat = flatten(asked.config.as_dict())
+def _description(job: Search, protocol: Protocol) -> dict[str, Any]:
+    """What a study is known by: scores of different descriptions cannot be compared."""
+    flat = flatten(job.config.as_dict())
     kept = {
         k: v
         for k, v in flat.items()
-        if k not in asked.space and k not in ("run_dir", "resume") and not may_move(k, flat)
+        if k not in job.space and k not in ("run_dir", "resume") and not may_move(k, flat)
     }
-    images, weights = judged.identity.split()
+    images, weights = protocol.identity.split()
     return {
-        "protocol": {**asked.settings.protocol, "images": images, "weights": weights},
-        "space": {key: str(dimension) for key, dimension in asked.space.items()},
+        "protocol": {**job.settings.protocol, "images": images, "weights": weights},
+        "space": {key: str(dimension) for key, dimension in job.space.items()},
         "config": kept,
-        "marked": judged.mark or None,
+        "marked": protocol.mark or None,
     }
 
 
-def _digest(asked: Search, judged: Judged) -> str:
-    text = json.dumps(_description(asked, judged), sort_keys=True, ensure_ascii=False)
+def _digest(job: Search, protocol: Protocol) -> str:
+    text = json.dumps(_description(job, protocol), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _heading(
-    asked: Search, judged: Judged, folder: Path, own: Mapping[str, Any] | None
+    job: Search, protocol: Protocol, folder: Path, own: Mapping[str, Any] | None
 ) -> list[str]:
-    settings, images = asked.settings, sum(judged.images)
+    settings, images = job.settings, sum(protocol.images)
     lines = [
-        f"{judged.score.replace('_', ' ')} on {images} {judged.ranked_on} images of the first "
-        f"{judged.first_tasks} of "
-        f"{judged.all_tasks} tasks, {settings.trials} trials in all",
-        *(f"  {key}: {dimension}" for key, dimension in asked.space.items()),
+        f"{protocol.score.replace('_', ' ')} on {images} {protocol.ranked_on} images of the first "
+        f"{protocol.first_tasks} of "
+        f"{protocol.all_tasks} tasks, {settings.trials} trials in all",
+        *(f"  {key}: {dimension}" for key, dimension in job.space.items()),
     ]
-    if judged.first_tasks == judged.all_tasks:
+    if protocol.first_tasks == protocol.all_tasks:
         lines.append(
             "the search sees every task of the stream: nothing of it is left that it does not know"
         )
-    if judged.mark:
-        lines.append(judged.mark)
+    if protocol.mark:
+        lines.append(protocol.mark)
     if settings.defaults_first:
         where = (
             "are the first trial" if own is not None else "lie outside the space and are not tried"
@@ -154,23 +154,21 @@ def _heading(
     return [*lines, f"study: {folder}"]
 
 
-def _run(claim: Claim, study: Study, asked: Search) -> bool:
-    """One trial, from where it is to its end, and what Optuna is told of it; whether it has a
-    score.
-    """
+def _run(claim: Claim, study: Study, job: Search) -> bool:
+    """Run one trial to its end and report it to Optuna. Returns whether it has a score."""
     values = ", ".join(f"{key}={short(value)}" for key, value in claim.values.items())
     print(
         f"trial {claim.number}: {values}{' (killed before, going on)' if claim.resume else ''}",
         flush=True,
     )
-    reports = _Reports(claim, study, asked.settings)
+    reports = _Reports(claim, study, job.settings)
     part = Part(
-        asked.settings.first_tasks,
+        job.settings.first_tasks,
         reports.after_task,
-        {"searched": True, "ranked_on": asked.settings.rank_on},
+        {"searched": True, "ranked_on": job.settings.rank_on},
     )
     try:
-        config = replaced(asked.config, claim.values)
+        config = replaced(job.config, claim.values)
         if not claim.resume and claim.run_dir.exists():  # killed before anything was in it
             shutil.rmtree(claim.run_dir)
         record = train(config, claim.run_dir, resume=claim.resume, part=part)
@@ -188,7 +186,7 @@ def _run(claim: Claim, study: Study, asked: Search) -> bool:
         )
     else:
         matrix = record["accuracy_matrix"]
-        score = _score(matrix, asked.settings)
+        score = _score(matrix, job.settings)
         claim.trial.set_user_attr("row", matrix[-1])
         reports.catch_up(matrix)
         study.optuna.tell(claim.trial, score)
@@ -200,12 +198,12 @@ def _run(claim: Claim, study: Study, asked: Search) -> bool:
 
 
 class _Reports:
-    """Tells Optuna the score after each task, and asks it whether to go on."""
+    """Reports the score after each task to Optuna, which may end the trial early."""
 
     def __init__(self, claim: Claim, study: Study, settings: TuneSettings) -> None:
         self.claim = claim
         self.settings = settings
-        self._told = 0
+        self._reported = 0
 
     def after_task(self, history: History) -> None:
         self.catch_up(history.accuracy_matrix)
@@ -220,10 +218,10 @@ class _Reports:
                 raise EndEarly
 
     def catch_up(self, matrix: Matrix) -> None:
-        """Rows that a trial inherited from the one it continues are told as well."""
-        for row in range(self._told, len(matrix)):
+        """Report the rows that are new, also those of an earlier trial that this one continues."""
+        for row in range(self._reported, len(matrix)):
             self.claim.trial.report(_score(matrix[: row + 1], self.settings), row)
-        self._told = len(matrix)
+        self._reported = len(matrix)
 
 
 def _score(matrix: Matrix, settings: TuneSettings) -> float:

@@ -1,7 +1,4 @@
-"""What a search is told beside the configuration of its runs: the keys `tune.*`.
-
-Imports neither torch nor Optuna.
-"""
+"""The settings of a search: the keys `tune.*`. Imports neither torch nor Optuna."""
 
 from __future__ import annotations
 
@@ -19,17 +16,15 @@ from smope.config.value_types import convert, describe, fits, shown
 from smope.declare.ranges import AtLeast, Share
 from smope.errors import UserError
 
-OWN = re.compile(r"\+{0,2}tune(\.[\w.]+)?=")
+TUNE_OVERRIDE = re.compile(r"\+{0,2}tune(\.[\w.]+)?=")
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """The protocol of a search, and how much of it there is; conf/tune/default.yaml says what each
-    key does.
+    """The protocol and the size of a search; conf/tune/default.yaml says what each key does.
 
-    Tuning on the first tasks alone, of which nothing later is known, follows Chaudhry et al. 2019
-    (arXiv 1812.00420), whose first three tasks of a stream serve for it; here their validation
-    images judge, not their test images.
+    Tuning on the first tasks alone follows Chaudhry et al. 2019 (arXiv 1812.00420), who use the
+    first three tasks of a stream. Here validation images rank the trials, not test images.
     """
 
     first_tasks: Annotated[int, AtLeast(1)] = 3
@@ -47,26 +42,31 @@ class TuneSettings:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What decides whether two scores can be compared; the amount and the way of searching do
-        not.
-        """
+        """The settings that two searches must share for their scores to be comparable."""
         kept = ("first_tasks", "score", "rank_on")
         return {key: value for key, value in asdict(self).items() if key in kept}
 
 
 def separate(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The search's own overrides, without their plus signs, and those of its runs."""
-    own = [text for text in texts if OWN.match(text)]
+    """The overrides of `tune.*`, without plus signs, and those of the runs."""
+    own = [text for text in texts if TUNE_OVERRIDE.match(text)]
     return [text.lstrip("+") for text in own], [text for text in texts if text not in own]
 
 
 def read_settings(
     texts: Sequence[str], config_dirs: Sequence[Path]
 ) -> tuple[TuneSettings, dict[str, Any], dict[str, Any]]:
-    """The settings, and the search space as it was written: that of the chosen file, and what
-    overrides say of it.
+    """Read the keys `tune.*`.
 
-    UserError for a key that does not exist and a value that does not fit.
+    Args:
+        texts: The overrides of these keys.
+        config_dirs: The folders with files of tune=.
+
+    Returns:
+        The settings, the search space of the chosen file, and the user's changes to it.
+
+    Raises:
+        UserError: for a key that does not exist, or a value that does not fit.
     """
     given = read_values(texts)
     name = given.pop("tune", "default")

@@ -1,5 +1,4 @@
-"""The search space: for each key of the configuration a range or a choice, typed and checked before
-anything runs.
+"""The search space: a range or a choice for each searched key, checked before anything runs.
 
 {low: 1e-4, high: 1e-2, log: true}   a number in between, even on a logarithmic scale; a whole
                                      number where the key is
@@ -20,13 +19,13 @@ from smope.config.signatures import takes
 from smope.config.value_types import convert, describe, fits, shown
 from smope.errors import UserError
 
-# How training images are shown; everything else of a stream decides what is learned or judged.
+# How training images are shown. Other keys of a stream change the data, so scores differ.
 STREAM_KEYS = ("stream.crop_scale", "stream.flip")
 FORMS = "write a range as {low: 1e-4, high: 1e-2, log: true} or a choice as [a,b]"
 
 
 @dataclass(frozen=True)
-class Range:
+class NumberRange:
     """Numbers from `low` to `high`, both included; whole ones where both are."""
 
     low: float
@@ -74,17 +73,23 @@ class Choices:
         return "one of " + ", ".join(self.by_text)
 
 
-Space = dict[str, Range | Choices]
+Space = dict[str, NumberRange | Choices]
 
 
 def make_space(
     config: Config, file: Mapping[str, Any], changes: Mapping[str, Any], given: Collection[str] = ()
 ) -> Space:
-    """The space of a file, its keys that this configuration has and that are not `given` a value by
-    hand, with the user's own changes, whose keys must exist.
+    """The search space of a configuration.
 
-    UserError for a key that does not exist or must not be searched, and for a value that the
-    configuration refuses.
+    Args:
+        config: The configuration.
+        file: Entries of a file of conf/tune; keys that the configuration lacks are left out.
+        changes: The user's own entries, which win. Their keys must exist.
+        given: Keys that the user set by hand, which the file does not search.
+
+    Raises:
+        UserError: for a key that does not exist or must not be searched, and for a value that the
+            configuration refuses.
     """
     kinds = settable(config)
     for key in changes:
@@ -112,7 +117,13 @@ def make_space(
 
 
 def without_steps(space: Space, changes: Mapping[str, Any], method: str) -> Space:
-    """The space of a method that takes no training steps: without the file's keys of the trainer."""
+    """The space of a method that takes no training steps: without keys of the trainer.
+
+    Args:
+        space: The search space.
+        changes: The user's own entries. UserError if one of them is a key of the trainer.
+        method: The method's name, for errors.
+    """
     given = next((key for key in changes if key.startswith("trainer.") and key in space), None)
     if given:
         raise UserError(
@@ -127,9 +138,12 @@ def without_steps(space: Space, changes: Mapping[str, Any], method: str) -> Spac
     return kept
 
 
-def present(config: Config, space: Space) -> dict[str, Any] | None:
-    """The configuration's own values of the searched keys; None where the space does not hold them
-    all.
+def own_values(config: Config, space: Space) -> dict[str, Any] | None:
+    """The configuration's own values of the searched keys; None if one is outside the space.
+
+    Args:
+        config: The configuration.
+        space: The search space.
     """
     flat = flatten(config.as_dict())
     values = {key: flat.get(key) for key in space}
@@ -143,15 +157,15 @@ def _applies(key: str, config: Config, kinds: Mapping[str, Any]) -> bool:
 
 
 def _refuse(key: str, config: Config, kinds: Mapping[str, Any]) -> None:
-    """UserError for a key of the user's that does not exist, or does not belong into a search."""
+    """UserError for a key that does not exist or must not be searched."""
     name, group = f"tune.space.{key}", key.partition(".")[0]
     if key in GROUPS or key == "experiment":
         raise UserError(
             f"{name}: {key} is a group; a search is over keys of one choice: start one for each "
             f"{key}=..."
         )
-    idle = key in kinds and immaterial(key, flatten(config.as_dict()))
-    if key in ("seed", "name", "run_dir", "resume") or group == "tracker" or idle:
+    no_effect = key in kinds and immaterial(key, flatten(config.as_dict()))
+    if key in ("seed", "name", "run_dir", "resume") or group == "tracker" or no_effect:
         raise UserError(
             f"{name}: {key} does not change what a method learns and is not to be searched; leave "
             f"it out"
@@ -174,11 +188,8 @@ def _refuse(key: str, config: Config, kinds: Mapping[str, Any]) -> None:
         raise UserError(f"{name}: this method has no router, so it has no effect; leave it out")
 
 
-def _dimension(key: str, value: Any, kind: Any) -> Range | Choices:
-    """The typed form of one entry.
-
-    UserError names the entry, what is wrong and a form that is right.
-    """
+def _dimension(key: str, value: Any, kind: Any) -> NumberRange | Choices:
+    """The typed form of one entry; UserError if it is neither a range nor a choice."""
     name = f"tune.space.{key}"
     if isinstance(value, list):
         value = {"choices": value}
@@ -213,7 +224,7 @@ def _choices(name: str, value: Mapping[str, Any], kind: Any) -> Choices:
     return Choices(tuple(converted))
 
 
-def _range(name: str, value: Mapping[str, Any], kind: Any) -> Range:
+def _range(name: str, value: Mapping[str, Any], kind: Any) -> NumberRange:
     whole = not fits(0.5, kind)
     if not fits(1, kind):
         raise UserError(
@@ -243,7 +254,7 @@ def _range(name: str, value: Mapping[str, Any], kind: Any) -> Range:
         raise UserError(
             f"{name}: step must be above 0 and lead from low to high, got step={shown(step)}"
         )
-    return Range(*((low, high) if whole else (float(low), float(high))), log, step)
+    return NumberRange(*((low, high) if whole else (float(low), float(high))), log, step)
 
 
 def _is_number(value: Any, whole: bool) -> bool:
@@ -255,8 +266,8 @@ def _is_multiple(length: float, step: float) -> bool:
 
 
 def _try(config: Config, space: Space, key: str, value: Any) -> None:
-    """UserError where the configuration refuses `value`, whether the other keys are as they are,
-    lowest or highest.
+    """UserError if the configuration refuses a value, with the other keys as they are, at their
+    lowest and at their highest.
     """
     errors: list[UserError] = []
     others: Sequence[Mapping[str, Any]] = (

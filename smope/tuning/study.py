@@ -1,18 +1,16 @@
-"""An Optuna study in a folder that several processes share: which trial is next, and which were
-killed.
+"""An Optuna study in a folder that several processes share.
 
-study.json       what is searched, on what, by which protocol; written once, and compared by every
-                 process that joins
+study.json       the search space, the configuration and the protocol; written once and compared by
+                 every process that joins
 study.db         Optuna's own record (SQLite): each trial, its values, its score after each task,
                  its state
 trials/N/        the run directory of trial N, without checkpoints once it has ended
-trials/N.lock    held while a process is at trial N: the kernel lets go of it however that process
-                 ends
-trials.csv, best.json    what came out of it, see summary.py; written anew after each trial
+trials/N.lock    held while a process runs trial N; the kernel releases it when the process ends
+trials.csv, best.json    the results, see summary.py; rewritten after each trial
 
-A trial whose process was killed stays RUNNING in Optuna's record while nobody holds its lock. The
-next process to ask for a trial marks it as failed and gives out its values again, to go on in the
-same run directory; three times at most.
+If a process is killed, its trial stays RUNNING in Optuna's record, but no process holds its lock.
+The next process that asks for a trial marks it as failed and repeats its values in the same run
+directory, MAX_ATTEMPTS times at most.
 """
 
 from __future__ import annotations
@@ -38,23 +36,28 @@ from smope.errors import UserError
 from smope.seeding import stable_seed
 from smope.storage.files import lock_file, write_atomically
 from smope.tuning.settings import TuneSettings
-from smope.tuning.space import Range, Space
+from smope.tuning.space import NumberRange, Space
 
-ATTEMPTS = 3
-# what another process may have made a moment ago
-BEGUN = (
+MAX_ATTEMPTS = 3
+# files that another process may have made just before study.json
+EARLY_FILES = (
     ".lock",
     "trials",
     "study.db",
     "study.db-journal",
 )
-FORMAT_VERSION = 1
+STUDY_FORMAT_VERSION = 1
 
 
 @dataclass
 class Claim:
-    """A trial that this process is at: its values, its run directory, whether to go on there;
-    `trial` is Optuna's.
+    """A trial that this process runs.
+
+    Attributes:
+        trial: Optuna's trial.
+        values: Values of the configuration by dotted key.
+        run_dir: Its run directory.
+        resume: Whether to continue the run in that directory.
     """
 
     trial: optuna.Trial
@@ -68,10 +71,7 @@ class Claim:
 
 
 class Study:
-    """The trials of one folder.
-
-    What changes which trials there are happens under the folder's lock.
-    """
+    """The trials of one folder. Trials are added and released under the folder's lock."""
 
     def __init__(self, folder: Path, space: Space, settings: TuneSettings, seed: int) -> None:
         self.folder = folder
@@ -81,7 +81,7 @@ class Study:
         self._lock: IO[str] | None = None
         self._distributions = {key: _distribution(dimension) for key, dimension in space.items()}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with _alone(self.folder):
+        with _folder_lock(self.folder):
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
             )
@@ -98,23 +98,21 @@ class Study:
         return self.optuna.get_trials()
 
     def begin_with(self, values: Mapping[str, Any] | None) -> None:
-        """Have the first trial of a new study take these values."""
-        with _alone(self.folder):
+        """Let the first trial of a new study have these values."""
+        with _folder_lock(self.folder):
             if values is not None and not self.trials:
                 self.optuna.enqueue_trial(self._encoded(values))
 
     def claim(self) -> Claim | None:
-        """The next trial, its lock held until `let_go`; None where enough have ended or are under
-        way.
-        """
-        with _alone(self.folder):
+        """The next trial, locked until `release`; None if there are enough trials."""
+        with _folder_lock(self.folder):
             self._release_killed()
             trials = self.trials
             states = [trial.state for trial in trials]
             counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
             if sum(state in counted for state in states) >= self.settings.trials:
                 return None
-            self.optuna.sampler = self._sampler(sum(_stays(trial) for trial in trials))
+            self.optuna.sampler = self._sampler(sum(_counts_for_sampler(trial) for trial in trials))
             trial = self.optuna.ask(self._distributions)
             self._lock = lock_file(self._lock_path(trial.number))
             assert self._lock is not None, "a new trial is nobody else's"
@@ -123,29 +121,31 @@ class Study:
         run_dir = self.folder / "trials" / str(first)
         return Claim(trial, self.values(trial.params), run_dir, (run_dir / "config.yaml").is_file())
 
-    def let_go(self) -> None:
-        """This process is no longer at a trial."""
+    def release(self) -> None:
+        """Give up the lock of the present trial."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def under_way(self) -> int:
-        """Trials that other processes are at."""
+    def running_elsewhere(self) -> int:
+        """The number of trials that other processes run."""
         return sum(trial.state == TrialState.RUNNING for trial in self.trials)
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna's parameters as values of the configuration."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key, value in params.items():
             dimension = self.space[key]
-            found[key] = value if isinstance(dimension, Range) else dimension.by_text[value]
-        return found
+            values[key] = value if isinstance(dimension, NumberRange) else dimension.by_text[value]
+        return values
 
     def _encoded(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v if isinstance(self.space[k], Range) else shown(v) for k, v in values.items()}
+        return {
+            k: v if isinstance(self.space[k], NumberRange) else shown(v) for k, v in values.items()
+        }
 
     def _release_killed(self) -> None:
-        """Trials that nobody is at any more fail, and their values are given out again."""
+        """Mark trials of killed processes as failed, and queue their values again."""
         for trial in self.trials:
             if trial.state != TrialState.RUNNING:
                 continue
@@ -157,15 +157,17 @@ class Study:
             free.close()
             self.optuna.tell(trial.number, state=TrialState.FAIL)
             attempt = trial.user_attrs.get("attempt", 1)
-            if trial.params.keys() == self.space.keys() and attempt < ATTEMPTS:
+            if trial.params.keys() == self.space.keys() and attempt < MAX_ATTEMPTS:
                 first = trial.user_attrs.get("continues", trial.number)
                 self.optuna.enqueue_trial(
                     trial.params, {"continues": first, "attempt": attempt + 1}
                 )
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Seeded by how many trials there are: processes draw different values, and one process
-        alone the same ones again, killed in between or not.
+        """A sampler seeded by the number of trials.
+
+        Processes draw different values, and a search by one process draws the same values again,
+        even if it was killed in between.
         """
         seed = stable_seed(self._seed, "tune", number) % 2**32
         if self.settings.sampler == "random":
@@ -177,8 +179,8 @@ class Study:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The folder's lock: held for moments only; waits for whoever has it."""
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, for a short time; waits for another process."""
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     file = lock_file(folder / ".lock", wait=True)
     assert file is not None
@@ -189,21 +191,28 @@ def _alone(folder: Path) -> Iterator[None]:
 def join(folder: Path, description: Mapping[str, Any]) -> None:
     """Make the study's folder, or check that it holds the same study.
 
-    UserError, naming a difference, otherwise.
+    Args:
+        folder: The folder.
+        description: Protocol, space and configuration of the search.
+
+    Raises:
+        UserError: if the folder holds something else; a difference is named.
     """
     path = folder / "study.json"
     text = (
-        json.dumps({"format_version": FORMAT_VERSION, **description}, indent=1, ensure_ascii=False)
+        json.dumps(
+            {"format_version": STUDY_FORMAT_VERSION, **description}, indent=1, ensure_ascii=False
+        )
         + "\n"
     )
     try:
-        _refuse_others(folder, BEGUN)
-        with _alone(folder):
+        _refuse_others(folder, EARLY_FILES)
+        with _folder_lock(folder):
             if not path.exists():
                 _refuse_others(folder, (".lock", "trials"))
                 write_atomically(path, text.encode())
                 return
-            there = json.loads(path.read_bytes())
+            saved = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(
             f"tune.folder={folder}: cannot be used ({error.strerror}); name another folder"
@@ -212,10 +221,10 @@ def join(folder: Path, description: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path}: is damaged ({error}); name another folder with tune.folder=..."
         ) from error
-    asked = json.loads(text)
+    wanted = json.loads(text)
     for part in ("protocol", "space", "config"):
-        for key in dict.fromkeys([*there[part], *asked[part]]):
-            old, new = there[part].get(key), asked[part].get(key)
+        for key in dict.fromkeys([*saved[part], *wanted[part]]):
+            old, new = saved[part].get(key), wanted[part].get(key)
             if old != new:
                 raise UserError(
                     f"tune.folder={folder}: holds a study with {key}={shown(old)}, asked for is "
@@ -225,22 +234,20 @@ def join(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def _refuse_others(folder: Path, known: Collection[str]) -> None:
-    """UserError where the folder is no study's and holds anything but the `known` files."""
+    """UserError if the folder holds no study, but other files than the `known` ones."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     others = {name for name in names if name not in known and not name.startswith(".study.json.")}
     if others and "study.json" not in names:
         raise UserError(f"tune.folder={folder}: is not empty and holds no study; name a new folder")
 
 
-def _stays(trial: FrozenTrial) -> bool:
-    """Whether a trial counts for what is drawn next: not one that was killed and whose values were
-    given out again.
-    """
-    return trial.state != TrialState.FAIL or trial.user_attrs.get("attempt", 1) >= ATTEMPTS
+def _counts_for_sampler(trial: FrozenTrial) -> bool:
+    """Whether a trial counts for the sampler's seed: not if it was killed and is repeated."""
+    return trial.state != TrialState.FAIL or trial.user_attrs.get("attempt", 1) >= MAX_ATTEMPTS
 
 
 def _distribution(dimension: Any) -> BaseDistribution:
-    if not isinstance(dimension, Range):
+    if not isinstance(dimension, NumberRange):
         return CategoricalDistribution(list(dimension.by_text))
     low, high = dimension.low, dimension.high
     if isinstance(low, int) and isinstance(high, int):

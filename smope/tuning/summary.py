@@ -1,5 +1,5 @@
-"""What came out of a search: the best trials, what mattered, how to train with them; on the screen
-and in files.
+"""The results of a search, on the screen and in files: the best trials, the importance of keys, and
+the command that trains with the best values.
 """
 
 from __future__ import annotations
@@ -20,15 +20,26 @@ if TYPE_CHECKING:
 
     from smope.tuning.study import Study
 
-SHOWN = 10  # trials in the table on the screen
-ENOUGH = 5  # finished trials before importance says anything
-MARK = "RANKED ON TEST IMAGES (forced): the test scores of what was chosen here are too good, and no result to report"
+TABLE_TRIALS = 10  # in the table on the screen
+IMPORTANCE_TRIALS = 5  # finished ones, before importance is computed
+TEST_WARNING = (
+    "RANKED ON TEST IMAGES (forced): the test scores of what was chosen here are too good, and no "
+    "result to report"
+)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What trials are judged on: `images` of each of the first tasks; `identity`: of the stream and
-    of the backbone's weights; `train`: see search.Search.
+class Protocol:
+    """What the scores of trials are measured on.
+
+    Attributes:
+        ranked_on: "validation" or "test" images.
+        first_tasks: The number of tasks that trials learn.
+        all_tasks: The number of tasks of the stream.
+        score: The score that ranks the trials.
+        images: The number of images of each of the first tasks.
+        identity: Of the stream and of the backbone's weights.
+        train: The arguments of `smope train`, see search.Search.
     """
 
     ranked_on: str
@@ -41,39 +52,44 @@ class Judged:
 
     @property
     def mark(self) -> str:
-        return MARK if self.ranked_on == "test" else ""
+        return TEST_WARNING if self.ranked_on == "test" else ""
 
 
-def write(study: Study, judged: Judged) -> None:
-    """trials.csv and, once there is one, best.json."""
+def write(study: Study, protocol: Protocol) -> None:
+    """Write trials.csv and, once a trial has finished, best.json."""
     trials = study.trials
     write_atomically(
-        study.folder / "trials.csv", f"{csv_grid(_lines(study, trials, judged))}\n".encode()
+        study.folder / "trials.csv", f"{csv_grid(_lines(study, trials, protocol))}\n".encode()
     )
     best = _ranked(trials)[:1]
     if best:
-        text = json.dumps(_best(study, best[0], judged), indent=1, ensure_ascii=False)
+        text = json.dumps(_best(study, best[0], protocol), indent=1, ensure_ascii=False)
         write_atomically(study.folder / "best.json", f"{text}\n".encode())
 
 
-def result(study: Study, judged: Judged) -> str:
-    """The lines at the end of a search."""
+def result(study: Study, protocol: Protocol) -> str:
+    """The text at the end of a search."""
     trials = study.trials
     ranked = _ranked(trials)
-    lines = ["", *([judged.mark] if judged.mark else []), _counts(trials)]
-    running = study.under_way()
+    lines = ["", *([protocol.mark] if protocol.mark else []), _counts(trials)]
+    running = study.running_elsewhere()
     if running:
         lines.append(
             f"{running} under way in other processes; the same command shows the table again"
         )
     if not ranked:
         return "\n".join([*lines, "no trial has a score yet", f"study: {study.folder}"])
-    best = _best(study, ranked[0], judged)
-    lines += ["", _table(study, ranked[:SHOWN], judged), "", *_importance_lines(study, ranked)]
+    best = _best(study, ranked[0], protocol)
+    lines += [
+        "",
+        _table(study, ranked[:TABLE_TRIALS], protocol),
+        "",
+        *_importance_lines(study, ranked),
+    ]
     lines += [_noise_line(best), ""]
     what = (
         "the best values, on all tasks and test images"
-        if not judged.mark
+        if not protocol.mark
         else "the best values, marked in the name"
     )
     return "\n".join(
@@ -82,21 +98,21 @@ def result(study: Study, judged: Judged) -> str:
 
 
 def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that finished, best first; of equals the earlier one."""
+    """Trials that finished, the best first; of equal ones the earlier first."""
     finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
     return sorted(finished, key=lambda trial: (-(trial.value or 0.0), trial.number))
 
 
-def _best(study: Study, trial: FrozenTrial, judged: Judged) -> dict[str, Any]:
+def _best(study: Study, trial: FrozenTrial, protocol: Protocol) -> dict[str, Any]:
     values = study.values(trial.params)
-    arguments = [*judged.train, *(f"{key}={shown(value)}" for key, value in values.items())]
+    arguments = [*protocol.train, *(f"{key}={shown(value)}" for key, value in values.items())]
     first = next((t for t in study.trials if t.number == 0 and t.state.name == "COMPLETE"), None)
     return {
-        **({"marked": judged.mark} if judged.mark else {}),
-        **{key: value for key, value in asdict(judged).items() if key != "train"},
+        **({"marked": protocol.mark} if protocol.mark else {}),
+        **{key: value for key, value in asdict(protocol).items() if key != "train"},
         "trial": trial.number,
         "value": trial.value,
-        "standard_error": _standard_error(trial.user_attrs["row"], judged.images),
+        "standard_error": _standard_error(trial.user_attrs["row"], protocol.images),
         "values": values,
         "value_of_trial_0": first.value if first else None,
         "trial_0_is_the_configuration": study.settings.defaults_first,
@@ -106,7 +122,7 @@ def _best(study: Study, trial: FrozenTrial, judged: Judged) -> dict[str, Any]:
 
 
 def _standard_error(row: Sequence[float], images: Sequence[int]) -> float:
-    """Of FAA, the mean of the last row's accuracies, from so many images each."""
+    """The standard error of FAA, the mean of the last row, from this many images of each task."""
     return math.sqrt(sum(p * (1 - p) / n for p, n in zip(row, images, strict=True))) / len(row)
 
 
@@ -135,18 +151,20 @@ def _state(trial: FrozenTrial) -> str:
     ]
 
 
-def _table(study: Study, ranked: Sequence[FrozenTrial], judged: Judged) -> str:
+def _table(study: Study, ranked: Sequence[FrozenTrial], protocol: Protocol) -> str:
     names = [key.partition(".")[2] for key in study.space]
     keys = names if len(set(names)) == len(names) else list(study.space)
-    score = {"final_average_accuracy": "FAA", "cumulative_average_accuracy": "CAA"}[judged.score]
-    lines = [["trial", f"{score} ({judged.ranked_on})", *_task_columns(judged), *keys, "seconds"]]
+    score = {"final_average_accuracy": "FAA", "cumulative_average_accuracy": "CAA"}[protocol.score]
+    lines = [
+        ["trial", f"{score} ({protocol.ranked_on})", *_task_columns(protocol), *keys, "seconds"]
+    ]
     for trial in ranked:
         values = [short(value) for value in study.values(trial.params).values()]
         lines.append(
             [
                 str(trial.number),
                 _percent(trial.value),
-                *_scores(trial, judged),
+                *_scores(trial, protocol),
                 *values,
                 _seconds(trial),
             ]
@@ -154,13 +172,13 @@ def _table(study: Study, ranked: Sequence[FrozenTrial], judged: Judged) -> str:
     return aligned(lines)
 
 
-def _lines(study: Study, trials: Sequence[FrozenTrial], judged: Judged) -> list[list[str]]:
-    """The table of all trials, the head first."""
+def _lines(study: Study, trials: Sequence[FrozenTrial], protocol: Protocol) -> list[list[str]]:
+    """The table of all trials, the header first."""
     head = [
         "trial",
         "state",
         "score",
-        *_task_columns(judged),
+        *_task_columns(protocol),
         *study.space,
         "seconds",
         "ranked_on",
@@ -168,7 +186,7 @@ def _lines(study: Study, trials: Sequence[FrozenTrial], judged: Judged) -> list[
         "directory",
     ]
     lines = [head]
-    ranked_on = "test (forced)" if judged.mark else judged.ranked_on
+    ranked_on = "test (forced)" if protocol.mark else protocol.ranked_on
     for trial in trials:
         values = study.values(trial.params)
         score = _percent(trial.value) if trial.state.name == "COMPLETE" else ""
@@ -176,17 +194,17 @@ def _lines(study: Study, trials: Sequence[FrozenTrial], judged: Judged) -> list[
         attributes = [trial.user_attrs.get(name, "") for name in ("note", "directory")]
         state = [str(trial.number), _state(trial), score]
         lines.append(
-            [*state, *_scores(trial, judged), *cells, _seconds(trial), ranked_on, *attributes]
+            [*state, *_scores(trial, protocol), *cells, _seconds(trial), ranked_on, *attributes]
         )
     return lines
 
 
-def _task_columns(judged: Judged) -> list[str]:
-    return [f"after task {task + 1}" for task in range(judged.first_tasks)]
+def _task_columns(protocol: Protocol) -> list[str]:
+    return [f"after task {task + 1}" for task in range(protocol.first_tasks)]
 
 
-def _scores(trial: FrozenTrial, judged: Judged) -> list[str]:
-    return [_percent(trial.intermediate_values.get(task)) for task in range(judged.first_tasks)]
+def _scores(trial: FrozenTrial, protocol: Protocol) -> list[str]:
+    return [_percent(trial.intermediate_values.get(task)) for task in range(protocol.first_tasks)]
 
 
 def _percent(value: float | None) -> str:
@@ -194,7 +212,7 @@ def _percent(value: float | None) -> str:
 
 
 def short(value: Any) -> str:
-    """A value as the screen shows it; files and the command have all its digits."""
+    """A value with three digits, for the screen."""
     return f"{value:.3g}" if isinstance(value, float) else shown(value)
 
 
@@ -204,27 +222,26 @@ def _seconds(trial: FrozenTrial) -> str:
 
 
 def _importance(study: Study) -> dict[str, float] | None:
-    """How much of the score each key decides, by Optuna's PED-ANOVA (arXiv 2304.10255); None where
-    it cannot say.
-    """
+    """The importance of each key by Optuna's PED-ANOVA (arXiv 2304.10255); None if unknown."""
     import optuna
 
     finished = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    if len(finished) < ENOUGH or len({trial.value for trial in finished}) < 2:
+    if len(finished) < IMPORTANCE_TRIALS or len({trial.value for trial in finished}) < 2:
         return None
     try:
         return {
             key: round(value, 4)
             for key, value in optuna.importance.get_param_importances(study.optuna).items()
         }
-    except (ValueError, RuntimeError):  # too little to tell by
+    except (ValueError, RuntimeError):  # too few different values
         return None
 
 
 def _importance_lines(study: Study, ranked: Sequence[FrozenTrial]) -> list[str]:
-    found = _importance(study)
-    if found is None or not any(found.values()):
+    importance = _importance(study)
+    if importance is None or not any(importance.values()):
         return [f"importance: not known from {len(ranked)} finished trials"]
     return [
-        "importance (PED-ANOVA): " + ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+        "importance (PED-ANOVA): "
+        + ", ".join(f"{key} {value:.2f}" for key, value in importance.items())
     ]

@@ -21,7 +21,7 @@ from smope.cli.main import main
 from smope.config.hydra import compose, with_sweep
 from smope.config.overrides import read_overrides
 from smope.errors import UserError
-from smope.sweeps.plan import plan_jobs, write_manifests
+from smope.sweeps.expand import expand_jobs, write_manifests
 
 Make = Callable[..., Path]
 SMOPE, NCM = (0.70, 0.72, 0.75, 0.71, 0.74), (0.61, 0.66, 0.65, 0.62, 0.69)
@@ -209,7 +209,7 @@ def test_every_run_has_a_line(path: str, make: Make, capsys: pytest.CaptureFixtu
 def test_what_was_planned_and_is_not_there_is_named(
     make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs, _ = plan_jobs(with_sweep(read_overrides(["seed=0,1,2", "method=ncm"], multirun=True)))
+    jobs, _ = expand_jobs(with_sweep(read_overrides(["seed=0,1,2", "method=ncm"], multirun=True)))
     write_manifests(jobs, ["smope", "train", "-m", "seed=0,1,2", "method=ncm"])
     make("seed=0 method=ncm", 0.5, jobs[0].path)
     jobs[1].log.parent.mkdir()

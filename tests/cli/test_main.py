@@ -57,7 +57,7 @@ def handed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Handed:
         return 0
 
     monkeypatch.setattr(train, "_hand_over", hand_over)
-    monkeypatch.setattr("smope.sweeps.task.run_apart", run_apart)
+    monkeypatch.setattr("smope.sweeps.job_runner.run_apart", run_apart)
     return calls
 
 
@@ -391,7 +391,7 @@ def test_ctrl_c_is_one_line_and_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "_hand_over", interrupted)
-    monkeypatch.setattr("smope.sweeps.task.run_apart", interrupted)
+    monkeypatch.setattr("smope.sweeps.job_runner.run_apart", interrupted)
     assert main(["train"]) == 130
     assert error_line(capsys) == "smope: interrupted"
     assert main(["train", "-m", "seed=1,2"]) == 130
@@ -407,14 +407,16 @@ def test_a_stopped_sweep_lets_its_run_save_and_begins_no_other(
 ) -> None:
     begun: list[Path] = []
 
-    def run_apart(config: Config, run_dir: Path, *, asked: Callable[[], bool], **_: Any) -> int:
+    def run_apart(
+        config: Config, run_dir: Path, *, stop_requested: Callable[[], bool], **_: Any
+    ) -> int:
         begun.append(run_dir)
-        assert not asked()
+        assert not stop_requested()
         signal.raise_signal(number)
-        assert asked()
+        assert stop_requested()
         return 143
 
-    monkeypatch.setattr("smope.sweeps.task.run_apart", run_apart)
+    monkeypatch.setattr("smope.sweeps.job_runner.run_apart", run_apart)
     # ignored in the background of a script
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

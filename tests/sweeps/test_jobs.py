@@ -20,9 +20,9 @@ from smope.errors import Interrupted, UserError
 from smope.storage.files import lock_file
 from smope.storage.run_directory import RunDirectory
 from smope.storage.sweep_manifest import read_manifests
-from smope.sweeps import driver, task
-from smope.sweeps.jobs import Job, State, clear_stub, look, make_job
-from smope.sweeps.plan import plan_jobs, write_manifests
+from smope.sweeps import driver, job_runner
+from smope.sweeps.jobs import Job, State, clear_stub, inspect_job, make_job
+from smope.sweeps.expand import expand_jobs, write_manifests
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def job(*overrides: str) -> Job:
 
 
 def planned(*overrides: str) -> list[Job]:
-    return plan_jobs(with_sweep(read_overrides(overrides, multirun=True)))[0]
+    return expand_jobs(with_sweep(read_overrides(overrides, multirun=True)))[0]
 
 
 def write(job: Job, record: dict[str, Any] | None = None) -> Job:
@@ -72,15 +72,15 @@ HALF = [[0.5, None], [None, None]]
     ],
 )
 def test_what_there_is(record: dict[str, Any] | None, state: State, words: str) -> None:
-    assert look(write(job("seed=1"), record)) == (state, words)
+    assert inspect_job(write(job("seed=1"), record)) == (state, words)
 
 
 def test_nothing_there_is_new_and_a_log_alone_a_failure() -> None:
     one = job("seed=1")
-    assert look(one) == (State.NEW, "new")
+    assert inspect_job(one) == (State.NEW, "new")
     one.log.parent.mkdir(parents=True)
     one.log.write_text("Traceback\n\nsmope: error: no such data\n\n")
-    assert look(one) == (State.FAILED, "failed before its first task, tried again")
+    assert inspect_job(one) == (State.FAILED, "failed before its first task, tried again")
     assert one.failure() == "no such data"
 
 
@@ -94,13 +94,13 @@ def test_one_that_another_process_trains_is_left_to_it() -> None:
             os.read(os.pipe()[0], 1)
     os.read(read, 1)
     try:
-        state, words = look(one)
+        state, words = inspect_job(one)
         assert state is State.IN_USE
         assert words == f"being trained by process {child} on {os.uname().nodename}, left to it"
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
-    assert look(one)[0] is State.STOPPED
+    assert inspect_job(one)[0] is State.STOPPED
 
 
 def test_the_place_is_found_again_whatever_else_is_swept() -> None:
@@ -131,7 +131,7 @@ def test_the_same_computation_is_one_job() -> None:
 
 
 def test_combinations_that_cannot_be_run_are_told_apart() -> None:
-    jobs, errors = plan_jobs(
+    jobs, errors = expand_jobs(
         with_sweep(read_overrides(["router.top_k=3,30", "seed=0"], multirun=True))
     )
     assert [one.label for one in jobs] == ["router.top_k=3"]
@@ -209,12 +209,12 @@ def run_apart(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         given.update(run_dir=run_dir, threads=os.environ.get("OMP_NUM_THREADS"))
         return given["code"]
 
-    monkeypatch.setattr(task, "run_apart", ended)
+    monkeypatch.setattr(job_runner, "run_apart", ended)
     return given
 
 
 def called(
-    one: Job, monkeypatch: pytest.MonkeyPatch, launcher: str = task.BASIC, jobs: int = 1
+    one: Job, monkeypatch: pytest.MonkeyPatch, launcher: str = job_runner.BASIC, jobs: int = 1
 ) -> float | None:
     """What a launcher gets that calls the task of a sweep for one of its jobs."""
     job = SimpleNamespace(num=0)
@@ -224,10 +224,12 @@ def called(
         job=job,
     )
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    planned = {task.key(one.config): one} | {
+    planned = {job_runner.job_key(one.config): one} | {
         ("other", str(number)): one for number in range(1, jobs)
     }
-    return task.Task(Path.cwd(), Path("stop"), planned)(OmegaConf.create(one.config.as_dict()))
+    return job_runner.JobRunner(Path.cwd(), Path("stop"), planned)(
+        OmegaConf.create(one.config.as_dict())
+    )
 
 
 def test_what_another_command_began_meanwhile_is_found_again(
@@ -263,12 +265,12 @@ def test_jobs_of_submitit_have_the_threads_that_they_were_given(
     """Slurm's number, or a share of this machine's cores, unless the user said one; others divide
     them themselves.
     """
-    one, local = job("seed=1"), task.SUBMITIT + "submitit_launcher.LocalLauncher"
+    one, local = job("seed=1"), job_runner.SUBMITIT + "submitit_launcher.LocalLauncher"
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     found = []
     for launcher, jobs, slurm in [
-        (task.BASIC, 3, ""),
+        (job_runner.BASIC, 3, ""),
         (local, 3, ""),
         (local, 20, ""),
         (local, 3, "6"),
@@ -309,15 +311,15 @@ def test_of_two_sweeps_that_begin_a_job_together_one_leaves_it_to_the_other(
         children.append(late_holder(one.path))
         return 2
 
-    monkeypatch.setattr(task, "run_apart", refused)
+    monkeypatch.setattr(job_runner, "run_apart", refused)
     try:
         assert called(one, monkeypatch) is None
         assert one.log.is_file(), "the other one writes to it"
     finally:
         os.kill(children[0], signal.SIGKILL)
         os.waitpid(children[0], 0)
-    monkeypatch.setattr(task, "run_apart", lambda *_, **__: 2)
-    with pytest.raises(task.JobFailed):
+    monkeypatch.setattr(job_runner, "run_apart", lambda *_, **__: 2)
+    with pytest.raises(job_runner.JobFailed):
         called(one, monkeypatch)
 
 

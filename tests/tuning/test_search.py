@@ -21,7 +21,7 @@ from smope.cli.main import main
 from smope.errors import UserError
 from smope.tuning import search
 from smope.tuning.settings import TuneSettings
-from smope.tuning.space import Choices, Range, Space
+from smope.tuning.space import Choices, NumberRange, Space
 from smope.tuning.study import Study, join
 
 SMALL = [
@@ -29,7 +29,7 @@ SMALL = [
     "tune.first_tasks=2", "tune.startup_trials=2", "tune.space.trainer.weight_decay=[0.0,0.1]",
 ]  # fmt: skip
 SPACE: Space = {
-    "trainer.learning_rate": Range(1e-3, 1e-1, log=True),
+    "trainer.learning_rate": NumberRange(1e-3, 1e-1, log=True),
     "method.router_loss": Choices(("code", "paper")),
 }
 

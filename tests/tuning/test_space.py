@@ -19,7 +19,7 @@ from smope.config.identity import flatten
 from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from smope.tuning.settings import TuneSettings, read_settings, separate
-from smope.tuning.space import Choices, Range, Space, make_space, present, without_steps
+from smope.tuning.space import Choices, NumberRange, Space, make_space, own_values, without_steps
 
 RATE = "trainer.learning_rate"
 
@@ -45,7 +45,7 @@ def test_the_shipped_space_fits_every_method_and_holds_its_defaults(method: str)
     config = compose(read_overrides([f"method={method}"]))
     _, file, changes = read_settings([], (conf_dir(),))
     space = make_space(config, file, changes)
-    assert present(config, space) == {key: flatten(config.as_dict())[key] for key in space}
+    assert own_values(config, space) == {key: flatten(config.as_dict())[key] for key in space}
 
 
 def test_what_is_given_a_value_by_hand_is_not_searched() -> None:
@@ -61,8 +61,8 @@ def test_entries_are_added_replaced_and_taken_out() -> None:
         "tune.space.method.router_loss=[code,paper]",
         "tune.space.method.blocks={choices: [[0,1],[2,3]]}",
     )
-    assert found["router.top_k"] == Range(1, 9, False, 2)
-    assert found[RATE] == Range(1.0, 2.0) and isinstance(found[RATE].ends[0], float)
+    assert found["router.top_k"] == NumberRange(1, 9, False, 2)
+    assert found[RATE] == NumberRange(1.0, 2.0) and isinstance(found[RATE].ends[0], float)
     assert "router.epsilon" not in found
     assert found["method.router_loss"] == Choices(("code", "paper"))
     assert found["method.blocks"] == Choices(([0, 1], [2, 3]))
@@ -75,13 +75,13 @@ def test_the_whole_space_at_once() -> None:
 @pytest.mark.parametrize(
     ("dimension", "inside", "outside"),
     [
-        (Range(1, 9, step=2), [1, 5, 9], [0, 2, 10, None, True, "5"]),
-        (Range(0.1, 0.4, step=0.1), [0.1, 0.3, 0.4], [0.25, 0.5]),
+        (NumberRange(1, 9, step=2), [1, 5, 9], [0, 2, 10, None, True, "5"]),
+        (NumberRange(0.1, 0.4, step=0.1), [0.1, 0.3, 0.4], [0.25, 0.5]),
         (Choices(("code", [1, 2], None)), ["code", [1, 2], None], ["paper", [1], 1]),
     ],
 )
 def test_what_a_dimension_holds(
-    dimension: Range | Choices, inside: list[Any], outside: list[Any]
+    dimension: NumberRange | Choices, inside: list[Any], outside: list[Any]
 ) -> None:
     assert all(map(dimension.holds, inside))
     assert not any(map(dimension.holds, outside))
@@ -89,12 +89,12 @@ def test_what_a_dimension_holds(
 
 def test_defaults_outside_the_space_are_no_trial() -> None:
     config = compose(read_overrides([]))
-    assert present(config, {RATE: Range(1e-2, 1e-1)}) is None
-    assert present(config, {RATE: Range(1e-3, 1e-1)}) == {RATE: 5e-3}
+    assert own_values(config, {RATE: NumberRange(1e-2, 1e-1)}) is None
+    assert own_values(config, {RATE: NumberRange(1e-3, 1e-1)}) == {RATE: 5e-3}
 
 
 def test_a_method_without_steps() -> None:
-    space: Space = {RATE: Range(0.1, 0.2), "method.diagonal": Range(0.1, 1.0)}
+    space: Space = {RATE: NumberRange(0.1, 0.2), "method.diagonal": NumberRange(0.1, 1.0)}
     assert list(without_steps(space, {}, "fecam")) == ["method.diagonal"]
     with pytest.raises(
         UserError, match=rf"tune\.space\.{RATE}: method fecam takes no training steps; leave it out"
@@ -103,7 +103,7 @@ def test_a_method_without_steps() -> None:
     with pytest.raises(
         UserError, match=r"method ncm takes no training steps and has no key in the space"
     ):
-        without_steps({RATE: Range(0.1, 0.2)}, {}, "ncm")
+        without_steps({RATE: NumberRange(0.1, 0.2)}, {}, "ncm")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,10 @@ def test_a_method_without_steps() -> None:
             ["tune=defalt"],
             r"tune=defalt is no choice; choose one of default; did you mean tune=default\?",
         ),
-        (["tune.trials=0"], r"tune\.trials must be at least 1, got 0; write for example tune\.trials=20"),
+        (
+            ["tune.trials=0"],
+            r"tune\.trials must be at least 1, got 0; write for example tune\.trials=20",
+        ),
         (["tune.trials=many"], r"tune\.trials must be a whole number, got many"),
         (
             ["tune.first_tasks=9"],

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from smope.sweeps import task
-from smope.sweeps.task import Announced
+from smope.sweeps import job_runner
+from smope.sweeps.job_runner import EndSignals
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def answered() -> Iterator[list[int]]:
 
 
 def test_queueing_again_waits_for_the_run(answered: list[int]) -> None:
-    with Announced(active=True) as announced:
+    with EndSignals(active=True) as announced:
         assert announced.number is None
         signal.raise_signal(signal.SIGUSR2)
         signal.raise_signal(signal.SIGTERM)  # Slurm sends it soon after
@@ -39,7 +39,7 @@ def test_termination_alone_queues_nothing(
     answered: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with Announced(active=True) as announced:
+    with EndSignals(active=True) as announced:
         signal.raise_signal(signal.SIGTERM)
         announced.answer()
     assert announced.number == signal.SIGTERM and not answered
@@ -57,15 +57,15 @@ def test_on_slurm_it_waits_for_what_comes(
         if len(waited) == 3:
             signal.raise_signal(signal.SIGUSR2)
 
-    monkeypatch.setattr(task.time, "sleep", sleep)
-    with Announced(active=True) as announced:
+    monkeypatch.setattr(job_runner.time, "sleep", sleep)
+    with EndSignals(active=True) as announced:
         signal.raise_signal(signal.SIGTERM)
         announced.answer()
     assert len(waited) == 3 and answered == [signal.SIGUSR2]
 
 
 def test_elsewhere_signals_are_nobodys_business(answered: list[int]) -> None:
-    with Announced(active=False) as announced:
+    with EndSignals(active=False) as announced:
         signal.raise_signal(signal.SIGUSR2)
         announced.answer()
     assert announced.number is None and answered == [signal.SIGUSR2]

@@ -1,4 +1,4 @@
-"""What a launcher calls for each job: in the sweep's process, in a worker's beside it, or on a
+"""What a launcher calls for each job: in the sweep's process, in a worker process, or on another
 machine of a cluster.
 """
 
@@ -19,30 +19,30 @@ from typing import Any
 from smope.config.config import Config, validate
 from smope.config.hydra import plain_values
 from smope.errors import UserError
-from smope.storage.run_directory import MOMENT, RunDirectory
-from smope.sweeps.jobs import Job, State, clear_stub, found_again, look, make_job
+from smope.storage.run_directory import LOCK_GRACE_SECONDS, RunDirectory
+from smope.sweeps.jobs import Job, State, at_its_folder, clear_stub, inspect_job, make_job
 from smope.sweeps.process import run_apart, stopped
 
 BASIC = "hydra._internal.core_plugins.basic_launcher."
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 REFUSED = 2  # exit code of a run that could not begin
-PATIENCE = 3600  # seconds that a job waits for the end that Slurm has announced
+SLURM_END_SECONDS = 3600  # that a job waits for the end that Slurm has end_signals
 
 
 class JobFailed(Exception):
-    """A job that failed; its own line is printed where and when it happened."""
+    """A job failed; the line that says why has been printed."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """Runs one job, unless it is done or under way: another sweep may have come first while this
-    one waited.
+class JobRunner:
+    """Runs one job, unless it is finished or another sweep is running it.
 
-    jobs: those of the sweep by `key`; a job that is not among them (a sweeper thought of it) gets
-    its place here.
-    folder: the current one of the sweep, to which paths are relative wherever the job runs.
-    stop: a file that exists once the sweep is to stop.
-    process: the sweep's.
+    Attributes:
+        folder: The working directory of the sweep, which relative paths start from.
+        stop: A file that exists once the sweep has to stop.
+        jobs: The jobs of the sweep by `job_key`. A job of a sweeper's own is not among them and
+            gets its folder when it runs.
+        process: The process id of the sweep.
     """
 
     folder: Path
@@ -51,10 +51,14 @@ class Task:
     process: int = field(default_factory=os.getpid)
 
     def __call__(self, composed: Any) -> float | None:
-        """Returns the final average accuracy, for sweepers that look for the best; None of a run
-        that is not finished.
+        """Run the job of a composed configuration.
 
-        JobFailed, after a line that says why, where the job failed.
+        Returns:
+            The final average accuracy, for sweepers that look for the best; None if the run is not
+            finished.
+
+        Raises:
+            JobFailed: after a line that says why.
         """
         from hydra.core.hydra_config import HydraConfig
 
@@ -66,22 +70,22 @@ class Task:
         try:
             config = validate(plain_values(composed), {text.partition("=")[0] for text in texts})
             with contextlib.chdir(self.folder):
-                job = self.jobs.get(key(config)) or make_job(config, texts, texts)
-                return self._run(found_again(job), int(hydra.job.num), launcher)
+                job = self.jobs.get(job_key(config)) or make_job(config, texts, texts)
+                return self._run(at_its_folder(job), int(hydra.job.num), launcher)
         except (UserError, OSError) as error:
             label = " ".join(texts) or "defaults"
             print(f"smope: error: job {label}: {error}", file=sys.stderr, flush=True)
             raise JobFailed(label) from None
 
     def _leave_ctrl_c_to_the_sweep(self) -> None:
-        """In a worker, which a terminal interrupts as well: it would die, and its run with it,
-        instead of saving.
+        """Ignore Ctrl-C in a worker, which would otherwise die before its run has saved a
+        checkpoint.
         """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _run(self, job: Job, number: int, launcher: str) -> float | None:
-        state, words = look(job)
+        state, words = inspect_job(job)
         if self.stop.exists():
             return None
         if state in (State.FINISHED, State.IN_USE):
@@ -92,16 +96,16 @@ class Task:
         resume = RunDirectory(job.path).config.is_file()
         if launcher.startswith(SUBMITIT):  # other launchers give a job its threads themselves
             os.environ.setdefault("OMP_NUM_THREADS", str(_threads(len(self.jobs))))
-        with Announced(launcher.startswith(SUBMITIT)) as announced:
+        with EndSignals(launcher.startswith(SUBMITIT)) as end_signals:
             code = run_apart(
                 job.config,
                 job.path,
                 resume=resume,
                 log=job.log,
                 quiet=not launcher.startswith((BASIC, SUBMITIT)),
-                asked=lambda: announced.number is not None or self.stop.exists(),
+                stop_requested=lambda: end_signals.number is not None or self.stop.exists(),
             )
-            announced.answer()
+            end_signals.answer()
         return self._ended(job, code)
 
     def _ended(self, job: Job, code: int) -> float | None:
@@ -118,26 +122,25 @@ class Task:
 
 
 def _is_anothers(job: Job) -> bool:
-    """Whether another sweep began the job in the same moment: it may lock it a little later, and
-    writes to its log.
-    """
-    end = time.monotonic() + MOMENT
-    while (state := look(job)[0]) not in (State.IN_USE, State.FINISHED) and time.monotonic() < end:
+    """Whether another sweep began the job at the same time: it may take the lock a little later."""
+    end = time.monotonic() + LOCK_GRACE_SECONDS
+    while (state := inspect_job(job)[0]) not in (
+        State.IN_USE,
+        State.FINISHED,
+    ) and time.monotonic() < end:
         time.sleep(0.05)
     if state is State.FINISHED:
         job.log.unlink(missing_ok=True)
     return state in (State.IN_USE, State.FINISHED)
 
 
-def key(config: Config) -> tuple[str, str]:
-    """What makes a job the same as another: the folder of its sweep, and what it computes."""
+def job_key(config: Config) -> tuple[str, str]:
+    """What two equal jobs have in common: the folder of the sweep, and the computation."""
     return config.name, config.config_hash
 
 
 def _threads(jobs: int) -> int:
-    """The cores of a job of submitit: what Slurm gave it, or its share of this machine's, where
-    all run at once.
-    """
+    """The cores of a job of submitit: those that Slurm gave it, or its share of this machine's."""
     given = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if given.isdigit():
         return int(given)
@@ -152,13 +155,12 @@ def _accuracy(job: Job) -> float | None:
     return record.get("final_average_accuracy") if record.get("status") == "finished" else None
 
 
-class Announced:
-    """The signals with which a cluster announces a job's end, kept until the run has saved its
-    checkpoint.
+class EndSignals:
+    """The signals by which a cluster announces a job's end, held until the run has saved.
 
-    SIGUSR2: the time is up, or others come first; submitit's own answer queues the job again.
-    SIGTERM: what comes is Slurm's to decide, by queueing the job again or, after scancel, by ending
-    it: a job that ended by itself would not be queued again, so this one waits.
+    SIGUSR2: The time is up, or the job is preempted. submitit's own handler queues it again.
+    SIGTERM: Slurm will queue the job again, or end it after scancel. A job that ends by itself is
+        not queued again, so this one waits.
     """
 
     def __init__(self, active: bool) -> None:
@@ -166,7 +168,7 @@ class Announced:
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Announced:
+    def __enter__(self) -> EndSignals:
         if self.active:
             for number in (signal.SIGUSR2, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
@@ -181,11 +183,9 @@ class Announced:
             self.number = number
 
     def answer(self) -> None:
-        """Hand on what was announced, now that everything is saved; does nothing where nothing
-        was.
-        """
+        """Do what the signal asks for, now that the run has saved; nothing if there was none."""
         if self.number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + SLURM_END_SECONDS
             while self.number == signal.SIGTERM and time.monotonic() < end:
                 time.sleep(1.0)
         if self.number == signal.SIGUSR2:

@@ -1,4 +1,4 @@
-"""From the overrides of a multirun to its jobs, and the manifest that a sweep leaves of them."""
+"""From the overrides of a multirun to its jobs, and the manifest that lists them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from smope.config.hydra import compose
 from smope.config.overrides import Overrides, combinations
 from smope.errors import UserError
 from smope.storage.sweep_manifest import write_manifest
+from smope.sweeps.job_runner import job_key
 from smope.sweeps.jobs import Job, make_job
-from smope.sweeps.task import key
 
 
-def plan_jobs(overrides: Overrides) -> tuple[list[Job], list[str]]:
-    """The jobs, each computation once, and a line for each combination that cannot be run.
+def expand_jobs(overrides: Overrides) -> tuple[list[Job], list[str]]:
+    """The jobs, each computation once, and one line for each combination that cannot be run.
 
-    UserError where none can: a typo in a key is one in all of them.
+    Raises:
+        UserError: if no combination can be run; a typing error in a key is one in all of them.
     """
     jobs: dict[tuple[str, str], Job] = {}
     errors: list[tuple[str, UserError]] = []
@@ -36,14 +37,14 @@ def plan_jobs(overrides: Overrides) -> tuple[list[Job], list[str]]:
             errors.append((" ".join(swept), error))
             continue
         texts = [text for text in single.texts if not _is_for_hydra(text)]
-        jobs.setdefault(key(config), make_job(config, texts, swept))
+        jobs.setdefault(job_key(config), make_job(config, texts, swept))
     if not jobs and errors:
         raise errors[0][1]
     return list(jobs.values()), [f"job {label}: {error}" for label, error in errors]
 
 
 def _as_typed(text: str) -> str:
-    """An override without what it was given for Hydra: plus signs, and the quotes of a path."""
+    """An override as the user typed it: without the plus signs and quotes that Hydra needs."""
     key, _, value = text.lstrip("+").partition("=")
     return (
         f"{key}={value[1:-1]}"
@@ -57,7 +58,7 @@ def _is_for_hydra(text: str) -> bool:
 
 
 def _is_one_value(text: str, overrides: Overrides) -> bool:
-    """Whether a sweep lists a single value for this key, which then tells no run from another."""
+    """Whether a sweep has a single value for the key of this override, key=value."""
     name = text.partition("=")[0]
     items = [
         item for item in overrides.parsed if item.key_or_group == name and item.is_sweep_override()
@@ -66,7 +67,7 @@ def _is_one_value(text: str, overrides: Overrides) -> bool:
 
 
 def write_manifests(jobs: Sequence[Job], command: Sequence[str]) -> None:
-    """Leave the list of jobs in each folder that they are kept in; the same jobs again replace it."""
+    """Write the list of jobs into each folder that holds some; the same jobs replace their list."""
     for folder in sorted({job.path.parent for job in jobs}):
         own = [_entry(job) for job in jobs if job.path.parent == folder]
         write_manifest(folder, shlex.join(command), own)
