@@ -1,4 +1,4 @@
-"""`smope audit RUN`: whether a run's numbers can be trusted, a verdict a line."""
+"""`smope audit RUN`: check whether a run's numbers can be trusted, one line for each check."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from smope.audit.restored_run import Verdict
 
 EPILOG = """\
-The run is rebuilt from its directory and looked at as it was after its last finished task: whether logits depend on
-the batch, on the order of images or on the time; whether evaluation is one; images shared by training and test;
-frozen weights; the accuracy matrix and its scores. Tolerances and their reasons: smope/audit/checks.py. The verdicts
-are stored as audit.json in the run directory; nothing else is written. A check that cannot be made of this run is
-marked - and passes for nothing. Exit code 1 where a check fails.
+The run is rebuilt from its directory as it was after its last finished task. The checks: do logits
+depend on the batch, on the order of images or on the time; is the method in evaluation mode; do
+training and test share images; are frozen weights unchanged; do the accuracy matrix and its scores
+follow from the logits. Tolerances and their reasons are in smope/audit/checks.py. The verdicts are
+stored as audit.json in the run directory; nothing else is written. A check that this run does not
+allow is marked with - and counts as neither passed nor failed. Exit code 1 if a check fails.
 
 examples:
   smope audit runs/demo/2026-01-31_12-00-00
@@ -30,7 +31,7 @@ examples:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Exit code 1 where a check fails; UserError where there is no run to look at."""
+    """Run the command. Exit code 1 if a check fails."""
     options = _parser().parse_args(argv)
     if options.images < 0:
         raise UserError(
@@ -59,9 +60,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        "smope audit", "Whether a run's numbers can be trusted: a verdict a line.", EPILOG
-    )
+    parser = Parser("smope audit", "Check whether a run's numbers can be trusted.", EPILOG)
     parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
     parser.add_argument(
         "--strict", action="store_true", help="fail on any image in both training and test"
@@ -95,7 +94,7 @@ def _show(verdict: Verdict) -> None:
 
 
 def _summary(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
-    """How many checks passed, how many could not be made, and what of the run is still to come."""
+    """How many checks passed, how many could not be made, and how far the run is."""
     outcomes = [verdict.passed for verdict in verdicts]
     text = f"{outcomes.count(True)} of {len(outcomes)} checks passed"
     if None in outcomes:
@@ -103,15 +102,13 @@ def _summary(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
     done, tasks = content["tasks_done"], content["tasks"]
     if done is None:
         return f"{text}; the others need a state that fits"
-    return (
-        text
-        if done == tasks
-        else f"{text}; of {tasks} tasks {done} are learned, and nothing is said of the others"
-    )
+    if done == tasks:
+        return text
+    return f"{text}; of {tasks} tasks {done} are learned, and nothing is said of the others"
 
 
 def _store(run_dir: Path, content: dict[str, Any]) -> None:
-    """A run directory that cannot be written, in an archive say, can be audited all the same."""
+    """Write audit.json; a directory that cannot be written is no error."""
     path = run_dir / "audit.json"
     try:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,6 +1,4 @@
-"""`smope data check ROOT`: what a data set holds, what of it is wrong, and what each task would
-get.
-"""
+"""`smope data check ROOT`: the content of a data set, what is wrong with it, and its tasks."""
 
 from __future__ import annotations
 
@@ -17,9 +15,10 @@ from smope.config.overrides import read_overrides
 from smope.errors import UserError
 
 EPILOG = """\
-Errors, exit code 1: images that cannot be read, classes without images, a layout or tasks that training refuses, and
-more than 1 % of the test images among the training images, compared pixel for pixel. Fewer of these, small classes
-and unusual colour modes are warnings; --strict makes them errors. Notes never fail. Nothing is written.
+Errors, with exit code 1: images that cannot be read, classes without images, a layout or tasks that
+training refuses, and more than 1 % of the test images among the training images, compared pixel for
+pixel. A smaller overlap, small classes and unusual colour modes are warnings; --strict makes them
+errors. Notes never fail. Nothing is written.
 
 examples:
   smope data check ~/photos                          class folders in train/ and test/
@@ -29,9 +28,7 @@ examples:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Exit code 1 where something is wrong with the data; UserError where something is with the
-    command.
-    """
+    """Run the command. Exit code 1 if something is wrong with the data."""
     options = _parser().parse_intermixed_args(argv)
     root = _root(options.root)
     config, mark = _configuration(root, options.overrides, options.config_dir)
@@ -83,8 +80,8 @@ def _parser() -> Parser:
 
 
 def _root(text: str | None) -> Path:
-    """ROOT as an absolute path, whether it exists or not: some streams can fetch what is missing."""
-    if text is None:  # not left to the parser, which would call the overrides missing as well
+    """ROOT as an absolute path. It need not exist, for some streams can download their data."""
+    if text is None:  # the parser would say that the overrides are missing as well
         raise UserError("smope data: which folder? Write smope data check ROOT")
     root = Path(os.path.abspath(Path(text).expanduser()))
     if not root.exists() and "=" in text:
@@ -93,10 +90,10 @@ def _root(text: str | None) -> Path:
 
 
 def _configuration(root: Path, texts: Sequence[str], config_dir: str | None) -> tuple[Config, str]:
-    """The configuration that training would have, and by which mark its stream was recognised, ""
-    if it was said.
+    """The configuration that training would have, and what the stream was recognised by.
 
-    A number of tasks that the stream leaves to the user may be missing: then it is None.
+    The second is "" if the user chose the stream. If the user has to set the number of tasks and
+    did not, it is None.
     """
     given = read_overrides(texts, config_dir).given
     key = "stream.table" if root.is_file() else "stream.root"

@@ -1,4 +1,4 @@
-"""What `smope data check` found, as text for the screen and as plain values for JSON."""
+"""The report of `smope data check`, as text for the screen and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN_CLASSES = 5
 
 
 def document(report: Report) -> dict[str, Any]:
-    """Everything, as plain values; None for what could not be found out."""
+    """The whole report as plain values; None for what is not known."""
     return {
         "root": str(report.root),
         "stream": report.stream,
@@ -34,7 +34,7 @@ def document(report: Report) -> dict[str, Any]:
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The report for the screen: every finding, of each its first images."""
+    """The report for the screen: every finding, with its first images."""
     yield f"{report.root} as stream={report.stream}" + (
         f", recognised by {report.mark}" if report.mark else ""
     )
@@ -46,13 +46,14 @@ def lines(report: Report) -> Iterator[str]:
         broken = report.inspection is not None and len(report.inspection.readable) < len(
             report.inspection.looks
         )
-        yield f"\ncontent hash{' of the images that can be read' * broken}, as in run.json: {report.content_hash}"
+        which = " of the images that can be read" if broken else ""
+        yield f"\ncontent hash{which}, as in run.json: {report.content_hash}"
     for finding in report.findings:
-        most = SHOWN_ITEMS[finding.level]
+        limit = SHOWN_ITEMS[finding.level]
         yield f"\n{finding.level}: {finding.text}"
-        yield from (f"  {_text(item)}" for item in finding.items[:most])
-        if len(finding.items) > most:
-            yield f"  and {len(finding.items) - most:,} more, all in --json"
+        yield from (f"  {_text(item)}" for item in finding.items[:limit])
+        if len(finding.items) > limit:
+            yield f"  and {len(finding.items) - limit:,} more, all in --json"
     yield f"\n{_verdict(report)}"
 
 
@@ -75,8 +76,8 @@ def _contents(inspection: Inspection | None) -> dict[str, Any]:
 
 
 def _spread(inspection: Inspection, split: str) -> dict[str, Any]:
-    """Readable images of a split: in all, in the smallest, the median and the largest class; and
-    unreadable ones.
+    """The number of images of a split: readable in all, unreadable, and readable ones of the
+    smallest, the median and the largest class.
     """
     counts = inspection.counts(split)
     return {
@@ -96,7 +97,8 @@ def _smallest_and_largest(inspection: Inspection) -> list[Look]:
 def _overview(inspection: Inspection) -> Iterator[str]:
     classes = len(inspection.source.class_names)
     yield f"\n{classes:,} class{'es' * (classes != 1)}\n"
-    yield f"{'':<10}{'images':>9}{'unreadable':>12}     a class: {'fewest':>7}{'median':>9}{'most':>9}"
+    columns = f"{'fewest':>7}{'median':>9}{'most':>9}"
+    yield f"{'':<10}{'images':>9}{'unreadable':>12}     a class: {columns}"
     for split, kind in KINDS.items():
         row = _spread(inspection, split)
         spread = f"{row['fewest']:>21,}{row['median']:>9,g}{row['most']:>9,}"
@@ -106,12 +108,13 @@ def _overview(inspection: Inspection) -> Iterator[str]:
         yield from _uneven_classes(kind, inspection.source.class_names, inspection.counts(split))
     extremes = _smallest_and_largest(inspection)
     if extremes:
-        yield f"image sizes: {' to '.join(f'{look.size[0]}x{look.size[1]} ({look.name})' for look in extremes)}"
+        sizes = [f"{look.size[0]}x{look.size[1]} ({look.name})" for look in extremes]
+        yield f"image sizes: {' to '.join(sizes)}"
 
 
 def _uneven_classes(kind: str, names: Sequence[str], counts: Sequence[int]) -> Iterator[str]:
-    """All classes by their number of images, or the first and last few; nothing where they all
-    have the same.
+    """Classes by their number of images, or the first and last few of them; nothing if all have
+    the same number.
     """
     ordered = [f"{name} {count:,}" for count, name in sorted(zip(counts, names, strict=True))]
     if min(counts) == max(counts):
@@ -120,7 +123,8 @@ def _uneven_classes(kind: str, names: Sequence[str], counts: Sequence[int]) -> I
         yield f"{kind} images a class: {', '.join(ordered)}"
     else:
         yield f"classes with the fewest {kind} images: {', '.join(ordered[:SHOWN_CLASSES])}"
-        yield f"classes with the most {kind} images: {', '.join(ordered[: -SHOWN_CLASSES - 1 : -1])}"
+        largest = ordered[: -SHOWN_CLASSES - 1 : -1]
+        yield f"classes with the most {kind} images: {', '.join(largest)}"
 
 
 def _tasks(tasks: Sequence[TaskContents], evaluated_on: str) -> Iterator[str]:
@@ -131,7 +135,8 @@ def _tasks(tasks: Sequence[TaskContents], evaluated_on: str) -> Iterator[str]:
         names = ", ".join(task.classes[:SHOWN_CLASSES]) + (
             f" and {more:,} more" if more > 0 else ""
         )
-        yield f"{task.name:<{width}}{len(task.classes):>9,}{task.train:>10,}{task.test:>12,}   {names}"
+        numbers = f"{len(task.classes):>9,}{task.train:>10,}{task.test:>12,}"
+        yield f"{task.name:<{width}}{numbers}   {names}"
 
 
 def _text(item: Item) -> str:
@@ -142,5 +147,5 @@ def _text(item: Item) -> str:
 
 def _verdict(report: Report) -> str:
     errors, warnings = report.count("error"), report.count("warning")
-    found = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
-    return found if errors or warnings else "nothing is wrong"
+    counted = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+    return counted if errors or warnings else "nothing is wrong"

@@ -1,4 +1,4 @@
-"""`smope doctor`: versions, devices, and what is missing, one line each with the way out."""
+"""`smope doctor`: versions and devices, and what is missing, with the remedy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from smope.errors import UserError
 from smope.version import __version__
 
 REQUIRED = (
-    "torch", "torchvision", "timm", "avalanche-lib", "hydra-core", "omegaconf", "pyyaml", "huggingface-hub", "wandb",
-    "tensorboard", "scikit-learn", "scipy", "pandas", "safetensors", "matplotlib", "jinja2", "pillow", "numpy", "tqdm",
+    "torch", "torchvision", "timm", "avalanche-lib", "hydra-core", "omegaconf", "pyyaml",
+    "huggingface-hub", "wandb", "tensorboard", "scikit-learn", "scipy", "pandas", "safetensors",
+    "matplotlib", "jinja2", "pillow", "numpy", "tqdm",
 )  # fmt: skip
 OPTIONAL = {
     "pyarrow": "reads data sets in parquet files: pip install 'smope[parquet]'",
@@ -30,7 +31,7 @@ EMBEDDED = Path("backbones", "embedded", "glyph_vit.safetensors")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the report; exit code 1 where something that `smope train` needs is missing."""
+    """Print the report. Exit code 1 if something that `smope train` needs is missing."""
     description = (
         "Show versions and devices, and what is missing. Exits 1 if `smope train` cannot work here."
     )
@@ -45,9 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _report() -> Iterator[tuple[str, str, str]]:
-    """Lines of the report: label, what was found, and the problem with its way out where there is
-    one.
-    """
+    """Lines of the report: label, value, and the problem with its remedy, "" if there is none."""
     yield "smope", f"{__version__} in {PACKAGE}", ""
     too_old = (
         ""
@@ -56,8 +55,9 @@ def _report() -> Iterator[tuple[str, str, str]]:
     )
     yield "python", f"{platform.python_version()} on {platform.platform(terse=True)}", too_old
     for name in REQUIRED:
-        found = _version(name)
-        yield name, found or "not installed", "" if found else f"{name}: pip install {name}"
+        installed = _version(name)
+        problem = "" if installed else f"{name}: pip install {name}"
+        yield name, installed or "not installed", problem
     for name, use in OPTIONAL.items():
         yield name, _version(name) or f"not installed (optional; {use})", ""
     yield "configuration", *_configuration()
@@ -92,7 +92,7 @@ def _configuration() -> tuple[str, str]:
 
 
 def _devices() -> Iterator[tuple[str, str, str]]:
-    """What torch can compute on; torch and torchvision must come from the same build."""
+    """The devices of torch, and whether torch and torchvision are of the same build."""
     if _version("torch") is None:
         return
     import torch

@@ -1,4 +1,4 @@
-"""`smope eval RUN`: evaluate a run again, as it was after its last finished task."""
+"""`smope eval RUN`: evaluate a run again after its last finished task."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from smope.cli.parser import Parser
 
 
 def run(argv: list[str]) -> int:
-    """Prints the accuracy on each task learned so far; exit code 1 if it differs from what the run
-    recorded.
-    """
+    """Print the accuracy on each learned task. Exit code 1 if it differs from the recorded one."""
     parser = Parser(
         prog="smope eval",
         description="Rebuild a run from its directory and evaluate it as it was after its last "
@@ -39,10 +37,10 @@ def run(argv: list[str]) -> int:
     from smope.run.reevaluate import evaluate_again
     from smope.training.checkpoint import last_checkpoint, restore
 
-    def tell(_: Path, error: UserError) -> None:
+    def warn(_: Path, error: UserError) -> None:
         print(f"{error}; using the one before", file=sys.stderr)
 
-    checkpoint = last_checkpoint(directory, tell, boundary=True)
+    checkpoint = last_checkpoint(directory, warn, boundary=True)
     if checkpoint is None:
         raise UserError(
             f"RUN={args.run}: holds no checkpoint of a finished task; train on with: smope train "
@@ -53,13 +51,13 @@ def run(argv: list[str]) -> int:
     again = evaluate_again(trainer, checkpoint)
     row, equal = again.fresh, again.fresh == again.recorded
     if args.json:
-        found = {
+        result = {
             "tasks_done": len(row),
             "accuracy": row,
             "recorded": again.recorded,
             "equal": equal,
         }
-        print(json.dumps({**found, "agrees": not again.off}))
+        print(json.dumps({**result, "agrees": not again.off}))
     else:
         for index, value in enumerate(row):
             print(f"task {index + 1:>3}  {percent(value):>6} %")

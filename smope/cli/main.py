@@ -1,9 +1,7 @@
-"""The `smope` command: finds the subcommand, imports only that, turns errors into one line and an
-exit code.
+"""The `smope` command: import the subcommand alone, and turn errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed (a job of a multirun, a file that cannot be written, no memory left), 2
-a mistake of the user's, 130 interrupted, 143 terminated. SMOPE_FULL_ERROR=1 shows the traceback
-behind a line.
+Exit codes: 0 done; 1 failed, such as a job of a multirun or a file that cannot be written; 2 a
+mistake of the user; 130 interrupted; 143 terminated. SMOPE_FULL_ERROR=1 shows the traceback.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ examples:
   smope train                                      the embedded demo: SMoPE on handwritten digits
   smope train method=ncm seed=1                    another method, another seed
   smope train stream=folder stream.root=~/photos stream.num_tasks=5 backbone=vit_small
-                                                   your own images in train/<class>/ and test/<class>/
+                                                   your own images: train/<class>/, test/<class>/
   smope data check ~/photos                        what is wrong with them, before training
   smope train --help                               every group, choice and key"""
 
@@ -54,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except BrokenPipeError:
-        # The reader (head, less) has gone: what is still buffered must not fail again when Python
-        # exits.
+        # The reader, such as head, has ended: the buffered rest must not fail when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as stop:
@@ -78,13 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         if torchrun.first_to_fail():
             raise
-        return 1  # torchrun's other process has said what went wrong
+        return 1  # another process of torchrun has printed the error
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether a module of this package is missing: a bug, unlike a dependency that is not
-    installed.
-    """
+    """Whether a module of this package is missing, which is a bug, and not a dependency."""
     return (
         isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "smope"
     )

@@ -1,4 +1,4 @@
-"""`smope methods`: every method, where it is from, what it trains and what an image costs."""
+"""`smope methods`: list the methods with their source, trained parameters and cost of an image."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from smope.console.markup import aligned
 from smope.errors import UserError
 
 EPILOG = """\
-Counted on a ViT-B/16 at 224 pixels, 10 tasks, 200 classes, and beside it, after /, what the method's paper prints.
-parameters: trained ones, classifier included. GFLOPs of one image: as PyTorch counts them, training with its backward
-pass; and as papers on prompt tuning do, all rows of the last block, forward passes alone, without the products of
-attention itself. A method that learns in one pass over features takes no training steps: 0.
+Counted for a ViT-B/16 at 224 pixels, 10 tasks and 200 classes; after / the number in the method's
+paper. Parameters are the trained ones, with the classifier. GFLOPs are those of one image: as
+PyTorch counts them, with the backward pass in training; and as papers on prompt tuning count them,
+forward passes alone, all rows of the last block, without the products of attention itself. A method
+that learns in one pass over features takes no training steps: 0.
 
 examples:
   smope methods
@@ -51,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _chosen(names: Sequence[str], config_dir: str | None) -> list[str]:
-    """The methods asked for, all where none is; UserError for one that does not exist."""
+    """The named methods, or all of them. UserError for one that does not exist."""
     folders = [Path(config_dir).expanduser(), conf_dir()] if config_dir else [conf_dir()]
     if not folders[0].is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder; name one laid out like conf/")

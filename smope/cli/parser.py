@@ -1,4 +1,4 @@
-"""One subcommand a file, each with `run(argv) -> int`; and the argument parser that they share."""
+"""The argument parser that all subcommands share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from smope.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are UserErrors: one line, with the nearest option if there
-    is one.
-    """
+    """An argument parser whose errors are UserErrors of one line, with the nearest option."""
 
     def __init__(self, prog: str, description: str, epilog: str = "") -> None:
         super().__init__(

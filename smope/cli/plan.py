@@ -1,4 +1,4 @@
-"""`smope plan`: what a run or a sweep will take in time, memory and money, before it is started."""
+"""`smope plan`: estimate time, memory and cost of a run or a sweep before it is started."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from smope.planning.hardware import UTILISATION, listing, peak
 from smope.storage.run_directory import RunDirectory
 
 EPILOG = f"""\
-Counted are steps, images, operations and memory, on the real configuration. Seconds come from one of three sources:
+Steps, images, operations and memory are counted for the real configuration. Seconds come from one
+of three sources, and each line says which:
   (nothing)         a few steps are timed here, some seconds for each phase
   --from RUN        the rates of a finished run, scaled by the operations of an image
-  --hardware NAME   the vendor's peak rate times an assumed share of it ({UTILISATION:g} unless you say --utilisation)
-Each line says which it is. Runs of a sweep that differ in seed, names or places alone are planned once.
+  --hardware NAME   the vendor's peak rate times an assumed share of it, {UTILISATION:g} without
+                    --utilisation
+Runs of a sweep that differ only in seed, names or folders are planned once.
 
 examples:
   smope plan                                               the demo, measured here
@@ -122,9 +124,9 @@ def _check(options: Any) -> None:
 
 
 def _groups(overrides: Overrides) -> list[tuple[Config, list[str]]]:
-    """Configurations that take different work, each with what tells its runs apart."""
+    """The different configurations, each with the labels of the runs that have it."""
     swept = [item.key_or_group for item in overrides.parsed if item.is_sweep_override()]
-    found: dict[str, tuple[Config, list[str]]] = {}
+    groups: dict[str, tuple[Config, list[str]]] = {}
     singles = list(combinations(overrides))
     if not singles:
         raise UserError(
@@ -135,8 +137,8 @@ def _groups(overrides: Overrides) -> list[tuple[Config, list[str]]]:
         texts = [
             text.lstrip("+") for text in single.texts if text.lstrip("+").partition("=")[0] in swept
         ]
-        found.setdefault(_work(config), (config, []))[1].append(" ".join(texts) or "as given")
-    return list(found.values())
+        groups.setdefault(_work(config), (config, []))[1].append(" ".join(texts) or "as given")
+    return list(groups.values())
 
 
 def _work(config: Config) -> str:

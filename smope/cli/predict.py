@@ -1,4 +1,4 @@
-"""`smope predict RUN IMAGE ...`: the classes of images, told by what a run has learned."""
+"""`smope predict RUN IMAGE ...`: classify images with what a run has learned."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from smope.errors import UserError
 if TYPE_CHECKING:
     from smope.serving.predict import Classifier, Prediction
 
-WIDEST = 60  # of a column
+MAX_COLUMN_CHARACTERS = 60
 EPILOG = """\
-A line an image: file, class, probability. Only classes that the run has seen are told; a probability is a share of the
-softmax over them, calibrated or not. Of a folder, image files in it and below are taken, in the order of their names.
-An image that cannot be read is named and left out; the exit code is then 1.
+Prints one line for each image: file, class, probability. Only classes that the run has seen can be
+predicted; a probability is the softmax over them and need not be calibrated. Folders are searched
+for image files at any depth, in the order of their names. An image that cannot be read is named and
+left out; the exit code is then 1.
 
 examples:
-  smope predict runs/demo/2026-01-31_12-00-00 photo.jpg           the class of one image
-  smope predict RUN photos --top 3 --csv classes.csv              a folder, the three best classes each, as a table
+  smope predict runs/demo/2026-01-31_12-00-00 photo.jpg the class of one image
+  smope predict RUN photos --top 3 --csv classes.csv    a folder: the three best classes of each
   smope predict model.safetensors photos --weights vit.safetensors
-                                                   on another machine: the file alone, and the backbone"""
+                                                        on another machine, with two files"""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Exit code 1 where an image could not be read."""
+    """Run the command. Exit code 1 if an image could not be read."""
     options = _parser().parse_intermixed_args(argv)
     _check(options)
 
@@ -44,13 +45,15 @@ def run(argv: Sequence[str]) -> int:
 
     classifier = load(options.run, options.device, options.weights)
     broken: list[UserError] = []
-    found = classifier.predict(files, top=options.top, on_broken=lambda error: _tell(error, broken))
+    predictions = classifier.predict(
+        files, top=options.top, on_broken=lambda error: _report_broken(error, broken)
+    )
     if options.json:
-        kept = list(found)
+        kept = list(predictions)
         _print(json.dumps(_document(classifier, kept, broken), indent=1))
     else:
         _remark(classifier)
-        kept = list(_printed(found, files))
+        kept = list(_printed(predictions, files))
     if options.csv:
         _write(options.csv, kept, options.top)
     if broken:
@@ -89,7 +92,7 @@ def _parser() -> Parser:
 
 
 def _check(options: Namespace) -> None:
-    """What is wrong with the command, told before anything heavy is imported."""
+    """UserError for a wrong option, before anything heavy is imported."""
     if options.top < 1:
         raise UserError(
             f"--top={options.top}: must be at least 1; leave it out for the best class alone"
@@ -101,13 +104,13 @@ def _check(options: Namespace) -> None:
         )
 
 
-def _tell(error: UserError, broken: list[UserError]) -> None:
+def _report_broken(error: UserError, broken: list[UserError]) -> None:
     broken.append(error)
     print(error, file=sys.stderr)
 
 
 def _remark(classifier: Classifier) -> None:
-    """What the user has to know of an unfinished run."""
+    """Warn if the run is not finished."""
     artefact = classifier.artefact
     if artefact.tasks_done < artefact.total_tasks:
         print(
@@ -119,8 +122,8 @@ def _remark(classifier: Classifier) -> None:
 
 
 def _printed(predictions: Iterable[Prediction], files: Sequence[Path]) -> Iterator[Prediction]:
-    """Predictions, each printed on its line when it is there."""
-    width = min(WIDEST, max(len(str(file)) for file in files))
+    """Print each prediction on a line of its own and pass it on."""
+    width = min(MAX_COLUMN_CHARACTERS, max(len(str(file)) for file in files))
     for prediction in predictions:
         guesses = (f"{name}  {100 * probability:6.2f} %" for name, probability in prediction.top)
         _print(f"{prediction.path!s:<{width}}  {'  '.join(guesses)}")
@@ -157,7 +160,7 @@ def _document(
 
 
 def _write(path: Path, predictions: Iterable[Prediction], top: int) -> None:
-    """The table: path, class, probability, and class_2, probability_2 and so on for the next best."""
+    """Write the table: path, class, probability, then class_2, probability_2 and so on."""
     from smope.storage.files import write_atomically
 
     text = io.StringIO(newline="")

@@ -1,4 +1,4 @@
-"""`smope train`: compose and validate the configuration, choose the run directory, hand over."""
+"""`smope train`: validate the configuration, choose the run directory, and train."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     if "sweep" in overrides.given:
         raise UserError(f"sweep={override_value(overrides, 'sweep')} is many runs; add -m")
     config, run_dir, resume = plan(overrides)
-    _hand_over(config, run_dir, resume=resume, dry_run=options.dry_run)
+    _train(config, run_dir, resume=resume, dry_run=options.dry_run)
     if options.report and not options.dry_run and torchrun.rank() == 0:
         from smope.cli.report import run as report
 
@@ -75,10 +75,10 @@ def _parser() -> Parser:
     return parser
 
 
-def _hand_over(
+def _train(
     config: Config, run_dir: Path, *, resume: bool = False, dry_run: bool = False
 ) -> dict[str, Any] | None:
-    """The first import of torch: everything that can be refused without it has been."""
+    """Train or describe one run. torch is imported here, after all checks that do without it."""
     if dry_run and torchrun.rank() > 0:
         return None
     from smope.run.dry_run import describe
@@ -91,9 +91,7 @@ def _hand_over(
 
 
 def _train_many(overrides: Overrides, command: Sequence[str], dry_run: bool) -> int:
-    """Every combination is a run of its own, kept in a place that only its configuration decides
-    about.
-    """
+    """Train every combination as a run of its own, in a folder that its configuration decides."""
     from smope.sweeps.driver import run_sweep
 
     for key in ("run_dir", "resume"):
@@ -107,4 +105,4 @@ def _train_many(overrides: Overrides, command: Sequence[str], dry_run: bool) -> 
 
 
 def _show(config: Config, run_dir: Path) -> None:
-    _hand_over(config, run_dir, dry_run=True)
+    _train(config, run_dir, dry_run=True)

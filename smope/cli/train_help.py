@@ -1,4 +1,4 @@
-"""The text of `smope train --help`: groups, choices and keys as conf/ has them, comments included."""
+"""The text of `smope train --help`: groups, choices, and keys with the comments of conf/."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ examples:
   smope train                                         SMoPE on handwritten digits, embedded backbone
   smope train experiment=smoke                        the same in seconds
   smope train router.top_k=3 trainer.epochs=10        change keys
-  smope train -m method=smope,ncm seed=0,1,2          six runs; the same command again goes on with what is missing
-  smope train -m sweep=ablation_small hydra/launcher=joblib   a sweep of conf/sweep/, two runs at once: see SWEEPS.md
+  smope train -m method=smope,ncm seed=0,1,2          six runs; repeat the command for missing ones
+  smope train -m sweep=ablation_small hydra/launcher=joblib
+                                                      a sweep of conf/sweep/, two runs at once
   smope train stream=folder stream.root=~/photos stream.num_tasks=5 backbone=vit_small
                                                       images in train/<class>/ and test/<class>/
   smope train resume=runs/digits/2026-01-31_12-00-00  continue from its last checkpoint
@@ -49,16 +50,14 @@ def _group(folder: Path, group: str, default: str) -> str:
 
 
 def _files(folder: Path, name: str) -> list[Path]:
-    """The file of a choice, and what all choices of its group share."""
+    """The file of a choice, and the file that all choices of its group share."""
     return [folder / f"{name}.yaml", folder / "_shared.yaml"]
 
 
 def _keys(text: str) -> str:
-    """Lines `key: value  # comment` of YAML files, the first of each key, without what is Hydra's, and
-                       comment lines.
+    """The lines `key: value  # comment` of YAML files, without keys of Hydra.
 
-    A choice's own file comes before what its group shares, so that the first is the one that
-    counts.
+    Of equal keys the first line is taken: a choice's own file comes before the shared one.
     """
     lines: dict[str, str] = {}
     for line in text.splitlines():

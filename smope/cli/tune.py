@@ -1,4 +1,4 @@
-"""`smope tune`: the search space and its protocol read and checked, then handed over."""
+"""`smope tune`: check the settings and the search space, and start the search."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from smope.tuning.settings import TuneSettings, read_settings, separate
 from smope.tuning.space import Space, make_space
 
 FRACTION = "stream.validation_fraction"
-OWN_KEYS = {
+REFUSED_KEYS = {
     "run_dir": "trials are kept in the study's folder: say tune.folder=... for another",
     "resume": "a search that was stopped goes on by the same command",
 }
 EPILOG = """\
-Trains on the first tasks of the stream alone, on a part of their training images, and ranks by the images held out of
-them (tune.first_tasks, stream.validation_fraction or else tune.validation_fraction). The keys of tune.* and the space
-that is searched unless told otherwise are in conf/tune/default.yaml; tune=NAME chooses another file there.
+Trains on the first tasks of the stream (tune.first_tasks), on a part of their training images, and
+ranks by the held-out rest (stream.validation_fraction, or else tune.validation_fraction). The keys
+of tune.* and the default space are in conf/tune/default.yaml; tune=NAME chooses another file there.
 
 the space (tune.space.KEY=...), where KEY is any key of the method, router, trainer or backbone:
-  {low: 1e-4, high: 1e-2, log: true}    a range; whole numbers where the key is one; log or step as you like
+  {low: 1e-4, high: 1e-2, log: true}    a range, whole numbers if the key is one; or step
   [code,paper]                          a choice
   null                                  not searched
 
 examples:
   smope tune tune.trials=20
-  smope tune experiment=smoke tune.first_tasks=1 'tune.space.trainer.learning_rate={low: 1e-4, high: 1e-2, log: true}'
-  smope tune method=coda tune.space.method.pool_size=[50,100] tune.score=cumulative_average_accuracy
+  smope tune tune.first_tasks=1 'tune.space.trainer.weight_decay={low: 1e-4, high: 1e-2, log: true}'
+  smope tune method=coda tune.space.method.pool_size=[50,100]
 
-The study (SQLite) is in studies/<name>/<hash>: the same command goes on where it was stopped or killed, and, given
-several times at once, shares out the trials among its processes (on one machine: SQLite and locks do not cross them).
-A larger tune.trials adds to it. Needs Optuna: pip install 'smope[tune]'"""
+The study (SQLite) is in studies/<name>/<hash>. The same command continues a search that was stopped
+or killed. Started several times at once on one machine, it shares the trials among its processes. A
+larger tune.trials adds trials. Needs Optuna: pip install 'smope[tune]'"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     own, others = separate(options.overrides)
     overrides = read_overrides(others, options.config_dir)
-    for key, reason in OWN_KEYS.items():
+    for key, reason in REFUSED_KEYS.items():
         if key in overrides.given:
             raise UserError(f"{key} belongs to `smope train`; {reason}")
     settings, file, changes = read_settings(own, overrides.config_dirs)
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(
             "smope tune needs Optuna, which is not installed; pip install 'smope[tune]'"
         )
-    _hand_over(
+    _search(
         config,
         settings,
         space,
@@ -94,9 +94,7 @@ def _parser() -> Parser:
 
 
 def _config(overrides: Overrides, settings: TuneSettings) -> Config:
-    """The configuration of the trials: judged as the settings say, and without a record for the
-    analysis.
-    """
+    """The configuration of the trials: with held-out images, and no record for the analysis."""
     config = compose(overrides)
     fraction = config.stream["validation_fraction"]
     if settings.rank_on == "test" and fraction is not None:
@@ -126,9 +124,7 @@ def _config(overrides: Overrides, settings: TuneSettings) -> Config:
 def _train_arguments(
     overrides: Overrides, others: Sequence[str], settings: TuneSettings, space: Space, options: Any
 ) -> list[str]:
-    """Arguments of `smope train` for the configuration as it was given, without what the search
-    replaces.
-    """
+    """The arguments of `smope train` for the same configuration, without the searched keys."""
     kept = [text for text in others if text.lstrip("+").partition("=")[0] not in {FRACTION, *space}]
     composed = compose_values(read_overrides(kept, options.config_dir))
     if composed["stream"].get("validation_fraction") is not None:
@@ -140,7 +136,7 @@ def _train_arguments(
     return [*kept, *(["--config-dir", options.config_dir] if options.config_dir else [])]
 
 
-def _hand_over(
+def _search(
     config: Config,
     settings: TuneSettings,
     space: Space,
@@ -148,7 +144,7 @@ def _hand_over(
     argv: Sequence[str],
     train: Sequence[str],
 ) -> None:
-    """The first import of torch and Optuna: everything that can be refused without them has been."""
+    """Start the search. torch and Optuna are imported here, after every check without them."""
     from smope.tuning.search import Search, search
 
     folder = Path(settings.folder).expanduser() if settings.folder else None

@@ -12,7 +12,7 @@ DEFAULT_TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
 
 
 def run(argv: list[str]) -> int:
-    """Exit code 0 only if every quantity is within tolerance, else 1."""
+    """Run the command. Exit code 1 if a quantity is outside the tolerance."""
     parser = Parser(
         prog="smope verify",
         description="Recompute every quantity of a reference file with this installation and "

@@ -50,7 +50,7 @@ class CODAPrompt(PrefixMethod):
         published_gflops=(67.44, 67.44),
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
         backbone: Backbone,
         num_classes: int,

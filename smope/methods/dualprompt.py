@@ -46,7 +46,7 @@ class DualPrompt(PrefixMethod):
         published_gflops=(33.72, 67.44),
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
         backbone: Backbone,
         num_classes: int,

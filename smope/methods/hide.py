@@ -70,7 +70,7 @@ class HiDePrompt(PrefixMethod):
         published_gflops=(33.72, 67.45),
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
         backbone: Backbone,
         num_classes: int,

@@ -41,7 +41,7 @@ class L2P(PrefixMethod):
         "two forward passes an image, in training and evaluation: the first gives the query",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
         backbone: Backbone,
         num_classes: int,

@@ -3,7 +3,9 @@
 Le et al., NeurIPS 2024, arXiv 2405.14124, after their public program. A prefix's logits s (scale
 included) become
 
-    s + outer · activation(inner · s),        inner and outer: two learned numbers a block, trained in the first task.
+    s + outer · activation(inner · s),
+
+where inner and outer are two learned numbers for each block, trained in the first task.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class SMoPE(Method):
         published_gflops=(33.72, 33.72),
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
         backbone: Backbone,
         num_classes: int,

@@ -49,7 +49,7 @@ class SMoPEPlus(FirstSession, SMoPE):
         "experts learn in the first task alone; later tasks cost one forward pass an image",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
         backbone: Backbone,
         num_classes: int,

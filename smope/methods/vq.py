@@ -44,7 +44,7 @@ class VQPrompt(PrefixMethod):
         published_gflops=(67.44, 67.44),
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
         backbone: Backbone,
         num_classes: int,

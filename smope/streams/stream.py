@@ -179,7 +179,7 @@ class Parts(Dataset):
         return self._images.part(item)
 
 
-def build_stream(
+def build_stream(  # noqa: PLR0913 (the signature is the configuration)
     source: Source,
     *,
     image_size: int,

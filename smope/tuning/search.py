@@ -75,9 +75,9 @@ def search(job: Search) -> None:
         failures = 0 if scored else failures + 1
         if failures == MAX_FAILURES:
             raise UserError(
-                f"{MAX_FAILURES} trials in a row have no score, the last for the reason above; change "
-                f"the space, or, once "
-                f"that is put right, give the same command again: {job.command}"
+                f"{MAX_FAILURES} trials in a row have no score, the last for the reason above; "
+                f"change the space, or, once that is put right, give the same command again: "
+                f"{job.command}"
             )
     write(study, protocol)
     print(result(study, protocol))

@@ -306,7 +306,7 @@ def test_a_killed_trial_is_given_out_again_three_times(tmp_path: Path) -> None:
         claim = study.claim()
         assert claim is not None and claim.run_dir == tmp_path / "trials/0"
         values.append(claim.values)
-        study.let_go()
+        study.release()
     assert values[0] == values[1] == values[2]
     fresh = study.claim()  # given up: values of its own, in a place of its own
     assert (
@@ -317,10 +317,10 @@ def test_a_killed_trial_is_given_out_again_three_times(tmp_path: Path) -> None:
 def test_a_trial_that_a_living_process_is_at_stays_its_own(tmp_path: Path) -> None:
     study = Study(tmp_path, SPACE, TuneSettings(trials=2), 0)
     number = claimed(study)
-    study.let_go()
+    study.release()
     with lock_in_another_process(tmp_path / f"trials/{number}.lock") as other:
         assert claimed(study) == number + 1
-        study.let_go()
+        study.release()
         other.kill()
     again = study.claim()  # of the two that nobody is at any more, both are given out again
     assert again is not None and again.run_dir.name in ("0", "1")
@@ -335,7 +335,7 @@ def test_processes_draw_different_values_and_a_repeated_search_the_same(tmp_path
             claim = study.claim()
             assert claim is not None
             study.optuna.tell(claim.trial, 0.1 * number)
-            study.let_go()
+            study.release()
             found.append(claim.values)
         assert studies[0].claim() is None
         return found
