@@ -349,7 +349,7 @@ def sweeper(*overrides: str, dry_run: bool = False) -> int:
 
 
 def test_a_sweeper_may_not_choose_by_test_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "multirun", lambda *_: None)
+    monkeypatch.setattr(driver, "run_sweeper", lambda *_: None)
     with pytest.raises(
         UserError, match=r"stream\.validation_fraction=null: a sweeper would choose by test scores"
     ):
@@ -368,7 +368,7 @@ def test_a_sweeper_that_is_stopped_says_how_to_go_on(
 
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        monkeypatch.setattr(driver, "multirun", stop)
+        monkeypatch.setattr(driver, "run_sweeper", stop)
         with pytest.raises(Interrupted) as stopped:
             sweeper("stream.validation_fraction=0.2")
     finally:
