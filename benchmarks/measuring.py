@@ -25,6 +25,7 @@ from authors_program import AuthorsProgram
 from smope.backbones.vit import load_backbone
 from smope.methods.base import TaskSpan
 from smope.methods.smope import SMoPE
+from smope.methods.smope_plus import SMoPEPlus
 from smope.metrics.cost import saved_bytes
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.device import prefer_onednn
@@ -37,7 +38,11 @@ WIDTH_AND_HEADS = {"vit_tiny_patch16_224": (192, 3), "vit_base_patch16_224": (76
 
 @dataclass(frozen=True)
 class Setting:
-    """What a group of variants that are measured in turns has in common."""
+    """What a group of variants that are measured in turns has in common.
+
+    steps: taken one after the other between two looks at the clock, which a GPU has to be waited for. compiler: of the
+    variants that are compiled.
+    """
 
     backbone: str
     batch: int
@@ -45,11 +50,14 @@ class Setting:
     dtype: str = "float32"
     phase: Literal["train", "infer"] = "train"
     image_size: int = 224
+    steps: int = 1
+    compiler: str = "inductor"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """plain, plain_torch_default, smope, dense, smope_compiled, smope_recompute or authors."""
+    """plain, plain_torch_default, plain_compiled, smope, dense, smope_compiled, smope_recompute,
+    smope_plus (what it does with images of later tasks: one pass, and no step) or authors."""
 
     variant: str
     num_experts: int | None = None
@@ -69,6 +77,8 @@ def build(setting: Setting, variant: Variant, checkout: Path | None = None) -> t
     if variant.variant.startswith("plain"):
         vit = timm.create_model(setting.backbone, num_classes=0, img_size=setting.image_size).eval()
         _share_weights(vit.requires_grad_(False).to(setting.device), setting)
+        if variant.variant == "plain_compiled":
+            vit.compile(backend=setting.compiler)
         return _plain(vit, images, setting), vit
     if variant.variant == "authors":
         assert checkout and variant.num_experts and variant.top_k and variant.task is not None
@@ -108,11 +118,12 @@ def _method(setting: Setting, variant: Variant) -> SMoPE:
     backbone = load_backbone(setting.backbone, "random", "none", image_size=setting.image_size).to(setting.device)
     _share_weights(backbone.vit, setting)
     router = AdaptiveNoise(variant.top_k or 5, 0.4)
-    method = SMoPE(backbone, CLASSES, router, num_experts=variant.num_experts or 25).to(setting.device)
+    kind = SMoPEPlus if variant.variant == "smope_plus" else SMoPE
+    method = kind(backbone, CLASSES, router, num_experts=variant.num_experts or 25).to(setting.device)
     method.dense = variant.variant == "dense"
     backbone.recompute = variant.variant == "smope_recompute"
     if variant.variant == "smope_compiled":
-        backbone.compile()
+        backbone.compile(backend=setting.compiler)
     for bank in method.experts:
         bank.counts.random_(9)  # as after a task: about half of the experts are used more than the mean
     if variant.task:
@@ -135,6 +146,13 @@ def _smope(method: SMoPE, images: Tensor, labels: Tensor, setting: Setting, vari
         with torch.no_grad(), autocast(setting.dtype, torch.device(setting.device)):
             method(images)
 
+    def look() -> None:
+        with torch.no_grad(), autocast(setting.dtype, torch.device(setting.device)):
+            method.features(images)
+
+    if variant.variant == "smope_plus":
+        method.eval()
+        return look
     return train if setting.phase == "train" else infer
 
 
@@ -151,30 +169,44 @@ def torch_default_products() -> Iterator[None]:
 
 
 def timed(run: Callable[[], Any], setting: Setting) -> float:
+    """Seconds of a step, the mean of `setting.steps` of them."""
     if setting.device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    run()
+    for _ in range(setting.steps):
+        run()
     if setting.device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / setting.steps
 
 
 def measure(
-    setting: Setting, variants: list[Variant], seconds: float, checkout: Path | None = None
+    setting: Setting,
+    variants: list[Variant],
+    seconds: float,
+    checkout: Path | None = None,
+    look: Callable[[Callable[[], Any], Variant], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row a variant, SPARSE and PLAIN among them, in turns with SPARSE. At least three rounds, more while they fit
-    into `seconds`."""
+    """Rows of variants that are measured in turns with SPARSE.
+
+    Args:
+        setting: What they have in common.
+        variants: One a row, SPARSE and PLAIN among them.
+        seconds: For all rounds together; at least three are taken.
+        checkout: Of the authors' program, where that is a variant.
+        look: Gives more columns of a variant's row, from its step.
+    """
     built = {variant: build(setting, variant, checkout) for variant in variants}
     kept = {variant: _first_call(*built[variant], setting, variant) for variant in variants}
     peaks = {variant: _cuda_peak(built[variant][0], setting) for variant in variants}
+    more = {variant: look(built[variant][0], variant) if look else {} for variant in variants}
     runs = {variant: run for variant, (run, _) in built.items()}
     rounds = list[Round]()
     start = time.perf_counter()
     while len(rounds) < 3 or time.perf_counter() - start < seconds * len(rounds) / (len(rounds) + 1):
         before = rounds[-1][SPARSE][1] if rounds else timed(runs[SPARSE], setting)
         rounds.append(_round(runs, len(rounds), setting, before))
-    return [_row(setting, variant, rounds, kept, peaks) for variant in variants]
+    return [_row(setting, variant, rounds, kept, peaks) | more[variant] for variant in variants]
 
 
 Round = dict[Variant, tuple[float, float]]
@@ -201,7 +233,7 @@ def _round(runs: dict[Variant, Callable[[], Any]], number: int, setting: Setting
 
 def _first_call(run: Callable[[], Any], module: nn.Module, setting: Setting, variant: Variant) -> int | None:
     """Warms up; the bytes that it keeps, where the autograd hooks see them (a compiled graph keeps them itself)."""
-    if setting.phase == "infer" or variant.variant == "smope_compiled":
+    if setting.phase == "infer" or variant.variant.endswith("compiled"):
         run()
         return None
     return saved_bytes(run, module)
@@ -238,6 +270,7 @@ def _row(
         **asdict(setting),
         **asdict(variant),
         "ratio_to_plain": to_smope / plain,
+        "peak_bytes": peaks[variant],
         "peak_memory_ratio": against_plain(peaks),
         "saved_bytes_ratio": against_plain(kept),
         "ratio_to_smope": to_smope,
