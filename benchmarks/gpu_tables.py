@@ -114,7 +114,9 @@ def _speed(line: Mapping[str, Any]) -> str:
     first = line["rows"][0]
     rounds = f"{first['rounds']} rounds of {first['steps']} steps"
     sizes = f"batch {first['batch']}, {first['image_size']} px, {rounds}"
-    return f"### {line['name']}\n\n{sizes}.\n\n{table(heads, rows)}"
+    said = [row["left_out"].strip().splitlines()[-1] for row in line["rows"] if "left_out" in row]
+    rest = f"\n\nNot all could be measured: {said[0]}" if said else ""
+    return f"### {line['name']}\n\n{sizes}.\n\n{table(heads, rows)}{rest}"
 
 
 def _profile(line: Mapping[str, Any]) -> str:

@@ -117,6 +117,37 @@ def test_a_failure_is_a_line_and_the_next_job_is_done(tmp_path: Path) -> None:
     assert "- a: ValueError: no such kernel" in gpu.tables(results.lines())
 
 
+def test_a_job_that_hangs_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, jobs = load("gpu"), load("gpu_jobs")
+    monkeypatch.setitem(gpu.MOST, "tests", 0.1)
+    monkeypatch.setattr(gpu, "SPARE", 0.2)
+    results = gpu.Results(tmp_path / "results.jsonl")
+    hanging = jobs.Job("tests", "a", 0.1, lambda place, seconds: time.sleep(60))
+    gpu.work([hanging], place(tmp_path), results, time.monotonic() + 60)
+    assert "TimeoutError: not done in" in results.lines()[1]["error"]
+
+
+def test_what_cannot_be_compiled_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, measuring = load("gpu_jobs"), load("measuring")
+    build = measuring.build
+
+    def fails(setting: Any, variant: Any, checkout: Any = None) -> Any:
+        if variant.variant == "smope_compiled":
+            raise RuntimeError("no graph")
+        return build(setting, variant, checkout)
+
+    monkeypatch.setattr(measuring, "build", fails)
+    where = replace(place(tmp_path), toy=True)
+    variants = [jobs.PLAIN, jobs.SPARSE, jobs.COMPILED]
+    rows = jobs.speed(measuring.Setting(jobs.TINY, 2), variants, where, 1)
+    assert [row["variant"] for row in rows] == ["plain", "smope"]
+    assert rows[0]["left_out"].endswith("RuntimeError: no graph\n")
+    line = {"stage": "speed", "name": "a", "rows": rows}
+    assert "Not all could be measured: RuntimeError: no graph" in load("gpu").tables([line])
+
+
 def test_nothing_is_begun_that_would_not_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
