@@ -1,7 +1,9 @@
-"""One training step and one forward pass of the authors' program, from a checkout of it, for benchmarks/speed.py.
+"""One training step and one forward pass of the authors' program, from a checkout of it, for
+benchmarks/speed.py.
 
-Nothing of the program is copied: its modules are imported from the checkout and put together as its ViTZoo does, with
-the sizes of another ViT where asked. As in the program the backbone is not frozen, only kept out of the optimizer.
+Nothing of the program is copied: its modules are imported from the checkout and put together as its
+ViTZoo does, with the sizes of another ViT where asked. As in the program the backbone is not
+frozen, only kept out of the optimizer.
 """
 
 from __future__ import annotations
@@ -23,21 +25,30 @@ from torch import Tensor, nn
 class AuthorsProgram(nn.Module):
     """Its ViT, prompts and classifier. `task` 1 runs with the prototypes of the task before."""
 
-    def __init__(self, checkout: Path, *, width: int, heads: int, num_experts: int, top_k: int, task: int) -> None:
+    def __init__(
+        self, checkout: Path, *, width: int, heads: int, num_experts: int, top_k: int, task: int
+    ) -> None:
         super().__init__()
         vit, zoo = _modules(checkout)
-        self.feat = vit.VisionTransformer(img_size=224, patch_size=16, embed_dim=width, depth=12, num_heads=heads)
+        self.feat = vit.VisionTransformer(
+            img_size=224, patch_size=16, embed_dim=width, depth=12, num_heads=heads
+        )
         parameters = [2 * num_experts, top_k, 1e-5, 1e-5, 0.4]
         self.prompt = zoo.OnePrompt(width, 10, parameters, key_dim=width, num_heads=heads)
         self.last = nn.Linear(width, 100)
         self.task, self.top_k, self.heads = task, top_k, heads
         if task > 0:
             self._use_experts()
-        trained = [{"params": self.prompt.parameters(), "lr": 2.5e-2}, {"params": self.last.parameters(), "lr": 5e-3}]
+        trained = [
+            {"params": self.prompt.parameters(), "lr": 2.5e-2},
+            {"params": self.last.parameters(), "lr": 5e-3},
+        ]
         self.optimizer = torch.optim.AdamW(trained, weight_decay=0)
 
     def _use_experts(self) -> None:
-        """Counts as after a task, about half of the experts above the mean; then the task's beginning."""
+        """Counts as after a task, about half of the experts above the mean; then the task's
+        beginning.
+        """
         draw = torch.Generator().manual_seed(0)
         for name in list(vars(self.prompt)):
             if name.startswith("e_freq_"):
@@ -48,7 +59,12 @@ class AuthorsProgram(nn.Module):
     def features(self, images: Tensor, *, train: bool) -> tuple[Tensor, Tensor]:
         with _cuda_is_where_the_images_are(images):
             out, loss, _ = self.feat(
-                images, prompt=self.prompt, train=train, task_id=self.task, topk=self.top_k, reduce_query=True
+                images,
+                prompt=self.prompt,
+                train=train,
+                task_id=self.task,
+                topk=self.top_k,
+                reduce_query=True,
             )
         return out[:, 0], loss
 

@@ -1,8 +1,9 @@
-"""Input that is broken or hostile, and what it has to be answered with; tried by input_trial.py for chaos.py.
+"""Input that is broken or hostile, and what it has to be answered with; tried by input_trial.py for
+chaos.py.
 
-Every input starts from a copy of one small run, or of a folder with images, and spoils one thing. Nothing may be lost:
-where training refuses a run directory, its files stay as they were; where it goes on, the numbers are those of a run
-that nothing happened to.
+Every input starts from a copy of one small run, or of a folder with images, and spoils one thing.
+Nothing may be lost: where training refuses a run directory, its files stay as they were; where it
+goes on, the numbers are those of a run that nothing happened to.
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-RUN = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=64", "method.blocks=[0]", "trainer.device=cpu"]
+RUN = [
+    "experiment=smoke",
+    "backbone.image_size=8",
+    "trainer.batch_size=64",
+    "method.blocks=[0]",
+    "trainer.device=cpu",
+]
 RUN += ["trainer.checkpoint_steps=5"]
 
 
-BOMB = Path(tempfile.gettempdir()) / f"smope-bomb-{os.getpid()}"  # made where code in a checkpoint is run
+# made where code in a checkpoint is run
+BOMB = Path(tempfile.gettempdir()) / f"smope-bomb-{os.getpid()}"
 
 
 class Skipped(Exception):
@@ -36,7 +44,9 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """run: a run that was stopped in its second task; images: class folders in train/ and test/; scratch: to use."""
+    """run: a run that was stopped in its second task; images: class folders in train/ and test/;
+    scratch: to use.
+    """
 
     run: Path
     images: Path
@@ -48,11 +58,24 @@ class Place:
 
     def folder(self, *more: str) -> list[str]:
         """Training on the images."""
-        return ["stream=folder", f"stream.root={self.images}", "stream.num_tasks=2", *RUN[1:], *more, self.new()]
+        return [
+            "stream=folder",
+            f"stream.root={self.images}",
+            "stream.num_tasks=2",
+            *RUN[1:],
+            *more,
+            self.new(),
+        ]
 
     def table(self, text: str) -> list[str]:
         (self.images / "table.csv").write_text(text)
-        return ["stream=table", f"stream.table={self.images / 'table.csv'}", "stream.num_tasks=2", *RUN[1:], self.new()]
+        return [
+            "stream=table",
+            f"stream.table={self.images / 'table.csv'}",
+            "stream.num_tasks=2",
+            *RUN[1:],
+            self.new(),
+        ]
 
     def new(self) -> str:
         return f"run_dir={self.scratch / 'new'}"
@@ -61,13 +84,15 @@ class Place:
         return [f"resume={self.run}"]
 
 
-# A prepared input: the arguments of `smope train`, or what to call instead, and a pattern that the answer has.
-# goes on: the run ends well and says what it did; stops: exit code 1 or 2, one line.
+# A prepared input: the arguments of `smope train`, or what to call instead, and a pattern that the
+# answer has. goes on: the run ends well and says what it did; stops: exit code 1 or 2, one line.
 Prepare = Callable[[Place], "list[str] | contextlib.AbstractContextManager[list[str]]"]
 INPUTS: dict[str, tuple[Literal["stops", "goes on"], str, Prepare]] = {}
 
 
-def broken(name: str, ends: Literal["stops", "goes on"], pattern: str) -> Callable[[Prepare], Prepare]:
+def broken(
+    name: str, ends: Literal["stops", "goes on"], pattern: str
+) -> Callable[[Prepare], Prepare]:
     def enter(prepare: Prepare) -> Prepare:
         INPUTS[name] = (ends, pattern, prepare)
         return prepare
@@ -99,27 +124,39 @@ for _name, _content in {
     "checkpoint of zero bytes": lambda content: b"",
     "checkpoint with a flipped bit": _flipped,
     "checkpoint of garbage": lambda content: b"\xff" * 1000,
-    "checkpoint with a header of 2^63 bytes": lambda content: struct.pack("<Q", 2**63) + content[8:],
+    "checkpoint with a header of 2^63 bytes": lambda content: (
+        struct.pack("<Q", 2**63) + content[8:]
+    ),
     "checkpoint that is a pickle with code": lambda content: pickle.dumps(_Bomb()),
 }.items():
     broken(_name, "goes on", BEFORE)(_spoiled(_content))
 
 
-@broken("every checkpoint damaged", "goes on", r"there is no checkpoint to go on from: starting over")
+@broken(
+    "every checkpoint damaged", "goes on", r"there is no checkpoint to go on from: starting over"
+)
 def _(place: Place) -> list[str]:
     for path in (place.run / "checkpoints").glob("*.safetensors"):
         path.write_bytes(b"")
     return place.resume()
 
 
-@broken("checkpoint of another format", "stops", r"has format version 1, this smope reads \d+; use the")
+@broken(
+    "checkpoint of another format", "stops", r"has format version 1, this smope reads \d+; use the"
+)
 def _(place: Place) -> list[str]:
     for path in (place.run / "checkpoints").glob("*.safetensors"):
-        path.write_bytes(path.read_bytes().replace(b'"format_version":"2"', b'"format_version":"1"'))
+        path.write_bytes(
+            path.read_bytes().replace(b'"format_version":"2"', b'"format_version":"1"')
+        )
     return place.resume()
 
 
-@broken("checkpoint of another run's images", "stops", r"config\.yaml has changed since .*: seed=1 \(was 0\)")
+@broken(
+    "checkpoint of another run's images",
+    "stops",
+    r"config\.yaml has changed since .*: seed=1 \(was 0\)",
+)
 def _(place: Place) -> list[str]:
     return _edited(place, "seed: 0", "seed: 1")
 
@@ -129,7 +166,11 @@ def _(place: Place) -> list[str]:
     return _edited(place, "weights: embedded", "weights: random")
 
 
-@broken("config.yaml with another learning rate", "stops", r"has changed .*learning_rate=0\.5 \(was 0\.005\)")
+@broken(
+    "config.yaml with another learning rate",
+    "stops",
+    r"has changed .*learning_rate=0\.5 \(was 0\.005\)",
+)
 def _(place: Place) -> list[str]:
     return _edited(place, "learning_rate: 0.005", "learning_rate: 0.5")
 
@@ -166,12 +207,18 @@ def _edited(place: Place, old: str, new: str) -> list[str]:
     return place.resume()
 
 
-@broken("two processes on one run directory", "stops", r"in use by process \d+ on .*; wait until it has ended")
+@broken(
+    "two processes on one run directory",
+    "stops",
+    r"in use by process \d+ on .*; wait until it has ended",
+)
 @contextlib.contextmanager
 def _(place: Place) -> Iterator[list[str]]:
     program = (
-        "import sys; from pathlib import Path; from smope.runs import RunDirectory\n"
-        "with RunDirectory(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from smope.storage.run_directory import "
+        "RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).locked(): print('locked', flush=True); "
+        "sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(place.run)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
@@ -185,7 +232,9 @@ def _(place: Place) -> Iterator[list[str]]:
 def small_disk(path: Path, options: str) -> Iterator[None]:
     """A file system in memory at `path`; Skipped where none may be mounted."""
     path.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True, text=True
+    )
     if done.returncode:
         raise Skipped(f"no file system may be mounted here ({done.stderr.strip()})")
     try:
@@ -201,7 +250,11 @@ def _(place: Place) -> Iterator[list[str]]:
         yield [*RUN, f"run_dir={place.scratch / 'small' / 'run'}"]
 
 
-@broken("run directory on a disk that is read-only", "stops", r"cannot be written \(Read-only file system\)")
+@broken(
+    "run directory on a disk that is read-only",
+    "stops",
+    r"cannot be written \(Read-only file system\)",
+)
 @contextlib.contextmanager
 def _(place: Place) -> Iterator[list[str]]:
     disk = place.scratch / "locked"
@@ -211,20 +264,34 @@ def _(place: Place) -> Iterator[list[str]]:
         yield [f"resume={disk / 'run'}"]
 
 
-@broken("a loss that is not finite", "stops", r"the loss became \w+ in step \d+ of task 1 .*lower trainer\.")
+@broken(
+    "a loss that is not finite",
+    "stops",
+    r"the loss became \w+ in step \d+ of task 1 .*lower trainer\.",
+)
 def _(place: Place) -> list[str]:
     return [*RUN, "trainer.learning_rate=1e30", "trainer.epochs=3", place.new()]
 
 
-@broken("a task smaller than a batch", "stops", r"batch_size=800 is larger than the 723 training images of task 1")
+@broken(
+    "a task smaller than a batch",
+    "stops",
+    r"batch_size=800 is larger than the 723 training images of task 1",
+)
 def _(place: Place) -> list[str]:
     return [*RUN, "trainer.batch_size=800", place.new()]
 
 
-@broken("out of memory", "stops", r"out of memory on cpu: .*start a new run with a smaller trainer\.batch_size than 64")
+@broken(
+    "out of memory",
+    "stops",
+    r"out of memory on cpu: .*start a new run with a smaller trainer\.batch_size than 64",
+)
 @contextlib.contextmanager
 def _(place: Place) -> Iterator[list[str]]:
-    problem = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    problem = RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
     with mock.patch("smope.training.phase.RunningPhase.step", side_effect=problem):
         yield [*RUN, place.new()]
 
@@ -243,7 +310,11 @@ def _(place: Place) -> list[str]:
     return place.folder("trainer.batch_size=4", "trainer.frozen_steps=1")
 
 
-@broken("an image that is no image", "stops", r"cannot read image .*b.*: not a known image format; replace")
+@broken(
+    "an image that is no image",
+    "stops",
+    r"cannot read image .*b.*: not a known image format; replace",
+)
 def _(place: Place) -> list[str]:
     next((place.images / "train" / "b").iterdir()).write_bytes(b"nothing")
     return place.folder()
@@ -253,20 +324,30 @@ def png(width: int, height: int) -> bytes:
     """A small file that says it holds many pixels, all black."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     rows = zlib.compress(bytes(1_000_000), 9)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
 
 
-@broken("a decompression bomb", "stops", r"cannot read image .*bomb\.png: Image size .* exceeds limit")
+@broken(
+    "a decompression bomb", "stops", r"cannot read image .*bomb\.png: Image size .* exceeds limit"
+)
 def _(place: Place) -> list[str]:
     (place.images / "train" / "a" / "bomb.png").write_bytes(png(60_000, 60_000))
     return place.folder()
 
 
-@broken("an image that becomes unreadable", "stops", r"cannot read image .*: not a known image format; replace")
+@broken(
+    "an image that becomes unreadable",
+    "stops",
+    r"cannot read image .*: not a known image format; replace",
+)
 @contextlib.contextmanager
 def _(place: Place) -> Iterator[list[str]]:
     from smope.training.phase import RunningPhase
@@ -278,11 +359,18 @@ def _(place: Place) -> Iterator[list[str]]:
             path.write_bytes(b"gone")
         step(self, *batch)
 
-    with mock.patch("smope.streams.reading.KEPT_BYTES", 0), mock.patch.object(RunningPhase, "step", spoil):
+    with (
+        mock.patch("smope.streams.pixels.preload.KEPT_BYTES", 0),
+        mock.patch.object(RunningPhase, "step", spoil),
+    ):
         yield place.folder("stream.cache_gb=0", "trainer.batch_size=4", "trainer.frozen_steps=1")
 
 
-@broken("a path that leads out of its folder", "stops", r"line 2: path \.\./\.\./secret\.png leads out of")
+@broken(
+    "a path that leads out of its folder",
+    "stops",
+    r"line 2: path \.\./\.\./secret\.png leads out of",
+)
 def _(place: Place) -> list[str]:
     return place.table("path,label\n../../secret.png,a\n")
 
@@ -299,20 +387,26 @@ def _(place: Place) -> list[str]:
     return arguments
 
 
-@broken("labels out of range", "stops", r"train has 101 different class ids instead of each of 0 to 99")
+@broken(
+    "labels out of range", "stops", r"train has 101 different class ids instead of each of 0 to 99"
+)
 def _(place: Place) -> list[str]:
     import numpy
 
     root = place.scratch / "cifar-100-python"
     root.mkdir()
-    (root / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {number}" for number in range(100)]}))
+    (root / "meta").write_bytes(
+        pickle.dumps({"fine_label_names": [f"class {number}" for number in range(100)]})
+    )
     for split, labels in (("train", [*range(100), 100]), ("test", list(range(100)))):
         table = {"data": numpy.zeros((len(labels), 3072), numpy.uint8), "fine_labels": labels}
         (root / split).write_bytes(pickle.dumps(table))
     return ["stream=cifar100", f"stream.root={place.scratch}", *RUN[1:], place.new()]
 
 
-@broken("an archive whose names lead out of it", "stops", r"which would be written outside its folder")
+@broken(
+    "an archive whose names lead out of it", "stops", r"which would be written outside its folder"
+)
 @contextlib.contextmanager
 def _(place: Place) -> Iterator[list[str]]:
     import tarfile
@@ -323,12 +417,19 @@ def _(place: Place) -> Iterator[list[str]]:
     root.mkdir()
     with tarfile.open(root / cifar100.ARCHIVE.filename, "w:gz") as whole:
         whole.addfile(tarfile.TarInfo("../../evil"), io.BytesIO())
-    with mock.patch("smope.streams.download._check"):  # which would refuse it for its md5
-        yield ["stream=cifar100", f"stream.root={root}", "stream.download=true", *RUN[1:], place.new()]
+    with mock.patch("smope.streams.archives.download._check"):  # which would refuse it for its md5
+        yield [
+            "stream=cifar100",
+            f"stream.root={root}",
+            "stream.download=true",
+            *RUN[1:],
+            place.new(),
+        ]
 
 
 for _override, _rule in {
-    "method.num_experts=1000000000": r"method\.num_experts must be at least 1 and at most 100000, got 1000000000",
+    "method.num_experts=1000000000": r"method\.num_experts must be at least 1 and at most 100000, "
+    r"got 1000000000",
     "method.num_experts=-1": r"method\.num_experts must be at least 1",
     "trainer.learning_rate=inf": r"trainer\.learning_rate must be a finite number above 0, got inf",
     "trainer.learning_rate=nan": r"trainer\.learning_rate must be a finite number above 0, got nan",
@@ -339,10 +440,16 @@ for _override, _rule in {
     "method.blocks=[1000000000]": r"method\.blocks must be different numbers in 0\.\.7",
     "router.topk=3": r"unknown key router\.topk=3; did you mean router\.top_k",
 }.items():
-    broken(_override, "stops", _rule)(lambda place, override=_override: [*RUN, override, place.new()])
+    broken(_override, "stops", _rule)(
+        lambda place, override=_override: [*RUN, override, place.new()]
+    )
 
 
-@broken("W&B without a key", "goes on", r"no tracking: WandbTracker did not start \(no API key: run `wandb login`")
+@broken(
+    "W&B without a key",
+    "goes on",
+    r"no tracking: WandbTracker did not start \(no API key: run `wandb login`",
+)
 @contextlib.contextmanager
 def _(place: Place) -> Iterator[list[str]]:
     with mock.patch.dict(os.environ, {"NETRC": str(place.scratch / "none")}):
@@ -350,9 +457,17 @@ def _(place: Place) -> Iterator[list[str]]:
         yield [*RUN, "tracker=wandb", "tracker.mode=online", place.new()]
 
 
-@broken("W&B that cannot be reached", "goes on", r"no tracking: WandbTracker did not start \(.*\); training goes on")
+@broken(
+    "W&B that cannot be reached",
+    "goes on",
+    r"no tracking: WandbTracker did not start \(.*\); training goes on",
+)
 @contextlib.contextmanager
 def _(place: Place) -> Iterator[list[str]]:
-    nobody = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "online"}
-    with mock.patch.dict(os.environ, nobody), mock.patch("smope.report.trackers.INIT_SECONDS", 5.0):
+    nobody = {
+        "WANDB_API_KEY": "0" * 40,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_MODE": "online",
+    }
+    with mock.patch.dict(os.environ, nobody), mock.patch("smope.trackers.wandb.INIT_SECONDS", 5.0):
         yield [*RUN, "tracker=wandb", place.new()]

@@ -1,4 +1,6 @@
-"""Tries each input of broken_inputs.py through the command line, in this process, and judges the answer."""
+"""Tries each input of broken_inputs.py through the command line, in this process, and judges the
+answer.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ from broken_inputs import BOMB, INPUTS, RUN, Place, Skipped
 
 @dataclass(frozen=True)
 class Outcome:
-    """clear: answered as it should be, in one line, and nothing lost; unclear: in another way; crash: an exception
-    left the command line; skipped: this machine cannot try it. said: what was printed."""
+    """clear: answered as it should be, in one line, and nothing lost; unclear: in another way;
+    crash: an exception left the command line; skipped: this machine cannot try it. said: what was
+    printed.
+    """
 
     name: str
     verdict: Literal["clear", "unclear", "crash", "skipped"]
@@ -39,7 +43,9 @@ def try_inputs(folder: Path, wanted: str = "") -> list[Outcome]:
     for number, name in enumerate(INPUTS):
         if wanted not in name:
             continue
-        place = Place(folder / str(number) / "run", folder / str(number) / "images", folder / str(number))
+        place = Place(
+            folder / str(number) / "run", folder / str(number) / "images", folder / str(number)
+        )
         shutil.copytree(run, place.run)
         shutil.copytree(images, place.images)
         results.append(_tried(name, place))
@@ -51,7 +57,11 @@ def _tried(name: str, place: Place) -> Outcome:
     ends, pattern, prepare = INPUTS[name]
     try:
         prepared = prepare(place)
-        with contextlib.nullcontext(prepared) if isinstance(prepared, list) else prepared as arguments:
+        with (
+            contextlib.nullcontext(prepared)
+            if isinstance(prepared, list)
+            else prepared as arguments
+        ):
             before = contents(place.run)
             code, out, err = call(arguments)
     except Skipped as why:
@@ -71,26 +81,38 @@ def _tried(name: str, place: Place) -> Outcome:
         return Outcome(name, "unclear", lost)
     good = answer is not None and "Traceback" not in err
     good = good and ((code == 0) if ends == "goes on" else (code in (1, 2) and len(lines) == 1))
-    return Outcome(name, "clear" if good else "unclear", answer or f"exit code {code}: {(err or out)[-300:]!r}")
+    return Outcome(
+        name, "clear" if good else "unclear", answer or f"exit code {code}: {(err or out)[-300:]!r}"
+    )
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def _other_numbers(place: Place) -> str:
-    """What is wrong with the matrix of a run that was resumed: "" where nothing is, or where none was."""
+    """What is wrong with the matrix of a run that was resumed: "" where nothing is, or where none
+    was.
+    """
     found = json.loads((place.run / "run.json").read_text())
     whole = json.loads((place.scratch.parent / "whole" / "run.json").read_text())
     if found["status"] == "interrupted":
         return ""
     same = found["accuracy_matrix"] == whole["accuracy_matrix"]
-    return "" if same else f"the matrix is {found['accuracy_matrix']} instead of {whole['accuracy_matrix']}"
+    return (
+        ""
+        if same
+        else f"the matrix is {found['accuracy_matrix']} instead of {whole['accuracy_matrix']}"
+    )
 
 
 def call(arguments: list[str]) -> tuple[int, str, str]:
     """`smope train` in this process: exit code, and what it printed."""
-    from smope.cli import main
+    from smope.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -126,4 +148,6 @@ def _pictures(path: Path) -> None:
             folder = path / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=numpy.uint8)).save(folder / f"{number}.png")
+                Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=numpy.uint8)).save(
+                    folder / f"{number}.png"
+                )

@@ -1,4 +1,6 @@
-"""One step of a variant, timed in turns with the others, and the memory that it takes; see speed.py."""
+"""One step of a variant, timed in turns with the others, and the memory that it takes; see
+speed.py.
+"""
 
 from __future__ import annotations
 
@@ -70,9 +72,13 @@ SPARSE = Variant("smope", 25, 5, 0)
 TORCH_DEFAULT = ("plain_torch_default", "authors")
 
 
-def build(setting: Setting, variant: Variant, checkout: Path | None = None) -> tuple[Callable[[], Any], nn.Module]:
+def build(
+    setting: Setting, variant: Variant, checkout: Path | None = None
+) -> tuple[Callable[[], Any], nn.Module]:
     """One step of `variant`, ready to be called again and again, and the module it runs."""
-    images = torch.rand(setting.batch, 3, setting.image_size, setting.image_size, device=setting.device)
+    images = torch.rand(
+        setting.batch, 3, setting.image_size, setting.image_size, device=setting.device
+    )
     labels = torch.arange(setting.batch, device=setting.device) % 10 + 10 * (variant.task or 0)
     if variant.variant.startswith("plain"):
         vit = timm.create_model(setting.backbone, num_classes=0, img_size=setting.image_size).eval()
@@ -85,7 +91,9 @@ def build(setting: Setting, variant: Variant, checkout: Path | None = None) -> t
         width, heads = WIDTH_AND_HEADS[setting.backbone]
         sizes = {"num_experts": variant.num_experts, "top_k": variant.top_k, "task": variant.task}
         program = AuthorsProgram(checkout, width=width, heads=heads, **sizes).to(setting.device)
-        return (program.step(images, labels) if setting.phase == "train" else program.inference(images)), program
+        return (
+            program.step(images, labels) if setting.phase == "train" else program.inference(images)
+        ), program
     method = _method(setting, variant)
     return _smope(method, images, labels, setting, variant), method
 
@@ -94,8 +102,12 @@ _weights: dict[tuple[str, int, str], dict[str, Tensor]] = {}
 
 
 def _share_weights(vit: nn.Module, setting: Setting) -> None:
-    """One copy of the frozen weights for all variants: another one for each would push the others out of memory."""
-    known = _weights.setdefault((setting.backbone, setting.image_size, setting.device), vit.state_dict())
+    """One copy of the frozen weights for all variants: another one for each would push the others
+    out of memory.
+    """
+    known = _weights.setdefault(
+        (setting.backbone, setting.image_size, setting.device), vit.state_dict()
+    )
     vit.load_state_dict(known, assign=True)
 
 
@@ -115,23 +127,30 @@ def _plain(vit: nn.Module, images: Tensor, setting: Setting) -> Callable[[], Any
 
 def _method(setting: Setting, variant: Variant) -> SMoPE:
     torch.manual_seed(0)
-    backbone = load_backbone(setting.backbone, "random", "none", image_size=setting.image_size).to(setting.device)
+    backbone = load_backbone(setting.backbone, "random", "none", image_size=setting.image_size).to(
+        setting.device
+    )
     _share_weights(backbone.vit, setting)
     router = AdaptiveNoise(variant.top_k or 5, 0.4)
     kind = SMoPEPlus if variant.variant == "smope_plus" else SMoPE
-    method = kind(backbone, CLASSES, router, num_experts=variant.num_experts or 25).to(setting.device)
+    method = kind(backbone, CLASSES, router, num_experts=variant.num_experts or 25).to(
+        setting.device
+    )
     method.dense = variant.variant == "dense"
     backbone.recompute = variant.variant == "smope_recompute"
     if variant.variant == "smope_compiled":
         backbone.compile(backend=setting.compiler)
     for bank in method.experts:
-        bank.counts.random_(9)  # as after a task: about half of the experts are used more than the mean
+        # as after a task: about half of the experts are used more than the mean
+        bank.counts.random_(9)
     if variant.task:
         method.begin_task(TaskSpan(variant.task, 10 * variant.task, 10 * variant.task + 10))
     return method.train(setting.phase == "train")
 
 
-def _smope(method: SMoPE, images: Tensor, labels: Tensor, setting: Setting, variant: Variant) -> Callable[[], Any]:
+def _smope(
+    method: SMoPE, images: Tensor, labels: Tensor, setting: Setting, variant: Variant
+) -> Callable[[], Any]:
     span = TaskSpan(variant.task or 0, 10 * (variant.task or 0), 10 * (variant.task or 0) + 10)
     optimizer = make_optimizer(method.parameter_groups(5e-3), 0.0)
 
@@ -203,7 +222,9 @@ def measure(
     runs = {variant: run for variant, (run, _) in built.items()}
     rounds = list[Round]()
     start = time.perf_counter()
-    while len(rounds) < 3 or time.perf_counter() - start < seconds * len(rounds) / (len(rounds) + 1):
+    while len(rounds) < 3 or time.perf_counter() - start < seconds * len(rounds) / (
+        len(rounds) + 1
+    ):
         before = rounds[-1][SPARSE][1] if rounds else timed(runs[SPARSE], setting)
         rounds.append(_round(runs, len(rounds), setting, before))
     return [_row(setting, variant, rounds, kept, peaks) | more[variant] for variant in variants]
@@ -213,10 +234,14 @@ Round = dict[Variant, tuple[float, float]]
 """Seconds of a step, and of the steps of SPARSE beside it."""
 
 
-def _round(runs: dict[Variant, Callable[[], Any]], number: int, setting: Setting, before: float) -> Round:
-    """Each variant once, between two steps of SPARSE: what slows the machine down for a while slows both.
+def _round(
+    runs: dict[Variant, Callable[[], Any]], number: int, setting: Setting, before: float
+) -> Round:
+    """Each variant once, between two steps of SPARSE: what slows the machine down for a while slows
+    both.
 
-    before: seconds of the step of SPARSE just taken."""
+    before: seconds of the step of SPARSE just taken.
+    """
     others = [variant for variant in runs if variant != SPARSE]
     turn = number % len(others)
     found: Round = {}
@@ -231,8 +256,12 @@ def _round(runs: dict[Variant, Callable[[], Any]], number: int, setting: Setting
     return found
 
 
-def _first_call(run: Callable[[], Any], module: nn.Module, setting: Setting, variant: Variant) -> int | None:
-    """Warms up; the bytes that it keeps, where the autograd hooks see them (a compiled graph keeps them itself)."""
+def _first_call(
+    run: Callable[[], Any], module: nn.Module, setting: Setting, variant: Variant
+) -> int | None:
+    """Warms up; the bytes that it keeps, where the autograd hooks see them (a compiled graph keeps
+    them itself).
+    """
     if setting.phase == "infer" or variant.variant.endswith("compiled"):
         run()
         return None
@@ -284,7 +313,9 @@ def _row(
 
 
 def _error(ratios: list[float]) -> float:
-    """Standard error of their median from their middle half; in normal noise 1.25 s / sqrt(n) with s = IQR / 1.35."""
+    """Standard error of their median from their middle half; in normal noise 1.25 s / sqrt(n) with
+    s = IQR / 1.35.
+    """
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return 1.25 * (high - low) / 1.35 / math.sqrt(len(ratios))
 
@@ -307,17 +338,25 @@ def _resident_peak_here(setting: Setting, variant: Variant) -> int:
 
 
 def _status(field: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    line = next(
+        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field)
+    )
     return 1024 * int(line.split()[1])
 
 
 def add_resident_peaks(rows: list[dict[str, Any]], setting: Setting) -> None:
     """Fills in peak_memory_ratio of smope's first task."""
-    if setting.device == "cpu" and setting.phase == "train" and Path("/proc/self/clear_refs").exists():
+    if (
+        setting.device == "cpu"
+        and setting.phase == "train"
+        and Path("/proc/self/clear_refs").exists()
+    ):
         ratio = resident_peak(setting, SPARSE) / resident_peak(setting, PLAIN)
         for row in rows:
             which = Variant(*(row[field] for field in Variant.__dataclass_fields__))
-            row["peak_memory_ratio"] = {SPARSE: ratio, PLAIN: 1.0}.get(which, row["peak_memory_ratio"])
+            row["peak_memory_ratio"] = {SPARSE: ratio, PLAIN: 1.0}.get(
+                which, row["peak_memory_ratio"]
+            )
 
 
 if __name__ == "__main__":

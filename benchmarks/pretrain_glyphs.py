@@ -1,14 +1,18 @@
-"""Pretrain the small Vision Transformer that ships inside the package, on characters rendered from fonts.
+"""Pretrain the small Vision Transformer that ships inside the package, on characters rendered from
+fonts.
 
     python benchmarks/pretrain_glyphs.py
 
-trains on one CPU in about a quarter of an hour and writes smope/backbones/embedded/glyph_vit.safetensors. The task is
-to tell printed characters of many scripts apart under the distortions that handwriting and coarse scanning bring.
-Neither digits nor the characters of the stream `glyphs` are among them (smope/streams/glyph_rendering.py), and no
-image of a digit has a part in training or in choosing weights: the weights kept are simply the last ones. The final
-nearest-class-mean accuracy on scikit-learn's handwritten digits is a report and nothing else.
+trains on one CPU in about a quarter of an hour and writes
+smope/backbones/embedded/glyph_vit.safetensors. The task is to tell printed characters of many
+scripts apart under the distortions that handwriting and coarse scanning bring. Neither digits nor
+the characters of the stream `glyphs` are among them (smope/streams/glyph_rendering.py), and no
+image of a digit has a part in training or in choosing weights: the weights kept are simply the last
+ones. The final nearest-class-mean accuracy on scikit-learn's handwritten digits is a report and
+nothing else.
 
-Same seed, same machine and same number of threads give the same file. Shapes: B batch, S = 48 bank pixels.
+Same seed, same machine and same number of threads give the same file. Shapes: B batch, S = 48 bank
+pixels.
 """
 
 from __future__ import annotations
@@ -30,11 +34,23 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from smope.streams.glyph_rendering import bitmap, pretraining_characters
+from smope.streams.pixels.glyph_rendering import bitmap, pretraining_characters
 
 ARCHITECTURE = "vit_tiny_patch16_224"
-OPTIONS: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 8, "num_heads": 4}
-OUTPUT = Path(__file__).resolve().parents[1] / "smope" / "backbones" / "embedded" / "glyph_vit.safetensors"
+OPTIONS: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 128,
+    "depth": 8,
+    "num_heads": 4,
+}
+OUTPUT = (
+    Path(__file__).resolve().parents[1]
+    / "smope"
+    / "backbones"
+    / "embedded"
+    / "glyph_vit.safetensors"
+)
 BANK_SIZE, INK_SIZE, IMAGE_SIZE = 48, 40, 32
 
 
@@ -42,8 +58,8 @@ def render_bank(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draw every pretraining character once in every face that has it.
 
     Returns:
-        bitmaps (M, S, S) in [0, 1], white ink on black, its longer side `INK_SIZE`; class ids (M,); held out (M,), true
-        for one drawing of each class, which training never sees.
+        bitmaps (M, S, S) in [0, 1], white ink on black, its longer side `INK_SIZE`; class ids (M,);
+        held out (M,), true for one drawing of each class, which training never sees.
     """
     generator = np.random.default_rng(seed)
     images, labels, held_out = [], [], []
@@ -53,11 +69,17 @@ def render_bank(seed: int) -> tuple[Tensor, Tensor, Tensor]:
             images.append(centred(bitmap(face, character)))
             labels.append(label)
             held_out.append(index == left_out)
-    return torch.from_numpy(np.stack(images)).float() / 255, torch.tensor(labels), torch.tensor(held_out)
+    return (
+        torch.from_numpy(np.stack(images)).float() / 255,
+        torch.tensor(labels),
+        torch.tensor(held_out),
+    )
 
 
 def centred(ink: np.ndarray) -> np.ndarray:
-    """Scale a cropped bitmap so that its longer side is `INK_SIZE`, in the middle of a square of side `BANK_SIZE`."""
+    """Scale a cropped bitmap so that its longer side is `INK_SIZE`, in the middle of a square of
+    side `BANK_SIZE`.
+    """
     scale = INK_SIZE / max(ink.shape)
     width, height = (max(2, round(side * scale)) for side in ink.shape[::-1])
     canvas = Image.new("L", (BANK_SIZE, BANK_SIZE))
@@ -72,7 +94,9 @@ def uniform(generator: torch.Generator, count: int, low: float, high: float) -> 
 
 
 def vary_stroke(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Give each character its own pen: from half a pixel of erosion to two of dilation, in steps between."""
+    """Give each character its own pen: from half a pixel of erosion to two of dilation, in steps
+    between.
+    """
     half = (len(images) + 1) // 2
     eroded = -F.max_pool2d(-images[:half], 3, 1, 1)
     thinner = torch.lerp(images[:half], eroded, uniform(generator, half, 0, 0.65 * strength))
@@ -92,19 +116,27 @@ def warp(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     )
     zoom = strength * uniform(generator, count, -0.2, 0.3).flatten()
     cos, sin = angle.cos(), angle.sin()
-    across, down = torch.exp(zoom + stretch), torch.exp(zoom - stretch)  # above 1: the character gets smaller
+    # above 1: the character gets smaller
+    across, down = (
+        torch.exp(zoom + stretch),
+        torch.exp(zoom - stretch),
+    )
     shift = strength * (torch.rand(2, count, generator=generator) - 0.5) * 0.3
     first = (cos * across, (shear * cos - sin) * down, shift[0])
     second = (sin * across, (shear * sin + cos) * down, shift[1])
     theta = torch.stack(first + second, dim=1).view(count, 2, 3)
     grid = F.affine_grid(theta, [count, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
-    coarse = torch.randn(count, 2, 5, 5, generator=generator) * uniform(generator, count, 0, 0.12 * strength)
+    coarse = torch.randn(count, 2, 5, 5, generator=generator) * uniform(
+        generator, count, 0, 0.12 * strength
+    )
     displacement = F.interpolate(coarse, size=IMAGE_SIZE, mode="bicubic", align_corners=True)
     return F.grid_sample(images, grid + displacement.permute(0, 2, 3, 1), align_corners=False)
 
 
 def scan(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Look at each quarter of the batch through another scanner: three coarse ones (8 to 14 pixels), a sharp one."""
+    """Look at each quarter of the batch through another scanner: three coarse ones (8 to 14
+    pixels), a sharp one.
+    """
     parts = list(images.chunk(4))
     for index, sizes in enumerate(((8, 9), (8, 11), (10, 15))):
         size = int(torch.randint(*sizes, (), generator=generator))
@@ -120,11 +152,17 @@ def scan(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
 def expose(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Vary gain, tone curve, background and noise; up to one image in ten becomes dark on light."""
     count = len(images)
-    images = images.clamp(1e-4, 1) ** uniform(generator, count, -0.5 * strength, 0.5 * strength).exp()
-    images = (images * uniform(generator, count, 1 - 0.3 * strength, 1 + 0.3 * strength)).clamp(0, 1)
+    images = (
+        images.clamp(1e-4, 1) ** uniform(generator, count, -0.5 * strength, 0.5 * strength).exp()
+    )
+    images = (images * uniform(generator, count, 1 - 0.3 * strength, 1 + 0.3 * strength)).clamp(
+        0, 1
+    )
     background = uniform(generator, count, -0.2, 0.2 * strength).clamp(min=0)
     images = background + (1 - background) * images
-    images = images + torch.randn(images.shape, generator=generator) * uniform(generator, count, 0, 0.05 * strength)
+    images = images + torch.randn(images.shape, generator=generator) * uniform(
+        generator, count, 0, 0.05 * strength
+    )
     negative = uniform(generator, count, 0, 1) < 0.1 * strength
     return torch.where(negative, 1 - images, images).clamp(0, 1)
 
@@ -137,7 +175,8 @@ def as_input(images: Tensor) -> Tensor:
 def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """All the variation of training, (B, S, S) to (B, 3, 32, 32); B at least 4, strength 0..1.
 
-    Neighbours in the batch meet different pens and scanners, so the batch must come in random order.
+    Neighbours in the batch meet different pens and scanners, so the batch must come in random
+    order.
     """
     drawn = warp(vary_stroke(images[:, None], strength, generator), strength, generator)
     order = torch.randperm(len(drawn), generator=generator)
@@ -148,8 +187,8 @@ def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tens
 def initialise(model: nn.Module) -> None:
     """Weights that keep the scale of a signal, and positions of sines and cosines.
 
-    timm's start (weights of 0.02, random positions) is made for long schedules; here it cost most of the budget
-    before the class token carried anything of the image.
+    timm's start (weights of 0.02, random positions) is made for long schedules; here it cost most
+    of the budget before the class token carried anything of the image.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not model.head:
@@ -181,9 +220,10 @@ def make_optimizer(modules: list[nn.Module]) -> torch.optim.Optimizer:
 def train(model: nn.Module, bank: Tensor, labels: Tensor, arguments: argparse.Namespace) -> None:
     """Cross-entropy on character classes: classes drawn evenly, then a drawing of the class.
 
-    Three things make it learn in minutes: the first `small_fraction` of the steps sees images of 16 pixels (a quarter
-    of the patches), the distortions grow over the first half, and a second classifier on the mean of
-    the patch tokens, thrown away at the end, teaches the blocks before the class token knows where to look.
+    Three things make it learn in minutes: the first `small_fraction` of the steps sees images of 16
+    pixels (a quarter of the patches), the distortions grow over the first half, and a second
+    classifier on the mean of the patch tokens, thrown away at the end, teaches the blocks before
+    the class token knows where to look.
     """
     generator = torch.Generator().manual_seed(arguments.seed)
     sampling = 1 / torch.bincount(labels).double()[labels]
@@ -192,7 +232,9 @@ def train(model: nn.Module, bank: Tensor, labels: Tensor, arguments: argparse.Na
     optimizer = make_optimizer([model, pooled_head])
     started, smooth_loss = time.perf_counter(), 0.0
     for step in range(arguments.steps):
-        rows = torch.multinomial(sampling, arguments.batch_size, replacement=True, generator=generator)
+        rows = torch.multinomial(
+            sampling, arguments.batch_size, replacement=True, generator=generator
+        )
         images = augment(bank[rows], min(1.0, 2 * (step + 1) / arguments.steps), generator)
         if step < arguments.small_fraction * arguments.steps:
             images = F.avg_pool2d(images, 2)
@@ -209,20 +251,28 @@ def train(model: nn.Module, bank: Tensor, labels: Tensor, arguments: argparse.Na
         smooth_loss += (loss.item() - smooth_loss) / min(step + 1, 100)
         if (step + 1) % 100 == 0:
             seconds = time.perf_counter() - started
-            print(f"step {step + 1}/{arguments.steps}  loss {smooth_loss:.3f}  {seconds:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{arguments.steps}  loss {smooth_loss:.3f}  {seconds:.0f} s",
+                flush=True,
+            )
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images (M, 3, 32, 32) whose class is ranked first."""
     model.eval()
-    hits = [(model(part).argmax(1) == truth) for part, truth in zip(images.split(256), labels.split(256), strict=True)]
+    hits = [
+        (model(part).argmax(1) == truth)
+        for part, truth in zip(images.split(256), labels.split(256), strict=True)
+    ]
     return torch.cat(hits).float().mean().item()
 
 
 @torch.no_grad()
 def digits_by_class_mean(model: nn.Module) -> float:
-    """Nearest class mean (cosine) on scikit-learn's handwritten digits, ten classes at once, 80/20 split."""
+    """Nearest class mean (cosine) on scikit-learn's handwritten digits, ten classes at once, 80/20
+    split.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -231,7 +281,9 @@ def digits_by_class_mean(model: nn.Module) -> float:
     images = as_input(F.interpolate(pixels, size=IMAGE_SIZE, mode="bilinear", align_corners=False))
     model.eval()
     features = torch.cat([model.forward_features(part)[:, 0] for part in images.split(256)])
-    fit, test = train_test_split(np.arange(len(truth)), test_size=0.2, random_state=0, stratify=truth)
+    fit, test = train_test_split(
+        np.arange(len(truth)), test_size=0.2, random_state=0, stratify=truth
+    )
     truth = torch.from_numpy(truth)
     means = torch.stack([features[fit][truth[fit] == digit].mean(0) for digit in range(10)])
     guesses = (F.normalize(features[test], dim=1) @ F.normalize(means, dim=1).T).argmax(1)
@@ -240,7 +292,11 @@ def digits_by_class_mean(model: nn.Module) -> float:
 
 def save(model: nn.Module, path: Path, seed: int) -> str:
     """Write the backbone without its classifier; returns the file's sha256."""
-    tensors = {key: value.contiguous() for key, value in model.state_dict().items() if not key.startswith("head.")}
+    tensors = {
+        key: value.contiguous()
+        for key, value in model.state_dict().items()
+        if not key.startswith("head.")
+    }
     metadata = {
         "name": "glyph_vit",
         "architecture": ARCHITECTURE,
@@ -257,7 +313,9 @@ def save(model: nn.Module, path: Path, seed: int) -> str:
 
 
 def sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in alphabetical order: the library writes them in a random one."""
+    """Put the metadata of a safetensors file in alphabetical order: the library writes them in a
+    random one.
+    """
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
@@ -273,7 +331,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--small-fraction", type=float, default=0.85, help="first share of steps at 16 pixels")
+    parser.add_argument(
+        "--small-fraction", type=float, default=0.85, help="first share of steps at 16 pixels"
+    )
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -286,11 +346,17 @@ def main() -> None:
     started = time.perf_counter()
     bank, labels, held_out = render_bank(arguments.seed)
     classes = int(labels.max()) + 1
-    print(f"{classes} classes, {len(bank)} drawings, {int(held_out.sum())} of them held out", flush=True)
+    print(
+        f"{classes} classes, {len(bank)} drawings, {int(held_out.sum())} of them held out",
+        flush=True,
+    )
     model = timm.create_model(ARCHITECTURE, num_classes=classes, dynamic_img_size=True, **OPTIONS)
     print(f"digits, nearest class mean, timm's random weights: {digits_by_class_mean(model):.4f}")
     initialise(model)
-    print(f"digits, nearest class mean, our random weights:    {digits_by_class_mean(model):.4f}", flush=True)
+    print(
+        f"digits, nearest class mean, our random weights:    {digits_by_class_mean(model):.4f}",
+        flush=True,
+    )
     model.train()
     train(model, bank[~held_out], labels[~held_out], arguments)
     generator = torch.Generator().manual_seed(arguments.seed + 1)

@@ -1,17 +1,24 @@
-"""What a SMoPE step costs, beside the plain frozen ViT: seconds and bytes, measured alternately in one process.
+"""What a SMoPE step costs, beside the plain frozen ViT: seconds and bytes, measured alternately in
+one process.
 
     python benchmarks/speed.py                      # the figures with a goal, 8 minutes at most on two CPU cores
     python benchmarks/speed.py --full --plot FILE   # numbers of experts and chosen experts, batches, ViTs, precisions
 
 plain:  timm's ViT, frozen; a training step is its forward pass and the backward pass to the images.
 smope:  a training step is the method's losses, their backward pass and the optimizer's step.
-Each step stands between two steps of smope with 25 experts, 5 chosen, in the first task. A ratio to smope is the
-median over rounds of the seconds of a step / the mean seconds of those two, and a ratio to plain is that / plain's own.
-Error, lowest and highest are those of the ratio to smope, told in steps of plain; smope's own are those of a round's
-first to its last step: how noisy the machine is. What the prototype loss adds from the second task on is measured with
-a quarter of the images: its cost does not depend on the batch, so that short steps show it best, and many of them fit
+Each step stands between two steps of smope with 25 experts, 5 chosen, in the first task. A ratio to
+    smope is the
+median over rounds of the seconds of a step / the mean seconds of those two, and a ratio to plain is
+    that / plain's own.
+Error, lowest and highest are those of the ratio to smope, told in steps of plain; smope's own are
+    those of a round's
+first to its last step: how noisy the machine is. What the prototype loss adds from the second task
+    on is measured with
+a quarter of the images: its cost does not depend on the batch, so that short steps show it best,
+    and many of them fit
 into the time.
-Matrix products on a CPU go the way that training chooses (smope.training.device), for plain as well;
+Matrix products on a CPU go the way that training chooses (smope.training.device), for plain as
+    well;
 plain_torch_default and the authors' program keep torch's own way, as they do by themselves.
 """
 
@@ -42,9 +49,18 @@ from smope.training.device import prefer_onednn
 from smope.training.precision import AUTOCAST
 
 TINY, SMALL, BASE = (f"vit_{size}_patch16_224" for size in ("tiny", "small", "base"))
-SECOND, MANY, DENSE = replace(SPARSE, task=1), replace(SPARSE, num_experts=2500), replace(SPARSE, variant="dense")
+SECOND, MANY, DENSE = (
+    replace(SPARSE, task=1),
+    replace(SPARSE, num_experts=2500),
+    replace(SPARSE, variant="dense"),
+)
 AUTHORS = replace(SPARSE, variant="authors")
-LIMITS = {(BASE, 8): 0.97, (TINY, 32): 1.05, (BASE, 128): 1.02}  # time / plain, training and inference
+# time / plain, training and inference
+LIMITS = {
+    (BASE, 8): 0.97,
+    (TINY, 32): 1.05,
+    (BASE, 128): 1.02,
+}
 
 FIRST_STEP = """
 import os
@@ -60,15 +76,27 @@ main(["train", "run_dir=" + os.environ["DIRECTORY"]])
 
 
 def start_up(directory: Path) -> list[dict[str, Any]]:
-    """Rows of phase start_up: seconds to the end of the command, or of the demo's first training step."""
-    keys = (*Setting.__dataclass_fields__, *Variant.__dataclass_fields__, "ratio_to_plain", "peak_memory_ratio")
+    """Rows of phase start_up: seconds to the end of the command, or of the demo's first training
+    step.
+    """
+    keys = (
+        *Setting.__dataclass_fields__,
+        *Variant.__dataclass_fields__,
+        "ratio_to_plain",
+        "peak_memory_ratio",
+    )
     rows = []
-    for name, arguments in {"smope --help": ["-m", "smope", "--help"], "demo": ["-c", FIRST_STEP]}.items():
+    for name, arguments in {
+        "smope --help": ["-m", "smope", "--help"],
+        "demo": ["-c", FIRST_STEP],
+    }.items():
         seconds = []
         for attempt in range(3):
             environment = {**os.environ, "DIRECTORY": str(directory / str(attempt))}
             start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+            subprocess.run(
+                [sys.executable, *arguments], check=True, capture_output=True, env=environment
+            )
             seconds.append(time.perf_counter() - start)
         row = {**dict.fromkeys(keys), "phase": "start_up", "variant": name}
         rows.append({**row, "seconds": statistics.median(seconds), "rounds": 3})
@@ -98,12 +126,23 @@ def other_groups(devices: list[str]) -> Iterator[Group]:
         default = [DEFAULT] if device == "cpu" else []
         yield replace(setting, phase="infer"), [PLAIN, SPARSE, *experts, *default]
         ways = [replace(SPARSE, variant=f"smope_{way}") for way in ("compiled", "recompute")]
-        yield setting, [PLAIN, SPARSE, DENSE, *(replace(SPARSE, top_k=k) for k in (1, 10, 25)), *ways]
-        sizes = [(TINY, 1), (TINY, 8), (TINY, 64), (SMALL, 16), (BASE, 1), *([(BASE, 64)] if device == "cuda" else [])]
+        yield (
+            setting,
+            [PLAIN, SPARSE, DENSE, *(replace(SPARSE, top_k=k) for k in (1, 10, 25)), *ways],
+        )
+        sizes = [
+            (TINY, 1),
+            (TINY, 8),
+            (TINY, 64),
+            (SMALL, 16),
+            (BASE, 1),
+            *([(BASE, 64)] if device == "cuda" else []),
+        ]
         for backbone, batch in sizes:
             for phase in ("train", "infer"):
                 yield Setting(backbone, batch, device, phase=phase), [PLAIN, SPARSE, DENSE]
-        # A CPU that does not compute in bfloat16 takes twenty times as long, as a few images tell too.
+        # A CPU that does not compute in bfloat16 takes twenty times as long, as a few images tell
+        # too.
         halves = [(dtype, 32) for dtype in AUTOCAST] if device == "cuda" else [("bfloat16", 4)]
         for dtype, batch in halves:
             for phase in ("train", "infer"):
@@ -122,16 +161,28 @@ def goals(rows: list[dict[str, Any]]) -> Iterator[tuple[str, float, float]]:
         elif (row["backbone"], row["batch"]) not in LIMITS:
             continue
         elif row["phase"] == "infer" and which == ("smope", 25, 0):
-            yield f"{where}: inference / plain", row["ratio_to_plain"], LIMITS[row["backbone"], row["batch"]]
+            yield (
+                f"{where}: inference / plain",
+                row["ratio_to_plain"],
+                LIMITS[row["backbone"], row["batch"]],
+            )
         elif which == ("smope", 25, 0):
-            yield f"{where}: training step / plain", row["ratio_to_plain"], LIMITS[row["backbone"], row["batch"]]
+            yield (
+                f"{where}: training step / plain",
+                row["ratio_to_plain"],
+                LIMITS[row["backbone"], row["batch"]],
+            )
             yield f"{where}: bytes kept for backward / plain", row["saved_bytes_ratio"], 1.05
             if row["peak_memory_ratio"] is not None:
                 yield f"{where}: peak memory of a step / plain", row["peak_memory_ratio"], 1.05
         elif which == ("smope", 2500, 0):
             yield f"{where}: 2,500 experts / 25", row["ratio_to_smope"], 1.05
         elif variant == "authors" and row["phase"] == "train":
-            yield f"{where}: task {row['task']}, step / authors' program", 1 / row["ratio_to_smope"], 1 / 1.5
+            yield (
+                f"{where}: task {row['task']}, step / authors' program",
+                1 / row["ratio_to_smope"],
+                1 / 1.5,
+            )
 
 
 def machine() -> dict[str, Any]:
@@ -139,20 +190,41 @@ def machine() -> dict[str, Any]:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = f"{os.cpu_count()} x {models[0] if models else platform.processor()}"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    versions = {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
+    versions = {
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
     return {"cpu": cpu, "gpu": gpu, "threads": torch.get_num_threads(), **versions}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--full", action="store_true", help="also what has no goal")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time by the number of experts (.svg or .png)")
-    parser.add_argument("--authors-checkout", type=Path, metavar="DIR", help="a checkout of the authors' program")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw time by the number of experts (.svg or .png)",
+    )
+    parser.add_argument(
+        "--authors-checkout", type=Path, metavar="DIR", help="a checkout of the authors' program"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    parser.add_argument("--devices", nargs="+", choices=there, default=there, help="where to measure (all there are)")
-    parser.add_argument("--seconds", type=float, default=65.0, help="for a group with ViT-B; less for the others")
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        choices=there,
+        default=there,
+        help="where to measure (all there are)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=65.0, help="for a group with ViT-B; less for the others"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     prefer_onednn()
@@ -187,13 +259,19 @@ def measured(groups: Iterator[Group], options: argparse.Namespace) -> list[dict[
 
 
 def describe(row: dict[str, Any]) -> str:
-    sizes = "" if row["num_experts"] is None else f" E={row['num_experts']} K={row['top_k']} task {row['task']}"
+    sizes = (
+        ""
+        if row["num_experts"] is None
+        else f" E={row['num_experts']} K={row['top_k']} task {row['task']}"
+    )
     ratios = "".join(
         f", {name} {row[key]:.3f}"
         for name, key in (("kept", "saved_bytes_ratio"), ("peak", "peak_memory_ratio"))
         if row[key] is not None
     )
-    setting = f"{row['backbone']} batch {row['batch']} {row['device']} {row['dtype']} {row['phase']}"
+    setting = (
+        f"{row['backbone']} batch {row['batch']} {row['device']} {row['dtype']} {row['phase']}"
+    )
     spread = f"{row['ratio_to_plain']:.3f} ± {row['ratio_error']:.3f} of plain, {row['ratio_to_smope']:.3f} of smope ("
     spread += f"{row['lowest_ratio']:.2f} to {row['highest_ratio']:.2f} in {row['rounds']} rounds; "
     spread += f"fastest/fastest {row['fastest_ratio']:.3f})"

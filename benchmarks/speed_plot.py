@@ -10,23 +10,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from smope.report import ink
+from smope.report import style
 
-SHORT = {"vit_tiny_patch16_224": "ViT-Ti", "vit_small_patch16_224": "ViT-S", "vit_base_patch16_224": "ViT-B"}
+SHORT = {
+    "vit_tiny_patch16_224": "ViT-Ti",
+    "vit_small_patch16_224": "ViT-S",
+    "vit_base_patch16_224": "ViT-B",
+}
 PHASES = {"train": "training", "infer": "inference"}
 
 
 def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float, float]]]:
-    """By name: number of experts, ratio to the plain ViT, its lowest and highest; where there are several numbers."""
+    """By name: number of experts, ratio to the plain ViT, its lowest and highest; where there are
+    several numbers.
+    """
     found: dict[str, dict[int, tuple[float, float, float]]] = {}
     for row in rows:
         if row["variant"] == "smope" and row["top_k"] == 5:
-            where = (
-                f"{SHORT.get(row['backbone'], row['backbone'])}, batch {row['batch']}, {row['device']} {row['dtype']}"
-            )
+            where = f"{SHORT.get(row['backbone'], row['backbone'])}, batch {row['batch']}, {row['device']} {row['dtype']}"
             later = ", from task 2 on" if row["task"] else ""
             points = found.setdefault(f"{where}: {PHASES[row['phase']]}{later}", {})
-            points[row["num_experts"]] = row["ratio_to_plain"], row["lowest_ratio"], row["highest_ratio"]
+            points[row["num_experts"]] = (
+                row["ratio_to_plain"],
+                row["lowest_ratio"],
+                row["highest_ratio"],
+            )
     return {
         name: [(number, *points[number]) for number in sorted(points)]
         for name, points in sorted(found.items())
@@ -37,13 +45,21 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Medians with their lowest and highest as bars; the plain ViT is the line at 1."""
     lines = curves(rows)
-    with ink.drawing(height=3.2 + 0.2 * len(lines), width=6.0) as (figure, axes):
-        axes.axhline(1.0, color=ink.INK, linewidth=1, linestyle=":", label="the plain ViT")
+    with style.drawing(height=3.2 + 0.2 * len(lines), width=6.0) as (figure, axes):
+        axes.axhline(1.0, color=style.INK, linewidth=1, linestyle=":", label="the plain ViT")
         for index, (name, points) in enumerate(lines.items()):
             numbers, ratios, lowest, highest = zip(*points, strict=True)
             below = [max(0.0, ratio - low) for ratio, low in zip(ratios, lowest, strict=True)]
             above = [max(0.0, high - ratio) for ratio, high in zip(ratios, highest, strict=True)]
-            axes.errorbar(numbers, ratios, (below, above), label=name, capsize=2, elinewidth=0.8, **ink.series(index))
+            axes.errorbar(
+                numbers,
+                ratios,
+                (below, above),
+                label=name,
+                capsize=2,
+                elinewidth=0.8,
+                **style.series(index),
+            )
         numbers = sorted({point[0] for points in lines.values() for point in points})
         top = max([1.2, *(point[3] for points in lines.values() for point in points)])
         axes.set_xscale("log")
@@ -55,9 +71,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axes.set_ylim(0, 1.05 * top)
         figure.legend(loc="outside lower center", ncols=1)
     if path.suffix == ".svg":
-        path.write_text(ink.svg_file(ink.svg(figure, path.stem)), encoding="utf-8")
+        path.write_text(style.svg_file(style.svg(figure, path.stem)), encoding="utf-8")
     else:
-        path.write_bytes(ink.png(figure))
+        path.write_bytes(style.png(figure))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     record["final_average_accuracy"]
     classifier = smope.load("first_run")
 
-Importing this package imports no torch; the parts are in smope.methods, smope.routers, smope.streams and so on.
+Importing this package imports no torch; the parts are in smope.methods, smope.routers,
+smope.streams and so on.
 """
 
 from __future__ import annotations
@@ -13,32 +14,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smope.version import __version__
+
 if TYPE_CHECKING:
     from smope.serving.predict import Classifier
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load", "train"]
 
 
 def train(*overrides: str) -> dict[str, Any]:
-    """Do what `smope train key=value ...` does, from Python; returns the content of the run's run.json.
+    """Do what `smope train key=value ...` does, from Python; returns the content of the run's
+    run.json.
 
-    Scores are fractions. smope.errors.UserError, before anything is trained or written, for what cannot work.
+    Scores are fractions. smope.errors.UserError, before anything is trained or written, for what
+    cannot work.
     """
-    from smope import session
-    from smope.commands.train import plan
-    from smope.compose import read_overrides
+    from smope.config.overrides import read_overrides
+    from smope.run.plan import plan
+    from smope.run.train import train as run
 
     config, run_dir, resume = plan(read_overrides(overrides))
-    return session.train(config, run_dir, resume=resume)
+    return run(config, run_dir, resume=resume)
 
 
 def load(path: Path | str, device: str = "auto", weights: Path | str | None = None) -> Classifier:
-    """What a run has learned, to classify images with; the data set that it was trained on is not needed.
+    """What a run has learned, to classify images with; the data set that it was trained on is not
+    needed.
 
-    path: the run directory, or its model.safetensors. device: auto, cpu, cuda, cuda:N or mps. weights: the file of the
-    backbone's weights, or its folder; None: where the run found them. Their sha256 is checked.
-    smope.errors.UserError, which is a ValueError, for what cannot work.
+    path: the run directory, or its model.safetensors. device: auto, cpu, cuda, cuda:N or mps.
+    weights: the file of the backbone's weights, or its folder; None: where the run found them.
+    Their sha256 is checked. smope.errors.UserError, which is a ValueError, for what cannot work.
     """
     from smope.serving import predict
 

@@ -9,16 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from smope.cli import main
+from smope.cli.main import main
 
 # Before torch is first imported, here and in the processes that tests start.
-os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"})
+os.environ.update(
+    {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "WANDB_MODE": "disabled",
+        "HF_HUB_OFFLINE": "1",
+    }
+)
 os.environ.pop("SMOPE_FULL_ERROR", None)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cache_of_the_user() -> Iterator[None]:
-    """Images that tests decode are cached in a folder of their own, processes that they start included."""
+    """Images that tests decode are cached in a folder of their own, processes that they start
+    included.
+    """
     before = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", folder)
@@ -36,8 +45,12 @@ def data_root() -> Path:
 
 
 @pytest.fixture
-def mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Words of a command line that is a mistake -> the one line that it is answered with; nothing is left behind."""
+def mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Words of a command line that is a mistake -> the one line that it is answered with; nothing
+    is left behind.
+    """
     monkeypatch.chdir(tmp_path)
 
     def answer(*words: str) -> str:

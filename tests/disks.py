@@ -1,4 +1,6 @@
-"""Small and read-only disks for tests: file systems in memory, where the machine lets them be mounted."""
+"""Small and read-only disks for tests: file systems in memory, where the machine lets them be
+mounted.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import pytest
 
 @contextmanager
 def disk(path: Path, size: str) -> Iterator[Path]:
-    """A file system of `size` (such as 256k) at `path`; the test is skipped where none may be mounted."""
+    """A file system of `size` (such as 256k) at `path`; the test is skipped where none may be
+    mounted.
+    """
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
     try:

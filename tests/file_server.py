@@ -1,4 +1,6 @@
-"""An HTTP server on this machine that serves one file as well or badly as a test wants, and archives to serve."""
+"""An HTTP server on this machine that serves one file as well or badly as a test wants, and
+archives to serve.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-def tar(files: dict[str, bytes], mode: str = "w:gz", links: dict[str, tuple[bytes, str]] | None = None) -> bytes:
+def tar(
+    files: dict[str, bytes], mode: str = "w:gz", links: dict[str, tuple[bytes, str]] | None = None
+) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as whole:  # type: ignore[call-overload]
         folder = tarfile.TarInfo("birds")
@@ -72,13 +76,19 @@ class Handler(BaseHTTPRequestHandler):
         if asked and server.ranges:
             named = self.headers.get("If-Range", "")
             known = named in server.headers.values() and not named.startswith("W/")
-            start = int(asked.removeprefix("bytes=").removesuffix("-")) if known or not server.if_range else 0
+            start = (
+                int(asked.removeprefix("bytes=").removesuffix("-"))
+                if known or not server.if_range
+                else 0
+            )
             start += server.shift
         if start >= len(server.content):
             return self.send_error(416)
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
+            self.send_header(
+                "Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
+            )
         if server.length:
             self.send_header("Content-Length", str(len(server.content) - start))
         for name, value in server.headers.items() if server.stamped or not start else ():

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from smope.compose import compose, read_overrides
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

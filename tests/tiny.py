@@ -11,8 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from smope.backbones.vit import Backbone, BackboneIdentity
-from smope.streams.base import Stream, build_stream
 from smope.streams.source import ImageSet, Source
+from smope.streams.stream import Stream, build_stream
 from smope.training.settings import TrainerSettings
 
 torch.set_num_threads(1)
@@ -21,17 +21,30 @@ COLOURS = ((200, 60, 60), (60, 200, 60), (60, 60, 200), (190, 190, 60))
 
 
 def tiny_vit(seed: int = 0, **options: Any) -> VisionTransformer:
-    """A ViT of 32 pixels with random weights, depth 7, 2 heads of 16; draws nothing from torch's own generator."""
+    """A ViT of 32 pixels with random weights, depth 7, 2 heads of 16; draws nothing from torch's
+    own generator.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 7, "num_heads": 2, "num_classes": 0}
+        sizes = {
+            "img_size": 32,
+            "patch_size": 8,
+            "embed_dim": 32,
+            "depth": 7,
+            "num_heads": 2,
+            "num_classes": 0,
+        }
         return shake(VisionTransformer(**{**sizes, "global_pool": "token", **options}))
 
 
 def shake(vit: VisionTransformer) -> VisionTransformer:
-    """Weights of the size that training gives them: timm's own start is so close to zero that little can be seen."""
+    """Weights of the size that training gives them: timm's own start is so close to zero that
+    little can be seen.
+    """
     for name, parameter in vit.named_parameters():
-        nn.init.normal_(parameter, mean=1.0 if "norm" in name and name.endswith("weight") else 0.0, std=0.2)
+        nn.init.normal_(
+            parameter, mean=1.0 if "norm" in name and name.endswith("weight") else 0.0, std=0.2
+        )
     return vit
 
 
@@ -51,7 +64,9 @@ def tiny_source(classes: int = 4, train: int = 12, test: int = 5) -> Source:
     def images(number: int) -> ImageSet:
         targets = [index % classes for index in range(number * classes)]
         noise = draw.normal(0, 25, (len(targets), 32, 32, 3))
-        pixels = numpy.clip(noise + numpy.array(COLOURS)[targets][:, None, None], 0, 255).astype(numpy.uint8)
+        pixels = numpy.clip(noise + numpy.array(COLOURS)[targets][:, None, None], 0, 255).astype(
+            numpy.uint8
+        )
         return ImageSet(targets, list(pixels))
 
     return Source("colours", tuple("abcdefgh"[:classes]), images(train), images(test))
@@ -62,16 +77,31 @@ def shades(source: Source, tasks: int = 2) -> Source:
 
     def dealt(images: ImageSet) -> ImageSet:
         numbers = [index // len(source.class_names) % tasks for index in range(len(images))]
-        pixels = [(image * (1 - 0.2 * n)).astype("uint8") for image, n in zip(images.images, numbers, strict=True)]
+        pixels = [
+            (image * (1 - 0.2 * n)).astype("uint8")
+            for image, n in zip(images.images, numbers, strict=True)
+        ]
         return replace(images, images=pixels, tasks=numbers)
 
-    return Source("shades", source.class_names, dealt(source.train), dealt(source.test), tuple("abc"[:tasks]))
+    return Source(
+        "shades", source.class_names, dealt(source.train), dealt(source.test), tuple("abc"[:tasks])
+    )
 
 
-def tiny_stream(seed: int = 0, num_tasks: int = 2, source: Source | None = None, **options: Any) -> Stream:
-    keys = {"class_order": "sorted", "classes_per_task": None, "crop_scale": None, "flip": False, "eval_crop": 1.0}
+def tiny_stream(
+    seed: int = 0, num_tasks: int = 2, source: Source | None = None, **options: Any
+) -> Stream:
+    keys = {
+        "class_order": "sorted",
+        "classes_per_task": None,
+        "crop_scale": None,
+        "flip": False,
+        "eval_crop": 1.0,
+    }
     source = source or tiny_source()
-    return build_stream(source, image_size=32, seed=seed, num_tasks=num_tasks, **{**keys, **options})
+    return build_stream(
+        source, image_size=32, seed=seed, num_tasks=num_tasks, **{**keys, **options}
+    )
 
 
 def tiny_settings(**changes: Any) -> TrainerSettings:

@@ -1,4 +1,5 @@
-"""Two processes on this machine that train together, for tests: no torchrun, which would be a third one.
+"""Two processes on this machine that train together, for tests: no torchrun, which would be a third
+one.
 
 `in_two_processes("tests.module:function", folder)` calls function(folder) in each, joined.
 """
@@ -41,19 +42,20 @@ def in_two_processes(function: str, folder: Path) -> None:
 
 
 def main(function: str, folder: str) -> None:
-    tests = ModuleType("tests")  # a folder without __init__.py: another package of that name would come before it
+    # a folder without __init__.py: another package of that name would come before it
+    tests = ModuleType("tests")
     tests.__path__ = [str(ROOT / "tests")]
     sys.modules["tests"] = tests
 
     import torch
 
-    from smope import parallel
-    from smope.streams.base import import_avalanche
+    from smope.distributed import collectives
+    from smope.streams.stream import import_avalanche
 
     module, _, name = function.partition(":")
     import_avalanche()
     called = getattr(importlib.import_module(module), name)
-    with parallel.joined(torch.device("cpu")):
+    with collectives.joined(torch.device("cpu")):
         called(Path(folder))
 
 

@@ -1,20 +1,23 @@
-"""From run directories to tables: where forgetting comes from, how experts are shared, what a comparison is worth.
+"""From run directories to tables: where forgetting comes from, how experts are shared, what a
+comparison is worth.
 
     from smope.analysis import load_runs, scores
     scores(load_runs("runs/digits/*"))  # a DataFrame, one row a run
 
-Reads run directories only: no model, no data, no torch. Tasks are counted from 1, as on the terminal.
+Reads run directories only: no model, no data, no torch. Tasks are counted from 1, as on the
+terminal.
 
-runs.py         what a run is, which there are, scores, curves, costs, what differs between configurations
-evidence.py     what evaluation kept after each task (trainer.record)
-mistakes.py     errors within a task and between tasks, confusion
+runs.py         what a run is, which there are, scores, curves, costs, what differs between
+                configurations
+snapshots.py    what evaluation kept after each task (trainer.record)
+confusion.py    errors within a task and between tasks, confusion
 classes.py      accuracy and forgetting of single classes
 transfer.py     backward, forward transfer, intransigence of runs
-confidence.py   calibration: ECE, Brier score, bias between old and new classes
-unknown.py      open set: telling classes of tasks to come from known ones
+calibration.py  calibration: ECE, Brier score, bias between old and new classes
+open_set.py     open set: telling classes of tasks to come from known ones
 experts.py      load, overlap between tasks, dead experts
-movement.py     drift: how keys, values and choices move, and whether that goes with forgetting
-comparison.py   whether two methods differ: over seeds, over images
+drift.py        drift: how keys, values and choices move, and whether that goes with forgetting
+significance.py whether two methods differ: over seeds, over images
 """
 
 from __future__ import annotations
@@ -23,13 +26,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smope.analysis.calibration import calibration, reliability
     from smope.analysis.classes import class_accuracies, class_forgetting
-    from smope.analysis.comparison import compare, compare_all, compare_images, compare_runs
-    from smope.analysis.confidence import calibration, reliability
-    from smope.analysis.evidence import Evidence, Snapshot
+    from smope.analysis.confusion import class_confusion, split_errors, task_confusion
+    from smope.analysis.drift import drift, drift_and_forgetting, relation, rerouting_of_images
     from smope.analysis.experts import expert_load, expert_use, task_overlap
-    from smope.analysis.mistakes import class_confusion, split_errors, task_confusion
-    from smope.analysis.movement import drift, drift_and_forgetting, relation, rerouting_of_images
+    from smope.analysis.open_set import open_set
     from smope.analysis.runs import (
         Run,
         accuracies,
@@ -43,18 +45,19 @@ if TYPE_CHECKING:
         scores,
         summarise,
     )
+    from smope.analysis.significance import compare, compare_all, compare_images, compare_runs
+    from smope.analysis.snapshots import Evidence, Snapshot
     from smope.analysis.transfer import forward_transfer, intransigence
-    from smope.analysis.unknown import open_set
 
 HOMES = {
-    "confidence": ("calibration", "reliability"),
+    "calibration": ("calibration", "reliability"),
     "classes": ("class_accuracies", "class_forgetting"),
-    "comparison": ("compare", "compare_all", "compare_images", "compare_runs"),
-    "movement": ("drift", "drift_and_forgetting", "relation", "rerouting_of_images"),
-    "evidence": ("Evidence", "Snapshot"),
+    "significance": ("compare", "compare_all", "compare_images", "compare_runs"),
+    "drift": ("drift", "drift_and_forgetting", "relation", "rerouting_of_images"),
+    "snapshots": ("Evidence", "Snapshot"),
     "experts": ("expert_load", "expert_use", "task_overlap"),
-    "mistakes": ("class_confusion", "split_errors", "task_confusion"),
-    "unknown": ("open_set",),
+    "confusion": ("class_confusion", "split_errors", "task_confusion"),
+    "open_set": ("open_set",),
     "runs": (
         "Run", "accuracies", "accuracy_matrix", "costs", "curves", "differences", "epochs", "forgetting_by_task",
         "load_runs", "scores", "summarise",

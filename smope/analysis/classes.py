@@ -10,12 +10,15 @@ from smope.analysis.runs import Run
 def class_accuracies(run: Run) -> pandas.DataFrame:
     """Columns after_task, label, name, images, accuracy: over the test images of the tasks seen.
 
-    The mean over classes of one after_task is what Avalanche's AMCA averages over time; its ClassAccuracy is the same.
+    The mean over classes of one after_task is what Avalanche's AMCA averages over time; its
+    ClassAccuracy is the same.
     """
     rows = []
     for after in run.evidence.recorded:
         snapshot = run.evidence.after(after)
-        images = pandas.DataFrame({"label": snapshot.labels[snapshot.seen], "right": snapshot.correct[snapshot.seen]})
+        images = pandas.DataFrame(
+            {"label": snapshot.labels[snapshot.seen], "right": snapshot.correct[snapshot.seen]}
+        )
         for label, right in images.groupby("label")["right"]:
             name = run.record["class_names"][label]
             rows.append((after, label, name, len(right), right.mean()))
@@ -23,8 +26,8 @@ def class_accuracies(run: Run) -> pandas.DataFrame:
 
 
 def class_forgetting(run: Run) -> pandas.DataFrame:
-    """A row a class that was there before the last task: label, name, learned (the first accuracy), best (before the
-    last task), final, forgetting = best - final; those that lost most first.
+    """A row a class that was there before the last task: label, name, learned (the first accuracy),
+    best (before the last task), final, forgetting = best - final; those that lost most first.
 
     The definition of metrics.forgetting with classes in the place of tasks.
     """

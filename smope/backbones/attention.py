@@ -1,12 +1,15 @@
-"""Softmax attention over the tokens and, where a block has prompt experts, over one more key that stands for them all.
+"""Softmax attention over the tokens and, where a block has prompt experts, over one more key that
+stands for them all.
 
-An expert's logit is the same for every row. So all experts of a head together act like a single extra key: its logit
-is the log of the sum of their exponentials, its value their softmax average. This is exact, costs one column however
-many experts there are, and keeps nothing for the backward pass that plain attention does not keep.
+An expert's logit is the same for every row. So all experts of a head together act like a single
+extra key: its logit is the log of the sum of their exponentials, its value their softmax average.
+This is exact, costs one column however many experts there are, and keeps nothing for the backward
+pass that plain attention does not keep.
 
 Two ways to compute it, equal to rounding; `attend` chooses:
     _Products  matrix products, a few heads at a time, so that no (N, N) matrix outlives its turn.
-    _Fused     torch's flash kernel on the tokens alone, the extra key merged in through the log-sum-exp of each row.
+    _Fused     torch's flash kernel on the tokens alone, the extra key merged in through the
+               log-sum-exp of each row.
 
 Shapes: B batch, R rows (queries), N tokens, H heads, D head width, C = H·D.
 """
@@ -44,7 +47,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None
 
     q (B, H, R, D), k, v (B, H, N, D) -> (B, H, R, D) in v's precision.
     """
-    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms of q and k, where there are any, give float32
+    # under autocast the norms of q and k, where there are any, give float32
+    q, k = (
+        q.to(v.dtype),
+        k.to(v.dtype),
+    )
     if in_products(v):
         none = v.new_empty(0)
         logit, value = (extra.logit.to(v.dtype), extra.value.to(v.dtype)) if extra else (none, none)
@@ -57,9 +64,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None
 def in_products(v: Tensor) -> bool:
     """Whether matrix products are the way for tensors like `v`.
 
-    On a CPU: where oneDNN computes them. Its calls are too dear for the small tiles of the flash kernel, which there
-    takes 2.2 times as long (AMD Zen 4, 96 heads of 197 tokens, forward and backward). Elsewhere it takes 0.87 times as
-    long (an AMD EPYC without AVX-512; 0.75 times for the forward pass alone).
+    On a CPU: where oneDNN computes them. Its calls are too dear for the small tiles of the flash
+    kernel, which there takes 2.2 times as long (AMD Zen 4, 96 heads of 197 tokens, forward and
+    backward). Elsewhere it takes 0.87 times as long (an AMD EPYC without AVX-512; 0.75 times for
+    the forward pass alone).
     """
     if _always_in_products:
         return True
@@ -91,10 +99,14 @@ def onednn_computes_products() -> bool:
 
 
 class _Products(torch.autograd.Function):
-    """The attention weights are computed again in the backward pass: as in a flash kernel only q, k and v are kept."""
+    """The attention weights are computed again in the backward pass: as in a flash kernel only q,
+    k and v are kept.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, logit: Tensor, value: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, logit: Tensor, value: Tensor, scale: float
+    ) -> Tensor:
         ctx.shape, ctx.scale = q.shape, scale
         batch, heads, rows, width = q.shape
         if logit.numel():
@@ -108,7 +120,8 @@ class _Products(torch.autograd.Function):
             gate[part] = weights[..., -1:]
         if any(ctx.needs_input_grad[:3]):
             ctx.save_for_backward(q, k, v, logit)
-        else:  # nothing below learns: what the rows gave to the extra key is all that its gradients need
+        # nothing below learns: what the rows gave to the extra key is all that its gradients need
+        else:
             ctx.save_for_backward(out, gate, value)
         return out.view(batch, heads, rows, width)
 
@@ -117,22 +130,33 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not any(ctx.needs_input_grad[:3]):
             out, gate, value = ctx.saved_tensors
-            d_logit, d_value = _extra_gradients(grad, out.view(ctx.shape), gate.view(*ctx.shape[:3], 1), value)
+            d_logit, d_value = _extra_gradients(
+                grad, out.view(ctx.shape), gate.view(*ctx.shape[:3], 1), value
+            )
             return None, None, None, d_logit, d_value, None
         q, k, v, logit = ctx.saved_tensors
         batch, heads, *_ = ctx.shape
         grad = _flat(grad)
-        d_q, d_k, d_v, d_logit = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(logit)
+        d_q, d_k, d_v, d_logit = (
+            torch.empty_like(q),
+            torch.empty_like(k),
+            torch.empty_like(v),
+            torch.empty_like(logit),
+        )
         for part, scores, weights, d_weights in _chunks(q, k, 3):
             _weights(q[part], k[part], logit[part], scores, weights)
             torch.bmm(weights.mT, grad[part], out=d_v[part])
             torch.bmm(grad[part], v[part].mT, out=d_weights)
-            d_scores = aten._softmax_backward_data.out(d_weights, weights, -1, q.dtype, grad_input=scores)
+            d_scores = aten._softmax_backward_data.out(
+                d_weights, weights, -1, q.dtype, grad_input=scores
+            )
             torch.bmm(d_scores, k[part], out=d_q[part])
             torch.bmm(d_scores.mT, q[part], out=d_k[part])
             if logit.numel():
                 d_logit[part] = d_scores[..., -1].sum(-1)
-        d_q, d_k, d_v = (d.view(batch, heads, -1, d.shape[-1]) for d in (d_q.mul_(ctx.scale), d_k, d_v))
+        d_q, d_k, d_v = (
+            d.view(batch, heads, -1, d.shape[-1]) for d in (d_q.mul_(ctx.scale), d_k, d_v)
+        )
         if not logit.numel():
             return d_q, d_k, d_v, None, None, None
         return d_q, d_k[:, :, :-1], d_v[:, :, :-1], d_logit.view(batch, heads), d_v[:, :, -1], None
@@ -143,7 +167,9 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _chunks(q: Tensor, k: Tensor, number: int) -> Iterator[tuple[Any, ...]]:
-    """Slices of the flattened heads, each with `number` scratch matrices (heads, R, N), the same memory every time."""
+    """Slices of the flattened heads, each with `number` scratch matrices (heads, R, N), the same
+    memory every time.
+    """
     total, rows, columns = len(q), q.shape[1], k.shape[1]
     step = max(1, min(total, CHUNK // (rows * columns)))
     scratch = q.new_empty(number, step, rows, columns)
@@ -160,14 +186,18 @@ def _weights(q: Tensor, k: Tensor, logit: Tensor, scores: Tensor, weights: Tenso
 
 
 class _Fused(torch.autograd.Function):
-    """The tokens' softmax by a flash kernel, then each row moved towards the extra key by the share that it is due.
+    """The tokens' softmax by a flash kernel, then each row moved towards the extra key by the share
+    that it is due.
 
-    With a row's log-sum-exp over the tokens, the extra key's share is sigmoid(logit - lse). The kernel's backward pass
-    reads the row's log-sum-exp and output: given those of the joint softmax, it returns the joint gradients.
+    With a row's log-sum-exp over the tokens, the extra key's share is sigmoid(logit - lse). The
+    kernel's backward pass reads the row's log-sum-exp and output: given those of the joint softmax,
+    it returns the joint gradients.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, logit: Tensor, value: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, logit: Tensor, value: Tensor, scale: float
+    ) -> Tensor:
         # Nothing in place: compiled by torch 2.11, what is saved would be as it was before.
         out, lse, rest = _fused_forward(q, k, v, scale)
         rows, padding = lse.tensor_split([q.shape[2]], dim=-1)  # some kernels pad it
@@ -189,30 +219,52 @@ class _Fused(torch.autograd.Function):
         if not tokens:
             return None, None, None, d_logit, d_value, None
         q, k, v, lse = tokens
-        return *_fused_backward(grad, q, k, v, out, lse, ctx.rest, ctx.scale), d_logit, d_value, None
+        return (
+            *_fused_backward(grad, q, k, v, out, lse, ctx.rest, ctx.scale),
+            d_logit,
+            d_value,
+            None,
+        )
 
 
-def _extra_gradients(grad: Tensor, out: Tensor, gate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logit (B, H) and value (B, H, D), from the gradient of out (B, H, R, D) and the shares gate (B, H, R, 1)."""
+def _extra_gradients(
+    grad: Tensor, out: Tensor, gate: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of logit (B, H) and value (B, H, D), from the gradient of out (B, H, R, D) and the shares
+    gate (B, H, R, 1).
+    """
     d_value = (gate.to(grad.dtype).mT @ grad).squeeze(2)
     towards = (value.unsqueeze(2).to(out.dtype) - out) * grad
     d_logit = (gate.squeeze(-1) * towards.sum(-1, dtype=gate.dtype)).sum(-1)
     return d_logit, d_value.to(value.dtype)
 
 
-def _fused_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    """Output, log-sum-exp of each row in float32, and what else the backward pass of the same kernel asks for."""
+def _fused_forward(
+    q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    """Output, log-sum-exp of each row in float32, and what else the backward pass of the same
+    kernel asks for.
+    """
     if q.device.type == "cpu":
         return *aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale), ()
     if _has_flash(q):
         out, lse, *rest, _ = aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)
     else:
-        out, lse, *rest = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)
+        out, lse, *rest = aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, scale=scale
+        )
     return out, lse, tuple(rest)
 
 
 def _fused_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Any, ...], scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rest: tuple[Any, ...],
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.device.type == "cpu":
         backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -222,17 +274,23 @@ def _fused_backward(
         backward = aten._scaled_dot_product_flash_attention_backward
         return backward(grad, q, k, v, out, lse, *lengths, 0.0, False, seed, offset, scale=scale)
     backward = aten._scaled_dot_product_efficient_attention_backward
-    return backward(grad, q, k, v, None, out, lse, *rest, 0.0, [True, True, True, False], scale=scale)[:3]
+    return backward(
+        grad, q, k, v, None, out, lse, *rest, 0.0, [True, True, True, False], scale=scale
+    )[:3]
 
 
 def _has_flash(q: Tensor) -> bool:
     """CUDA's flash kernel takes half precision only, and a compute capability of 8 or more."""
-    return q.dtype in (torch.float16, torch.bfloat16) and torch.cuda.get_device_capability(q.device)[0] >= 8
+    return (
+        q.dtype in (torch.float16, torch.bfloat16)
+        and torch.cuda.get_device_capability(q.device)[0] >= 8
+    )
 
 
 def heads(attention: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of timm's attention, (B, H, N, D) each, from its input x (B, N, C)."""
-    # The number of heads is known; the width is what qkv gives (timm allows heads that do not add up to C).
+    # The number of heads is known; the width is what qkv gives (timm allows heads that do not add
+    # up to C).
     qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind()
     return attention.q_norm(q), attention.k_norm(k), v

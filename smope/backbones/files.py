@@ -1,4 +1,5 @@
-"""Which file holds a backbone's weights: a path, the one in a folder, or the Hub's. Imports nothing heavy.
+"""Which file holds a backbone's weights: a path, the one in a folder, or the Hub's. Imports nothing
+heavy.
 
 The heavy libraries are imported late, so that a wrong path is answered at once.
 """
@@ -21,7 +22,9 @@ CONNECT_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class AuthorsFile:
-    """Weights that are on no Hub: where their authors keep the file, and the pixel statistics of their training."""
+    """Weights that are on no Hub: where their authors keep the file, and the pixel statistics of
+    their training.
+    """
 
     where: str
     mean: tuple[float, float, float]
@@ -31,7 +34,8 @@ class AuthorsFile:
 # Named as timm would name them: architecture.tag.
 AUTHORS_FILES = {
     "vit_base_patch16_224.ibot_in1k": AuthorsFile(
-        "`backbone (t)` of ViT-B/16 under Pre-Trained Models in the README of github.com/bytedance/ibot, "
+        "`backbone (t)` of ViT-B/16 under Pre-Trained Models in the README of "
+        "github.com/bytedance/ibot, "
         "checkpoint_teacher.pth",
         (0.485, 0.456, 0.406),
         (0.229, 0.224, 0.225),
@@ -40,7 +44,8 @@ AUTHORS_FILES = {
 
 
 def weight_file(path: Path) -> Path:
-    """`path` itself, or the one weight file in the folder `path`, such as a Hub snapshot; UserError for none or many.
+    """`path` itself, or the one weight file in the folder `path`, such as a Hub snapshot; UserError
+    for none or many.
 
     Of a model saved both ways (model.safetensors and pytorch_model.bin) it is the safetensors file.
     """
@@ -48,52 +53,73 @@ def weight_file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(
-            f"backbone.weights={path}: no such file or folder; give a {' / '.join(SUFFIXES)} file or a folder with one"
+            f"backbone.weights={path}: no such file or folder; give a {' / '.join(SUFFIXES)} file "
+            f"or a folder with one"
         )
     found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     safe = {_model(file) for file in found if file.suffix == ".safetensors"}
     files = [file for file in found if file.suffix == ".safetensors" or _model(file) not in safe]
     if not files:
-        raise UserError(f"backbone.weights={path}: no {' / '.join(SUFFIXES)} file in this folder; name the file itself")
+        raise UserError(
+            f"backbone.weights={path}: no {' / '.join(SUFFIXES)} file in this folder; name the "
+            f"file itself"
+        )
     if len(files) > 1:
         raise UserError(
-            f"backbone.weights={path}: this folder has {len(files)} weight files ({', '.join(f.name for f in files)}); "
+            f"backbone.weights={path}: this folder has {len(files)} weight files "
+            f"({', '.join(f.name for f in files)}); "
             f"say which, for example backbone.weights={files[0]}"
         )
     return files[0]
 
 
 def _model(file: Path) -> str:
-    """What a file's name says of its model: the Hub calls the same one model.safetensors and pytorch_model.bin."""
+    """What a file's name says of its model: the Hub calls the same one model.safetensors and
+    pytorch_model.bin.
+    """
     return file.stem.replace("pytorch_model", "model")
 
 
 def tags(name: str) -> str:
-    """The full names of all weights that timm has for the architecture of `name`, or an empty text."""
+    """The full names of all weights that timm has for the architecture of `name`, or an empty
+    text.
+    """
     import timm
 
     return ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
 
 
 def hub_file(name: str) -> Path:
-    """The weight file of timm's `name`, an architecture with its tag, from the local Hub cache or else from the Hub."""
+    """The weight file of timm's `name`, an architecture with its tag, from the local Hub cache or
+    else from the Hub.
+    """
     from timm.models import get_pretrained_cfg
 
     if name in AUTHORS_FILES:
         raise UserError(
-            f"backbone.weights=hub: {name} is not on the Hub; get {AUTHORS_FILES[name].where}, and give its path: "
+            f"backbone.weights=hub: {name} is not on the Hub; get {AUTHORS_FILES[name].where}, "
+            f"and give its path: "
             "backbone.weights=PATH"
         )
     if "." not in name and tags(name):
         raise UserError(
-            f"backbone.name={name}: an architecture alone does not say which weights; name one of {tags(name)}"
+            f"backbone.name={name}: an architecture alone does not say which weights; name one of "
+            f"{tags(name)}"
         )
     config = get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
-        raise UserError(f"backbone.name={name}: timm knows no Hub weights for it; give backbone.weights=FILE")
+        raise UserError(
+            f"backbone.name={name}: timm knows no Hub weights for it; give backbone.weights=FILE"
+        )
     # OpenAI's CLIP is there as the whole model in a PyTorch file, without a model.safetensors.
-    usual = ["pytorch_model.bin"] if config.tag == "openai" else ["model.safetensors", "pytorch_model.bin"]
-    return _hub_download(name, config.hf_hub_id, [config.hf_hub_filename] if config.hf_hub_filename else usual)
+    usual = (
+        ["pytorch_model.bin"]
+        if config.tag == "openai"
+        else ["model.safetensors", "pytorch_model.bin"]
+    )
+    return _hub_download(
+        name, config.hf_hub_id, [config.hf_hub_filename] if config.hf_hub_filename else usual
+    )
 
 
 def _hub_download(name: str, repository: str, filenames: list[str]) -> Path:
@@ -105,12 +131,16 @@ def _hub_download(name: str, repository: str, filenames: list[str]) -> Path:
         with suppress(LocalEntryNotFoundError):
             return Path(hf_hub_download(repository, filename, local_files_only=True))
     way_out = (
-        f"where there is a network run `hf download {repository} {filenames[0]} --local-dir {name}`, "
+        f"where there is a network run `hf download {repository} {filenames[0]} --local-dir "
+        f"{name}`, "
         f"then give that file: backbone.weights={name}/{filenames[0]}"
     )
     hub = constants.ENDPOINT
     if constants.HF_HUB_OFFLINE or not _reachable(hub):
-        raise UserError(f"backbone.weights=hub: {name} is not in the Hub cache and {hub} cannot be reached; {way_out}")
+        raise UserError(
+            f"backbone.weights=hub: {name} is not in the Hub cache and {hub} cannot be reached; "
+            f"{way_out}"
+        )
     try:
         for filename in filenames[:-1]:
             with suppress(EntryNotFoundError):
@@ -123,9 +153,11 @@ def _hub_download(name: str, repository: str, filenames: list[str]) -> Path:
 
 
 def _reachable(url: str) -> bool:
-    """One quick try, of the proxy where there is one: the Hub client itself retries for most of a minute.
+    """One quick try, of the proxy where there is one: the Hub client itself retries for most of a
+    minute.
 
-    In a thread, because looking up a name where no server answers takes longer than any time that a socket is given.
+    In a thread, because looking up a name where no server answers takes longer than any time that a
+    socket is given.
     """
     host, port = _address(url)
     proxy = "" if proxy_bypass(host) else getproxies().get(urlparse(url).scheme, "")

@@ -1,11 +1,11 @@
 """A frozen ViT's forward pass to its CLS feature: what timm computes, without what nobody reads.
 
-The last block computes the CLS row alone: its keys and values need all tokens, its query, projection and MLP one. With
-twelve blocks this saves 6.9 % of the multiplications of a ViT-B/16. Where attention runs faster by other means than
-timm's (see attention.py), these are used.
+The last block computes the CLS row alone: its keys and values need all tokens, its query,
+projection and MLP one. With twelve blocks this saves 6.9 % of the multiplications of a ViT-B/16.
+Where attention runs faster by other means than timm's (see attention.py), these are used.
 
-Only modules made of the parts known here are taken apart. Anything else, a block that somebody observes with hooks
-included, is called as it is.
+Only modules made of the parts known here are taken apart. Anything else, a block that somebody
+observes with hooks included, is called as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ ATTENTION = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "pr
 
 
 def cls_features(
-    vit: VisionTransformer, pixels: Tensor, *, recompute: bool = False, whole_last_block: bool = False
+    vit: VisionTransformer,
+    pixels: Tensor,
+    *,
+    recompute: bool = False,
+    whole_last_block: bool = False,
 ) -> Tensor:
     """The CLS row of vit.forward_features(pixels), (B, C), in evaluation mode.
 
@@ -41,10 +45,16 @@ def cls_features(
 
 
 def cls_and_tokens(
-    vit: VisionTransformer, pixels: Tensor, *, recompute: bool = False, whole_last_block: bool = False
+    vit: VisionTransformer,
+    pixels: Tensor,
+    *,
+    recompute: bool = False,
+    whole_last_block: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """cls_features(), (B, C), and the tokens that enter the last block, (B, N, C)."""
-    if type(vit).forward_features is not VisionTransformer.forward_features or not _made_of(vit, VIT | HEAD):
+    if type(vit).forward_features is not VisionTransformer.forward_features or not _made_of(
+        vit, VIT | HEAD
+    ):
         return _observed(vit, pixels)
     x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixels))))
     *blocks, last = vit.blocks
@@ -74,12 +84,18 @@ def run_block(block: Any, x: Tensor) -> Tensor:
         return block(x)
     inner = block.norm1(x)
     attention = block.attn
-    return _add(block, x, project(attention, inner, attend(*heads(attention, inner), attention.scale)))
+    return _add(
+        block, x, project(attention, inner, attend(*heads(attention, inner), attention.scale))
+    )
 
 
 def run_cls_row(block: Any, x: Tensor) -> Tensor:
     """block(x)[:, :1], (B, N, C) -> (B, 1, C)."""
-    if not takes_apart(block) or type(block.attn.qkv) is not nn.Linear or not _made_of(block.attn.qkv, set()):
+    if (
+        not takes_apart(block)
+        or type(block.attn.qkv) is not nn.Linear
+        or not _made_of(block.attn.qkv, set())
+    ):
         return block(x)[:, :1]
     inner = block.norm1(x)
     attention = block.attn
@@ -101,7 +117,9 @@ def _add(block: Any, x: Tensor, attended: Tensor) -> Tensor:
 
 
 def takes_apart(block: Any) -> bool:
-    """Whether `block` is a timm Block round a timm Attention, with no part that this file does not know."""
+    """Whether `block` is a timm Block round a timm Attention, with no part that this file does not
+    know.
+    """
     return (
         type(block) is Block
         and type(block.attn) is Attention

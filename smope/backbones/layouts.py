@@ -1,7 +1,8 @@
-"""The layouts in which published checkpoints keep a ViT, brought to timm's keys without a classification head.
+"""The layouts in which published checkpoints keep a ViT, brought to timm's keys without a
+classification head.
 
-Keys that are neither the backbone's nor a head's are kept under their own names, so that whoever compares them with
-the model's finds them.
+Keys that are neither the backbone's nor a head's are kept under their own names, so that whoever
+compares them with the model's finds them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,21 @@ from torch import Tensor
 
 from smope.errors import UserError
 
-# Where a checkpoint has several networks, the averaged one comes first, as in timm: it is the one that is evaluated.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "teacher", "student")
+# Where a checkpoint has several networks, the averaged one comes first, as in timm: it is the one
+# that is evaluated.
+WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "teacher",
+    "student",
+)
 PREFIXES = ("module.", "backbone.", "vit.")
 HEADS = re.compile(r"(\w+_)?head(_dist)?\.|fc_norm\.")
-# What self-supervised training puts in place of hidden patches (DINOv2, MAE; iBOT): no part of the forward pass.
+# What self-supervised training puts in place of hidden patches (DINOv2, MAE; iBOT): no part of the
+# forward pass.
 MASKS = ("mask_token", "masked_embed")
 # OpenAI's names and timm's, https://github.com/openai/CLIP/blob/main/clip/model.py
 CLIP_NAMES = {
@@ -47,13 +58,19 @@ GOOGLE_KEY = re.compile(
 
 
 def unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
-    """The tensors inside the usual layers of training checkpoints, such as {'teacher': {...}, 'optimizer': ...}."""
+    """The tensors inside the usual layers of training checkpoints, such as {'teacher': {...},
+    'optimizer': ...}.
+    """
     while isinstance(loaded, dict):
-        inner = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), dict)), None)
+        inner = next(
+            (loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), dict)), None
+        )
         if inner is None:
             return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
         loaded = inner
-    raise UserError(f"backbone.weights={path}: holds a {type(loaded).__name__}, not a state dict of tensors")
+    raise UserError(
+        f"backbone.weights={path}: holds a {type(loaded).__name__}, not a state dict of tensors"
+    )
 
 
 def timm_keys(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -63,11 +80,15 @@ def timm_keys(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in PREFIXES:
         if any(key.startswith(prefix) and ".blocks." in key for key in tensors):
             tensors = _without(prefix, tensors)
-    return {key: value for key, value in tensors.items() if key not in MASKS and not HEADS.match(key)}
+    return {
+        key: value for key, value in tensors.items() if key not in MASKS and not HEADS.match(key)
+    }
 
 
 def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    stripped = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    stripped = {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
     for key, value in tensors.items():
         if not key.startswith(prefix):  # two tensors are never taken for one
             stripped[f"{key} beside {prefix}{key}" if key in stripped else key] = value
@@ -84,16 +105,21 @@ def _from_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for theirs, ours in CLIP_NAMES.items():
             name = name.replace(theirs, ours)
         found[name] = value
-        if name in ("cls_token", "pos_embed"):  # (C) and (N, C) there, (1, 1, C) and (1, N, C) in timm
+        # (C) and (N, C) there, (1, 1, C) and (1, N, C) in timm
+        if name in (
+            "cls_token",
+            "pos_embed",
+        ):
             found[name] = value.view(1, -1, value.shape[-1])
     return found
 
 
 def read_google(path: Path, vit: VisionTransformer) -> dict[str, Tensor]:
-    """The tensors of one of Google's .npz files by timm key, as timm reads them into a copy of `vit`.
+    """The tensors of one of Google's .npz files by timm key, as timm reads them into a copy of
+    `vit`.
 
-    The copy starts as NaN, and what the reader does not set is left out of the result: it stops where a tensor lacks
-    or has another shape.
+    The copy starts as NaN, and what the reader does not set is left out of the result: it stops
+    where a tensor lacks or has another shape.
     """
     filled = copy.deepcopy(vit)
     with torch.no_grad():
@@ -108,5 +134,7 @@ def read_google(path: Path, vit: VisionTransformer) -> dict[str, Tensor]:
             if match is None or int(match["block"] or 0) >= len(vit.blocks):
                 tensors[name] = torch.from_numpy(archive[name])
             if name.endswith("embedding/kernel"):  # timm would stretch patches of another size
-                tensors["patch_embed.proj.weight"] = torch.from_numpy(archive[name]).permute(3, 2, 0, 1)
+                tensors["patch_embed.proj.weight"] = torch.from_numpy(archive[name]).permute(
+                    3, 2, 0, 1
+                )
     return tensors

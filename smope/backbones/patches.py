@@ -10,7 +10,9 @@ from smope.errors import UserError
 
 
 def patch_side(name: str, options: Mapping[str, Any]) -> int | None:
-    """Pixels of a patch's side, as the options or the name of a timm model say; None where neither does."""
+    """Pixels of a patch's side, as the options or the name of a timm model say; None where neither
+    does.
+    """
     given, named = options.get("patch_size"), re.search(r"_patch(\d+)_", name)
     if isinstance(given, int):
         return given
@@ -18,7 +20,9 @@ def patch_side(name: str, options: Mapping[str, Any]) -> int | None:
 
 
 def check_image_size(size: int, patch: int) -> None:
-    """UserError unless patches cover an image; timm would leave the pixels at its right and lower edge out."""
+    """UserError unless patches cover an image; timm would leave the pixels at its right and lower
+    edge out.
+    """
     if size % patch or size < patch:
         fitting = patch * max(1, round(size / patch))
         raise UserError(

@@ -1,4 +1,6 @@
-"""The frozen ViT: created by timm, loaded with every key accounted for, and never trained unless a method says so."""
+"""The frozen ViT: created by timm, loaded with every key accounted for, and never trained unless a
+method says so.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,15 @@ from smope.backbones.patches import check_image_size
 from smope.backbones.weights import EMBEDDED, Weights, metadata_numbers, read_weights
 from smope.errors import UserError
 
-WANTED = (
-    "prompt experts need a plain timm VisionTransformer with a CLS token, such as vit_base_patch16_224.augreg_in21k"
-)
+WANTED = "prompt experts need a plain timm VisionTransformer with a CLS token, such as vit_base_patch16_224.augreg_in21k"
 
 
 @dataclass(frozen=True)
 class BackboneIdentity:
     """Which weights these are: enough to tell two runs' backbones apart and to get the same again.
 
-    mean, std: the pixel statistics applied to images in [0, 1], one number a channel (0 and 1: none).
+    mean, std: the pixel statistics applied to images in [0, 1], one number a channel (0 and 1:
+    none).
     """
 
     name: str
@@ -48,10 +49,11 @@ class BackboneIdentity:
 
 
 class Backbone(nn.Module):
-    """A frozen ViT with its own pixel statistics: images (B, 3, S, S) in [0, 1] -> CLS features (B, C) after its norm.
+    """A frozen ViT with its own pixel statistics: images (B, 3, S, S) in [0, 1] -> CLS features (B,
+    C) after its norm.
 
-    Always in evaluation mode (no dropout, no stochastic depth) and, while it is `frozen`, without gradients for its
-    weights; gradients still flow through it to whatever is injected into it.
+    Always in evaluation mode (no dropout, no stochastic depth) and, while it is `frozen`, without
+    gradients for its weights; gradients still flow through it to whatever is injected into it.
 
     recompute: keep less for the backward pass and run each block again there.
     whole_last_block: compute all its rows, not the CLS row alone; the features are the same.
@@ -67,7 +69,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.vit = vit.requires_grad_(False)
         self.identity = identity
-        self.register_buffer("mean", torch.tensor(identity.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(identity.mean).view(1, -1, 1, 1), persistent=False
+        )
         self.register_buffer("std", torch.tensor(identity.std).view(1, -1, 1, 1), persistent=False)
         self.eval()
 
@@ -80,7 +84,9 @@ class Backbone(nn.Module):
         return self.vit.patch_embed.img_size[0]
 
     def unfreeze(self) -> None:
-        """Have the weights trained, for methods that fine-tune the backbone itself; `identity` is where they began."""
+        """Have the weights trained, for methods that fine-tune the backbone itself; `identity` is
+        where they began.
+        """
         self.vit.requires_grad_(True)
         self.frozen = False
 
@@ -89,8 +95,9 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor, with_tokens: bool = False) -> Tensor:
-        """The CLS feature (B, C); with_tokens: (B, 2C), then comes from the same pass the mean patch token before the
-        last block, of zero mean and unit variance over channels."""
+        """The CLS feature (B, C); with_tokens: (B, 2C), then comes from the same pass the mean
+        patch token before the last block, of zero mean and unit variance over channels.
+        """
         if not with_tokens:
             return cls_features(self.vit, self._pixels(images), **self._how)
         features, tokens = cls_and_tokens(self.vit, self._pixels(images), **self._how)
@@ -116,11 +123,14 @@ def load_backbone(
 ) -> Backbone:
     """A frozen backbone.
 
-    name:             a timm ViT with a CLS token, with its tag (vit_base_patch16_224.augreg_in21k) where statistics or
+    name:             a timm ViT with a CLS token, with its tag (vit_base_patch16_224.augreg_in21k)
+                      where statistics or
                       weights follow from it.
-    weights:          "hub" (timm's file for the tag), "embedded" (the small glyph ViT of this package), "random"
+    weights:          "hub" (timm's file for the tag), "embedded" (the small glyph ViT of this
+                      package), "random"
                       (untrained, for tests), a file, or a folder with one weight file.
-    pixel_statistics: "own" (what the weights were trained with), "none" (pixels stay in [0, 1], as in the authors'
+    pixel_statistics: "own" (what the weights were trained with), "none" (pixels stay in [0, 1], as
+    in the authors'
                       program) or "given" (mean and std, one number a channel).
     image_size:       pixels, if not the model's own; position embeddings are resampled.
     options:          further keyword arguments of timm.create_model.
@@ -131,10 +141,15 @@ def load_backbone(
         _load(vit, loaded)
     own = _own_statistics(name, loaded) if pixel_statistics == "own" else None
     if pixel_statistics == "given" and (mean is None or std is None):
-        raise UserError("backbone.pixel_statistics=given needs backbone.mean and backbone.std, three numbers each")
-    statistics = {"own": own, "none": ((0.0,) * 3, (1.0,) * 3), "given": (tuple(mean or ()), tuple(std or ()))}[
-        pixel_statistics
-    ]
+        raise UserError(
+            "backbone.pixel_statistics=given needs backbone.mean and backbone.std, three numbers "
+            "each"
+        )
+    statistics = {
+        "own": own,
+        "none": ((0.0,) * 3, (1.0,) * 3),
+        "given": (tuple(mean or ()), tuple(std or ())),
+    }[pixel_statistics]
     assert statistics is not None
     source, sha256 = (loaded.source, loaded.sha256) if loaded else ("random", _tensors_sha256(vit))
     return Backbone(vit, BackboneIdentity(name, source, sha256, *statistics))
@@ -156,15 +171,20 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(
-            f"backbone.name={name}: timm cannot build it with {options | extra} and a CLS token ({reason}); {WANTED}"
+            f"backbone.name={name}: timm cannot build it with {options | extra} and a CLS token "
+            f"({reason}); {WANTED}"
         ) from error
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
-        raise UserError(f"backbone.name={name}: timm builds a {type(vit).__name__} for it; {WANTED}")
+        raise UserError(
+            f"backbone.name={name}: timm builds a {type(vit).__name__} for it; {WANTED}"
+        )
     check_image_size(vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0])
     meant: Any = vit.pretrained_cfg
     if meant.get("architecture", architecture) != architecture:
         new = f"{meant['architecture']}.{meant['tag']}"
-        raise UserError(f"backbone.name={name} is timm's old name for {new}; write backbone.name={new}")
+        raise UserError(
+            f"backbone.name={name} is timm's old name for {new}; write backbone.name={new}"
+        )
     return vit
 
 
@@ -179,7 +199,9 @@ def _find_weights(name: str, weights: str, vit: VisionTransformer) -> Weights | 
 
 
 def _load(vit: VisionTransformer, weights: Weights) -> None:
-    """Load, with every backbone key accounted for: timm itself would leave what does not match at random."""
+    """Load, with every backbone key accounted for: timm itself would leave what does not match at
+    random.
+    """
     tensors = {key: value.float() for key, value in weights.tensors.items()}
     own = vit.state_dict()
     if "pos_embed" in tensors and "pos_embed" in own:
@@ -187,18 +209,26 @@ def _load(vit: VisionTransformer, weights: Weights) -> None:
     wrong = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
     missing = [key for key in own if key not in tensors]
     unexpected = [key for key in tensors if key not in own]
-    for problem, keys in (("has other shapes for", wrong), ("lacks", missing), ("has unknown", unexpected)):
+    for problem, keys in (
+        ("has other shapes for", wrong),
+        ("lacks", missing),
+        ("has unknown", unexpected),
+    ):
         if keys:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise UserError(
-                f"backbone.weights={weights.source}: {problem} {shown}; the file does not fit the architecture "
-                f"backbone.name ({vit.embed_dim} wide, {len(vit.blocks)} blocks): name the model that it was saved from"
+                f"backbone.weights={weights.source}: {problem} {shown}; the file does not fit the "
+                f"architecture "
+                f"backbone.name ({vit.embed_dim} wide, {len(vit.blocks)} blocks): name the model "
+                f"that it was saved from"
             )
     vit.load_state_dict(tensors)
 
 
 def _resampled(positions: Tensor, vit: VisionTransformer) -> Tensor:
-    """Position embeddings (1, N, C) of a square grid for the grid of `vit`, as timm does it; else as they are."""
+    """Position embeddings (1, N, C) of a square grid for the grid of `vit`, as timm does it; else
+    as they are.
+    """
     prefix, grid = 0 if vit.no_embed_class else vit.num_prefix_tokens, vit.patch_embed.grid_size
     tokens = positions.shape[1] if positions.ndim == 3 and len(positions) == 1 else 0
     side = math.isqrt(max(0, tokens - prefix))
@@ -208,9 +238,14 @@ def _resampled(positions: Tensor, vit: VisionTransformer) -> Tensor:
 
 
 def _own_statistics(name: str, loaded: Weights | None) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std the weights were trained with: written in the file, or known to timm for the tag."""
+    """Mean and std the weights were trained with: written in the file, or known to timm for the
+    tag.
+    """
     if loaded is not None:
-        mean, std = metadata_numbers(loaded.metadata, "mean"), metadata_numbers(loaded.metadata, "std")
+        mean, std = (
+            metadata_numbers(loaded.metadata, "mean"),
+            metadata_numbers(loaded.metadata, "std"),
+        )
         if mean and std:
             return mean, std
     if name in AUTHORS_FILES:
@@ -218,8 +253,10 @@ def _own_statistics(name: str, loaded: Weights | None) -> tuple[Sequence[float],
     config = get_pretrained_cfg(name)
     if config is None or ("." not in name and loaded is not None):
         raise UserError(
-            f"backbone.name={name}: without a tag it does not say which pixel statistics its weights were trained "
-            f"with; add the tag ({tags(name)}) or set backbone.pixel_statistics=given with mean and std"
+            f"backbone.name={name}: without a tag it does not say which pixel statistics its "
+            f"weights were trained "
+            f"with; add the tag ({tags(name)}) or set backbone.pixel_statistics=given with mean "
+            f"and std"
         )
     return tuple(config.mean), tuple(config.std)
 

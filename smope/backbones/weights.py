@@ -18,14 +18,23 @@ from smope.backbones.layouts import read_google, timm_keys, unwrap
 from smope.errors import UserError
 
 EMBEDDED = Path(__file__).parent / "embedded" / "glyph_vit.safetensors"
-# What training programs keep beside their tensors: settings, and learning rates that are numpy's numbers.
-HARMLESS = ("argparse.Namespace", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+# What training programs keep beside their tensors: settings, and learning rates that are numpy's
+# numbers.
+HARMLESS = (
+    "argparse.Namespace",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
 # Reads nothing but these and tensors, and writes tensors alone; {path!r} is filled in.
 EXTRACTION = (
     'python -c "import argparse, numpy, torch; scalar = numpy.float64().__reduce__()[0]; '
-    "torch.serialization.add_safe_globals([argparse.Namespace, numpy.dtype, type(numpy.dtype(float)), scalar, "
-    "(scalar, 'numpy.core.multiarray.scalar')]); found = torch.load({path!r}, map_location='cpu', weights_only=True); "
-    "torch.save({{key: found[key] for key in ('teacher', 'state_dict', 'model') if key in found}}, 'tensors.pth')\""
+    "torch.serialization.add_safe_globals([argparse.Namespace, numpy.dtype, "
+    "type(numpy.dtype(float)), scalar, "
+    "(scalar, 'numpy.core.multiarray.scalar')]); found = torch.load({path!r}, map_location='cpu', "
+    "weights_only=True); "
+    "torch.save({{key: found[key] for key in ('teacher', 'state_dict', 'model') if key in "
+    "found}}, 'tensors.pth')\""
 )
 
 
@@ -33,7 +42,8 @@ EXTRACTION = (
 class Weights:
     """A backbone's parameters by timm key, without a classification head.
 
-    source: what the user named; sha256: of the file's bytes; metadata: text entries of a safetensors header.
+    source: what the user named; sha256: of the file's bytes; metadata: text entries of a
+    safetensors header.
     """
 
     tensors: dict[str, Tensor]
@@ -48,9 +58,11 @@ def file_sha256(path: Path) -> str:
 
 
 def read_weights(path: Path, vit: VisionTransformer) -> Weights:
-    """Read a .safetensors file, a PyTorch checkpoint of tensors only (no pickled code is run), or Google's .npz.
+    """Read a .safetensors file, a PyTorch checkpoint of tensors only (no pickled code is run), or
+    Google's .npz.
 
-    vit: the model that the weights are for, not changed here. It tells how a .npz file is to be read.
+    vit: the model that the weights are for, not changed here. It tells how a .npz file is to be
+    read.
     """
     metadata: Mapping[str, str] = {}
     try:
@@ -73,15 +85,21 @@ def read_weights(path: Path, vit: VisionTransformer) -> Weights:
 
 def _problem(error: Exception, path: Path) -> str:
     """Why the file was not read, and the way out."""
-    blocked = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    blocked = (
+        re.search(r"GLOBAL ([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError)
+        else None
+    )
     if blocked and blocked[1] in HARMLESS:
         return (
-            f"beside tensors it holds {blocked[1]}, and only tensors are read; copy them into a file of their own with "
+            f"beside tensors it holds {blocked[1]}, and only tensors are read; copy them into a "
+            f"file of their own with "
             f"{EXTRACTION.format(path=str(path))} and give that: backbone.weights=tensors.pth"
         )
     if blocked:
         return (
-            f"beside tensors it holds {blocked[1]}, which would have to be run, and only tensors are read; "
+            f"beside tensors it holds {blocked[1]}, which would have to be run, and only tensors "
+            f"are read; "
             "get a file of tensors alone, such as .safetensors"
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,1 +1,3 @@
-"""Prompt experts: parameters (bank.py), part in attention (attention.py), way into a ViT (inject.py)."""
+"""Prompt experts: parameters (bank.py), part in attention (attention.py), way into a ViT
+(inject.py).
+"""

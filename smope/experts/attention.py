@@ -1,6 +1,7 @@
 """A frozen timm attention with prompt experts beside its tokens.
 
-Shapes: B batch, N tokens (CLS included), H heads, D head width, E experts, K chosen experts, C = H·D.
+Shapes: B batch, N tokens (CLS included), H heads, D head width, E experts, K chosen experts, C =
+H·D.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from smope.routers.dense import Dense
 
 
 def as_one_key(routing: Routing, values: Tensor, scale: float) -> ExtraKey:
-    """The chosen experts of each image and head as the single key that they amount to; values (H, E, D)."""
+    """The chosen experts of each image and head as the single key that they amount to; values (H,
+    E, D).
+    """
     with torch.autocast(values.device.type, enabled=False):
         logits = routing.weights * scale
         share = torch.zeros_like(routing.scores).scatter(-1, routing.expert_ids, logits.softmax(-1))
@@ -28,10 +31,12 @@ def as_one_key(routing: Routing, values: Tensor, scale: float) -> ExtraKey:
 
 
 class PromptedAttention(AttentionWrapper):
-    """Wraps `attention` (frozen, untouched) and lets each image attend to its chosen experts as well.
+    """Wraps `attention` (frozen, untouched) and lets each image attend to its chosen experts as
+    well.
 
-    After a forward pass `routing` holds the decision, without gradient (see `recorded`). `dense` switches to all
-    experts (warm-up). Without its wrapper the block computes bit for bit what it did before: see inject.detach.
+    After a forward pass `routing` holds the decision, without gradient (see `recorded`). `dense`
+    switches to all experts (warm-up). Without its wrapper the block computes bit for bit what it
+    did before: see inject.detach.
     """
 
     bank: ExpertBank
@@ -61,7 +66,9 @@ class PromptedAttention(AttentionWrapper):
 
 @contextmanager
 def recorded(wrappers: Iterable[PromptedAttention]) -> Iterator[list[Routing]]:
-    """The decisions of the forward pass inside, with gradient; a wrapper by itself keeps them without."""
+    """The decisions of the forward pass inside, with gradient; a wrapper by itself keeps them
+    without.
+    """
     routings: list[Routing] = []
     for wrapper in wrappers:
         wrapper._record = routings

@@ -8,14 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from smope import parallel
+from smope.distributed import collectives
 from smope.routers.base import ExpertState
 
 
 class ExpertBank(nn.Module):
-    """E experts for each head: one key row and one value row each, living in head space (after qkv).
+    """E experts for each head: one key row and one value row each, living in head space (after
+    qkv).
 
-    Parameters  keys, values: (H, E, D), initialised uniform(0, 1), or values as zeros with `zero_values`.
+    Parameters  keys, values: (H, E, D), initialised uniform(0, 1), or values as zeros with
+                `zero_values`.
     Buffers     counts (H, E) int64, frequent (H, E) bool: see ExpertState;
                 old_keys, old_values (H, E, D): the experts as the previous task left them.
     """
@@ -26,7 +28,9 @@ class ExpertBank(nn.Module):
     old_keys: Tensor
     old_values: Tensor
 
-    def __init__(self, num_heads: int, num_experts: int, head_dim: int, zero_values: bool = False) -> None:
+    def __init__(
+        self, num_heads: int, num_experts: int, head_dim: int, zero_values: bool = False
+    ) -> None:
         super().__init__()
         shape = (num_heads, num_experts, head_dim)
         self.keys = nn.Parameter(torch.rand(shape))
@@ -46,17 +50,20 @@ class ExpertBank(nn.Module):
 
     @torch.no_grad()
     def count(self, scores: Tensor, top_k: int) -> None:
-        """Add one to each expert for each image that has it among its best `top_k`; scores (B, H, E), of all processes'
-        shares of the batch."""
+        """Add one to each expert for each image that has it among its best `top_k`; scores (B, H,
+        E), of all processes' shares of the batch.
+        """
         best = scores.topk(top_k, dim=-1).indices.transpose(0, 1).flatten(1)
-        self.counts += parallel.summed(torch.zeros_like(self.counts).scatter_add_(1, best, torch.ones_like(best)))
+        self.counts += collectives.summed(
+            torch.zeros_like(self.counts).scatter_add_(1, best, torch.ones_like(best))
+        )
 
     @torch.no_grad()
     def flag_frequent(self, *, cumulative: bool) -> None:
         """Flag the experts that are used at least as much as the average expert of their head.
 
-        cumulative (the authors' program): the average is over the experts used at all, and a flag stays set.
-        Otherwise (the paper): the average is over all E, and flags are decided anew.
+        cumulative (the authors' program): the average is over the experts used at all, and a flag
+        stays set. Otherwise (the paper): the average is over all E, and flags are decided anew.
         """
         used = self.counts > 0
         averaged_over = used.sum(-1, keepdim=True) if cumulative else self.counts.shape[-1]
@@ -73,14 +80,21 @@ class ExpertBank(nn.Module):
 
 
 class InputSpaceBank(ExpertBank):
-    """Experts in the block's input space, sent through the frozen W_K and W_V: the paper's formula P·W_K, P·W_V.
+    """Experts in the block's input space, sent through the frozen W_K and W_V: the paper's formula
+    P·W_K, P·W_V.
 
-    The same number of parameters: expert e is one C-wide key row and one C-wide value row, shared by the heads, each of
-    which sees it through its own slice of the projection. (The authors' program keeps experts in head space.)
+    The same number of parameters: expert e is one C-wide key row and one C-wide value row, shared
+    by the heads, each of which sees it through its own slice of the projection. (The authors'
+    program keeps experts in head space.)
     """
 
     def __init__(
-        self, num_heads: int, num_experts: int, head_dim: int, qkv: nn.Linear, zero_values: bool = False
+        self,
+        num_heads: int,
+        num_experts: int,
+        head_dim: int,
+        qkv: nn.Linear,
+        zero_values: bool = False,
     ) -> None:
         super().__init__(num_heads, num_experts, head_dim, zero_values)
         # Held in a tuple so that the frozen projection is not registered (and saved) a second time.

@@ -17,11 +17,17 @@ __all__ = ["attach", "detach"]
 
 
 def attach(
-    vit: VisionTransformer, blocks: Sequence[int], router: Router, make_bank: Callable[[Attention], ExpertBank]
+    vit: VisionTransformer,
+    blocks: Sequence[int],
+    router: Router,
+    make_bank: Callable[[Attention], ExpertBank],
 ) -> list[PromptedAttention]:
-    """Wrap the attention of each listed block of a timm ViT; returns the wrappers in the order of `blocks`.
+    """Wrap the attention of each listed block of a timm ViT; returns the wrappers in the order of
+    `blocks`.
 
-    make_bank(attention) -> ExpertBank builds the experts of one block; each block gets its own copy of `router`.
-    Errors as in backbones/wrapping.py; then nothing is changed.
+    make_bank(attention) -> ExpertBank builds the experts of one block; each block gets its own copy
+    of `router`. Errors as in backbones/wrapping.py; then nothing is changed.
     """
-    return wrap(vit, blocks, lambda found: PromptedAttention(found, make_bank(found), copy.deepcopy(router)))
+    return wrap(
+        vit, blocks, lambda found: PromptedAttention(found, make_bank(found), copy.deepcopy(router))
+    )

@@ -12,9 +12,10 @@ from torch import Tensor
 def task_cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Tensor:
     """Mean cross-entropy with only `classes` (ascending, no gaps needed) competing.
 
-    logits (B, num_classes), labels (B,), each one of `classes`. For the new classes of a class-incremental task it
-    is equal to setting the logits of all earlier classes to minus infinity and cutting later ones off, as the
-    authors' program does, without infinities in the graph.
+    logits (B, num_classes), labels (B,), each one of `classes`. For the new classes of a
+    class-incremental task it is equal to setting the logits of all earlier classes to minus
+    infinity and cutting later ones off, as the authors' program does, without infinities in the
+    graph.
     """
     first, last = classes[0], classes[-1]
     if last - first + 1 == len(classes):

@@ -1,7 +1,9 @@
-"""Losses that keep the keys of much-used experts answering as they did: old keys serve as prototypes of old queries.
+"""Losses that keep the keys of much-used experts answering as they did: old keys serve as
+prototypes of old queries.
 
-Both cost P·E·D multiplications a block and head, whatever the batch, for P frequent ones among the E experts. So do
-their gradients, which are found at once with the values, a few heads at a time: no (P, E) matrix is kept.
+Both cost P·E·D multiplications a block and head, whatever the batch, for P frequent ones among the
+E experts. So do their gradients, which are found at once with the values, a few heads at a time: no
+(P, E) matrix is kept.
 
 Shapes: L prompted blocks, H heads, E experts, P prototypes, K chosen, D head width.
 """
@@ -37,11 +39,17 @@ class Prototypes:
 def find_prototypes(old_keys: Tensor, frequent: Tensor, top_k: int) -> Prototypes:
     """old_keys (L, H, E, D), frequent (L, H, E) bool."""
     number = frequent.sum(-1, keepdim=True)
-    order = frequent.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., : int(number.max())]
+    order = (
+        frequent.to(torch.uint8)
+        .sort(dim=-1, descending=True, stable=True)
+        .indices[..., : int(number.max())]
+    )
     rows = old_keys.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, old_keys.shape[-1]))
     targets = order.new_empty(*order.shape, top_k)
     for part in _parts(rows, old_keys):
-        found = (rows.flatten(0, 1)[part] @ old_keys.flatten(0, 1)[part].mT).topk(top_k, dim=-1).indices
+        found = (
+            (rows.flatten(0, 1)[part] @ old_keys.flatten(0, 1)[part].mT).topk(top_k, dim=-1).indices
+        )
         targets.flatten(0, 1)[part] = found
     weights = frequent.gather(-1, order).to(old_keys.dtype) / number.clamp(min=1)
     return Prototypes(rows, targets, weights)
@@ -50,13 +58,16 @@ def find_prototypes(old_keys: Tensor, frequent: Tensor, top_k: int) -> Prototype
 def prototype_loss(keys: Tensor, prototypes: Prototypes) -> Tensor:
     """The authors' program: cross-entropy of each prototype's scores towards each of its K targets.
 
-    keys (L, H, E, D) -> scalar: mean over the prototypes of a head, summed over blocks, heads and targets.
+    keys (L, H, E, D) -> scalar: mean over the prototypes of a head, summed over blocks, heads and
+    targets.
     """
     return _Answers.apply(keys, prototypes, _cross_entropies)
 
 
 def prototype_mass_loss(keys: Tensor, prototypes: Prototypes) -> Tensor:
-    """The paper's formula: minus the softmax mass of the K present keys that each prototype scores best."""
+    """The paper's formula: minus the softmax mass of the K present keys that each prototype scores
+    best.
+    """
     return _Answers.apply(keys, prototypes, _masses)
 
 
@@ -72,10 +83,15 @@ class _Answers(torch.autograd.Function):
     """The weighted sum over prototypes of function(scores (n, P, E), targets (n, P, K)) -> (n, P)."""
 
     @staticmethod
-    def forward(ctx: Any, keys: Tensor, prototypes: Prototypes, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        rows, targets, weights = (x.flatten(0, 1) for x in (prototypes.rows, prototypes.targets, prototypes.weights))
+    def forward(
+        ctx: Any, keys: Tensor, prototypes: Prototypes, function: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        rows, targets, weights = (
+            x.flatten(0, 1) for x in (prototypes.rows, prototypes.targets, prototypes.weights)
+        )
         total, gradient = keys.new_zeros(()), torch.zeros_like(keys)
-        with torch.autocast(keys.device.type, enabled=False):  # a rounded score could be another expert's
+        # a rounded score could be another expert's
+        with torch.autocast(keys.device.type, enabled=False):
             for part in _parts(prototypes.rows, keys):
                 leaf = keys.flatten(0, 1)[part].detach().requires_grad_()
                 with torch.enable_grad():

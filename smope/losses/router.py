@@ -16,10 +16,12 @@ def _stack(routings: list[Routing]) -> tuple[Tensor, Tensor]:
 
 
 def router_loss(routings: list[Routing], epsilon: float) -> Tensor:
-    """The authors' program: cross-entropy towards each chosen expert, the others lifted by a margin.
+    """The authors' program: cross-entropy towards each chosen expert, the others lifted by a
+    margin.
 
-    scores' = scores + epsilon · range · [not chosen]; the range carries no gradient. -log softmax(scores') of the
-    chosen experts, mean over the batch, summed over blocks, heads and chosen experts. Routings of L blocks -> scalar.
+    scores' = scores + epsilon · range · [not chosen]; the range carries no gradient. -log
+    softmax(scores') of the chosen experts, mean over the batch, summed over blocks, heads and
+    chosen experts. Routings of L blocks -> scalar.
     """
     scores, expert_ids = _stack(routings)
     chosen = scores.gather(-1, expert_ids)

@@ -1,12 +1,14 @@
-"""CODA-Prompt: an image's prompt is a sum of components, weighted by how well its attended query fits their keys.
+"""CODA-Prompt: an image's prompt is a sum of components, weighted by how well its attended query
+fits their keys.
 
-Smith et al., CVPR 2023, arXiv 2211.13218, after their public program. In each of the first five blocks component m
-has attention a_m, key k_m (C wide) and prompt p_m; for the query q
+Smith et al., CVPR 2023, arXiv 2211.13218, after their public program. In each of the first five
+blocks component m has attention a_m, key k_m (C wide) and prompt p_m; for the query q
 
     prompt = sum over m of cos(q * a_m, k_m) · p_m,        * element by element, no softmax.
 
-Each task may use its own equal share of the components and all earlier ones, which are frozen. New shares start as unit
-vectors orthogonal to the earlier components (the program restarts them so at each task; in the paper, once).
+Each task may use its own equal share of the components and all earlier ones, which are frozen. New
+shares start as unit vectors orthogonal to the earlier components (the program restarts them so at
+each task; in the paper, once).
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
 from smope.errors import UserError
+from smope.methods._shared.prefix_method import Choice, PrefixMethod, check_tasks
 from smope.methods.base import Card, TaskSpan
-from smope.methods.prefixed import Choice, PrefixMethod, check_tasks
 from smope.prompts.orthogonal import orthogonal_to
 from smope.prompts.prefix import prefixes
 
@@ -29,12 +31,14 @@ EPSILON = 1e-12  # no vector is taken to be shorter, as in torch's normalize
 class CODAPrompt(PrefixMethod):
     """`pool_size` components over all tasks, each with `length` keys and `length` values a block.
 
-    ortho_weight:       of the loss that holds keys, attentions and prompts orthonormal: mean of (X·Xᵀ - 1)² for the
-                        components in use, each of the three, summed over blocks (the program's default is 0 since new
-                        components start orthogonal; the paper's is 0.1).
+    ortho_weight:       of the loss that holds keys, attentions and prompts orthonormal: mean of
+                        (X·Xᵀ - 1)² for the
+                        components in use, each of the three, summed over blocks (the program's
+                        default is 0 since new components start orthogonal; the paper's is 0.1).
     prompt_rate_factor: the components' learning rate over the classifier's.
 
-    Parameters, for L blocks and M components: prompts (L, M, 2, P, W), keys and attentions (L, M, C).
+    Parameters, for L blocks and M components: prompts (L, M, 2, P, W), keys and attentions (L, M,
+    C).
     """
 
     card = Card(
@@ -60,11 +64,17 @@ class CODAPrompt(PrefixMethod):
     ) -> None:
         blocks = [0, 1, 2, 3, 4] if blocks is None else blocks
         super().__init__(
-            backbone, num_classes, blocks, align=align, centroids=centroids, prompt_rate_factor=prompt_rate_factor
+            backbone,
+            num_classes,
+            blocks,
+            align=align,
+            centroids=centroids,
+            prompt_rate_factor=prompt_rate_factor,
         )
         if pool_size < total_tasks:
             raise UserError(
-                f"method.pool_size must be at least the number of tasks, {total_tasks}, got {pool_size}: each task has "
+                f"method.pool_size must be at least the number of tasks, {total_tasks}, got "
+                f"{pool_size}: each task has "
                 f"its share; write method.pool_size={10 * total_tasks}"
             )
         self.total_tasks = total_tasks
@@ -88,7 +98,9 @@ class CODAPrompt(PrefixMethod):
                 block[first:stop] = orthogonal_to(block[:first], self.share)
 
     def _components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompts, keys and attentions of the tasks seen so far; those of earlier tasks without gradient."""
+        """Prompts, keys and attentions of the tasks seen so far; those of earlier tasks without
+        gradient.
+        """
         first = self.share * int(self.task)
         stop = first + self.share
         prompts, keys, attentions = (
@@ -108,10 +120,11 @@ class CODAPrompt(PrefixMethod):
 
 
 def component_weights(query: Tensor, keys: Tensor, attentions: Tensor) -> Tensor:
-    """cos(q * a, k) for each image and component: query (B, C), keys and attentions (L, M, C) -> (L, B, M).
+    """cos(q * a, k) for each image and component: query (B, C), keys and attentions (L, M, C) ->
+    (L, B, M).
 
-    Two matrix products, as both the product with k and the square of the length are sums over C of something of the
-    query times something of the component: no (B, M, C) tensor.
+    Two matrix products, as both the product with k and the square of the length are sums over C of
+    something of the query times something of the component: no (B, M, C) tensor.
     """
     directions = keys / keys.norm(dim=-1, keepdim=True).clamp(min=EPSILON)
     along = query @ (attentions * directions).mT

@@ -1,4 +1,6 @@
-"""Deep L2P++: L2P with its prompts in each of the first five blocks (Smith et al., CVPR 2023, arXiv 2211.13218)."""
+"""Deep L2P++: L2P with its prompts in each of the first five blocks (Smith et al., CVPR 2023,
+arXiv 2211.13218).
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""DualPrompt: G-prompts that all tasks share in the first blocks, and one E-prompt a task in the blocks behind them.
+"""DualPrompt: G-prompts that all tasks share in the first blocks, and one E-prompt a task in the
+blocks behind them.
 
-Wang et al., ECCV 2022, arXiv 2204.04799. Sizes are those that the published number of parameters adds up to, which the
-PyTorch port of the authors' program has on ImageNet-R: 5 keys and 5 values a G-prompt, 20 and 20 an E-prompt, one
-key a task for all blocks. From that port also the start of a task's prompt, a copy of the one before it. Its reshape
-that mixes images is an option, off by default.
+Wang et al., ECCV 2022, arXiv 2204.04799. Sizes are those that the published number of parameters
+adds up to, which the PyTorch port of the authors' program has on ImageNet-R: 5 keys and 5 values a
+G-prompt, 20 and 20 an E-prompt, one key a task for all blocks. From that port also the start of a
+task's prompt, a copy of the one before it. Its reshape that mixes images is an option, off by
+default.
 """
 
 from __future__ import annotations
@@ -14,27 +16,29 @@ import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.methods._shared.prefix_method import Choice, PrefixMethod, check_tasks
 from smope.methods.base import Card, TaskSpan
-from smope.methods.prefixed import Choice, PrefixMethod, check_tasks
 from smope.prompts.pool import AuthorsBug, best, new_keys, new_prompts, pick, pull, similarities
 from smope.prompts.prefix import prefixes
 
 
 class DualPrompt(PrefixMethod):
-    """In training an image gets its task's E-prompt; in evaluation that of the task, among those seen, whose key is
-    closest to its query.
+    """In training an image gets its task's E-prompt; in evaluation that of the task, among those
+    seen, whose key is closest to its query.
 
     g_blocks, g_length:  where the G-prompts join, and how many keys (and as many values) they have.
     e_blocks, e_length:  the same for the E-prompts.
     start_from_previous: whether a task's E-prompt starts as the one before it.
     pull_weight:         of the loss 1 - cosine of the task's key and the queries.
     prompt_rate_factor:  the prompts' learning rate over the classifier's.
-    authors_bug:         faults of published programs, for comparison only: IMAGES LEAK INTO EACH OTHER (pool.py).
+    authors_bug:         faults of published programs, for comparison only: IMAGES LEAK INTO EACH
+                         OTHER (pool.py).
     """
 
     card = Card(
         "Wang et al. 2022, arXiv 2204.04799",
-        "two forward passes an image, also in training, where the published count leaves out the query's: a task's "
+        "two forward passes an image, also in training, where the published count leaves out the "
+        "query's: a task's "
         "prompt is known there, and the query serves its key alone",
         published_parameters=1.10,
         published_gflops=(33.72, 67.44),
@@ -71,7 +75,8 @@ class DualPrompt(PrefixMethod):
         self.start_from_previous = start_from_previous
         self.pull_weight = pull_weight
         self.authors_bug: AuthorsBug = authors_bug
-        self.general = nn.Parameter(new_prompts(len(g_blocks), 1, g_length, self.width)[:, :, 0])  # (L, 2, P, W)
+        # (L, 2, P, W)
+        self.general = nn.Parameter(new_prompts(len(g_blocks), 1, g_length, self.width)[:, :, 0])
         self.expert = new_prompts(len(e_blocks), total_tasks, e_length, self.width)
         self.keys = new_keys(total_tasks, backbone.embed_dim)
 
@@ -93,4 +98,6 @@ class DualPrompt(PrefixMethod):
             ids = best(scores.masked_fill(unseen, -2), 1, self.authors_bug)
         general = self.general.unsqueeze(2).expand(-1, -1, len(query), -1, -1)
         expert = pick(self.expert, ids, self.authors_bug)
-        return Choice([*prefixes(general), *prefixes(expert)], {"pull": self.pull_weight * pull(scores, ids)})
+        return Choice(
+            [*prefixes(general), *prefixes(expert)], {"pull": self.pull_weight * pull(scores, ids)}
+        )

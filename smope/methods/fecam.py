@@ -1,4 +1,5 @@
-"""Mahalanobis distance to class means, a covariance for each class (FeCAM, Goswami et al. 2023, arXiv 2309.14062).
+"""Mahalanobis distance to class means, a covariance for each class (FeCAM, Goswami et al. 2023,
+arXiv 2309.14062).
 
 Letters: B batch, K classes, C features, G groups of classes with a covariance of their own.
 """
@@ -12,29 +13,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.methods._shared.closed_form import ClassMoments, OnePass, features_of, joined
 from smope.methods.base import Batches, Card, TaskSpan
-from smope.methods.one_pass import ClassMoments, OnePass, features_of, joined
 
 
 class FeCAM(OnePass):
     """Classifies by the smallest squared Mahalanobis distance; logits are minus that distance.
 
-    Let z = x / |x| be the normalised feature, m and S a class's mean and covariance of it. The distance is
-    (z - m)·R^-1 (z - m), where R is the correlation matrix of S + diagonal·v I + off_diagonal·w (1 - I), v and w the
-    means of S on and off its diagonal.
+    Let z = x / |x| be the normalised feature, m and S a class's mean and covariance of it. The
+    distance is (z - m)·R^-1 (z - m), where R is the correlation matrix of S + diagonal·v I +
+    off_diagonal·w (1 - I), v and w the means of S on and off its diagonal.
 
-    diagonal, off_diagonal: shrinkage. The authors' programs for ViTs take 1 and 0, for ImageNet-R 10 and 10.
-    tukey:                  power of Tukey's transform, sign(x)·|x|^tukey, before the normalisation. The paper's 0.5 is
-                            for the features of a ResNet, which are never negative; its programs for ViTs have none.
-    covariance:             "class", or "shared": one, the pooled covariance within classes, for all.
+    diagonal, off_diagonal: shrinkage. The authors' programs for ViTs take 1 and 0, for ImageNet-R
+        10 and 10.
+    tukey:                  power of Tukey's transform, sign(x)·|x|^tukey, before the normalisation.
+                            The paper's 0.5 is
+                            for the features of a ResNet, which are never negative; its programs for
+                            ViTs have none.
+    covariance:             "class", or "shared": one, the pooled covariance within classes, for
+                            all.
 
-    Where a class comes again, mean and covariance become those of all its images.
-    Memory, whatever the number of images: G·C² numbers in float32 for covariances, as much again for the matrices that
-    distances need (0.94 GB in all for ViT-B/16, 200 classes and "class"; 5 MB for "shared"), and to classify B images
-    about 3·K·B·C numbers in float32 (0.24 GB for 128 images); while a task is learned, also its images' features.
+    Where a class comes again, mean and covariance become those of all its images. Memory, whatever
+    the number of images: G·C² numbers in float32 for covariances, as much again for the matrices
+    that distances need (0.94 GB in all for ViT-B/16, 200 classes and "class"; 5 MB for "shared"),
+    and to classify B images about 3·K·B·C numbers in float32 (0.24 GB for 128 images); while a task
+    is learned, also its images' features.
     """
 
-    card = Card("Goswami et al. 2023, arXiv 2309.14062", "one pass over frozen features, nothing is trained")
+    card = Card(
+        "Goswami et al. 2023, arXiv 2309.14062", "one pass over frozen features, nothing is trained"
+    )
     learning_only = ("moments.means",)  # distances follow from the rest of them
     whitening: Tensor | None
 
@@ -60,10 +68,12 @@ class FeCAM(OnePass):
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         moments = self.moments
-        # All of a task's images at once: float32 sums, taken batch by batch, would depend on their order.
+        # All of a task's images at once: float32 sums, taken batch by batch, would depend on their
+        # order.
         features, labels = joined(features_of(self, batches, moments.means.device))
         moments.add(self._normalised(features), labels)
-        self.classifier.weight.copy_(moments.means)  # what a class is known by; the distance needs more
+        # what a class is known by; the distance needs more
+        self.classifier.weight.copy_(moments.means)
         self.classifier.bias.zero_()
         self.whitening = None
 
@@ -80,10 +90,11 @@ class FeCAM(OnePass):
 
     @torch.no_grad()
     def _find_whitening(self) -> Tensor:
-        """(G, C, C): L^-1 with R = L·Lᵀ, so that a distance is |L^-1 (x - m)|²; the identity where nothing is known.
+        """(G, C, C): L^-1 with R = L·Lᵀ, so that a distance is |L^-1 (x - m)|²; the identity where
+        nothing is known.
 
-        One matrix at a time in float64, and written into its place: all of them together are the largest thing in
-        memory, and must be there once.
+        One matrix at a time in float64, and written into its place: all of them together are the
+        largest thing in memory, and must be there once.
         """
         scatter = self.moments.scatter
         identity = torch.eye(scatter.shape[-1], dtype=torch.float64, device=scatter.device)
@@ -92,7 +103,9 @@ class FeCAM(OnePass):
             if not scatter[group].any():
                 place.copy_(identity)
                 continue
-            factor = torch.linalg.cholesky(self._correlation(self.moments.covariance(group), identity))
+            factor = torch.linalg.cholesky(
+                self._correlation(self.moments.covariance(group), identity)
+            )
             place.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
         return found
 
@@ -101,7 +114,9 @@ class FeCAM(OnePass):
         width = len(covariance)
         on = covariance.diagonal().mean()
         off = (covariance.sum() - covariance.trace()) / max(1, width * (width - 1))
-        shrunk = covariance + self.diagonal * on * identity + self.off_diagonal * off * (1 - identity)
+        shrunk = (
+            covariance + self.diagonal * on * identity + self.off_diagonal * off * (1 - identity)
+        )
         deviation = shrunk.diagonal().sqrt()
         return shrunk / torch.outer(deviation, deviation)
 

@@ -1,14 +1,20 @@
-"""HiDe-Prompt: a prompt for each task, the task told from features without prompts, classifiers aligned on statistics.
+"""HiDe-Prompt: a prompt for each task, the task told from features without prompts, classifiers
+aligned on statistics.
 
 Wang et al., NeurIPS 2023, arXiv 2310.07234, after their public program:
-    within-task prediction    a task's prompt starts as the one before it, is mixed with the mean of the earlier ones,
-                              and is trained with cross-entropy and a contrastive term towards remembered class means;
-    task identity inference   a small classifier on features without prompts (identity.py), trained first;
-    task-adaptive prediction  both classifiers are aligned on class statistics: training/alignment.py.
+    within-task prediction    a task's prompt starts as the one before it, is mixed with the mean of
+                              the earlier ones,
+                              and is trained with cross-entropy and a contrastive term towards
+                              remembered class means;
+    task identity inference   a small classifier on features without prompts
+                              (_shared/task_identity.py), trained first;
+    task-adaptive prediction  both classifiers are aligned on class statistics:
+                              training/alignment.py.
 
-Not as in the program: class statistics are diagonal Gaussians (there: 10 centroids, or full covariances), alignment is
-that of this trainer (there: SGD), and so are schedules (there the identity classifier's rate is constant), gradients
-are not clipped. One number of samples and of epochs serves both alignments (there the identity classifier has fewer).
+Not as in the program: class statistics are diagonal Gaussians (there: 10 centroids, or full
+covariances), alignment is that of this trainer (there: SGD), and so are schedules (there the
+identity classifier's rate is constant), gradients are not clipped. One number of samples and of
+epochs serves both alignments (there the identity classifier has fewer).
 """
 
 from __future__ import annotations
@@ -20,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smope import parallel
 from smope.backbones.vit import Backbone
+from smope.distributed import collectives
 from smope.errors import UserError
 from smope.losses.classification import task_cross_entropy
+from smope.methods._shared.class_statistics import ClassStatistics
+from smope.methods._shared.prefix_method import Choice, PrefixMethod, check_tasks
+from smope.methods._shared.task_identity import TaskIdentity
 from smope.methods.base import Aligned, Batches, Card, Coupling, Phase, TaskSpan
-from smope.methods.identity import TaskIdentity
-from smope.methods.prefixed import Choice, PrefixMethod, check_tasks
-from smope.methods.statistics import ClassStatistics
 from smope.prompts.pool import AuthorsBug, new_prompts, pick, vote
 from smope.prompts.prefix import Prefix, prefixes
 
@@ -38,20 +44,26 @@ class HiDePrompt(PrefixMethod):
     """In training an image gets its task's prompt, in evaluation that of the task inferred for it.
 
     length:               keys of a prompt in a block, and as many values.
-    identity_epochs:      of each task, to train the task's classes into the identity classifier first; null: as many as
-                          trainer.epochs. They cost a forward pass a step and no backward pass through the backbone.
+    identity_epochs:      of each task, to train the task's classes into the identity classifier
+                          first; null: as many as
+                          trainer.epochs. They cost a forward pass a step and no backward pass
+                          through the backbone.
     prompt_momentum:      share of the mean of earlier prompts in a task's.
     contrastive_weight:   of the contrastive term.
     prompt_rate_factor, identity_rate_factor: learning rates over the classifier's.
-    align, centroids:     retrain the classifier on class statistics; Gaussians a class for both classifiers. (The
-                          identity classifier is always aligned: trained task by task it would not tell tasks apart.)
-                          Without alignment the contrastive term remembers class means all the same.
-    authors_bug:          faults of published programs, for comparison only: IMAGES LEAK INTO EACH OTHER (pool.py).
+    align, centroids:     retrain the classifier on class statistics; Gaussians a class for both
+                          classifiers. (The
+                          identity classifier is always aligned: trained task by task it would not
+                          tell tasks apart.) Without alignment the contrastive term remembers class
+                          means all the same.
+    authors_bug:          faults of published programs, for comparison only: IMAGES LEAK INTO EACH
+                          OTHER (pool.py).
     """
 
     card = Card(
         "Wang et al. 2023, arXiv 2310.07234, and its program",
-        "parameters include those that tell the task (a layer of 2.4 M and a classifier); one forward pass an image in "
+        "parameters include those that tell the task (a layer of 2.4 M and a classifier); one "
+        "forward pass an image in "
         "training, after an identity phase of one without gradients, and two in evaluation",
         published_parameters=4.21,
         published_gflops=(33.72, 67.45),
@@ -76,7 +88,12 @@ class HiDePrompt(PrefixMethod):
     ) -> None:
         blocks = [0, 1, 2, 3, 4] if blocks is None else blocks
         super().__init__(
-            backbone, num_classes, blocks, align=align, centroids=centroids, prompt_rate_factor=prompt_rate_factor
+            backbone,
+            num_classes,
+            blocks,
+            align=align,
+            centroids=centroids,
+            prompt_rate_factor=prompt_rate_factor,
         )
         if contrastive_weight > 0:  # it needs them without alignment too
             self.statistics = ClassStatistics(num_classes, centroids, backbone.embed_dim)
@@ -99,8 +116,10 @@ class HiDePrompt(PrefixMethod):
         again = next((task for task in tasks if task.classes[0] < task.start), None)
         if again is not None:
             raise UserError(
-                f"method: {type(self).__name__} tells an image's task from its class, and classes come again in task "
-                f"{again.index + 1} of this stream; choose a method that does not, such as coda or smope"
+                f"method: {type(self).__name__} tells an image's task from its class, and classes "
+                f"come again in task "
+                f"{again.index + 1} of this stream; choose a method that does not, such as coda "
+                f"or smope"
             )
 
     def needs_whole_batch(self) -> Coupling | None:
@@ -159,10 +178,14 @@ class HiDePrompt(PrefixMethod):
             logits = self.identity.classify(self.query(images))
             return {"cross_entropy": task_cross_entropy(logits, labels, task.classes)}
         features = self.features(images)
-        losses = {"cross_entropy": task_cross_entropy(self.classify(features), labels, task.classes)}
+        losses = {
+            "cross_entropy": task_cross_entropy(self.classify(features), labels, task.classes)
+        }
         if self.contrastive_weight > 0:
             means = self.statistics.mean[self.statistics.known]
-            losses["contrastive"] = self.contrastive_weight * apart(parallel.whole_batch(features), means)
+            losses["contrastive"] = self.contrastive_weight * apart(
+                collectives.whole_batch(features), means
+            )
         return losses
 
     @torch.no_grad()
@@ -175,18 +198,30 @@ class HiDePrompt(PrefixMethod):
 
     def recorded(self) -> Sequence[Aligned]:
         """The contrastive term needs class means whether or not the classifier is aligned."""
-        return [self.identity, self] if self.align or self.contrastive_weight > 0 else [self.identity]
+        return (
+            [self.identity, self] if self.align or self.contrastive_weight > 0 else [self.identity]
+        )
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         prompts, *others = super().parameter_groups(learning_rate)
         identity = list(self.identity.parameters())
         ids = {id(parameter) for parameter in identity}
-        prompts["params"] = [parameter for parameter in prompts["params"] if id(parameter) not in ids]
-        return [prompts, {"params": identity, "lr": self.identity_rate_factor * learning_rate}, *others]
+        prompts["params"] = [
+            parameter for parameter in prompts["params"] if id(parameter) not in ids
+        ]
+        return [
+            prompts,
+            {"params": identity, "lr": self.identity_rate_factor * learning_rate},
+            *others,
+        ]
 
 
 def apart(features: Tensor, means: Tensor) -> Tensor:
-    """Cross-entropy of telling each feature (B, C) and class mean (n, C) from all others by inner product."""
+    """Cross-entropy of telling each feature (B, C) and class mean (n, C) from all others by inner
+    product.
+    """
     points = torch.cat([means, features.to(means.dtype)])
     with torch.autocast(points.device.type, enabled=False):  # products of whole features are large
-        return F.cross_entropy(points @ points.T / TEMPERATURE, torch.arange(len(points), device=points.device))
+        return F.cross_entropy(
+            points @ points.T / TEMPERATURE, torch.arange(len(points), device=points.device)
+        )

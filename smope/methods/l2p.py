@@ -1,10 +1,11 @@
-"""L2P: a pool of prompts for all tasks, of which each image takes those whose keys are closest to its query.
+"""L2P: a pool of prompts for all tasks, of which each image takes those whose keys are closest to
+its query.
 
-Wang et al., CVPR 2022, arXiv 2112.08654; as L2P++, with prefixes instead of tokens, in Smith et al., CVPR 2023
-(CODA-Prompt, arXiv 2211.13218). In their program each block has keys of its own and half as many prompt rows; sizes
-here are those that the published numbers of parameters add up to: one set of keys, and `length` keys and as many values
-a prompt. The pull of keys towards queries is a mean over images, as in L2P (the program of CODA-Prompt couples all
-pairs of images).
+Wang et al., CVPR 2022, arXiv 2112.08654; as L2P++, with prefixes instead of tokens, in Smith et
+al., CVPR 2023 (CODA-Prompt, arXiv 2211.13218). In their program each block has keys of its own and
+half as many prompt rows; sizes here are those that the published numbers of parameters add up to:
+one set of keys, and `length` keys and as many values a prompt. The pull of keys towards queries is
+a mean over images, as in L2P (the program of CODA-Prompt couples all pairs of images).
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.errors import UserError
+from smope.methods._shared.prefix_method import Choice, PrefixMethod
 from smope.methods.base import Card
-from smope.methods.prefixed import Choice, PrefixMethod
 from smope.prompts.pool import AuthorsBug, best, new_keys, new_prompts, pick, pull, similarities
 from smope.prompts.prefix import prefixes
 
 
 class L2P(PrefixMethod):
-    """The `top_k` of `pool_size` prompts by cosine of key and query, each `length` keys and `length` values a block.
+    """The `top_k` of `pool_size` prompts by cosine of key and query, each `length` keys and
+    `length` values a block.
 
-    blocks:             where the prompts join; all blocks take the same prompts of the pool (default: the first block).
-    pull_weight:        of the loss sum over chosen keys of 1 - cosine, the only one that moves keys.
+    blocks:             where the prompts join; all blocks take the same prompts of the pool
+                        (default: the first block).
+    pull_weight:        of the loss sum over chosen keys of 1 - cosine, the only one that moves
+                        keys.
     prompt_rate_factor: the prompts' learning rate over the classifier's.
-    authors_bug:        faults of published programs, for comparison only: IMAGES LEAK INTO EACH OTHER (pool.py).
+    authors_bug:        faults of published programs, for comparison only: IMAGES LEAK INTO EACH
+                        OTHER (pool.py).
     """
 
     card = Card(
@@ -50,10 +55,17 @@ class L2P(PrefixMethod):
     ) -> None:
         blocks = self._default_blocks() if blocks is None else blocks
         super().__init__(
-            backbone, num_classes, blocks, align=align, centroids=centroids, prompt_rate_factor=prompt_rate_factor
+            backbone,
+            num_classes,
+            blocks,
+            align=align,
+            centroids=centroids,
+            prompt_rate_factor=prompt_rate_factor,
         )
         if not 1 <= top_k <= pool_size:
-            raise UserError(f"method.top_k must be in 1..method.pool_size={pool_size}, got {top_k}; lower it")
+            raise UserError(
+                f"method.top_k must be in 1..method.pool_size={pool_size}, got {top_k}; lower it"
+            )
         self.top_k = top_k
         self.pull_weight = pull_weight
         self.authors_bug: AuthorsBug = authors_bug

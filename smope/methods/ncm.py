@@ -1,4 +1,6 @@
-"""Nearest class mean on frozen features: no training at all (SimpleCIL, Zhou et al. 2023, arXiv 2303.07338)."""
+"""Nearest class mean on frozen features: no training at all (SimpleCIL, Zhou et al. 2023, arXiv
+2303.07338).
+"""
 
 from __future__ import annotations
 
@@ -9,24 +11,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.methods._shared.closed_form import OnePass, features_of
 from smope.methods.base import Batches, Card, TaskSpan
-from smope.methods.one_pass import OnePass, features_of
 
 
 class NearestClassMean(OnePass):
-    """Classifies by the closest mean of a class's training features (evaluation transform, one pass).
+    """Classifies by the closest mean of a class's training features (evaluation transform, one
+    pass).
 
-    similarity: "cosine" between feature and mean, as in SimpleCIL, or "euclidean" distance. The classifier's weight
-    rows are the means: logits are cosines, or 2·x·m - |m|², which ranks as -|x - m|² does.
+    similarity: "cosine" between feature and mean, as in SimpleCIL, or "euclidean" distance. The
+    classifier's weight rows are the means: logits are cosines, or 2·x·m - |m|², which ranks as -|x
+    - m|² does.
     """
 
-    card = Card("Zhou et al. 2023, arXiv 2303.07338 (SimpleCIL)", "one pass over frozen features, nothing is trained")
+    card = Card(
+        "Zhou et al. 2023, arXiv 2303.07338 (SimpleCIL)",
+        "one pass over frozen features, nothing is trained",
+    )
     learning_only = ("means", "counts")
     means: Tensor
     counts: Tensor
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, *, similarity: Literal["cosine", "euclidean"] = "cosine"
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        similarity: Literal["cosine", "euclidean"] = "cosine",
     ) -> None:
         super().__init__(backbone, num_classes)
         self.similarity = similarity

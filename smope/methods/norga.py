@@ -1,6 +1,7 @@
 """NoRGa: HiDe-Prompt with a non-linear residual gate on the logits of the prefix.
 
-Le et al., NeurIPS 2024, arXiv 2405.14124, after their public program. A prefix's logits s (scale included) become
+Le et al., NeurIPS 2024, arXiv 2405.14124, after their public program. A prefix's logits s (scale
+included) become
 
     s + outer · activation(inner · s),        inner and outer: two learned numbers a block, trained in the first task.
 """
@@ -76,11 +77,15 @@ class NoRGa(HiDePrompt):
     def _prefixes(self, rows: Tensor) -> list[Prefix]:
         gates = self.gates if int(self.task) == 0 else self.gates.detach()
         return [
-            Prefix(keys, values, partial(gated, inner=inner, outer=outer, activation=self.activation))
+            Prefix(
+                keys, values, partial(gated, inner=inner, outer=outer, activation=self.activation)
+            )
             for (keys, values), (inner, outer) in zip(rows, gates, strict=True)
         ]
 
 
-def gated(logits: Tensor, inner: Tensor, outer: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+def gated(
+    logits: Tensor, inner: Tensor, outer: Tensor, activation: Callable[[Tensor], Tensor]
+) -> Tensor:
     """The gate; logits of any shape."""
     return logits + outer * activation(inner * logits)

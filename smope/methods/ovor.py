@@ -1,10 +1,11 @@
 """OVOR: one prompt for all tasks, and a classifier held back by virtual outliers.
 
 Huang et al., ICLR 2024, arXiv 2402.04129, after their public program, whose OnePrompt has the
-places of DualPrompt (5 + 5 rows in the first two blocks, 20 + 20 in the next three) and no pool, hence no query and a
-single forward pass. The last fifth of a task's epochs trains the classifier alone, on the features of that task and on
-outliers: the energy -logsumexp(logits) of the task's classes is pushed below one threshold for features, and above
-another for outliers. It has an optimizer of its own; the program keeps that of the prompt, and its moments.
+places of DualPrompt (5 + 5 rows in the first two blocks, 20 + 20 in the next three) and no pool,
+hence no query and a single forward pass. The last fifth of a task's epochs trains the classifier
+alone, on the features of that task and on outliers: the energy -logsumexp(logits) of the task's
+classes is pushed below one threshold for features, and above another for outliers. It has an
+optimizer of its own; the program keeps that of the prompt, and its moments.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smope import parallel
 from smope.backbones.vit import Backbone
+from smope.distributed import collectives
 from smope.losses.classification import task_cross_entropy
 from smope.losses.outliers import energy_loss, far_from, shifted
+from smope.methods._shared.prefix_method import Choice, PrefixMethod
 from smope.methods.base import Card, Coupling, Phase, TaskSpan
-from smope.methods.prefixed import Choice, PrefixMethod
 from smope.prompts.pool import new_prompts
 from smope.prompts.prefix import prefixes
 
@@ -28,28 +29,38 @@ from smope.prompts.prefix import prefixes
 class OVOR(PrefixMethod):
     """The same prompt for every image, and virtual outlier regularisation.
 
-    g_blocks, g_length, e_blocks, e_length: where the prompt joins, and its keys (and as many values) there.
-    outlier_share:      of a task's epochs, the last ones, that train the classifier with outliers, rounded to whole
-                        epochs: at least one, and at least one is left for the prompt. 0: OnePrompt, which is also all
-                        that a single epoch a task leaves room for (trainer=online), WHATEVER THE SHARE.
-    outlier_source:     "code": noise round the origin, of which the farthest from the features are taken (the program
-                        computes points on the border of the features, and does not use them); "paper": noise round
-                        features on their border.
+    g_blocks, g_length, e_blocks, e_length: where the prompt joins, and its keys (and as many
+        values) there.
+    outlier_share:      of a task's epochs, the last ones, that train the classifier with outliers,
+                        rounded to whole
+                        epochs: at least one, and at least one is left for the prompt. 0: OnePrompt,
+                        which is also all that a single epoch a task leaves room for
+                        (trainer=online), WHATEVER THE SHARE.
+    outlier_source:     "code": noise round the origin, of which the farthest from the features are
+                        taken (the program
+                        computes points on the border of the features, and does not use them);
+                        "paper": noise round features on their border.
     outlier_noise:      standard deviation of that noise.
-    outliers:           for each batch, of `candidates` drawn. The program's 40 are for each class of the task and for
-                        an epoch, dealt to its batches of 128: about 10 a batch on CIFAR-100, 42 on ImageNet-R and 160
-                        on CUB-200 in 10 tasks, but copies: each of its 600 candidates is there 50 times, and the
-                        farthest come with all their copies. The loss is a mean over outliers.
-    neighbours:         k; how far a candidate is, and whether a feature is on the border, is told by the k-th nearest
-                        feature of the batch (the program: of the whole task, scaled to length 1 as here).
+    outliers:           for each batch, of `candidates` drawn. The program's 40 are for each class
+                        of the task and for
+                        an epoch, dealt to its batches of 128: about 10 a batch on CIFAR-100, 42 on
+                        ImageNet-R and 160 on CUB-200 in 10 tasks, but copies: each of its 600
+                        candidates is there 50 times, and the farthest come with all their copies.
+                        The loss is a mean over outliers.
+    neighbours:         k; how far a candidate is, and whether a feature is on the border, is told
+                        by the k-th nearest
+                        feature of the batch (the program: of the whole task, scaled to length 1 as
+                        here).
     feature_threshold, outlier_threshold, outlier_weight: see losses/outliers.py.
     prompt_rate_factor: the prompt's learning rate over the classifier's.
     """
 
     card = Card(
         "Huang et al. 2024, arXiv 2402.04129, and its program",
-        "one forward pass; outliers are chosen anew for each batch by its own features, 40 a batch, where the program "
-        "chooses them once an epoch by all of the task's, 40 a class (with repetitions), and deals them to the batches",
+        "one forward pass; outliers are chosen anew for each batch by its own features, 40 a "
+        "batch, where the program "
+        "chooses them once an epoch by all of the task's, 40 a class (with repetitions), and "
+        "deals them to the batches",
         published_parameters=0.26,
         published_gflops=(33.72, 33.72),
     )
@@ -104,15 +115,26 @@ class OVOR(PrefixMethod):
         return False
 
     def needs_whole_batch(self) -> Coupling | None:
-        """Which candidates are outliers is told by the features of the batch. (So it says even where trainer.epochs=1
-        leaves no phase for outliers: then method.outlier_share=0 is the same run.)"""
+        """Which candidates are outliers is told by the features of the batch. (So it says even
+        where trainer.epochs=1 leaves no phase for outliers: then method.outlier_share=0 is the same
+        run.)
+        """
         if self.outlier_share > 0:
-            return Coupling(f"method.outlier_share={self.outlier_share:g}", "method.outlier_share=0")
+            return Coupling(
+                f"method.outlier_share={self.outlier_share:g}", "method.outlier_share=0"
+            )
         return super().needs_whole_batch()
 
     def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        """Both phases follow one schedule over all epochs. Of two or more, each phase has one at least."""
-        last = min(max(1, round(self.outlier_share * epochs)), epochs - 1) if self.outlier_share > 0 else 0
+        """Both phases follow one schedule over all epochs.
+
+        Of two or more, each phase has one at least.
+        """
+        last = (
+            min(max(1, round(self.outlier_share * epochs)), epochs - 1)
+            if self.outlier_share > 0
+            else 0
+        )
         first = Phase("train", epochs - last, 0, epochs)
         return [first, Phase("outliers", last, epochs - last, epochs)] if last else [first]
 
@@ -142,7 +164,7 @@ class OVOR(PrefixMethod):
 
     def _classify_outliers(self, features: Tensor) -> Tensor:
         """Logits of outliers, which are chosen by the features of all of the batch."""
-        return self.classify(self._make_outliers(parallel.gathered(features)))
+        return self.classify(self._make_outliers(collectives.gathered(features)))
 
     def _make_outliers(self, features: Tensor) -> Tensor:
         """features (B, C) -> (outliers, C)."""
@@ -151,6 +173,8 @@ class OVOR(PrefixMethod):
             border = features[far_from(directions, directions, self.neighbours, self.outliers)]
             drawn = shifted(border, self.outlier_noise, self.candidates)
             # In the paper all is measured on the sphere.
-            return drawn[far_from(F.normalize(drawn, dim=-1), directions, self.neighbours, self.outliers)]
+            return drawn[
+                far_from(F.normalize(drawn, dim=-1), directions, self.neighbours, self.outliers)
+            ]
         drawn = shifted(torch.zeros_like(features[:1]), self.outlier_noise, self.candidates)
         return drawn[far_from(drawn, directions, self.neighbours, self.outliers)]

@@ -1,4 +1,6 @@
-"""Ridge regression on random features of the frozen backbone (RanPAC, McDonnell et al. 2023, arXiv 2307.02251)."""
+"""Ridge regression on random features of the frozen backbone (RanPAC, McDonnell et al. 2023, arXiv
+2307.02251).
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,17 @@ from collections.abc import Sequence
 import torch
 
 from smope.backbones.vit import Backbone
+from smope.methods._shared.closed_form import OnePass, features_of
+from smope.methods._shared.ridge_head import RidgeHead
 from smope.methods.base import Batches, Card, TaskSpan
-from smope.methods.one_pass import OnePass, features_of
-from smope.methods.ridge_head import RidgeHead
 
 
 class Ridge(OnePass):
-    """A ridge_head.RidgeHead (see there for width and exponents) on the CLS feature of the backbone as it comes.
+    """A ridge_head.RidgeHead (see there for width and exponents) on the CLS feature of the backbone
+    as it comes.
 
-    The first session of the paper is method=ranpac. A task's features are in memory while it is learned.
+    The first session of the paper is method=ranpac. A task's features are in memory while it is
+    learned.
     """
 
     card = Card(

@@ -1,25 +1,32 @@
-"""Linear discriminant analysis on a stream of frozen features (SLDA, Hayes and Kanan 2020, arXiv 1909.01520)."""
+"""Linear discriminant analysis on a stream of frozen features (SLDA, Hayes and Kanan 2020, arXiv
+1909.01520).
+"""
 
 from __future__ import annotations
 
 import torch
 
 from smope.backbones.vit import Backbone
+from smope.methods._shared.closed_form import ClassMoments, OnePass, features_of
 from smope.methods.base import Batches, Card, TaskSpan
-from smope.methods.one_pass import ClassMoments, OnePass, features_of
 
 
 class StreamingLDA(OnePass):
     """One Gaussian a class with a covariance that all share; the classifier is linear.
 
-    With class means m and the shared covariance S: P = ((1 - shrinkage) S + shrinkage I)^-1, weight rows P m, biases
-    -m·P m / 2. The paper's update, one image at a time, weighs an image's distance to its class mean by the number of
-    all images so far; here S is the pooled covariance within classes itself, so that the order of images is irrelevant.
+    With class means m and the shared covariance S: P = ((1 - shrinkage) S + shrinkage I)^-1, weight
+    rows P m, biases -m·P m / 2. The paper's update, one image at a time, weighs an image's distance
+    to its class mean by the number of all images so far; here S is the pooled covariance within
+    classes itself, so that the order of images is irrelevant.
 
-    Memory, whatever the number of images: K·C + C² numbers in float64 (6 MB for ViT-B/16 and 200 classes).
+    Memory, whatever the number of images: K·C + C² numbers in float64 (6 MB for ViT-B/16 and 200
+    classes).
     """
 
-    card = Card("Hayes and Kanan 2020, arXiv 1909.01520", "one pass over frozen features, nothing is trained")
+    card = Card(
+        "Hayes and Kanan 2020, arXiv 1909.01520",
+        "one pass over frozen features, nothing is trained",
+    )
     learning_only = ("moments",)
 
     def __init__(self, backbone: Backbone, num_classes: int, *, shrinkage: float = 1e-4) -> None:

@@ -1,13 +1,15 @@
-"""SMoPE: one set of prompt experts for all tasks, sparsely used (Le et al., ICLR 2026, arXiv 2509.24483).
+"""SMoPE: one set of prompt experts for all tasks, sparsely used (Le et al., ICLR 2026, arXiv
+2509.24483).
 
 The paper's symbols and the names here:
     N_p prompts a head        num_experts (E)            K             router.top_k
-    p^K_j, p^V_j              bank.keys, bank.values     ~s_j          Routing.scores, the proxy score
+    p^K_j, p^V_j              bank.keys, bank.values     ~s_j          Routing.scores, the proxy
+                              score
     adaptive noise epsilon    router.epsilon             L_router      losses/router.py
     alpha_router, alpha_proto router_loss_weight, prototype_loss_weight
     L_proto                   losses/prototype.py        TAP           training/alignment.py
-Where the paper's formulas and the authors' program differ, the program is the default (the published numbers come from
-it) and the paper's variant has a name among the arguments of SMoPE.
+Where the paper's formulas and the authors' program differ, the program is the default (the
+published numbers come from it) and the paper's variant has a name among the arguments of SMoPE.
 """
 
 from __future__ import annotations
@@ -37,17 +39,24 @@ class SMoPE(Method):
     num_experts:           E a head.
     blocks:                which blocks get experts (default: the first six).
     router_loss_weight, prototype_loss_weight: 0 switches a loss off.
-    expert_space:          "head": keys and values join after the qkv projection (the program); "input": before it, as
+    expert_space:          "head": keys and values join after the qkv projection (the program);
+                           "input": before it, as
                            P·W_K and P·W_V (the paper's formula).
-    router_loss, prototype_loss: "code": cross-entropy, the router's with a margin; "paper": softmax mass.
-    frequent_rule:         "code": flags accumulate, threshold is the mean over used experts; "paper": decided anew,
+    router_loss, prototype_loss: "code": cross-entropy, the router's with a margin; "paper": softmax
+        mass.
+    frequent_rule:         "code": flags accumulate, threshold is the mean over used experts;
+                           "paper": decided anew,
                            mean over all experts.
-    usage_count:           "running": selection during the counting pass follows the counts so far, so that they depend
-                           on the order of batches (the program); "order_free": selection by score alone.
-    expert_init:           "uniform": keys and values uniform(0, 1) (the program), which shifts the backbone's features
+    usage_count:           "running": selection during the counting pass follows the counts so far,
+                           so that they depend
+                           on the order of batches (the program); "order_free": selection by score
+                           alone.
+    expert_init:           "uniform": keys and values uniform(0, 1) (the program), which shifts the
+                           backbone's features
                            before anything is learned; "zero_values": keys so, values 0.
     expert_rate_factor:    the experts' learning rate over the classifier's.
-    align, centroids:      retrain the classifier on class statistics after each task; Gaussians a class for that.
+    align, centroids:      retrain the classifier on class statistics after each task; Gaussians a
+                           class for that.
     """
 
     card = Card(
@@ -100,8 +109,11 @@ class SMoPE(Method):
                 return InputSpaceBank(heads, num_experts, head_dim, attention.qkv, zero_values)
             return ExpertBank(heads, num_experts, head_dim, zero_values)
 
-        self._wrappers = tuple(attach(backbone.vit, range(6) if blocks is None else blocks, router, make_bank))
-        # Registered after the backbone: Module.train() goes in this order, and the backbone sets all of itself to eval.
+        self._wrappers = tuple(
+            attach(backbone.vit, range(6) if blocks is None else blocks, router, make_bank)
+        )
+        # Registered after the backbone: Module.train() goes in this order, and the backbone sets
+        # all of itself to eval.
         self.banks = nn.ModuleList(wrapper.bank for wrapper in self._wrappers)
         self.routers = nn.ModuleList(wrapper.router for wrapper in self._wrappers)
 
@@ -129,7 +141,9 @@ class SMoPE(Method):
             wrapper.dense = value
 
     def begin_task(self, task: TaskSpan) -> None:
-        """From the second task on: keep the experts as the prototypes' keys, and flag those that were much used."""
+        """From the second task on: keep the experts as the prototypes' keys, and flag those that
+        were much used.
+        """
         self._prototypes = None
         if task.index == 0:
             return
@@ -166,7 +180,9 @@ class SMoPE(Method):
             losses["router"] = self.router_loss_weight * value
         if self.prototype_loss_weight > 0 and task.index > 0:
             function = prototype_mass_loss if self.prototype_loss == "paper" else prototype_loss
-            losses["prototype"] = self.prototype_loss_weight * function(*self._keys_and_prototypes())
+            losses["prototype"] = self.prototype_loss_weight * function(
+                *self._keys_and_prototypes()
+            )
         return losses
 
     def _keys_and_prototypes(self) -> tuple[Tensor, Prototypes]:
@@ -179,12 +195,15 @@ class SMoPE(Method):
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        """The usage pass: over the training loader as it is, count each image's best K experts by raw score."""
+        """The usage pass: over the training loader as it is, count each image's best K experts by
+        raw score.
+        """
         self.dense = False
         earlier = [bank.counts.clone() for bank in self.experts]
         if self.usage_count == "order_free":
             for bank in self.experts:
-                # Nothing counts as unused during the pass, so that the order of batches is irrelevant.
+                # Nothing counts as unused during the pass, so that the order of batches is
+                # irrelevant.
                 bank.counts.fill_(1)
         for images, _ in batches("train"):
             self.features(images)
@@ -195,7 +214,10 @@ class SMoPE(Method):
                 bank.counts += before - 1
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        experts = {"params": list(self.prompt_parameters()), "lr": self.expert_rate_factor * learning_rate}
+        experts = {
+            "params": list(self.prompt_parameters()),
+            "lr": self.expert_rate_factor * learning_rate,
+        }
         return [experts, *super().parameter_groups(learning_rate)]
 
     def prompt_parameters(self) -> Iterable[nn.Parameter]:

@@ -1,15 +1,17 @@
 """SMoPE+: experts that learn from the first task, and a classifier in closed form for all of them.
 
-What small budgets need that SMoPE lacks: a classifier that sets the classes of all tasks against each other, features
-that stay what they were when the classifier learned from them, and a start near the backbone's own features (values of
-0 add nothing; keys take some of the attention away).
+What small budgets need that SMoPE lacks: a classifier that sets the classes of all tasks against
+each other, features that stay what they were when the classifier learned from them, and a start
+near the backbone's own features (values of 0 add nothing; keys take some of the attention away).
 
     first task     the experts and a linear classifier learn as in SMoPE, from values of 0
-    every task     one pass over its training images; the ridge classifier takes them in (ridge_head.py)
-    prediction     the ridge classifier on the CLS feature and the mean patch token before the last block
+    every task     one pass over its training images; the ridge classifier takes them in
+                   (ridge_head.py)
+    prediction     the ridge classifier on the CLS feature and the mean patch token before the last
+                   block
 
-first_session.py has the idea. Nothing that the classifier remembers goes stale, so that all the forgetting there is
-comes from more classes competing.
+first_session.py has the idea. Nothing that the classifier remembers goes stale, so that all the
+forgetting there is comes from more classes competing.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from typing import Literal
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.methods._shared.first_task_only import FirstSession
+from smope.methods._shared.ridge_head import RidgeHead
 from smope.methods.base import Card, Phase, TaskSpan
-from smope.methods.first_session import FirstSession
-from smope.methods.ridge_head import RidgeHead
 from smope.methods.smope import SMoPE
 from smope.routers.base import Router
 
@@ -30,16 +32,19 @@ from smope.routers.base import Router
 class SMoPEPlus(FirstSession, SMoPE):
     """SMoPE's experts and router, trained on the first task; see the head of this file.
 
-    epochs_factor: the first task takes so many times the trainer's epochs and dense epochs, since no other one trains.
-    readout:   "cls": the classifier sees the CLS feature; "cls_and_tokens": also the mean patch token before the last
+    epochs_factor: the first task takes so many times the trainer's epochs and dense epochs, since
+        no other one trains.
+    readout:   "cls": the classifier sees the CLS feature; "cls_and_tokens": also the mean patch
+               token before the last
                block, which costs nothing.
-    width, exponents: of the ridge classifier, see ridge_head.RidgeHead.
-    The other arguments are SMoPE's. The first task ends with the count of what its experts are used, which fixes the
+    width, exponents: of the ridge classifier, see ridge_head.RidgeHead. The other arguments are
+    SMoPE's. The first task ends with the count of what its experts are used, which fixes the
     features.
     """
 
     card = Card(
-        "smope; experts of Le et al. 2026 (arXiv 2509.24483), classifier of McDonnell et al. 2023 (arXiv 2307.02251)",
+        "smope; experts of Le et al. 2026 (arXiv 2509.24483), classifier of McDonnell et al. 2023 "
+        "(arXiv 2307.02251)",
         "experts learn in the first task alone; later tasks cost one forward pass an image",
     )
 

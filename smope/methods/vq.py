@@ -1,11 +1,13 @@
-"""VQ-Prompt: a soft mixture of prompts is replaced by the prompt nearest to it, and gradients pass straight through.
+"""VQ-Prompt: a soft mixture of prompts is replaced by the prompt nearest to it, and gradients pass
+straight through.
 
-Jiao et al., NeurIPS 2024, arXiv 2410.20444, after their public program. In each of the first five blocks, with
-query q, and M keys k_m and prompts p_m:
+Jiao et al., NeurIPS 2024, arXiv 2410.20444, after their public program. In each of the first five
+blocks, with query q, and M keys k_m and prompts p_m:
 
     soft = sum over m of softmax_m(q·k_m/|k_m| / temperature) · p_m,    hard = the p_m nearest to soft,
 
-the image's prefix is `hard`, its gradient that of `soft`. All tasks share the M prompts, and none is ever frozen.
+the image's prefix is `hard`, its gradient that of `soft`. All tasks share the M prompts, and none
+is ever frozen.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.methods._shared.prefix_method import Choice, PrefixMethod
 from smope.methods.base import Card
-from smope.methods.prefixed import Choice, PrefixMethod
 from smope.prompts.prefix import prefixes
 
 
@@ -24,7 +26,8 @@ class VQPrompt(PrefixMethod):
     """`pool_size` prompts in each block, each `length` keys and `length` values, quantised.
 
     temperature:        of the softmax.
-    soft_weight:        of the loss (soft - hard)² that moves the mixture, mean over a block's entries, sum over blocks.
+    soft_weight:        of the loss (soft - hard)² that moves the mixture, mean over a block's
+                        entries, sum over blocks.
     hard_weight:        of the same with the mixture fixed, which moves the prompts.
     prompt_rate_factor: the prompts' learning rate over the classifier's.
 
@@ -55,19 +58,29 @@ class VQPrompt(PrefixMethod):
     ) -> None:
         blocks = [0, 1, 2, 3, 4] if blocks is None else blocks
         super().__init__(
-            backbone, num_classes, blocks, align=align, centroids=centroids, prompt_rate_factor=prompt_rate_factor
+            backbone,
+            num_classes,
+            blocks,
+            align=align,
+            centroids=centroids,
+            prompt_rate_factor=prompt_rate_factor,
         )
         self.temperature = temperature
         self.soft_weight = soft_weight
         self.hard_weight = hard_weight
-        self.prompts = nn.Parameter(torch.empty(len(blocks), pool_size, 2, length, self.width).uniform_())
+        self.prompts = nn.Parameter(
+            torch.empty(len(blocks), pool_size, 2, length, self.width).uniform_()
+        )
         self.keys = nn.Parameter(torch.empty(len(blocks), pool_size, backbone.embed_dim).uniform_())
 
     def choose(self, query: Tensor) -> Choice:
-        shares = (query @ F.normalize(self.keys, dim=-1).mT / self.temperature).softmax(-1)  # (L, B, M)
+        # (L, B, M)
+        shares = (query @ F.normalize(self.keys, dim=-1).mT / self.temperature).softmax(-1)
         soft = torch.einsum("lbm,lmdpw->ldbpw", shares, self.prompts)
         chosen = nearest(shares, self.prompts)
-        hard = self.prompts[torch.arange(len(chosen), device=chosen.device).unsqueeze(1), chosen].transpose(1, 2)
+        hard = self.prompts[
+            torch.arange(len(chosen), device=chosen.device).unsqueeze(1), chosen
+        ].transpose(1, 2)
         losses = {
             "soft": self.soft_weight * distance(soft, hard.detach()),
             "hard": self.hard_weight * distance(hard, soft.detach()),
@@ -79,8 +92,9 @@ class VQPrompt(PrefixMethod):
 def nearest(shares: Tensor, prompts: Tensor) -> Tensor:
     """The prompt nearest to each mixture: shares (L, B, M), prompts (L, M, 2, P, W) -> ids (L, B).
 
-    |soft - p_m|² = |soft|² - 2 soft·p_m + |p_m|², where soft·p_m needs no more than the products of prompts with each
-    other. Taken round their mean, which changes no distance (shares add up to 1) and keeps rounding small.
+    |soft - p_m|² = |soft|² - 2 soft·p_m + |p_m|², where soft·p_m needs no more than the products of
+    prompts with each other. Taken round their mean, which changes no distance (shares add up to 1)
+    and keeps rounding small.
     """
     rows = prompts.flatten(2)
     rows = rows - rows.mean(1, keepdim=True)

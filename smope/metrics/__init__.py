@@ -1,1 +1,3 @@
-"""Metrics: pure functions of plain numbers (accuracy_matrix.py) and the cost of a method (cost.py)."""
+"""Metrics: pure functions of plain numbers (accuracy_matrix.py) and the cost of a method
+(cost.py).
+"""

@@ -1,4 +1,6 @@
-"""What a method costs: trained parameters, stored state, memory, and floating-point operations (see flops.py)."""
+"""What a method costs: trained parameters, stored state, memory, and floating-point operations
+(see flops.py).
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,31 @@ __all__ = [
 
 
 def count_parameters(method: Method) -> dict[str, int]:
-    """Trained parameters: those of the prompts (everything but the classifier), and the classifier's."""
+    """Trained parameters: those of the prompts (everything but the classifier), and the
+    classifier's.
+    """
     return {
-        "prompt": sum(parameter.numel() for parameter in method.prompt_parameters() if parameter.requires_grad),
-        "classifier": sum(parameter.numel() for parameter in method.classifier.parameters() if parameter.requires_grad),
+        "prompt": sum(
+            parameter.numel() for parameter in method.prompt_parameters() if parameter.requires_grad
+        ),
+        "classifier": sum(
+            parameter.numel()
+            for parameter in method.classifier.parameters()
+            if parameter.requires_grad
+        ),
     }
 
 
 def stored_bytes(method: Method) -> int:
-    """Bytes of all that a checkpoint holds of `method` between two tasks: what it learned and what it remembers."""
+    """Bytes of all that a checkpoint holds of `method` between two tasks: what it learned and what
+    it remembers.
+    """
     return sum(value.numel() * value.element_size() for value in method.trained_state().values())
 
 
 def saved_bytes(run: Callable[[], object], module: nn.Module) -> int:
-    """Bytes that run() keeps for its backward pass: each storage once, the module's own tensors left out.
+    """Bytes that run() keeps for its backward pass: each storage once, the module's own tensors
+    left out.
 
     What the autograd hooks see: a compiled graph keeps its tensors itself.
     """
@@ -55,7 +68,9 @@ def saved_bytes(run: Callable[[], object], module: nn.Module) -> int:
 
 
 def step_state_bytes(method: Method) -> dict[str, int]:
-    """Bytes that training holds beside activations: weights and buffers, gradients, AdamW's two moments."""
+    """Bytes that training holds beside activations: weights and buffers, gradients, AdamW's two
+    moments.
+    """
     tensors = {x.data_ptr(): x for x in (*method.parameters(), *method.buffers()) if x.numel()}
     trained = sum(x.numel() * x.element_size() for x in method.parameters() if x.requires_grad)
     weights = sum(x.numel() * x.element_size() for x in tensors.values())
@@ -65,7 +80,8 @@ def step_state_bytes(method: Method) -> dict[str, int]:
 def peak_memory(device: torch.device) -> dict[str, int]:
     """The most bytes since the process began, as far as the system says.
 
-    process_resident: resident set, with Python, libraries and images. cuda_allocated: tensors on a CUDA device.
+    process_resident: resident set, with Python, libraries and images. cuda_allocated: tensors on a
+    CUDA device.
     """
     peaks: dict[str, int] = {}
     if device.type == "cuda":

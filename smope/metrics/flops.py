@@ -1,12 +1,15 @@
 """Floating-point operations of one image, counted in two ways and without computing them.
 
-torch             as torch.utils.flop_counter has it: every matrix product and convolution, attention's included, a
-                  multiply-add being two operations. Training is a forward and a backward pass. Nothing elementwise
-                  counts (softmax, norms, the choice of experts).
-paper_convention  what papers on prompt tuning print, by calflops: one forward pass, in training too, in which linear
-                  and convolution layers count 2 a multiply-add, LayerNorm 5 an element and an activation 1. Products
-                  that are written with @ are not seen, attention's own two among them. One pass through a ViT-B/16 at
-                  224 pixels is 33.72 GFLOPs (33.69 of them in linear and convolution layers).
+torch             as torch.utils.flop_counter has it: every matrix product and convolution,
+                  attention's included, a
+                  multiply-add being two operations. Training is a forward and a backward pass.
+                  Nothing elementwise counts (softmax, norms, the choice of experts).
+paper_convention  what papers on prompt tuning print, by calflops: one forward pass, in training
+                  too, in which linear
+                  and convolution layers count 2 a multiply-add, LayerNorm 5 an element and an
+                  activation 1. Products that are written with @ are not seen, attention's own two
+                  among them. One pass through a ViT-B/16 at 224 pixels is 33.72 GFLOPs (33.69 of
+                  them in linear and convolution layers).
 """
 
 from __future__ import annotations
@@ -38,15 +41,18 @@ Gflops = dict[str, float]
 def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
     """GFLOPs of one image of `task`, as `Gflops` each.
 
-    train_gflops, infer_gflops: as the method runs; training is a step of its last phase, 0 where it takes none (see
+    train_gflops, infer_gflops: as the method runs; training is a step of its last phase, 0 where it
+    takes none (see
                                 count_phases for all).
     without_cls_saving:         both, would the last block compute all rows as timm's does.
     cls_saving:                 how much less it is as the method runs.
-    beyond_plain:               what infer_gflops has more than the same ViT with a classifier and nothing else.
+    beyond_plain:               what infer_gflops has more than the same ViT with a classifier and
+                                nothing else.
 
-    The method and all random generators are left as they were. What a step costs once, whatever its batch (SMoPE's
-    prototype loss, from the second task on), is no image's and not counted. Attention counts as its matrix products,
-    of which SMoPE's experts are one more column, whichever kernel computes it.
+    The method and all random generators are left as they were. What a step costs once, whatever its
+    batch (SMoPE's prototype loss, from the second task on), is no image's and not counted.
+    Attention counts as its matrix products, of which SMoPE's experts are one more column, whichever
+    kernel computes it.
     """
     with _quietly(method):
         trial, trained = _trial(method, task)
@@ -68,7 +74,8 @@ def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
 def count_phases(method: Method, task: TaskSpan, phases: Sequence[Phase]) -> list[Gflops]:
     """GFLOPs of one training image of `task` in each of its phases, forward and backward pass.
 
-    They differ: HiDe's identity phase has no backward pass through the backbone, OVOR's second no prompts to train.
+    They differ: HiDe's identity phase has no backward pass through the backbone, OVOR's second no
+    prompts to train.
     """
     with _quietly(method):
         trial = _copy(method)
@@ -83,34 +90,44 @@ def count_phases(method: Method, task: TaskSpan, phases: Sequence[Phase]) -> lis
 class ProductsOnly(TorchDispatchMode):
     """Sums in `operations` what PyTorch's counter counts, by its formulas.
 
-    What is counted (products, convolutions, attention kernels) is not computed: it gives zeros and takes no time.
-    Everything else is computed, so that code which looks at values runs as ever.
+    What is counted (products, convolutions, attention kernels) is not computed: it gives zeros and
+    takes no time. Everything else is computed, so that code which looks at values runs as ever.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
-        self._shapes: dict[str, Any] = {}  # of results that were met before: a ViT's blocks are alike
+        self._shapes: dict[
+            str, Any
+        ] = {}  # of results that were met before: a ViT's blocks are alike
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
         if formula is None:
             return func(*args, **kwargs)
-        out = kwargs["out"].zero_() if isinstance(kwargs.get("out"), Tensor) else self._zeros(func, args, kwargs)
+        out = (
+            kwargs["out"].zero_()
+            if isinstance(kwargs.get("out"), Tensor)
+            else self._zeros(func, args, kwargs)
+        )
         self.operations += formula(*args, **kwargs, out_val=out)
         return out
 
     def _zeros(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What func(*args, **kwargs) returns, with zeros in it."""
         device = next(value.device for value in args if isinstance(value, Tensor))
-        alike = repr((func, tree_map_only(Tensor, lambda t: (t.shape, t.stride(), t.dtype), (args, kwargs))))
+        alike = repr(
+            (func, tree_map_only(Tensor, lambda t: (t.shape, t.stride(), t.dtype), (args, kwargs)))
+        )
         if alike not in self._shapes:
             args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
             self._shapes[alike] = func(*args, **kwargs)
 
         def zeros(meta: Tensor) -> Tensor:
-            return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=device).zero_()
+            return torch.empty_strided(
+                meta.shape, meta.stride(), dtype=meta.dtype, device=device
+            ).zero_()
 
         return tree_map_only(Tensor, zeros, self._shapes[alike])
 
@@ -139,7 +156,9 @@ class LayersOnly(TorchFunctionMode):
 
 
 def _trial(method: Method, task: TaskSpan) -> tuple[Method, bool]:
-    """A copy at the last phase of `task`, sharing the frozen backbone's weights; and whether that trains anything."""
+    """A copy at the last phase of `task`, sharing the frozen backbone's weights; and whether that
+    trains anything.
+    """
     trial = _copy(method)
     trial.begin_task(task)
     phases = trial.phases(task, 1, 0)
@@ -149,15 +168,19 @@ def _trial(method: Method, task: TaskSpan) -> tuple[Method, bool]:
 
 
 def _copy(method: Method) -> Method:
-    frozen = [parameter for parameter in method.backbone.parameters() if not parameter.requires_grad]
+    frozen = [
+        parameter for parameter in method.backbone.parameters() if not parameter.requires_grad
+    ]
     return copy.deepcopy(method, {id(parameter): parameter for parameter in frozen})
 
 
 @contextmanager
 def _quietly(method: Method) -> Iterator[None]:
-    """Draw from copies of the generators, and in one thread: without its products a pass is many small pieces.
+    """Draw from copies of the generators, and in one thread: without its products a pass is many
+    small pieces.
 
-    timm's own attention goes by products as ours does: not every release of torch counts what its kernels do.
+    timm's own attention goes by products as ours does: not every release of torch counts what its
+    kernels do.
     """
     device, threads = method.classifier.weight.device, torch.get_num_threads()
     torch.set_num_threads(1)
@@ -180,7 +203,9 @@ def _count_step(method: Method, task: TaskSpan) -> Gflops:
     image = _image(method)
     label = torch.full((1,), task.classes[0], device=image.device)
     method.train()
-    return _count(lambda: torch.stack(list(method.losses(image, label, task).values())).sum(), backward=True)
+    return _count(
+        lambda: torch.stack(list(method.losses(image, label, task).values())).sum(), backward=True
+    )
 
 
 def _count(run: Callable[[], Tensor], *, backward: bool = False) -> Gflops:

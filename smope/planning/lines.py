@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from smope.console.markup import aligned
 from smope.planning.estimate import Estimate
 from smope.planning.hardware import choose
 from smope.planning.measuring import Measured
-from smope.planning.workload import Workload
-from smope.report.grids import aligned
+from smope.training.workload import Workload
 
 
 @dataclass(frozen=True)
 class Plan:
     """One configuration: what it is, how many runs of a sweep are like it, and what a run takes.
 
-    start: seconds to build it here, images read included. resident: bytes of this process with everything built.
+    start: seconds to build it here, images read included. resident: bytes of this process with
+    everything built.
     """
 
     title: str
@@ -45,9 +46,17 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "title": plan.title,
         "runs": list(plan.labels),
         "tasks": plan.tasks,
-        "counted": {**asdict(plan.work), "steps": plan.work.steps, "train_gflops": plan.work.train_gflops},
+        "counted": {
+            **asdict(plan.work),
+            "steps": plan.work.steps,
+            "train_gflops": plan.work.train_gflops,
+        },
         "measured": asdict(plan.measured) if plan.measured else None,
-        "estimated_seconds": {**plan.estimate.seconds, "start": plan.start, "a_run": plan.estimate.total + plan.start},
+        "estimated_seconds": {
+            **plan.estimate.seconds,
+            "start": plan.start,
+            "a_run": plan.estimate.total + plan.start,
+        },
         "estimated_step_bytes": plan.step_memory,
         "assumptions": list(plan.estimate.assumptions),
     }
@@ -61,7 +70,11 @@ def lines(plan: Plan) -> list[str]:
         "",
         "COUNTED (exact)",
         *_indented(_counted(plan)),
-        *(["", f"MEASURED HERE ({plan.measured.device}, {plan.measured.threads} threads)"] if plan.measured else []),
+        *(
+            ["", f"MEASURED HERE ({plan.measured.device}, {plan.measured.threads} threads)"]
+            if plan.measured
+            else []
+        ),
         *(_indented(_measured(plan.measured)) if plan.measured else []),
         "",
         "ESTIMATED",
@@ -80,7 +93,9 @@ def total(plans: list[Plan], price: float | None) -> list[str]:
     found = [f"{what}: {duration(seconds)} (estimated)"]
     if price is not None:
         hours = seconds / 3600
-        found.append(f"cost: {hours:.3g} h at {price:g} an hour = {hours * price:.2f}, the price being yours")
+        found.append(
+            f"cost: {hours:.3g} h at {price:g} an hour = {hours * price:.2f}, the price being yours"
+        )
     return found
 
 
@@ -100,13 +115,16 @@ def _counted(plan: Plan) -> list[str]:
     rows = [["phase", "tasks", "steps", "images", "GFLOPs an image"]]
     for phase in work.phases:
         images = phase.steps * work.batch
-        rows.append([phase.name, phase.tasks, f"{phase.steps:,}", f"{images:,}", f"{phase.gflops:.2f}"])
+        rows.append(
+            [phase.name, phase.tasks, f"{phase.steps:,}", f"{images:,}", f"{phase.gflops:.2f}"]
+        )
     memory = ", ".join(f"{what} {megabytes(size)}" for what, size in work.memory.items())
     training = [aligned(rows)] if work.phases else ["no training steps"]
     return [
         *training,
         f"training in all: {work.steps:,} steps, {work.train_gflops / 1e3:,.1f} TFLOPs",
-        f"passes over the {work.train_images:,} training images for class statistics: {work.statistics}",
+        f"passes over the {work.train_images:,} training images for class statistics: "
+        f"{work.statistics}",
         f"evaluation: {work.evaluated:,} images, {work.infer_gflops:.2f} GFLOPs each",
         f"alignment: {work.alignment_steps:,} steps of the classifier",
         f"memory of a step of {work.batch} images: {memory}",
@@ -121,16 +139,21 @@ def _measured(found: Measured) -> list[str]:
     alignment = found.alignment_step
     return [
         *([aligned(rows)] if found.phases else []),
-        f"an image: {1e3 * found.eval_seconds:.3g} ms to classify, {1e3 * found.pass_seconds:.3g} ms in a pass over "
+        f"an image: {1e3 * found.eval_seconds:.3g} ms to classify, {1e3 * found.pass_seconds:.3g} "
+        f"ms in a pass over "
         "training images",
-        f"after a task's training: {found.passes} passes by the method itself, and {found.end_seconds:.2g} s",
+        f"after a task's training: {found.passes} passes by the method itself, and "
+        f"{found.end_seconds:.2g} s",
         *([f"alignment: {1e3 * alignment:.3g} ms a step"] if alignment else []),
     ]
 
 
 def _estimated(plan: Plan) -> list[str]:
     rows = [[what, duration(seconds)] for what, seconds in plan.estimate.seconds.items()]
-    rows += [["start, as just now", duration(plan.start)], ["a run", duration(plan.estimate.total + plan.start)]]
+    rows += [
+        ["start, as just now", duration(plan.start)],
+        ["a run", duration(plan.estimate.total + plan.start)],
+    ]
     return [aligned(rows), *_memory_lines(plan)]
 
 
@@ -139,8 +162,10 @@ def _memory_lines(plan: Plan) -> list[str]:
     if plan.hardware is None and plan.resident is not None:
         more = step - work.memory["weights"]
         return [
-            f"memory: {megabytes(plan.resident + more)} resident, {megabytes(plan.resident)} of it measured here with "
-            f"everything built and {megabytes(more)} counted for a step; passes need more for moments"
+            f"memory: {megabytes(plan.resident + more)} resident, {megabytes(plan.resident)} of "
+            f"it measured here with "
+            f"everything built and {megabytes(more)} counted for a step; passes need more for "
+            f"moments"
         ]
     said = f"memory on the device: {megabytes(step)} counted; its libraries (about 0.5 GB) and passes need more, its "
     said += "attention may keep less than the one counted here"

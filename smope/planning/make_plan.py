@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smope.config import Config, replaced
+from smope.config.config import Config, replaced
 from smope.metrics.cost import peak_memory
 from smope.planning.estimate import Estimate, from_measured, from_peak, from_run
 from smope.planning.hardware import UTILISATION, peak
 from smope.planning.lines import Plan
 from smope.planning.measuring import Measured, measure
-from smope.planning.workload import Workload, count
-from smope.session import prepare, summary
+from smope.run.dry_run import summary
+from smope.run.prepare import prepare
 from smope.training.trainer import Trainer
+from smope.training.workload import Workload, count
 
 
 def make_plan(
@@ -38,7 +39,9 @@ def make_plan(
         estimate = from_run(work, record, str(source))
     elif hardware is not None:
         rate = peak(hardware, config.trainer["precision"])
-        estimate = from_peak(work, rate, UTILISATION if utilisation is None else utilisation, hardware)
+        estimate = from_peak(
+            work, rate, UTILISATION if utilisation is None else utilisation, hardware
+        )
     else:
         measured, estimate = _measured(trainer, work)
     return Plan(
@@ -55,7 +58,9 @@ def make_plan(
 
 
 def _counted_here(config: Config) -> Config:
-    """The configuration in a form that any machine can count: a CPU has neither float16 nor, perhaps, a compiler."""
+    """The configuration in a form that any machine can count: a CPU has neither float16 nor,
+    perhaps, a compiler.
+    """
     half = {"trainer.precision": "bfloat16"} if config.trainer["precision"] == "float16" else {}
     return replaced(config, {"trainer.device": "cpu", "trainer.compile": False, **half})
 

@@ -1,4 +1,6 @@
-"""Seconds of a training step, of a pass over images and of aligning the classifier, measured here on the real ones."""
+"""Seconds of a training step, of a pass over images and of aligning the classifier, measured here
+on the real ones.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.methods.base import Phase, TaskSpan
-from smope.planning.workload import Kind, Workload, alignment_steps
-from smope.streams.base import TaskImages
+from smope.streams.stream import TaskImages
 from smope.training.alignment import align_classifier
 from smope.training.loading import choose_workers, in_order, load, shuffled
 from smope.training.phase import RunningPhase
 from smope.training.precision import autocast
 from smope.training.trainer import Trainer
+from smope.training.workload import Kind, Workload, alignment_steps
 
 LONGEST = 5.0  # seconds of a step; fewer images are measured where a whole batch would take longer
 ROOM = 0.5  # of the memory that is free, for what a step keeps
@@ -31,7 +33,9 @@ CALIBRATION = 3  # epochs of alignment
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of one step of a phase, its images read from their source: median, fastest and slowest of `steps`."""
+    """Seconds of one step of a phase, its images read from their source: median, fastest and
+    slowest of `steps`.
+    """
 
     tasks: Kind
     name: str
@@ -48,9 +52,12 @@ class Timed:
 
 @dataclass(frozen=True)
 class Measured:
-    """phases: a step of each. pass_seconds, eval_seconds: an image in a pass over training images, and classified.
-    passes: over a task's images in the method's own end_task; end_seconds: what that takes beside them. alignment_step:
-    seconds, None where nothing is aligned. assumed: what could not be measured, in words."""
+    """phases: a step of each. pass_seconds, eval_seconds: an image in a pass over training images,
+    and classified.
+    passes: over a task's images in the method's own end_task; end_seconds: what that takes beside
+    them. alignment_step: seconds, None where nothing is aligned. assumed: what could not be
+    measured, in words.
+    """
 
     device: str
     threads: int
@@ -73,13 +80,19 @@ def measure(trainer: Trainer, work: Workload) -> Measured:
     phases = _steps_of(trainer, first, "first task")
     trainer.method.eval()
     task = trainer.stream.tasks[0]
-    pass_seconds = _pass(trainer, task.train, lambda images: trainer.method.task_features(images, first))
-    eval_seconds = _pass(trainer, task.test, lambda images: trainer.method.classify(trainer.method.features(images)))
+    pass_seconds = _pass(
+        trainer, task.train, lambda images: trainer.method.task_features(images, first)
+    )
+    eval_seconds = _pass(
+        trainer, task.test, lambda images: trainer.method.classify(trainer.method.features(images))
+    )
     passes, end_seconds, assumed = _end_of_task(trainer, first)
     if later:
         phases += _steps_of(trainer, later[0], "later tasks")
     return Measured(
-        device=torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else str(trainer.device),
+        device=torch.cuda.get_device_name(trainer.device)
+        if trainer.device.type == "cuda"
+        else str(trainer.device),
         threads=torch.get_num_threads(),
         phases=tuple(timed.times(share) for timed in phases),
         pass_seconds=pass_seconds,
@@ -92,7 +105,8 @@ def measure(trainer: Trainer, work: Workload) -> Measured:
 
 
 def _whole_or_less(trainer: Trainer, work: Workload) -> tuple[float, list[str]]:
-    """Have `trainer` take smaller batches where a whole one needs too much memory or time; by what factor fewer images.
+    """Have `trainer` take smaller batches where a whole one needs too much memory or time; by what
+    factor fewer images.
 
     A training step is taken to last as long as three passes.
     """
@@ -105,7 +119,9 @@ def _whole_or_less(trainer: Trainer, work: Workload) -> tuple[float, list[str]]:
     batch = max(2, int(share * settings.batch_size)) if share < 1 else settings.batch_size
     batch = min(batch, settings.batch_size)
     most = max(1, int(LONGEST / image))
-    trainer.settings = replace(settings, batch_size=batch, eval_batch_size=min(most, settings.eval_batch_size))
+    trainer.settings = replace(
+        settings, batch_size=batch, eval_batch_size=min(most, settings.eval_batch_size)
+    )
     if batch == settings.batch_size:
         return 1.0, []
     said = f"steps of {batch} images were measured instead of {settings.batch_size} (memory or time), and scaled"
@@ -128,12 +144,16 @@ def _steps_of(trainer: Trainer, span: TaskSpan, kind: Kind) -> list[Timed]:
 
 
 def _timed_phase(trainer: Trainer, span: TaskSpan, phase: Phase, kind: Kind) -> Timed:
-    """Steps as the trainer takes them; the first warms up and does not count, unless it alone takes all the time."""
+    """Steps as the trainer takes them; the first warms up and does not count, unless it alone
+    takes all the time.
+    """
     method, task = trainer.method, trainer.stream.tasks[span.index]
     method.begin_phase(phase)
     method.train()
     steps = len(task.train) // trainer.settings.batch_size
-    running = RunningPhase(method, span, phase, trainer.settings, trainer.device, first=0, steps=steps)
+    running = RunningPhase(
+        method, span, phase, trainer.settings, trainer.device, first=0, steps=steps
+    )
     found: list[float] = []
     batches = _batches_without_end(trainer, task.train, shuffle=True)
     begun = _now(trainer)
@@ -148,7 +168,9 @@ def _timed_phase(trainer: Trainer, span: TaskSpan, phase: Phase, kind: Kind) -> 
     return Timed(kind, phase.name, median(counted), min(counted), max(counted), len(counted))
 
 
-def _batches_without_end(trainer: Trainer, images: TaskImages, *, shuffle: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches_without_end(
+    trainer: Trainer, images: TaskImages, *, shuffle: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     workers = choose_workers(trainer.settings.num_workers, images, trainer.device)
     settings, epoch = trainer.settings, 0
     while True:
@@ -161,8 +183,12 @@ def _batches_without_end(trainer: Trainer, images: TaskImages, *, shuffle: bool)
         epoch += 1
 
 
-def _pass(trainer: Trainer, images: TaskImages, run: Callable[[Tensor], Tensor], seconds: float = SECONDS) -> float:
-    """Seconds an image of a pass without gradients, the first batch apart if there is time for more."""
+def _pass(
+    trainer: Trainer, images: TaskImages, run: Callable[[Tensor], Tensor], seconds: float = SECONDS
+) -> float:
+    """Seconds an image of a pass without gradients, the first batch apart if there is time for
+    more.
+    """
     found: list[tuple[float, int]] = []
     begun = _now(trainer)
     batches = _batches_without_end(trainer, images, shuffle=False)
@@ -177,9 +203,11 @@ def _pass(trainer: Trainer, images: TaskImages, run: Callable[[Tensor], Tensor],
 
 
 def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str]]:
-    """Passes that the method's end_task makes over its task's images, and what it takes beside them.
+    """Passes that the method's end_task makes over its task's images, and what it takes beside
+    them.
 
-    It is shown a single batch instead of all images, labelled so that each class occurs if there are images enough.
+    It is shown a single batch instead of all images, labelled so that each class occurs if there
+    are images enough.
     """
     calls, last = 0, _now(trainer)
     classes = torch.tensor(span.classes, device=trainer.device)
@@ -199,7 +227,11 @@ def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str
             trainer.method.end_task(span, batches)
     except (RuntimeError, ValueError, UserError) as error:  # too few images to learn from
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return max(calls, 1), 0.0, [f"what follows a task's last step could not be tried on one batch ({reason})"]
+        return (
+            max(calls, 1),
+            0.0,
+            [f"what follows a task's last step could not be tried on one batch ({reason})"],
+        )
     return calls, (_now(trainer) - last if calls else 0.0), []
 
 
@@ -213,9 +245,13 @@ def _alignment_step(trainer: Trainer, span: TaskSpan) -> float | None:
     weight = part.classifier.weight
     assert isinstance(weight, Tensor)
     for label in range(span.stop):
-        features = torch.randn(16 * part.statistics.mean.shape[1], weight.shape[1], generator=generator)
+        features = torch.randn(
+            16 * part.statistics.mean.shape[1], weight.shape[1], generator=generator
+        )
         part.statistics.record(label, features.to(weight), seed=0)
-    settings = replace(trainer.settings, alignment_epochs=min(CALIBRATION, trainer.settings.alignment_epochs))
+    settings = replace(
+        trainer.settings, alignment_epochs=min(CALIBRATION, trainer.settings.alignment_epochs)
+    )
     started = _now(trainer)
     trainer.method.train()
     align_classifier(part, span, settings, 0)

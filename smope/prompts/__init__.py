@@ -1,1 +1,3 @@
-"""Prompts as prefixes of attention: how they join (prefix.py), and the parts that the methods share."""
+"""Prompts as prefixes of attention: how they join (prefix.py), and the parts that the methods
+share.
+"""

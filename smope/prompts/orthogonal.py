@@ -8,9 +8,11 @@ from torch import Tensor
 
 @torch.no_grad()
 def orthogonal_to(earlier: Tensor, number: int) -> Tensor:
-    """`number` unit vectors, random, orthogonal to each other and to the span of `earlier` (m, d) -> (number, d).
+    """`number` unit vectors, random, orthogonal to each other and to the span of `earlier` (m, d)
+    -> (number, d).
 
-    Where d is too small for all of them, the last ones are random unit vectors. Drawn on the CPU: the same everywhere.
+    Where d is too small for all of them, the last ones are random unit vectors. Drawn on the CPU:
+    the same everywhere.
     """
     drawn = torch.randn(number, earlier.shape[1], dtype=torch.float64)
     basis = torch.linalg.qr(earlier.T.cpu().double()).Q

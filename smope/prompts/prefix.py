@@ -1,7 +1,8 @@
-"""Prefix tuning: keys and values that an image's tokens attend to beside themselves, set for one forward pass.
+"""Prefix tuning: keys and values that an image's tokens attend to beside themselves, set for one
+forward pass.
 
-In all the published programs that are followed here (see methods/), prompts join behind the frozen qkv projection, as
-keys and values of all H heads side by side.
+In all the published programs that are followed here (see methods/), prompts join behind the frozen
+qkv projection, as keys and values of all H heads side by side.
 
 Shapes: B images, N tokens, P prefix length, H heads, D head width, L prompted blocks.
 """
@@ -25,7 +26,8 @@ class Prefix:
     """What each image has beside its tokens in one block.
 
     keys, values (B, P, H·D): every image its own; expand what all images share.
-    gate:                     what happens to the prefix's logits (B, H, N, P), scale included, before the softmax.
+    gate:                     what happens to the prefix's logits (B, H, N, P), scale included,
+                              before the softmax.
     """
 
     keys: Tensor
@@ -34,7 +36,8 @@ class Prefix:
 
 
 class PrefixAttention(AttentionWrapper):
-    """Wraps `attention`: row i = softmax([gate(q_i·prefix.keys·scale), q_i·k_j·scale for all tokens]) · [values; v].
+    """Wraps `attention`: row i = softmax([gate(q_i·prefix.keys·scale), q_i·k_j·scale for all
+    tokens]) · [values; v].
 
     Without a prefix it computes bit for bit what the block computes without its wrapper.
     """
@@ -60,23 +63,32 @@ class PrefixAttention(AttentionWrapper):
             for rows in (prefix.keys, prefix.values)
         )
         if prefix.gate is None:
-            out = attend(q, torch.cat([keys, k.to(v.dtype)], 2), torch.cat([values, v], 2), attention.scale)
+            out = attend(
+                q, torch.cat([keys, k.to(v.dtype)], 2), torch.cat([values, v], 2), attention.scale
+            )
         else:
             out = _gated(q * attention.scale, keys, k, torch.cat([values, v], 2), prefix.gate)
         return project(attention, x, out)
 
 
-def _gated(q: Tensor, keys: Tensor, k: Tensor, values: Tensor, gate: Callable[[Tensor], Tensor]) -> Tensor:
-    """Attention in so many words: a gate depends on row and prefix, which no fused kernel knows. q is scaled."""
+def _gated(
+    q: Tensor, keys: Tensor, k: Tensor, values: Tensor, gate: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Attention in so many words: a gate depends on row and prefix, which no fused kernel knows. q
+    is scaled.
+    """
     logits = torch.cat([gate(q @ keys.mT), q @ k.mT], dim=-1)
     return logits.softmax(-1).to(values.dtype) @ values
 
 
 @contextmanager
-def prefixed(wrappers: Sequence[PrefixAttention], prefixes: Sequence[Prefix], *, keep: bool = False) -> Iterator[None]:
+def prefixed(
+    wrappers: Sequence[PrefixAttention], prefixes: Sequence[Prefix], *, keep: bool = False
+) -> Iterator[None]:
     """`prefixes` for the forward pass inside, one a wrapper.
 
-    keep: leave them there, for blocks that are run again in the backward pass; the next pass takes them away.
+    keep: leave them there, for blocks that are run again in the backward pass; the next pass takes
+    them away.
     """
     for wrapper, prefix in zip(wrappers, prefixes, strict=True):
         wrapper.prefix = prefix

@@ -6,14 +6,14 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smope import __version__
 from smope.analysis.runs import SCORES, Run, costs, differences
-from smope.report.accuracy_sections import HEADINGS, accuracy, comparison, forgetting, overview
-from smope.report.content import Section, Table, plural
-from smope.report.expert_sections import examples, experts
 from smope.report.figures import Figure
-from smope.report.ink import inline_svg
-from smope.report.mistake_sections import confidence, mistakes, unknown
+from smope.report.sections.accuracy import HEADINGS, accuracy, comparison, forgetting, overview
+from smope.report.sections.base import Section, Table, plural
+from smope.report.sections.experts import examples, experts
+from smope.report.sections.mistakes import confidence, mistakes, unknown
+from smope.report.style import inline_svg
+from smope.version import __version__
 
 GENERATOR = "smope report"
 HERE = Path(__file__).parent
@@ -40,7 +40,8 @@ def cost(runs: Sequence[Run]) -> Section:
         for row in frame.to_dict("records")
     ]  # fmt: skip
     lead = (
-        "What was trained and how long it took; images a second are those of training steps. Times of different "
+        "What was trained and how long it took; images a second are those of training steps. "
+        "Times of different "
         "machines, or of a busy one, do not compare."
     )
     return Section("cost", "Cost", lead, [Table("Trained parameters and seconds", [head, *rows])])
@@ -51,9 +52,16 @@ def changed(runs: Sequence[Run]) -> Section | None:
     if frame.empty:
         return None
     head = ["key", *map(str, frame.columns)]
-    rows = [[str(key), *map(str, row)] for key, row in zip(frame.index, frame.to_numpy(), strict=True)]
+    rows = [
+        [str(key), *map(str, row)] for key, row in zip(frame.index, frame.to_numpy(), strict=True)
+    ]
     lead = "Keys in which the configurations differ; seeds, places and devices left out. Empty: there is no such key."
-    return Section("configuration", "What was configured differently", lead, [Table("Configuration", [head, *rows])])
+    return Section(
+        "configuration",
+        "What was configured differently",
+        lead,
+        [Table("Configuration", [head, *rows])],
+    )
 
 
 def definitions(runs: Sequence[Run]) -> Section:
@@ -62,8 +70,12 @@ def definitions(runs: Sequence[Run]) -> Section:
     return Section("definitions", "Definitions", lead, definitions=pairs)
 
 
-def page(runs: Sequence[Run], parts: Sequence[Section], drawings: Mapping[str, str], assets: str) -> str:
-    """The HTML text; drawings: SVGs by their figures' names; assets: the folder beside it with the figures as files."""
+def page(
+    runs: Sequence[Run], parts: Sequence[Section], drawings: Mapping[str, str], assets: str
+) -> str:
+    """The HTML text; drawings: SVGs by their figures' names; assets: the folder beside it with the
+    figures as files.
+    """
     from jinja2 import Environment, FileSystemLoader
 
     def draw(figure: Figure) -> str:

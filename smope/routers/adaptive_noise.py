@@ -1,4 +1,6 @@
-"""SMoPE's router: the best K by proxy score, with the experts that earlier tasks rely on held back."""
+"""SMoPE's router: the best K by proxy score, with the experts that earlier tasks rely on held
+back.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +8,26 @@ from torch import Tensor
 
 from smope.routers.base import ExpertState, Router, Routing, choose, proxy_scores, score_range
 
-UNUSED_PENALTY = 2.0  # in units of the score range: more than 1 puts an expert behind all unpenalised ones
+UNUSED_PENALTY = (
+    2.0  # in units of the score range: more than 1 puts an expert behind all unpenalised ones
+)
 
 
 class AdaptiveNoise(Router):
     """Ranks by scores minus a penalty in units of the image's own score range.
 
     Training:   epsilon for each expert flagged `frequent`, so that new tasks prefer free experts.
-    Evaluation: 2 for each expert never used, which excludes it, unless `exclude_unused_experts` is false
-                (the authors' final tables come from a reloaded model without counts, where nothing is excluded).
-    Le et al. 2026 (arXiv 2509.24483) call it adaptive noise; it is deterministic, as in their program.
+    Evaluation: 2 for each expert never used, which excludes it, unless `exclude_unused_experts` is
+        false
+                (the authors' final tables come from a reloaded model without counts, where nothing
+                is excluded).
+    Le et al. 2026 (arXiv 2509.24483) call it adaptive noise; it is deterministic, as in their
+    program.
     """
 
-    def __init__(self, top_k: int = 5, epsilon: float = 0.4, exclude_unused_experts: bool = True) -> None:
+    def __init__(
+        self, top_k: int = 5, epsilon: float = 0.4, exclude_unused_experts: bool = True
+    ) -> None:
         super().__init__(top_k, epsilon)
         self.exclude_unused_experts = exclude_unused_experts
 

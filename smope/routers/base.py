@@ -44,8 +44,9 @@ class ExpertState:
 def proxy_scores(query: Tensor, keys: Tensor) -> Tensor:
     """Score of each expert for each image: its key times the mean query of all tokens.
 
-    query (B, H, D), keys (H, E, D) -> (B, H, E), unscaled. SMoPE's "prompt-attention score aggregation".
-    Computed in the keys' precision, outside autocast: a half-precision score can choose another expert.
+    query (B, H, D), keys (H, E, D) -> (B, H, E), unscaled. SMoPE's "prompt-attention score
+    aggregation". Computed in the keys' precision, outside autocast: a half-precision score can
+    choose another expert.
     """
     with torch.autocast(query.device.type, enabled=False):
         return torch.einsum("bhd,hed->bhe", query.to(keys.dtype), keys).contiguous()
@@ -66,8 +67,9 @@ def choose(scores: Tensor, ranking: Tensor, top_k: int) -> Routing:
 class Router(nn.Module):
     """Chooses experts from one query a head.
 
-    `top_k` is K, also for counting use and for prototype targets. `epsilon` is the margin that the router
-    loss puts between chosen and other experts (0: none). A router with `sparse = False` uses every expert.
+    `top_k` is K, also for counting use and for prototype targets. `epsilon` is the margin that the
+    router loss puts between chosen and other experts (0: none). A router with `sparse = False` uses
+    every expert.
     """
 
     sparse: bool = True
@@ -78,5 +80,10 @@ class Router(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
-        """query (B, H, D), keys (H, E, D) -> Routing. `self.training` tells training from evaluation."""
-        raise TypeError(f"{type(self).__name__} does not define forward(query, keys, state) -> Routing")
+        """query (B, H, D), keys (H, E, D) -> Routing.
+
+        `self.training` tells training from evaluation.
+        """
+        raise TypeError(
+            f"{type(self).__name__} does not define forward(query, keys, state) -> Routing"
+        )

@@ -9,7 +9,9 @@ from smope.routers.base import ExpertState, Router, Routing, proxy_scores
 
 
 class Dense(Router):
-    """All experts enter the softmax with their proxy scores; `top_k` only counts use and sets prototype targets."""
+    """All experts enter the softmax with their proxy scores; `top_k` only counts use and sets
+    prototype targets.
+    """
 
     sparse = False
 

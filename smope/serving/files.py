@@ -1,4 +1,4 @@
-"""Which run and which image files are meant by paths; imports no torch, so that a wrong path is answered at once."""
+"""Which image files are meant by paths; imports no torch, so that a wrong path is answered at once."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from pathlib import Path
 
 from smope.errors import UserError
 from smope.streams.folder import image_files
-from smope.streams.images import SUFFIXES
-
-
-def check_run(path: Path) -> None:
-    """UserError where neither a run directory nor a file is."""
-    if not path.exists():
-        raise UserError(f"RUN={path}: no such file or directory; give a run directory or its model.safetensors")
+from smope.streams.pixels.decode import SUFFIXES
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Files as they are named, whatever their suffix; of folders the image files in them and below, sorted, without
-    hidden ones. UserError for a path that is not there, and a folder without an image."""
+    """Files as they are named, whatever their suffix; of folders the image files in them and below,
+    sorted, without hidden ones. UserError for a path that is not there, and a folder without an
+    image.
+    """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = image_files(path)
             if not inside:
-                raise UserError(f"IMAGE={path}: no image file in this folder ({', '.join(SUFFIXES)}); name another")
+                raise UserError(
+                    f"IMAGE={path}: no image file in this folder ({', '.join(SUFFIXES)}); name "
+                    f"another"
+                )
             found += inside
         elif path.exists():
             found.append(path)
         else:
-            raise UserError(f"IMAGE={path}: no such file or folder; give image files or folders of them")
+            raise UserError(
+                f"IMAGE={path}: no such file or folder; give image files or folders of them"
+            )
     return found

@@ -1,4 +1,6 @@
-"""CIFAR-100 (Krizhevsky, 2009): 100 classes of 32 by 32 RGB images, from a local copy in three layouts."""
+"""CIFAR-100 (Krizhevsky, 2009): 100 classes of 32 by 32 RGB images, from a local copy in three
+layouts.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from typing import Any
 import numpy
 
 from smope.errors import UserError
-from smope.streams import folder, official, parquet
-from smope.streams.download import Archive
-from smope.streams.images import Picture
+from smope.streams import folder
+from smope.streams.archives import locate
+from smope.streams.archives.download import Archive
+from smope.streams.layouts import parquet
+from smope.streams.pixels.decode import Picture
 from smope.streams.source import ImageSet, Source
 
 _NAMES = """
@@ -48,14 +52,15 @@ _Split = tuple[list[Picture], list[int], list[str] | None]
 
 
 def load(root: str, download: bool = False) -> Source:
-    """CIFAR-100 under `root`, in the first layout found there: torchvision's, class folders, Hub parquet.
+    """CIFAR-100 under `root`, in the first layout found there: torchvision's, class folders, Hub
+    parquet.
 
-    Class ids are CIFAR's own (alphabetical) in every layout. Any number of images a class will do, so subsets
-    are welcome, but all 100 classes must have training and test images. Where there is no layout at all and
-    `download`, the official archive is fetched into `root`. UserError naming stream.root, what was found and what
-    is accepted.
+    Class ids are CIFAR's own (alphabetical) in every layout. Any number of images a class will do,
+    so subsets are welcome, but all 100 classes must have training and test images. Where there is
+    no layout at all and `download`, the official archive is fetched into `root`. UserError naming
+    stream.root, what was found and what is accepted.
     """
-    place = official.directory(root, ARCHIVE, _has_layout, download, LAYOUTS)
+    place = locate.directory(root, ARCHIVE, _has_layout, download, LAYOUTS)
     python = _python_directory(place)
     if python is not None:
         return _from_python(root, python)
@@ -64,18 +69,23 @@ def load(root: str, download: bool = False) -> Source:
     shards = parquet.shards(place, _PARQUET_PLACES)
     if shards:
         return _from_parquet(root, shards)
-    hint = official.left_packed(place) or folder.better_root(place, _is_cifar)
+    hint = locate.left_packed(place) or folder.better_root(place, _is_cifar)
     raise _refused(root, f"it holds {folder.shortened(folder.visible(place))}{hint}")
 
 
 def _refused(root: str, found: str) -> UserError:
     return UserError(
-        f"stream.root={root} is no complete CIFAR-100: {found}; accepted are {LAYOUTS}; {official.way_to_get(ARCHIVE)}"
+        f"stream.root={root} is no complete CIFAR-100: {found}; accepted are {LAYOUTS}; "
+        f"{locate.way_to_get(ARCHIVE)}"
     )
 
 
 def _has_layout(place: Path) -> bool:
-    layouts = (_python_directory(place), folder.has_layout(place), parquet.shards(place, _PARQUET_PLACES))
+    layouts = (
+        _python_directory(place),
+        folder.has_layout(place),
+        parquet.shards(place, _PARQUET_PLACES),
+    )
     return any(layouts)
 
 
@@ -128,7 +138,9 @@ def _from_python(root: str, place: Path) -> Source:
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values and nothing else: an unpickled file could otherwise run any code."""
+    """Reads arrays and plain values and nothing else: an unpickled file could otherwise run any
+    code.
+    """
 
     ALLOWED = (
         ("numpy._core.multiarray", "_reconstruct"),
@@ -142,7 +154,9 @@ class _DataUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         module_name = module_name.replace("numpy.core", "numpy._core")  # its name before numpy 2
         if (module_name, global_name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is no data")
+            raise pickle.UnpicklingError(
+                f"it asks for {module_name}.{global_name}, which is no data"
+            )
         return super().find_class(module_name, global_name)
 
 
@@ -171,7 +185,9 @@ def _from_parquet(root: str, shards: dict[str, list[Path]]) -> Source:
 
 
 def _source(root: str, names: Sequence[str] | None, splits: dict[str, _Split]) -> Source:
-    """The source; class ids are moved to CIFAR's order where the file has CIFAR's names in another order."""
+    """The source; class ids are moved to CIFAR's order where the file has CIFAR's names in another
+    order.
+    """
     names = list(CLASS_NAMES if names is None else names)
     if len(names) != len(CLASS_NAMES):
         raise _refused(root, f"it names {len(names)} classes instead of {len(CLASS_NAMES)}")

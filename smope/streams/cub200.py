@@ -1,4 +1,6 @@
-"""CUB-200-2011 (Wah et al., 2011): 11,788 pictures of 200 kinds of birds, from a local copy in three layouts."""
+"""CUB-200-2011 (Wah et al., 2011): 11,788 pictures of 200 kinds of birds, from a local copy in
+three layouts.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from smope.errors import UserError
-from smope.streams import folder, known_classes, official, pairs, parquet
-from smope.streams.download import Archive
-from smope.streams.parquet import Refused
+from smope.streams import folder
+from smope.streams.archives import locate
+from smope.streams.archives.download import Archive
+from smope.streams.layouts import key_value, known_classes, parquet
+from smope.streams.layouts.parquet import Refused
 from smope.streams.source import ImageSet, Source
 
 _NAMES = """
@@ -49,9 +53,11 @@ American_Three_toed_Woodpecker Pileated_Woodpecker Red_bellied_Woodpecker Red_co
 Red_headed_Woodpecker Downy_Woodpecker Bewick_Wren Cactus_Wren Carolina_Wren House_Wren Marsh_Wren Rock_Wren
 Winter_Wren Common_Yellowthroat
 """
-CLASS_NAMES = tuple(_NAMES.split())  # in the official numbering, from classes.txt, without the numbers
+# in the official numbering, from classes.txt, without the numbers
+CLASS_NAMES = tuple(_NAMES.split())
 PUBLISHED = {"train": 5994, "test": 5794}  # images
-# page: https://data.caltech.edu/records/65de6-vp158; md5 as recorded by Avalanche, size by tensorflow_datasets
+# page: https://data.caltech.edu/records/65de6-vp158; md5 as recorded by Avalanche, size by
+# tensorflow_datasets
 ARCHIVE = Archive(
     url="https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
     filename="CUB_200_2011.tgz",
@@ -60,7 +66,8 @@ ARCHIVE = Archive(
 )
 _TOP = "CUB_200_2011"
 LAYOUTS = (
-    f"the archive as it unpacks ({_TOP}/ or the folder above it), class folders train/<class>/ and test/<class>/, or "
+    f"the archive as it unpacks ({_TOP}/ or the folder above it), class folders train/<class>/ "
+    f"and test/<class>/, or "
     "parquet files train-*.parquet and test-*.parquet (in data/)"
 )
 _IMAGES, _LABELS, _SPLIT = _LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
@@ -70,19 +77,21 @@ _PARQUET_PLACES = ("data",)
 
 
 def load(root: str, download: bool = False) -> Source:
-    """CUB-200-2011 under `root`, in the first layout found there: the archive's, class folders, Hub parquet.
+    """CUB-200-2011 under `root`, in the first layout found there: the archive's, class folders, Hub
+    parquet.
 
-    The archive's is `root` or CUB_200_2011 in it, with the official split into 5,994 and 5,794 images. Class ids
-    are the official numbers less one in every layout. Other numbers of images are welcome (a line warns of them),
-    but all 200 classes must have training and test images. Images of parquet files are in memory, encoded: 1.2 GB.
-    Where there is no layout at all and `download`, the official archive is fetched into `root`. UserError naming
-    stream.root, what was found and what is accepted.
+    The archive's is `root` or CUB_200_2011 in it, with the official split into 5,994 and 5,794
+    images. Class ids are the official numbers less one in every layout. Other numbers of images are
+    welcome (a line warns of them), but all 200 classes must have training and test images. Images
+    of parquet files are in memory, encoded: 1.2 GB. Where there is no layout at all and `download`,
+    the official archive is fetched into `root`. UserError naming stream.root, what was found and
+    what is accepted.
     """
-    place = official.directory(root, ARCHIVE, _is_there, download, LAYOUTS)
+    place = locate.directory(root, ARCHIVE, _is_there, download, LAYOUTS)
     refused = partial(_refused, root)
     directory = _directory(place)
     if directory is None:
-        hint = official.left_packed(place) or folder.better_root(place, _looks_right)
+        hint = locate.left_packed(place) or folder.better_root(place, _looks_right)
         raise refused(f"it holds {folder.shortened(folder.visible(place))}{hint}")
     splits = _splits(root, directory, refused)
     known_classes.check(root, splits, CLASS_NAMES, PUBLISHED, refused)
@@ -93,20 +102,28 @@ def _splits(root: str, directory: Path, refused: Refused) -> dict[str, ImageSet]
     if _is_archive(directory):
         return _from_lists(directory, refused)
     if folder.has_layout(directory):
-        return known_classes.from_folders({split: directory / split for split in PUBLISHED}, _class_id, refused)
+        return known_classes.from_folders(
+            {split: directory / split for split in PUBLISHED}, _class_id, refused
+        )
     shards = parquet.shards(directory, _PARQUET_PLACES)
-    return known_classes.from_parquet(root, {split: shards.get(split, []) for split in PUBLISHED}, _class_id, refused)
+    return known_classes.from_parquet(
+        root, {split: shards.get(split, []) for split in PUBLISHED}, _class_id, refused
+    )
 
 
 def _refused(root: str, what: str) -> UserError:
-    ends = f"accepted are {LAYOUTS}; {official.way_to_get(ARCHIVE)}"
+    ends = f"accepted are {LAYOUTS}; {locate.way_to_get(ARCHIVE)}"
     return UserError(f"stream.root={root} is no complete CUB-200-2011: {what}; {ends}")
 
 
 def _directory(place: Path) -> Path | None:
     """Which of `place` and its folder CUB_200_2011 has one of the layouts, complete or not."""
     for candidate in (place / _TOP, place):
-        if _is_archive(candidate) or folder.has_layout(candidate) or parquet.shards(candidate, _PARQUET_PLACES):
+        if (
+            _is_archive(candidate)
+            or folder.has_layout(candidate)
+            or parquet.shards(candidate, _PARQUET_PLACES)
+        ):
             return candidate
     return None
 
@@ -125,7 +142,9 @@ def _looks_right(place: Path) -> bool:
 
 def _is_archive(place: Path) -> bool:
     """Whether the archive was unpacked here; if not to its end, the lists may be missing."""
-    return any(os.path.isfile(place / name) for name in _LISTS) or known_classes.holds(place / "images", _class_id)
+    return any(os.path.isfile(place / name) for name in _LISTS) or known_classes.holds(
+        place / "images", _class_id
+    )
 
 
 def _key(name: str) -> str:
@@ -136,19 +155,22 @@ _CLASS_IDS = {_key(name): class_id for class_id, name in enumerate(CLASS_NAMES)}
 
 
 def _class_id(name: str) -> int | None:
-    """By the name, with or without its number: 001.Black_footed_Albatross or Black footed albatross."""
+    """By the name, with or without its number: 001.Black_footed_Albatross or Black footed
+    albatross.
+    """
     return _CLASS_IDS.get(_key(name))
 
 
 def _from_lists(place: Path, refused: Refused) -> dict[str, ImageSet]:
     """The images that images.txt names and no others: there are a few more files on disk."""
-    lists = {name: pairs.read(place / name, refused) for name in _LISTS}
+    lists = {name: key_value.read(place / name, refused) for name in _LISTS}
     _require_same_numbers(place, lists, refused)
     paths = {number: place / "images" / value.text for number, value in lists[_IMAGES].items()}
     missing = [path for path in paths.values() if not path.is_file()]
     if missing:
         raise refused(
-            f"{len(missing):,} of the {len(paths):,} images that {_IMAGES} names are missing, the first is "
+            f"{len(missing):,} of the {len(paths):,} images that {_IMAGES} names are missing, the "
+            f"first is "
             f"{missing[0]}; unpack {ARCHIVE.filename} again"
         )
     found: dict[str, list[tuple[int, Path]]] = {split: [] for split in PUBLISHED}
@@ -157,23 +179,32 @@ def _from_lists(place: Path, refused: Refused) -> dict[str, ImageSet]:
         label = _checked(lists[_LABELS][number], _CLASS_OF, place / _LABELS, refused)
         found[_SPLIT_OF[flag]].append((_CLASS_OF[label], path))
     return {
-        split: ImageSet([target for target, _ in items], [path for _, path in items]) for split, items in found.items()
+        split: ImageSet([target for target, _ in items], [path for _, path in items])
+        for split, items in found.items()
     }
 
 
-def _require_same_numbers(place: Path, lists: Mapping[str, Mapping[str, pairs.Value]], refused: Refused) -> None:
+def _require_same_numbers(
+    place: Path, lists: Mapping[str, Mapping[str, key_value.Value]], refused: Refused
+) -> None:
     numbers = dict.fromkeys(number for values in lists.values() for number in values)
     for name, values in lists.items():
         absent = [number for number in numbers if number not in values]
         if absent:
             raise refused(
-                f"{place / name} has no line for {len(absent):,} of {len(numbers):,} images that other lists have, the "
+                f"{place / name} has no line for {len(absent):,} of {len(numbers):,} images that "
+                f"other lists have, the "
                 f"first is number {absent[0]}; unpack {ARCHIVE.filename} again"
             )
 
 
-def _checked(value: pairs.Value, accepted: Mapping[str, object], path: Path, refused: Refused) -> str:
+def _checked(
+    value: key_value.Value, accepted: Mapping[str, object], path: Path, refused: Refused
+) -> str:
     if value.text not in accepted:
         expected = folder.shortened(list(accepted))
-        raise refused(f"line {value.line} of {path} has {value.text[:80]!r} where one of {expected} is expected")
+        raise refused(
+            f"line {value.line} of {path} has {value.text[:80]!r} where one of {expected} is "
+            f"expected"
+        )
     return value.text

@@ -1,4 +1,5 @@
-"""scikit-learn's scanned handwritten digits: 1,797 images of 8 by 8 pixels in 17 gray levels, ten classes.
+"""scikit-learn's scanned handwritten digits: 1,797 images of 8 by 8 pixels in 17 gray levels, ten
+classes.
 
 Bright ink on a dark ground, as the data set has it.
 """
@@ -16,7 +17,9 @@ SIDE = 32
 
 
 def load() -> Source:
-    """The digits as 32 by 32 RGB; of each class every fifth image is for testing, whatever the seed."""
+    """The digits as 32 by 32 RGB; of each class every fifth image is for testing, whatever the
+    seed.
+    """
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
@@ -41,6 +44,8 @@ def _image_set(scans: numpy.ndarray, targets: list[int], chosen: list[int]) -> I
 
 def enlarged(scan: numpy.ndarray) -> numpy.ndarray:
     """A scan (8, 8) of values 0..16 as uint8 (32, 32, 3) of values 0..255, bilinear in between."""
-    gray = Image.fromarray(scan.astype(numpy.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    gray = Image.fromarray(scan.astype(numpy.float32)).resize(
+        (SIDE, SIDE), Image.Resampling.BILINEAR
+    )
     values = numpy.rint(numpy.asarray(gray) * (255 / 16)).astype(numpy.uint8)
     return numpy.repeat(values[:, :, None], 3, axis=2)

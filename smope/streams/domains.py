@@ -1,4 +1,6 @@
-"""Changing domains, the same classes: root/<domain>/train/<class>/ and root/<domain>/test/<class>/, a task a domain."""
+"""Changing domains, the same classes: root/<domain>/train/<class>/ and
+root/<domain>/test/<class>/, a task a domain.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,18 @@ SPLITS = ("train", "test")
 
 
 def load(root: str, domains: list[int | str] | None = None) -> Source:
-    """The images under `root`, a task for each of `domains` in this order; None: for every folder, by name.
+    """The images under `root`, a task for each of `domains` in this order; None: for every folder,
+    by name.
 
-    Every domain must hold the same classes, each with training and test images, found as stream `folder` finds them.
-    UserError naming stream.root, the domain and what is wrong with it.
+    Every domain must hold the same classes, each with training and test images, found as stream
+    `folder` finds them. UserError naming stream.root, the domain and what is wrong with it.
     """
     place = folder.existing_directory(root, LAYOUT)
     names = _domains(root, place, domains)
     class_names = _class_names(root, place, names)
     train, test = (
-        _joined([folder.class_images(root, place / name / split, class_names) for name in names]) for split in SPLITS
+        _joined([folder.class_images(root, place / name / split, class_names) for name in names])
+        for split in SPLITS
     )
     return Source("domains", class_names, train, test, task_names=tuple(names))
 
@@ -46,35 +50,49 @@ def _domains(root: str, place: Path, wanted: Sequence[int | str] | None) -> list
     chosen = names if wanted is None else [str(name) for name in wanted]
     if not chosen or len(set(chosen)) != len(chosen):
         raise UserError(
-            f"stream.domains must name each domain once, got {_listed(chosen)}; choose from {_listed(names)}"
+            f"stream.domains must name each domain once, got {_listed(chosen)}; choose from "
+            f"{_listed(names)}"
         )
     for name in chosen:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"stream.domains: {root} has no domain {name}, it has {', '.join(names)}{hint}")
+            raise UserError(
+                f"stream.domains: {root} has no domain {name}, it has {', '.join(names)}{hint}"
+            )
         if name not in complete:
             absent = [split for split in SPLITS if not (place / name / split).is_dir()]
             raise UserError(
-                f"stream.root={root}: domain {name} has no folder {' and no folder '.join(absent)}; add it, or choose "
-                f"domains with stream.domains={_listed(complete)}{folder.better_root(place, folder.holds_domains)}"
+                f"stream.root={root}: domain {name} has no folder "
+                f"{' and no folder '.join(absent)}; add it, or choose "
+                f"domains with "
+                f"stream.domains={_listed(complete)}{folder.better_root(place, folder.holds_domains)}"
             )
     return chosen
 
 
 def _class_names(root: str, place: Path, domains: Sequence[str]) -> tuple[str, ...]:
     """The classes of all domains, which must be those of each one, in training and in testing."""
-    held = {(domain, split): folder.subdirectories(place / domain / split) for domain in domains for split in SPLITS}
+    held = {
+        (domain, split): folder.subdirectories(place / domain / split)
+        for domain in domains
+        for split in SPLITS
+    }
     class_names = sorted({name for names in held.values() for name in names})
     if not class_names:
-        raise UserError(f"stream.root={root} must hold {LAYOUT}; its domains have no class folders, add one a class")
+        raise UserError(
+            f"stream.root={root} must hold {LAYOUT}; its domains have no class folders, add one a "
+            f"class"
+        )
     for name in class_names:
         for (domain, split), names in held.items():
             if name not in names:
                 other, where = next(key for key in held if name in held[key])
                 raise UserError(
-                    f"stream.root={root}: every domain must hold the same classes in train and test, but domain "
-                    f"{domain} has no {split}/{name} and domain {other} has {where}/{name}; add it with images, "
+                    f"stream.root={root}: every domain must hold the same classes in train and "
+                    f"test, but domain "
+                    f"{domain} has no {split}/{name} and domain {other} has {where}/{name}; add "
+                    f"it with images, "
                     f"remove class {name} from all domains, or choose domains with stream.domains"
                 )
     return tuple(class_names)
@@ -85,10 +103,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _what_is_there(place: Path) -> str:
-    """What a directory without domains holds, and the way out: which directory nearby looks right, if one does."""
+    """What a directory without domains holds, and the way out: which directory nearby looks right,
+    if one does.
+    """
     found = f"it holds {folder.shortened(folder.visible(place))}"
     right = folder.better_root(place, folder.holds_domains)
     if folder.has_layout(place):
         return f"{found} as a single domain does, and stream=folder takes that{right}"
-    way_out = "; give the directory above the domains, or divide the images of each into train and test"
+    way_out = (
+        "; give the directory above the domains, or divide the images of each into train and test"
+    )
     return f"{found}, no folder with train and test in it{right or way_out}"

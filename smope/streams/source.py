@@ -1,6 +1,7 @@
 """A data set as it was found: which images there are, of which class, and not yet a pixel decoded.
 
-Each file of this package that names a stream has a `load(...) -> Source`; reading.py decodes what it found.
+Each file of this package that names a stream has a `load(...) -> Source`; pixels/preload.py decodes
+what it found.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 import numpy
 
 from smope.errors import UserError
-from smope.streams.cache import Kept, original
-from smope.streams.images import Picture, decode
+from smope.streams.pixels.cache import Kept, original
+from smope.streams.pixels.decode import Picture, decode
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class ImageSet:
     targets: class id of each image, a plain int in the source's own numbering 0..num_classes-1.
     images:  where the pixels are.
     names:   what errors call an image; None: by its path.
-    tasks:   the task that an image belongs to, 0, 1, ..., where the source itself says so (domains, a table);
+    tasks:   the task that an image belongs to, 0, 1, ..., where the source itself says so (domains,
+             a table);
              None: tasks follow from the class order.
     """
 
@@ -39,14 +41,26 @@ class ImageSet:
     def name(self, index: int) -> str:
         """What errors call image `index`."""
         image = original(self.images[index])
-        return self.names[index] if self.names else str(image) if isinstance(image, Path) else f"number {index}"
+        return (
+            self.names[index]
+            if self.names
+            else str(image)
+            if isinstance(image, Path)
+            else f"number {index}"
+        )
 
     def pixels(self, index: int) -> numpy.ndarray:
-        """Image `index` as RGB, (height, width, 3) uint8; UserError naming it where it cannot be decoded."""
+        """Image `index` as RGB, (height, width, 3) uint8; UserError naming it where it cannot be
+        decoded.
+        """
         image = self.images[index]
         if isinstance(image, Kept):
             return image.pixels(self.name(index))
-        return image if isinstance(image, numpy.ndarray) else numpy.asarray(decode(image, self.name(index)))
+        return (
+            image
+            if isinstance(image, numpy.ndarray)
+            else numpy.asarray(decode(image, self.name(index)))
+        )
 
     def choose(self, indices: Sequence[int]) -> ImageSet:
         """The images of these indices, in this order."""
@@ -63,8 +77,8 @@ class ImageSet:
 class Source:
     """A data set: its classes, its training and test images, and what run.json should say of it.
 
-    task_names: of the tasks that `ImageSet.tasks` numbers, such as the domains. facts: plain JSON values, for
-    instance the hash of a split that was drawn.
+    task_names: of the tasks that `ImageSet.tasks` numbers, such as the domains. facts: plain JSON
+    values, for instance the hash of a split that was drawn.
     """
 
     name: str
@@ -79,8 +93,11 @@ class Source:
         last = len(self.class_names) - 1
         for split, images in (("training", self.train), ("test", self.test)):
             if len(images) and not (min(images.targets) >= 0 and max(images.targets) <= last):
-                index = next(i for i, target in enumerate(images.targets) if not 0 <= target <= last)
+                index = next(
+                    i for i, target in enumerate(images.targets) if not 0 <= target <= last
+                )
                 raise UserError(
-                    f"stream {self.name}: {split} image {images.name(index)} has label {images.targets[index]}, and "
+                    f"stream {self.name}: {split} image {images.name(index)} has label "
+                    f"{images.targets[index]}, and "
                     f"the classes are 0..{last}; correct the labels or the list of classes"
                 )

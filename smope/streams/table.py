@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from smope.errors import UserError
 from smope.streams import folder
+from smope.streams.layouts.splits import TEST_FRACTION, held_out, split_hash
 from smope.streams.source import ImageSet, Source
-from smope.streams.splits import TEST_FRACTION, held_out, split_hash
 
 NEEDED, COLUMNS = ("path", "label"), ("path", "label", "task", "split")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -24,7 +24,9 @@ _log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """An image of the table. path: absolute, without `..`; task: as written, "" for none; split: train, test or ""."""
+    """An image of the table. path: absolute, without `..`; task: as written, "" for none; split:
+    train, test or "".
+    """
 
     line: int
     path: str
@@ -34,22 +36,31 @@ class Row(NamedTuple):
 
 
 def load(table: str, root: str | None = None, split_seed: int = 0) -> Source:
-    """The images that `table` lists, their paths starting from the folder `root`; None: from the table's own.
+    """The images that `table` lists, their paths starting from the folder `root`; None: from the
+    table's own.
 
-    The first line names the columns, in any order and case; comma, semicolon or tab separate them. Others than these
-    are ignored, with a warning:
-        path   of an image file within `root`: a table from elsewhere cannot read other files. Each file stands in one
+    The first line names the columns, in any order and case; comma, semicolon or tab separate them.
+    Others than these are ignored, with a warning:
+        path   of an image file within `root`: a table from elsewhere cannot read other files. Each
+               file stands in one
                row. Links within `root` are followed, since no table can make one.
-        label  the class's name; classes are in order of names, by value where all are whole numbers.
-        task   a whole number or a name; tasks come in order of number or, where there is a name among them, of first
-               appearance. Either every row has one, or training rows alone: test images are then evaluated in the
-               task that has most training images of their class. Without it tasks follow from the class order.
-        split  train or test. Without it 20 % of each class (in each task) are drawn with `split_seed` for testing,
-               whatever the order of rows. `facts` say which, with a hash of the paths in each split (split_hash).
+        label  the class's name; classes are in order of names, by value where all are whole
+               numbers.
+        task   a whole number or a name; tasks come in order of number or, where there is a name
+               among them, of first
+               appearance. Either every row has one, or training rows alone: test images are then
+               evaluated in the task that has most training images of their class. Without it tasks
+               follow from the class order.
+        split  train or test. Without it 20 % of each class (in each task) are drawn with
+               `split_seed` for testing,
+               whatever the order of rows. `facts` say which, with a hash of the paths in each split
+               (split_hash).
     UserError naming stream.table, the line and what is wrong with it.
     """
     text = _text(table)
-    place = folder.existing_directory(str(Path(table).expanduser().parent) if root is None else root, "the images")
+    place = folder.existing_directory(
+        str(Path(table).expanduser().parent) if root is None else root, "the images"
+    )
     place = Path(os.path.abspath(place))
     rows = _rows(table, text, place)
     _require_files(table, place, rows)
@@ -57,25 +68,37 @@ def load(table: str, root: str | None = None, split_seed: int = 0) -> Source:
     task_names = _task_names(rows)
     facts: dict[str, Any] = {"split": "as in the table"}
     if not any(row.split for row in rows):
-        rows, facts = _with_drawn_split(table, rows, split_seed), {"split": "drawn", "split_seed": split_seed}
+        rows, facts = (
+            _with_drawn_split(table, rows, split_seed),
+            {"split": "drawn", "split_seed": split_seed},
+        )
     _require_splits(table, rows)
     if task_names:
         _require_tasks(table, rows, task_names)
     class_names = tuple(folder.by_name({row.label for row in rows}))
     train, test = (
-        _image_set([row for row in rows if row.split == split], class_names, task_names) for split in ("train", "test")
+        _image_set([row for row in rows if row.split == split], class_names, task_names)
+        for split in ("train", "test")
     )
-    facts["split_hash"] = split_hash((Path(row.path).relative_to(place).as_posix(), row.split) for row in rows)
+    facts["split_hash"] = split_hash(
+        (Path(row.path).relative_to(place).as_posix(), row.split) for row in rows
+    )
     return Source("table", class_names, train, test, task_names or None, facts)
 
 
-def _image_set(rows: Sequence[Row], class_names: Sequence[str], task_names: Sequence[str]) -> ImageSet:
-    """The images of these rows in order of their paths, so that a run does not depend on the order of rows."""
+def _image_set(
+    rows: Sequence[Row], class_names: Sequence[str], task_names: Sequence[str]
+) -> ImageSet:
+    """The images of these rows in order of their paths, so that a run does not depend on the order
+    of rows.
+    """
     rows = sorted(rows, key=lambda row: row.path)
     class_of = {name: target for target, name in enumerate(class_names)}
     task_of = {name: task for task, name in enumerate(task_names)}
     tasks = [task_of[row.task] for row in rows] if task_names and rows[0].task else None
-    return ImageSet([class_of[row.label] for row in rows], [Path(row.path) for row in rows], tasks=tasks)
+    return ImageSet(
+        [class_of[row.label] for row in rows], [Path(row.path) for row in rows], tasks=tasks
+    )
 
 
 def _refused(table: str, line: int, problem: str) -> UserError:
@@ -86,8 +109,12 @@ def _text(table: str) -> str:
     try:
         content = Path(table).expanduser().read_bytes()
     except OSError as error:
-        reason = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}.get(type(error), str(error))
-        raise UserError(f"stream.table={table}: {reason}; give a CSV file with columns path and label") from error
+        reason = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}.get(
+            type(error), str(error)
+        )
+        raise UserError(
+            f"stream.table={table}: {reason}; give a CSV file with columns path and label"
+        ) from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -96,8 +123,12 @@ def _text(table: str) -> str:
 
 
 def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells without outer spaces) of each row that is not blank; csv.Error where quotes do not close."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    """(line number, cells without outer spaces) of each row that is not blank; csv.Error where
+    quotes do not close.
+    """
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     line = 1
     for row in reader:
         cells = [cell.strip() for cell in row]
@@ -107,7 +138,9 @@ def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _header(table: str, text: str) -> tuple[str, list[str]]:
-    """The delimiter under which the first line names the columns that are needed, and all its names in lower case."""
+    """The delimiter under which the first line names the columns that are needed, and all its
+    names in lower case.
+    """
     for delimiter in DELIMITERS:
         try:
             names = [name.lower() for name in next(_cells(text, delimiter), (1, []))[1]]
@@ -118,15 +151,22 @@ def _header(table: str, text: str) -> tuple[str, list[str]]:
     else:
         first = next((line for line in text.splitlines() if line.strip()), "")
         raise UserError(
-            f"stream.table={table}: the first line must name columns path and label (and may name task and split), "
+            f"stream.table={table}: the first line must name columns path and label (and may name "
+            f"task and split), "
             f"separated by comma, semicolon or tab, got {first[:80]!r}; add such a line"
         )
     repeated = [name for name in COLUMNS if names.count(name) > 1]
     if repeated:
-        raise UserError(f"stream.table={table}: two columns are called {repeated[0]}; rename or remove one")
+        raise UserError(
+            f"stream.table={table}: two columns are called {repeated[0]}; rename or remove one"
+        )
     ignored = [name for name in names if name and name not in COLUMNS]
     if ignored:
-        _log.warning("stream.table=%s: columns without a meaning here are ignored: %s", table, ", ".join(ignored))
+        _log.warning(
+            "stream.table=%s: columns without a meaning here are ignored: %s",
+            table,
+            ", ".join(ignored),
+        )
     return delimiter, names
 
 
@@ -147,9 +187,7 @@ def _rows(table: str, text: str, place: Path) -> list[Row]:
                 )
             rows.append(_row(table, line, dict(zip(names, cells, strict=False)), place))
     except csv.Error as error:
-        problem = (
-            f'the quotes (") in a row after line {line} do not match ({error}); close them, or double one in a value'
-        )
+        problem = f'the quotes (") in a row after line {line} do not match ({error}); close them, or double one in a value'
         raise UserError(f"stream.table={table}: {problem}") from error
     if not rows:
         raise UserError(f"stream.table={table} has no rows below its first line; add one an image")
@@ -159,7 +197,9 @@ def _rows(table: str, text: str, place: Path) -> list[Row]:
 def _row(table: str, line: int, cells: dict[str, str], place: Path) -> Row:
     for column in COLUMNS:
         if UNPRINTABLE.search(cells.get(column, "")):
-            raise _refused(table, line, f"its {column} has a line break or another unprintable sign; remove it")
+            raise _refused(
+                table, line, f"its {column} has a line break or another unprintable sign; remove it"
+            )
         if column in NEEDED and not cells.get(column):
             raise _refused(table, line, f"has no {column}; add it or remove the row")
     split = cells.get("split", "")
@@ -167,19 +207,28 @@ def _row(table: str, line: int, cells: dict[str, str], place: Path) -> Row:
         raise _refused(
             table,
             line,
-            f"split must be train or test, got {split}; to hold images out for validation, call them train and "
+            f"split must be train or test, got {split}; to hold images out for validation, call "
+            f"them train and "
             "set stream.validation_fraction, or remove the row",
         )
-    # tables written on Windows have backslashes; normalised here, so that the path that is checked is the one opened
+    # tables written on Windows have backslashes; normalised here, so that the path that is checked
+    # is the one opened
     path = Path(os.path.normpath(place / cells["path"].replace("\\", "/")))
     if not path.is_relative_to(place):
         raise _refused(
             table,
             line,
-            f"path {cells['path']} leads out of {place}; move the file there, or give a stream.root that holds it "
+            f"path {cells['path']} leads out of {place}; move the file there, or give a "
+            f"stream.root that holds it "
             "and paths from there",
         )
-    return Row(line, str(path), cells["label"], _plain_number(cells.get("task", "")), SPLITS.get(split.lower(), ""))
+    return Row(
+        line,
+        str(path),
+        cells["label"],
+        _plain_number(cells.get("task", "")),
+        SPLITS.get(split.lower(), ""),
+    )
 
 
 def _plain_number(text: str) -> str:
@@ -196,7 +245,8 @@ def _require_files(table: str, place: Path, rows: Sequence[Row]) -> None:
         raise _refused(
             table,
             missing[0].line,
-            f"there is no file {name} in {place} ({len(missing)} of {len(rows)} rows name files that are not there); "
+            f"there is no file {name} in {place} ({len(missing)} of {len(rows)} rows name files "
+            f"that are not there); "
             f"correct the paths, or give the folder that they start from as stream.root{right}",
         )
 
@@ -206,11 +256,15 @@ def _require_one_row_a_file(table: str, place: Path, rows: Sequence[Row]) -> Non
     for row in rows:
         other = first.setdefault(row.path, row)
         if other is not row:
-            said = [f"{' '.join(filter(None, (each.label, each.split)))} in line {each.line}" for each in (other, row)]
+            said = [
+                f"{' '.join(filter(None, (each.label, each.split)))} in line {each.line}"
+                for each in (other, row)
+            ]
             raise _refused(
                 table,
                 row.line,
-                f"{os.path.relpath(row.path, place)} stands in two rows ({said[0]}, {said[1]}); keep one of them",
+                f"{os.path.relpath(row.path, place)} stands in two rows ({said[0]}, {said[1]}); "
+                f"keep one of them",
             )
 
 
@@ -230,10 +284,13 @@ def _with_drawn_split(table: str, rows: Sequence[Row], seed: int) -> list[Row]:
         raise _refused(
             table,
             alone[0].line,
-            f"class {alone[0].label} has a single image{' in each task' if alone[0].task else ''}, so that none can be "
+            f"class {alone[0].label} has a single "
+            f"image{' in each task' if alone[0].task else ''}, so that none can be "
             "drawn for testing; add images, remove the class, or add a column split",
         )
-    return [row._replace(split="test" if index in test else "train") for index, row in enumerate(rows)]
+    return [
+        row._replace(split="test" if index in test else "train") for index, row in enumerate(rows)
+    ]
 
 
 def _require_splits(table: str, rows: Sequence[Row]) -> None:
@@ -241,12 +298,15 @@ def _require_splits(table: str, rows: Sequence[Row]) -> None:
     labels: dict[str, set[str]] = {"train": set(), "test": set()}
     for row in rows:
         if not row.split:
-            raise _refused(table, row.line, "has no split, and other rows have one; write train or test")
+            raise _refused(
+                table, row.line, "has no split, and other rows have one; write train or test"
+            )
         labels[row.split].add(row.label)
     for split, found in labels.items():
         if not found:
             raise UserError(
-                f"stream.table={table}: no row has split {split}; name some, or leave the column out and "
+                f"stream.table={table}: no row has split {split}; name some, or leave the column "
+                f"out and "
                 f"{TEST_FRACTION:.0%} of each class are drawn for testing"
             )
     for row in rows:
@@ -255,12 +315,15 @@ def _require_splits(table: str, rows: Sequence[Row]) -> None:
                 raise _refused(
                     table,
                     row.line,
-                    f"class {row.label} is in no row with split {split}; correct its name, add images, or remove it",
+                    f"class {row.label} is in no row with split {split}; correct its name, add "
+                    f"images, or remove it",
                 )
 
 
 def _require_tasks(table: str, rows: Sequence[Row], task_names: Sequence[str]) -> None:
-    """Every training row has a task, all or no test rows have one, and no class is tested before it is learned."""
+    """Every training row has a task, all or no test rows have one, and no class is tested before
+    it is learned.
+    """
     number = {name: task for task, name in enumerate(task_names)}
     tests_have = any(row.task for row in rows if row.split == "test")
     first: dict[str, int] = {}
@@ -269,7 +332,8 @@ def _require_tasks(table: str, rows: Sequence[Row], task_names: Sequence[str]) -
             raise _refused(
                 table,
                 row.line,
-                f"a {row.split} row without a task, where other rows have one; every row needs a task, or every "
+                f"a {row.split} row without a task, where other rows have one; every row needs a "
+                f"task, or every "
                 "training row and no test row",
             )
         if row.split == "train":
@@ -279,6 +343,7 @@ def _require_tasks(table: str, rows: Sequence[Row], task_names: Sequence[str]) -
             raise _refused(
                 table,
                 row.line,
-                f"tests class {row.label} in task {row.task}, but its first training image comes in task "
+                f"tests class {row.label} in task {row.task}, but its first training image comes "
+                f"in task "
                 f"{task_names[first[row.label]]}; give it that task or a later one",
             )

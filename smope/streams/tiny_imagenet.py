@@ -1,6 +1,8 @@
-"""Tiny-ImageNet (Stanford CS231n, 2015): 200 classes of 64 by 64 pictures, from a local copy in three layouts.
+"""Tiny-ImageNet (Stanford CS231n, 2015): 200 classes of 64 by 64 pictures, from a local copy in
+three layouts.
 
-Its official test images have no published labels, so its 10,000 validation images are what this field tests on.
+Its official test images have no published labels, so its 10,000 validation images are what this
+field tests on.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from smope.errors import UserError
-from smope.streams import folder, known_classes, official, pairs
-from smope.streams.download import Archive
-from smope.streams.parquet import Refused
+from smope.streams import folder
+from smope.streams.archives import locate
+from smope.streams.archives.download import Archive
+from smope.streams.layouts import key_value, known_classes
+from smope.streams.layouts.parquet import Refused
 from smope.streams.source import ImageSet, Source
 
 # WordNet ids (wnids) of wnids.txt, sorted, and the first of each one's names, as words.txt has them
@@ -58,7 +62,8 @@ n07749582 lemon, n07753592 banana, n07768694 pomegranate, n07871810 meat loaf, n
 n07920052 espresso, n09193705 alp, n09246464 cliff, n09256479 coral reef, n09332890 lakeside, n09428293 seashore,
 n12267677 acorn
 """
-# The parquet copy zh-plus/tiny-imagenet of the Hub calls 18 classes by the ids of other words spelled the same
+# The parquet copy zh-plus/tiny-imagenet of the Hub calls 18 classes by the ids of other words
+# spelled the same
 _HUB_IDS = """
 n02666347:n02666196 n03373237:n02190166 n04465666:n04465501 n04598010:n04597913 n07056680:n04067472
 n07646821:n01855672 n07647870:n03250847 n07657664:n07579787 n07975909:n02206856 n08496334:n02730930
@@ -69,7 +74,9 @@ _ITEMS = [item.strip().partition(" ") for item in _CLASSES.split(",")]
 WNIDS = tuple(wnid for wnid, _, _ in _ITEMS)
 CLASS_NAMES = tuple(name for _, _, name in _ITEMS)
 _CLASS_IDS = {wnid: class_id for class_id, wnid in enumerate(WNIDS)}
-_CLASS_IDS |= {other: _CLASS_IDS[wnid] for other, wnid in (item.split(":") for item in _HUB_IDS.split())}
+_CLASS_IDS |= {
+    other: _CLASS_IDS[wnid] for other, wnid in (item.split(":") for item in _HUB_IDS.split())
+}
 PUBLISHED = {"train": 100_000, "test": 10_000}  # images
 # md5: its owner publishes none, this one is recorded by Avalanche and many other loaders
 ARCHIVE = Archive(
@@ -80,7 +87,8 @@ ARCHIVE = Archive(
 )
 _TOP = "tiny-imagenet-200"
 LAYOUTS = (
-    f"the archive as it unpacks ({_TOP}/ or the folder above it), class folders train/<wnid>/ and test/<wnid>/ or "
+    f"the archive as it unpacks ({_TOP}/ or the folder above it), class folders train/<wnid>/ and "
+    f"test/<wnid>/ or "
     "val/<wnid>/, or parquet files train-*.parquet and valid-*.parquet (in data/)"
 )
 _TEST_NAMES = ("test", "val", "valid", "validation")
@@ -88,24 +96,32 @@ _class_id = _CLASS_IDS.get
 
 
 def load(root: str, download: bool = False) -> Source:
-    """Tiny-ImageNet under `root` or tiny-imagenet-200 in it: as the archive unpacks, class folders or Hub parquet.
+    """Tiny-ImageNet under `root` or tiny-imagenet-200 in it: as the archive unpacks, class folders
+    or Hub parquet.
 
-    Class folders are train/<wnid>/ and those of the first of test, val, valid and validation that has any, parquet
-    files likewise; the archive has none for its test images, which are those of val/images. run.json says where
-    they are from as `test_images`. Class ids are the places in the sorted wnids in every layout. Other numbers of
-    images are welcome (a line warns of them), but all 200 classes must have training and test images. Where there is
-    no layout at all and `download`, the official archive is fetched into `root`. UserError naming stream.root, what
-    was found and what is accepted.
+    Class folders are train/<wnid>/ and those of the first of test, val, valid and validation that
+    has any, parquet files likewise; the archive has none for its test images, which are those of
+    val/images. run.json says where they are from as `test_images`. Class ids are the places in the
+    sorted wnids in every layout. Other numbers of images are welcome (a line warns of them), but
+    all 200 classes must have training and test images. Where there is no layout at all and
+    `download`, the official archive is fetched into `root`. UserError naming stream.root, what was
+    found and what is accepted.
     """
-    place = official.directory(root, ARCHIVE, _is_there, download, LAYOUTS)
+    place = locate.directory(root, ARCHIVE, _is_there, download, LAYOUTS)
     refused = partial(_refused, root)
     directory = _directory(place)
     if directory is None:
-        hint = official.left_packed(place) or folder.better_root(place, _is_there)
+        hint = locate.left_packed(place) or folder.better_root(place, _is_there)
         raise refused(f"it holds {folder.shortened(folder.visible(place))}{hint}")
     test_name, splits = _splits(root, directory, refused)
     known_classes.check(root, splits, CLASS_NAMES, PUBLISHED, refused)
-    return Source("tiny_imagenet", CLASS_NAMES, splits["train"], splits["test"], facts={"test_images": test_name})
+    return Source(
+        "tiny_imagenet",
+        CLASS_NAMES,
+        splits["train"],
+        splits["test"],
+        facts={"test_images": test_name},
+    )
 
 
 def _splits(root: str, directory: Path, refused: Refused) -> tuple[str, dict[str, ImageSet]]:
@@ -117,12 +133,14 @@ def _splits(root: str, directory: Path, refused: Refused) -> tuple[str, dict[str
     splits = known_classes.from_folders({"train": directory / "train"}, _class_id, refused)
     for name in _TEST_NAMES:
         if known_classes.holds(directory / name, _class_id):
-            return name, splits | known_classes.from_folders({"test": directory / name}, _class_id, refused)
+            return name, splits | known_classes.from_folders(
+                {"test": directory / name}, _class_id, refused
+            )
     return "val", splits | {"test": _annotated(directory / "val", refused)}
 
 
 def _refused(root: str, what: str) -> UserError:
-    ends = f"accepted are {LAYOUTS}; {official.way_to_get(ARCHIVE)}"
+    ends = f"accepted are {LAYOUTS}; {locate.way_to_get(ARCHIVE)}"
     return UserError(f"stream.root={root} is no complete Tiny-ImageNet: {what}; {ends}")
 
 
@@ -132,7 +150,9 @@ def _directory(place: Path) -> Path | None:
         marks = (candidate / "wnids.txt", candidate / "val" / "val_annotations.txt")
         if any(map(os.path.isfile, marks)) or _shards(candidate):
             return candidate
-        if any(known_classes.holds(candidate / name, _class_id) for name in ("train", *_TEST_NAMES)):
+        if any(
+            known_classes.holds(candidate / name, _class_id) for name in ("train", *_TEST_NAMES)
+        ):
             return candidate
     return None
 
@@ -144,26 +164,37 @@ def _is_there(place: Path) -> bool:
 def _shards(place: Path) -> dict[str, list[Path]]:
     """The parquet files by split, in the first of `place` and its folder data that has some."""
     for directory in (place, place / "data"):
-        files = {name: sorted(directory.glob(f"{name}-*.parquet")) for name in ("train", *_TEST_NAMES)}
+        files = {
+            name: sorted(directory.glob(f"{name}-*.parquet")) for name in ("train", *_TEST_NAMES)
+        }
         if any(files.values()):
-            return {"train": files["train"], "test": next((files[name] for name in _TEST_NAMES if files[name]), [])}
+            return {
+                "train": files["train"],
+                "test": next((files[name] for name in _TEST_NAMES if files[name]), []),
+            }
     return {}
 
 
 def _annotated(val: Path, refused: Refused) -> ImageSet:
-    """The images of val/images by val_annotations.txt, whose lines are file, wnid and a box, parted by tabs."""
+    """The images of val/images by val_annotations.txt, whose lines are file, wnid and a box,
+    parted by tabs.
+    """
     annotations = val / "val_annotations.txt"
     items = []
-    for name, value in pairs.read(annotations, refused).items():
+    for name, value in key_value.read(annotations, refused).items():
         wnid = value.text.split()[0]
         target = _class_id(wnid)
         if target is None:
-            raise refused(f"line {value.line} of {annotations} has {wnid[:80]!r}, which is none of the 200 classes")
+            raise refused(
+                f"line {value.line} of {annotations} has {wnid[:80]!r}, which is none of the 200 "
+                f"classes"
+            )
         items.append((target, val / "images" / name))
     missing = [path for _, path in items if not path.is_file()]
     if missing:
         raise refused(
-            f"{len(missing):,} of the {len(items):,} images that {annotations.name} names are missing, the first is "
+            f"{len(missing):,} of the {len(items):,} images that {annotations.name} names are "
+            f"missing, the first is "
             f"{missing[0]}; unpack {ARCHIVE.filename} again"
         )
     return ImageSet([target for target, _ in items], [path for _, path in items])

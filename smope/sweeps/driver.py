@@ -1,4 +1,6 @@
-"""A sweep from its first line to its last: what there is to do, the launcher that does it, what became of it."""
+"""A sweep from its first line to its last: what there is to do, the launcher that does it, what
+became of it.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from smope.cli import one_line
-from smope.compose import (
-    Overrides,
-    chosen_launcher,
-    combinations,
-    compose_values,
-    launch,
-    multirun,
-    sweeper_decides,
-    with_sweep,
-)
-from smope.config import Config
-from smope.errors import Interrupted, UserError
+from smope.config.config import Config
+from smope.config.hydra import compose_values, launch, multirun, with_sweep
+from smope.config.overrides import Overrides, chosen_launcher, combinations, sweeper_decides
+from smope.errors import Interrupted, UserError, one_line
 from smope.sweeps.jobs import RUNS, Job, State, found_again, look
 from smope.sweeps.plan import plan_jobs, write_manifests
 from smope.sweeps.task import JobFailed, Task, key
@@ -34,15 +27,22 @@ STOPPING = b"\nstopping: runs save a checkpoint first; a second signal stops at 
 
 
 def run_sweep(
-    overrides: Overrides, command: Sequence[str], describe: Callable[[Config, Path], object] | None = None
+    overrides: Overrides,
+    command: Sequence[str],
+    describe: Callable[[Config, Path], object] | None = None,
 ) -> int:
-    """Run every combination that is not finished; returns the exit code, 1 where one is not finished afterwards.
+    """Run every combination that is not finished; returns the exit code, 1 where one is not
+    finished afterwards.
 
-    With `describe` each configuration and its run directory are given to that instead, and nothing is written.
+    With `describe` each configuration and its run directory are given to that instead, and nothing
+    is written.
     """
     if sweeper_decides(overrides):
         if describe is not None:
-            raise UserError("--dry-run: a sweeper decides while it runs what there will be; leave one of them out")
+            raise UserError(
+                "--dry-run: a sweeper decides while it runs what there will be; leave one of them "
+                "out"
+            )
         return _search(overrides, command)
     overrides = with_sweep(overrides)
     number = sum(1 for _ in combinations(overrides))
@@ -77,26 +77,36 @@ def _announce(found: Sequence[tuple[Job, State, str]]) -> None:
 
 
 def _launch(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str]) -> str | None:
-    """Have the jobs run; returns what the launcher itself failed with, if it did. KeyboardInterrupt when stopped."""
+    """Have the jobs run; returns what the launcher itself failed with, if it did.
+
+    KeyboardInterrupt when stopped.
+    """
     stop = _stop_file(jobs[0].path.parent)
     task = Task(Path.cwd(), stop, {key(job.config): job for job in jobs})
     name = chosen_launcher(overrides)
     trouble = None
     with _watched(stop, name, command):
         if name.startswith("submitit"):
-            print(f"{len(jobs)} jobs go to {name}, whose files are in {stop.parent / '.submitit'}", flush=True)
+            print(
+                f"{len(jobs)} jobs go to {name}, whose files are in {stop.parent / '.submitit'}",
+                flush=True,
+            )
         try:
             launch(overrides, [job.texts for job in jobs], task)
         except UserError:
             raise
-        except Exception as error:  # a launcher's worker that died is met with its library's own class
+        except (
+            Exception
+        ) as error:  # a launcher's worker that died is met with its library's own class
             trouble = f"the launcher stopped: {type(error).__name__}: {one_line(error)}"
     return trouble
 
 
 @contextmanager
 def _watched(stop: Path, launcher: str, command: Sequence[str]) -> Iterator[None]:
-    """Jobs run in the block; where it is stopped, how to go on is told, and KeyboardInterrupt raised."""
+    """Jobs run in the block; where it is stopped, how to go on is told, and KeyboardInterrupt
+    raised.
+    """
     try:
         with nullcontext() if launcher.startswith("submitit") else _stopping(stop):
             yield
@@ -116,7 +126,9 @@ def _watched(stop: Path, launcher: str, command: Sequence[str]) -> Iterator[None
 
 def _tell_how_to_go_on(launcher: str, command: Sequence[str]) -> None:
     if launcher == "submitit_slurm":
-        print("no longer waiting; jobs stay in Slurm's queue (squeue shows them, scancel stops them)")
+        print(
+            "no longer waiting; jobs stay in Slurm's queue (squeue shows them, scancel stops them)"
+        )
     print(f"the same command goes on from here: {shlex.join(command)}", flush=True)
 
 
@@ -132,9 +144,15 @@ def _number(stop: Path) -> int | None:
 
 @contextmanager
 def _stopping(stop: Path) -> Iterator[None]:
-    """The first SIGINT or SIGTERM has runs save and end, and none begin; the second is answered as ever."""
+    """The first SIGINT or SIGTERM has runs save and end, and none begin; the second is answered as
+    ever.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    before = {
+        number: handler
+        for number, handler in before.items()
+        if handler not in (None, signal.SIG_IGN)
+    }
 
     def put_back() -> None:
         for number, handler in before.items():
@@ -180,10 +198,17 @@ def _summarise(jobs: Sequence[Job], tried: set[str], impossible: int, trouble: s
 
 
 def _search(overrides: Overrides, command: Sequence[str]) -> int:
-    """A sweeper of its own decides what to try, so that no list can be made beforehand. Returns the exit code."""
-    if compose_values(with_sweep(overrides), multirun=True)["stream"].get("validation_fraction") is None:
+    """A sweeper of its own decides what to try, so that no list can be made beforehand.
+
+    Returns the exit code.
+    """
+    if (
+        compose_values(with_sweep(overrides), multirun=True)["stream"].get("validation_fraction")
+        is None
+    ):
         raise UserError(
-            "stream.validation_fraction=null: a sweeper would choose by test scores, which are too good to report "
+            "stream.validation_fraction=null: a sweeper would choose by test scores, which are "
+            "too good to report "
             "afterwards; write stream.validation_fraction=0.2, or search with `smope tune`"
         )
     stop = _stop_file(RUNS)

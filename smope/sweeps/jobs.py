@@ -1,7 +1,8 @@
-"""A job of a sweep: its configuration, its place, and what became of it so far. Read from the disk, never remembered.
+"""A job of a sweep: its configuration, its place, and what became of it so far. Read from the disk,
+never remembered.
 
-Its identity is `Config.config_hash`: runs/<name>/<what is swept>-<hash>. The same computation is found again whatever
-the rest of the command was.
+Its identity is `Config.config_hash`: runs/<name>/<what is swept>-<hash>. The same computation is
+found again whatever the rest of the command was.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from smope.config import Config
+from smope.config.config import Config
 from smope.errors import UserError
-from smope.runs import RunDirectory, tasks_done
+from smope.storage.run_directory import RunDirectory, tasks_done
+from smope.storage.sweep_manifest import LOGS, last_line
 
 RUNS = Path("runs")
-LOGS = "logs"
 LONGEST = 60  # characters of a folder's name before its hash
 
 
@@ -34,7 +35,9 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Job:
-    """One combination: what tells it from the others, its overrides for Hydra, configuration and run directory."""
+    """One combination: what tells it from the others, its overrides for Hydra, configuration and
+    run directory.
+    """
 
     label: str
     texts: tuple[str, ...]
@@ -43,7 +46,9 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What a job that failed said; kept beside the run directories, for some fail before they have one."""
+        """What a job that failed said; kept beside the run directories, for some fail before they
+        have one.
+        """
         return self.path.parent / LOGS / f"{self.path.name}.log"
 
     def failure(self) -> str | None:
@@ -52,15 +57,21 @@ class Job:
 
 
 def make_job(config: Config, texts: Sequence[str], swept: Iterable[str]) -> Job:
-    """A job, in the folder that its configuration has had before, or in a new one named after what is `swept`."""
+    """A job, in the folder that its configuration has had before, or in a new one named after what
+    is `swept`.
+    """
     swept = list(swept)
     path = RUNS / config.name / "-".join([*_words(swept), config.config_hash])
     return found_again(Job(" ".join(swept) or "defaults", tuple(texts), config, path))
 
 
 def found_again(job: Job) -> Job:
-    """The job in the folder that it has by now: since it was planned, another command may have begun it elsewhere."""
-    there = sorted(path for path in job.path.parent.glob(f"*{job.config.config_hash}") if path.is_dir())
+    """The job in the folder that it has by now: since it was planned, another command may have
+    begun it elsewhere.
+    """
+    there = sorted(
+        path for path in job.path.parent.glob(f"*{job.config.config_hash}") if path.is_dir()
+    )
     return replace(job, path=there[0]) if there else job
 
 
@@ -70,15 +81,11 @@ def _words(swept: Sequence[str]) -> list[str]:
     for text in swept:
         key, _, value = text.partition("=")
         number = re.fullmatch(r"[-\d.e]+|true|false|null|\[.*", value)
-        words.append(re.sub(r"[^\w.+-]+", "_", (key.rpartition(".")[2] if number else "") + value).strip("_"))
+        words.append(
+            re.sub(r"[^\w.+-]+", "_", (key.rpartition(".")[2] if number else "") + value).strip("_")
+        )
     name = "-".join(words)[:LONGEST].strip("-_.")
     return [name] if name else []
-
-
-def last_line(log: Path) -> str | None:
-    """The error that ends the log of a job; None where there is none."""
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    return next((line.removeprefix("smope: error: ") for line in reversed(lines) if line.strip()), None)
 
 
 def look(job: Job) -> tuple[State, str]:
@@ -108,7 +115,9 @@ def _how_far(record: dict[str, Any]) -> str:
 
 
 def clear_stub(path: Path) -> None:
-    """Remove what a process leaves that is killed while it makes its run directory: folders, nothing in them."""
+    """Remove what a process leaves that is killed while it makes its run directory: folders,
+    nothing in them.
+    """
     if (path / "config.yaml").is_file() or not path.is_dir():
         return
     for leftover in path.glob(".*.tmp"):

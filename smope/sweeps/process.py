@@ -1,8 +1,8 @@
 """One run in a process of its own, as every job of a sweep is.
 
-What happens to it (no memory, a crash, SIGKILL) stays there, its peak memory is its own, and nothing of the run before
-is left in torch. The processes are forked from a server that has imported everything already, so that each costs no
-more than its own run.
+What happens to it (no memory, a crash, SIGKILL) stays there, its peak memory is its own, and
+nothing of the run before is left in torch. The processes are forked from a server that has imported
+everything already, so that each costs no more than its own run.
 """
 
 from __future__ import annotations
@@ -18,25 +18,41 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from smope.config import Config
+from smope.config.config import Config
 from smope.errors import UserError
-from smope.sweeps.jobs import last_line
+from smope.storage.sweep_manifest import last_line
 
 POLL = 0.2  # seconds between looks at whether the sweep is to stop
 
 
-def run_apart(config: Config, run_dir: Path, *, resume: bool, log: Path, quiet: bool, asked: Callable[[], bool]) -> int:
-    """Train in a process of its own and return how that ended: 0, or as a shell says it (128 + the signal's number).
+def run_apart(
+    config: Config,
+    run_dir: Path,
+    *,
+    resume: bool,
+    log: Path,
+    quiet: bool,
+    asked: Callable[[], bool],
+) -> int:
+    """Train in a process of its own and return how that ended: 0, or as a shell says it (128 + the
+    signal's number).
 
-    Once `asked` says so, the run gets SIGTERM, after which it saves a checkpoint and ends. What it prints goes to `log`
-    where it is to be `quiet`; without, only what it failed with does. Nothing is left of the log of a run that ended
-    well.
+    Once `asked` says so, the run gets SIGTERM, after which it saves a checkpoint and ends. What it
+    prints goes to `log` where it is to be `quiet`; without, only what it failed with does. Nothing
+    is left of the log of a run that ended well.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     process = _context().Process(
         target=_child,
-        args=(config, run_dir.absolute(), resume, log.absolute() if quiet else None, log.absolute(), dict(os.environ)),
+        args=(
+            config,
+            run_dir.absolute(),
+            resume,
+            log.absolute() if quiet else None,
+            log.absolute(),
+            dict(os.environ),
+        ),
     )
     process.start()
     told = False
@@ -66,7 +82,8 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
-        # joblib's workers have a method of their own, which the server's processes would look for in vain
+        # joblib's workers have a method of their own, which the server's processes would look for
+        # in vain
         multiprocessing.set_start_method("forkserver", force=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["smope.sweeps.server"])
@@ -87,7 +104,12 @@ def _settle(log: Path, code: int) -> None:
 
 
 def _child(
-    config: Config, run_dir: Path, resume: bool, output: Path | None, log: Path, environment: Mapping[str, str]
+    config: Config,
+    run_dir: Path,
+    resume: bool,
+    output: Path | None,
+    log: Path,
+    environment: Mapping[str, str],
 ) -> None:
     """The process itself."""
     os.environ.update(environment)
@@ -97,7 +119,7 @@ def _child(
     if output is not None:
         _redirect(output)
     try:
-        from smope.session import train
+        from smope.run.train import train
 
         train(config, _as_shown(run_dir), resume=resume)
     except KeyboardInterrupt as stop:
@@ -130,8 +152,10 @@ def _redirect(path: Path) -> None:
 
 
 def _report(error: Exception, log: Path | None) -> None:
-    """The traceback and, last, the error in a line: to the log, or where this process prints anyway."""
-    from smope.cli import one_line
+    """The traceback and, last, the error in a line: to the log, or where this process prints
+    anyway.
+    """
+    from smope.errors import one_line
 
     line = one_line(error) if isinstance(error, UserError | OSError | MemoryError) else repr(error)
     text = f"{''.join(traceback.format_exception(error))}\nsmope: error: {line}\n"

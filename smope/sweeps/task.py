@@ -1,4 +1,6 @@
-"""What a launcher calls for each job: in the sweep's process, in a worker's beside it, or on a machine of a cluster."""
+"""What a launcher calls for each job: in the sweep's process, in a worker's beside it, or on a
+machine of a cluster.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from smope.compose import plain_values
-from smope.config import Config, validate
+from smope.config.config import Config, validate
+from smope.config.hydra import plain_values
 from smope.errors import UserError
-from smope.runs import MOMENT, RunDirectory
+from smope.storage.run_directory import MOMENT, RunDirectory
 from smope.sweeps.jobs import Job, State, clear_stub, found_again, look, make_job
 from smope.sweeps.process import run_apart, stopped
 
@@ -33,9 +35,11 @@ class JobFailed(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """Runs one job, unless it is done or under way: another sweep may have come first while this one waited.
+    """Runs one job, unless it is done or under way: another sweep may have come first while this
+    one waited.
 
-    jobs: those of the sweep by `key`; a job that is not among them (a sweeper thought of it) gets its place here.
+    jobs: those of the sweep by `key`; a job that is not among them (a sweeper thought of it) gets
+    its place here.
     folder: the current one of the sweep, to which paths are relative wherever the job runs.
     stop: a file that exists once the sweep is to stop.
     process: the sweep's.
@@ -47,7 +51,8 @@ class Task:
     process: int = field(default_factory=os.getpid)
 
     def __call__(self, composed: Any) -> float | None:
-        """Returns the final average accuracy, for sweepers that look for the best; None of a run that is not finished.
+        """Returns the final average accuracy, for sweepers that look for the best; None of a run
+        that is not finished.
 
         JobFailed, after a line that says why, where the job failed.
         """
@@ -69,7 +74,9 @@ class Task:
             raise JobFailed(label) from None
 
     def _leave_ctrl_c_to_the_sweep(self) -> None:
-        """In a worker, which a terminal interrupts as well: it would die, and its run with it, instead of saving."""
+        """In a worker, which a terminal interrupts as well: it would die, and its run with it,
+        instead of saving.
+        """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -102,12 +109,18 @@ class Task:
             return _accuracy(job)
         if code == REFUSED and _is_anothers(job):
             return _accuracy(job)
-        print(f"smope: error: job {job.label}: {job.failure()}; log: {job.log}", file=sys.stderr, flush=True)
+        print(
+            f"smope: error: job {job.label}: {job.failure()}; log: {job.log}",
+            file=sys.stderr,
+            flush=True,
+        )
         raise JobFailed(job.label)
 
 
 def _is_anothers(job: Job) -> bool:
-    """Whether another sweep began the job in the same moment: it may lock it a little later, and writes to its log."""
+    """Whether another sweep began the job in the same moment: it may lock it a little later, and
+    writes to its log.
+    """
     end = time.monotonic() + MOMENT
     while (state := look(job)[0]) not in (State.IN_USE, State.FINISHED) and time.monotonic() < end:
         time.sleep(0.05)
@@ -122,11 +135,15 @@ def key(config: Config) -> tuple[str, str]:
 
 
 def _threads(jobs: int) -> int:
-    """The cores of a job of submitit: what Slurm gave it, or its share of this machine's, where all run at once."""
+    """The cores of a job of submitit: what Slurm gave it, or its share of this machine's, where
+    all run at once.
+    """
     given = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if given.isdigit():
         return int(given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // max(1, jobs))
 
 
@@ -136,11 +153,12 @@ def _accuracy(job: Job) -> float | None:
 
 
 class Announced:
-    """The signals with which a cluster announces a job's end, kept until the run has saved its checkpoint.
+    """The signals with which a cluster announces a job's end, kept until the run has saved its
+    checkpoint.
 
-    SIGUSR2: the time is up, or others come first; submitit's own answer queues the job again. SIGTERM: what comes is
-    Slurm's to decide, by queueing the job again or, after scancel, by ending it: a job that ended by itself would not
-    be queued again, so this one waits.
+    SIGUSR2: the time is up, or others come first; submitit's own answer queues the job again.
+    SIGTERM: what comes is Slurm's to decide, by queueing the job again or, after scancel, by ending
+    it: a job that ended by itself would not be queued again, so this one waits.
     """
 
     def __init__(self, active: bool) -> None:
@@ -163,7 +181,9 @@ class Announced:
             self.number = number
 
     def answer(self) -> None:
-        """Hand on what was announced, now that everything is saved; does nothing where nothing was."""
+        """Hand on what was announced, now that everything is saved; does nothing where nothing
+        was.
+        """
         if self.number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             end = time.monotonic() + PATIENCE
             while self.number == signal.SIGTERM and time.monotonic() < end:

@@ -1,1 +1,3 @@
-"""The one training loop and its parts: settings, schedules, class statistics and alignment, checkpoints."""
+"""The one training loop and its parts: settings, schedules, class statistics and alignment,
+checkpoints.
+"""

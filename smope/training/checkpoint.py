@@ -1,7 +1,7 @@
 """Checkpoints: a run at a task boundary or within a task, in one safetensors file.
 
-sealed.py has the format: no pickle, and a hash over all of it. The backbone is not in it; its sha256 is, and another
-backbone is refused.
+hashed_safetensors.py has the format: no pickle, and a hash over all of it. The backbone is not in
+it; its sha256 is, and another backbone is refused.
 
 checkpoints/TTT-SSSSSSSS.safetensors: TTT tasks done, SSSSSSSS training steps into the next one.
 """
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.methods.base import Method
-from smope.runs import RunDirectory, write_atomically
-from smope.sealed import OtherFormat, seal, unlike, unseal
-from smope.streams.base import Stream
+from smope.storage.files import write_atomically
+from smope.storage.hashed_safetensors import OtherFormat, seal, unlike, unseal
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import Stream
 
 FORMAT_VERSION = 2
 KEPT = 2
@@ -33,9 +34,11 @@ RECORD = {
 
 @dataclass(frozen=True)
 class Within:
-    """A place within a task: training steps taken in it, and what they left beside the method's own state.
+    """A place within a task: training steps taken in it, and what they left beside the method's own
+    state.
 
-    tensors: of optimizer, sums of losses, torch's generators; values: of gradient scaler and other generators, JSON.
+    tensors: of optimizer, sums of losses, torch's generators; values: of gradient scaler and other
+    generators, JSON.
     """
 
     steps: int
@@ -45,8 +48,11 @@ class Within:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tasks_done: tasks learned and evaluated; within: None at a task boundary; history: training/history.py as JSON;
-    context: the run's configuration and the process that computed it, JSON; state: Method.trained_state()."""
+    """tasks_done: tasks learned and evaluated; within: None at a task boundary; history:
+    training/history.py as JSON;
+    context: the run's configuration and the process that computed it, JSON; state:
+    Method.trained_state().
+    """
 
     path: Path
     tasks_done: int
@@ -67,8 +73,9 @@ def save_checkpoint(
     within: Within | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint; keep the last two, and the last task boundary. OSError, with the older ones as they were,
-    where it cannot be written."""
+    """Write a checkpoint; keep the last two, and the last task boundary. OSError, with the older
+    ones as they were, where it cannot be written.
+    """
     steps = within.steps if within else 0
     facts = {
         "tasks_done": tasks_done,
@@ -80,12 +87,16 @@ def save_checkpoint(
         "values": within.values if within else {},
     }
     groups = {"method": method.trained_state(), "within": within.tensors if within else {}}
-    tensors = {f"{group}.{key}": value for group, state in groups.items() for key, value in state.items()}
+    tensors = {
+        f"{group}.{key}": value for group, state in groups.items() for key, value in state.items()
+    }
     path = directory.checkpoints / f"{tasks_done:03d}-{steps:08d}.safetensors"
     try:
         write_atomically(path, seal(facts, tensors, FORMAT_VERSION))
     except OSError as error:
-        raise OSError(f"checkpoint {path}: cannot be written ({error.strerror}); those before it are kept") from error
+        raise OSError(
+            f"checkpoint {path}: cannot be written ({error.strerror}); those before it are kept"
+        ) from error
     paths = list_checkpoints(directory)
     boundaries = [path for path in paths if is_boundary(path)]
     for old in set(paths) - {*paths[-KEPT:], *boundaries[-1:]}:
@@ -95,7 +106,9 @@ def save_checkpoint(
 
 def list_checkpoints(directory: RunDirectory) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(path for path in directory.checkpoints.glob("*.safetensors") if NAME.fullmatch(path.name))
+    return sorted(
+        path for path in directory.checkpoints.glob("*.safetensors") if NAME.fullmatch(path.name)
+    )
 
 
 def is_boundary(path: Path) -> bool:
@@ -106,10 +119,11 @@ def is_boundary(path: Path) -> bool:
 def last_checkpoint(
     directory: RunDirectory, tell: Callable[[Path, UserError], object], *, boundary: bool = False
 ) -> Checkpoint | None:
-    """The last checkpoint that can be read, of a task `boundary` if so asked; None where there is none.
+    """The last checkpoint that can be read, of a task `boundary` if so asked; None where there is
+    none.
 
-    `tell` is given each later one that cannot be read, and why. UserError where all that is left is of another format:
-    that is no reason to start over.
+    `tell` is given each later one that cannot be read, and why. UserError where all that is left is
+    of another format: that is no reason to start over.
     """
     foreign = None
     for path in reversed(list_checkpoints(directory)):
@@ -149,21 +163,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def restore(method: Method, stream: Stream, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's state into a method on the same backbone and the same stream.
 
-    The method must have its final device and precision already, so that nothing is rounded on the way.
+    The method must have its final device and precision already, so that nothing is rounded on the
+    way.
     """
     for what, theirs, ours, key in (
-        ("backbone", checkpoint.backbone_sha256, method.backbone.identity.sha256, "backbone.weights"),
+        (
+            "backbone",
+            checkpoint.backbone_sha256,
+            method.backbone.identity.sha256,
+            "backbone.weights",
+        ),
         ("stream", checkpoint.stream_identity, stream.identity, "stream.root"),
     ):
         if theirs != ours:
             raise UserError(
-                f"checkpoint {checkpoint.path}: was trained on another {what} (sha256 {theirs[:12]}, "
+                f"checkpoint {checkpoint.path}: was trained on another {what} (sha256 "
+                f"{theirs[:12]}, "
                 f"here {ours[:12]}); give the same in {key}"
             )
     odd = unlike(method.trained_state(), checkpoint.state)
     if odd:
         raise UserError(
-            f"checkpoint {checkpoint.path}: does not fit {type(method).__name__} ({odd[0]} differs, {len(odd)} in "
+            f"checkpoint {checkpoint.path}: does not fit {type(method).__name__} ({odd[0]} "
+            f"differs, {len(odd)} in "
             "all); use the version of smope in run.json"
         )
     method.load_trained_state(checkpoint.state)

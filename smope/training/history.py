@@ -13,15 +13,20 @@ from smope.metrics import accuracy_matrix as metrics
 
 @dataclass
 class History:
-    """accuracy_matrix: one row a finished task, fractions; test_images: of each task; seconds: wall-clock totals, with
-    `wait` (of training steps for their images) as part of `train`; seconds_per_task: training, alignment and
-    evaluation together; seconds_of_task: of the one under way; images_trained: images that went through a step, and
-    `steps` those steps, which grow with each epoch that ends; images_evaluated: test images that were classified;
-    peak_memory: bytes of one process, see metrics/cost.py, the most of all those that this run has had."""
+    """accuracy_matrix: one row a finished task, fractions; test_images: of each task; seconds:
+    wall-clock totals, with `wait` (of training steps for their images) as part of `train`;
+    seconds_per_task: training, alignment and evaluation together; seconds_of_task: of the one under
+    way; images_trained: images that went through a step, and `steps` those steps, which grow with
+    each epoch that ends; images_evaluated: test images that were classified;
+    peak_memory: bytes of one process, see metrics/cost.py, the most of all those that this run has
+    had.
+    """
 
     test_images: list[int]
     accuracy_matrix: list[list[float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "align": 0.0, "eval": 0.0, "wait": 0.0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"train": 0.0, "align": 0.0, "eval": 0.0, "wait": 0.0}
+    )
     seconds_per_task: list[float] = field(default_factory=list)
     seconds_of_task: float = 0.0
     images_trained: int = 0
@@ -31,19 +36,27 @@ class History:
 
     @property
     def place(self) -> int:
-        """Where a tracker puts what is measured now: training steps so far, or tasks for a method that takes none."""
+        """Where a tracker puts what is measured now: training steps so far, or tasks for a method
+        that takes none.
+        """
         return self.steps or len(self.accuracy_matrix)
 
     @classmethod
     def read(cls, values: Mapping[str, Any], path: Path) -> History:
-        """What as_dict() gave, from the checkpoint `path`. UserError where it is none: hashes tell only that a file is
-        as it was written."""
+        """What as_dict() gave, from the checkpoint `path`. UserError where it is none: hashes tell
+        only that a file is as it was written.
+        """
         fresh = cls([]).as_dict()
         needed = {"test_images": None, **values}
-        odd = [key for key, value in needed.items() if key not in fresh or not _fits(key, value, fresh[key])]
+        odd = [
+            key
+            for key, value in needed.items()
+            if key not in fresh or not _fits(key, value, fresh[key])
+        ]
         if odd:
             raise UserError(
-                f"checkpoint {path}: its record of the run makes no sense ({', '.join(odd)}); delete it, then resume "
+                f"checkpoint {path}: its record of the run makes no sense ({', '.join(odd)}); "
+                f"delete it, then resume "
                 "from the one before"
             )
         return cls(**values)
@@ -57,7 +70,9 @@ class History:
         self.seconds_of_task += seconds
 
     def note_memory(self, now: dict[str, int]) -> None:
-        self.peak_memory |= {what: max(size, self.peak_memory.get(what, 0)) for what, size in now.items()}
+        self.peak_memory |= {
+            what: max(size, self.peak_memory.get(what, 0)) for what, size in now.items()
+        }
 
     def end_task(self, row: list[float]) -> None:
         """The task under way is done; `row` is the accuracy on each task so far."""
@@ -68,20 +83,29 @@ class History:
     def full_matrix(self) -> list[list[float | None]]:
         """T x T, None where nothing was measured."""
         tasks = len(self.test_images)
-        rows: list[list[float | None]] = [[*row, *([None] * (tasks - len(row)))] for row in self.accuracy_matrix]
+        rows: list[list[float | None]] = [
+            [*row, *([None] * (tasks - len(row)))] for row in self.accuracy_matrix
+        ]
         return rows + [[None] * tasks for _ in range(tasks - len(rows))]
 
     def scores(self) -> dict[str, float | None]:
         """The scores over the tasks learned so far, as fractions; None before the first."""
         matrix = self.accuracy_matrix
         if not matrix:
-            names = ("final_average_accuracy", "cumulative_average_accuracy", "forgetting", "sample_weighted_accuracy")
+            names = (
+                "final_average_accuracy",
+                "cumulative_average_accuracy",
+                "forgetting",
+                "sample_weighted_accuracy",
+            )
             return dict.fromkeys(names)
         return {
             "final_average_accuracy": metrics.final_average_accuracy(matrix),
             "cumulative_average_accuracy": metrics.cumulative_average_accuracy(matrix),
             "forgetting": metrics.forgetting(matrix),
-            "sample_weighted_accuracy": metrics.sample_weighted_accuracy(matrix[-1], self.test_images[: len(matrix)]),
+            "sample_weighted_accuracy": metrics.sample_weighted_accuracy(
+                matrix[-1], self.test_images[: len(matrix)]
+            ),
         }
 
     def record(self) -> dict[str, Any]:
@@ -95,8 +119,9 @@ class History:
         }
 
     def cost(self) -> dict[str, Any]:
-        """What was measured for the block `cost` of run.json; rates are over all seconds of a kind, passes after a
-        task's last step and checkpoints included."""
+        """What was measured for the block `cost` of run.json; rates are over all seconds of a kind,
+        passes after a task's last step and checkpoints included.
+        """
         return {
             "seconds": {what: self.seconds[what] for what in ("train", "align", "eval")},
             "images_per_second": {
@@ -112,7 +137,10 @@ def _fits(key: str, value: Any, example: Any) -> bool:
     """Whether a value from JSON can be that of a field which starts as `example`."""
     if key == "accuracy_matrix":
         rows: list[Any] = value if isinstance(value, list) else [None]
-        return all(_are_numbers(row, list) and len(row) == length for length, row in enumerate(rows, start=1))
+        return all(
+            _are_numbers(row, list) and len(row) == length
+            for length, row in enumerate(rows, start=1)
+        )
     if isinstance(example, list | dict):
         names = set(example)  # none where any will do, as in a list
         return _are_numbers(value, type(example)) and (not names or set(value) == names)
@@ -121,7 +149,9 @@ def _fits(key: str, value: Any, example: Any) -> bool:
 
 def _are_numbers(value: Any, kind: type) -> bool:
     """Whether `value` is a list or dict, as `kind` says, of numbers."""
-    return isinstance(value, kind) and all(map(_is_number, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, kind) and all(
+        map(_is_number, value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,9 @@
-"""SIGINT and SIGTERM: noted during a training step and answered after it, answered at once elsewhere.
+"""SIGINT and SIGTERM: noted during a training step and answered after it, answered at once
+elsewhere.
 
-Where several processes train together, they stop at the same place or they would wait for each other: a signal is noted
-wherever it comes and answered by all of them at the next batch, see `agree`.
+Where several processes train together, they stop at the same place or they would wait for each
+other: a signal is noted wherever it comes and answered by all of them at the next batch, see
+`agree`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from smope import parallel
+from smope.distributed import collectives
 from smope.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -36,12 +38,17 @@ class Interruption:
     def watching(self) -> Iterator[None]:
         """Answer signals until the end of the block; does nothing outside the main thread.
 
-        The first signal puts the handlers back that were there before, so a second one stops the process as ever. A
-        signal that is ignored (nohup, a background job of a script) stays ignored.
+        The first signal puts the handlers back that were there before, so a second one stops the
+        process as ever. A signal that is ignored (nohup, a background job of a script) stays
+        ignored.
         """
         if threading.current_thread() is threading.main_thread():
             handlers = {number: signal.getsignal(number) for number in SIGNALS}
-            self._before = {n: handler for n, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
+            self._before = {
+                n: handler
+                for n, handler in handlers.items()
+                if handler not in (None, signal.SIG_IGN)
+            }
             for number in self._before:
                 signal.signal(number, self._answer)
         try:
@@ -57,13 +64,15 @@ class Interruption:
             yield
         finally:
             self._held = False
-        if self._noted is not None and parallel.world() == 1:
+        if self._noted is not None and collectives.world() == 1:
             self._stop(self._noted)
 
     def agree(self) -> None:
-        """Called by all processes in the same place: where one of them has noted a signal, all stop here."""
-        if parallel.world() > 1:
-            [number] = parallel.largest([self._noted or 0])
+        """Called by all processes in the same place: where one of them has noted a signal, all
+        stop here.
+        """
+        if collectives.world() > 1:
+            [number] = collectives.largest([self._noted or 0])
             if number:
                 self._stop(number)
 
@@ -73,10 +82,10 @@ class Interruption:
 
     def _answer(self, number: int, _frame: FrameType | None) -> None:
         self._put_back()
-        if not self._held and parallel.world() == 1:
+        if not self._held and collectives.world() == 1:
             raise Interrupted(number)
         self._noted = number
-        if parallel.is_first():
+        if collectives.is_first():
             with suppress(OSError):
                 os.write(2, NOTICE)  # print may be what the signal came into
 

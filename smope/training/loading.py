@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from smope.errors import UserError
-from smope.streams.base import TaskImages
-from smope.streams.transforms import Batch, collate, resample
+from smope.streams.pixels.transforms import Batch, collate, resample
+from smope.streams.stream import TaskImages
 
 MOST_WORKERS = 4
 
 
 def in_order(count: int, size: int, least: int = 1) -> list[list[int]]:
-    """Every one of `count` images once, the last batch as large as it comes out; joined to the one before where it has
-    fewer than `least` images, which may be as many as there are processes."""
+    """Every one of `count` images once, the last batch as large as it comes out; joined to the one
+    before where it has fewer than `least` images, which may be as many as there are processes.
+    """
     batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
     if len(batches) > 1 and len(batches[-1]) < least:
         batches[-2:] = [batches[-2] + batches[-1]]
@@ -27,9 +28,12 @@ def in_order(count: int, size: int, least: int = 1) -> list[list[int]]:
 
 
 def shuffled(count: int, size: int, seed: int) -> list[list[int]]:
-    """An epoch's whole batches: a permutation of `count` images cut into pieces, an incomplete last one dropped."""
+    """An epoch's whole batches: a permutation of `count` images cut into pieces, an incomplete
+    last one dropped.
+    """
     generator = torch.Generator().manual_seed(seed)
-    # DataLoader draws one number before it shuffles; so does this, for the same order as with shuffle=True
+    # DataLoader draws one number before it shuffles; so does this, for the same order as with
+    # shuffle=True
     torch.empty((), dtype=torch.int64).random_(generator=generator)
     order = torch.randperm(count, generator=generator).tolist()
     return [order[start : start + size] for start in range(0, count - size + 1, size)]
@@ -38,7 +42,8 @@ def shuffled(count: int, size: int, seed: int) -> list[list[int]]:
 def choose_workers(wanted: int | None, images: TaskImages, device: torch.device) -> int:
     """`wanted`, or where that is None, processes that read images while an accelerator computes.
 
-    Pixels that are in memory need no reading, and on a CPU the processes would only take turns with the training.
+    Pixels that are in memory need no reading, and on a CPU the processes would only take turns with
+    the training.
     """
     if wanted is not None:
         return wanted
@@ -47,12 +52,17 @@ def choose_workers(wanted: int | None, images: TaskImages, device: torch.device)
 
 
 def load(
-    images: TaskImages, batches: Sequence[list[int]], device: torch.device, dtype: torch.dtype, workers: int
+    images: TaskImages,
+    batches: Sequence[list[int]],
+    device: torch.device,
+    dtype: torch.dtype,
+    workers: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (B, 3, S, S) of `dtype` in [0, 1] and labels (B,) on `device`, for each batch of indices.
+    """Images (B, 3, S, S) of `dtype` in [0, 1] and labels (B,) on `device`, for each batch of
+    indices.
 
-    No global generator is drawn from, so the batches that are left of an epoch are the same as in the whole of it.
-    UserError where an image cannot be read or a worker has died.
+    No global generator is drawn from, so the batches that are left of an epoch are the same as in
+    the whole of it. UserError where an image cannot be read or a worker has died.
     """
     loader = DataLoader(
         images.parts,
@@ -70,15 +80,20 @@ def load(
 
 
 def _own_errors(loader: DataLoader) -> Iterator[Batch]:
-    """The batches of a loader; what goes wrong in a worker process is said in one line, as without workers."""
+    """The batches of a loader; what goes wrong in a worker process is said in one line, as without
+    workers.
+    """
     try:
         yield from loader
     except UserError as error:
-        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from error
+        raise UserError(
+            str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)
+        ) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a process that reads images has died ({str(error).splitlines()[0]}), perhaps for lack of memory; "
+            f"a process that reads images has died ({str(error).splitlines()[0]}), perhaps for "
+            f"lack of memory; "
             f"lower trainer.num_workers={loader.num_workers}"
         ) from error

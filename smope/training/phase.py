@@ -1,4 +1,6 @@
-"""One phase of training as it goes: a step at a time, and all of it that a resumed run has to get back."""
+"""One phase of training as it goes: a step at a time, and all of it that a resumed run has to get
+back.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smope import parallel
+from smope.distributed import collectives
 from smope.errors import UserError
 from smope.methods.base import Method, Phase, TaskSpan
 from smope.training.precision import AUTOCAST, autocast
@@ -16,15 +18,17 @@ from smope.training.settings import TrainerSettings
 
 
 def make_optimizer(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:
-    """What phases and alignment train with. Fused: one kernel that passes over the parameters once, about five times as
-    fast for 2,500 experts a head."""
+    """What phases and alignment train with. Fused: one kernel that passes over the parameters once,
+    about five times as fast for 2,500 experts a head.
+    """
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
 class RunningPhase:
     """Optimizer, schedule and gradient scaler of one phase, and the epoch's losses so far.
 
-    first: steps of the task before this phase; steps: those of an epoch; done: those of this phase taken so far.
+    first: steps of the task before this phase; steps: those of an epoch; done: those of this phase
+    taken so far.
     """
 
     def __init__(
@@ -48,7 +52,9 @@ class RunningPhase:
         self.done = 0
         groups = method.parameter_groups(settings.learning_rate)
         self._bases: list[float] = [group["lr"] for group in groups]
-        self._trained: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        self._trained: list[nn.Parameter] = [
+            parameter for group in groups for parameter in group["params"]
+        ]
         self._optimizer = make_optimizer(groups, settings.weight_decay)
         half = settings.precision == "float16" and device.type == "cuda"
         self._scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -76,13 +82,15 @@ class RunningPhase:
         return [group["lr"] for group in self._optimizer.param_groups]
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Train on one batch, or on this process's share of it; returns the losses of the whole batch and their sum,
-        `loss`, without gradient. UserError, with nothing changed, where the sum is not finite."""
+        """Train on one batch, or on this process's share of it; returns the losses of the whole
+        batch and their sum, `loss`, without gradient. UserError, with nothing changed, where the
+        sum is not finite.
+        """
         for group, base in zip(self._optimizer.param_groups, self._bases, strict=True):
             step = self.phase.start * self.steps + self.done
             group["lr"] = self._schedule(base, step, step // self.steps)
         self._optimizer.zero_grad()
-        losses = parallel.sum_gradients(self._trained, self._backward(images, labels))
+        losses = collectives.sum_gradients(self._trained, self._backward(images, labels))
         # An accelerator is waited for here: the step is not taken before its loss is known.
         if not torch.isfinite(losses["loss"]):
             raise UserError(self._not_finite(losses["loss"].item()))
@@ -94,11 +102,15 @@ class RunningPhase:
         return losses
 
     def _backward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Gradients and losses of these images, part by part, each weighted by its part of the whole batch."""
-        whole = len(labels) if parallel.world() == 1 else self.settings.batch_size
+        """Gradients and losses of these images, part by part, each weighted by its part of the
+        whole batch.
+        """
+        whole = len(labels) if collectives.world() == 1 else self.settings.batch_size
         parts = self.settings.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}
-        for some, theirs in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        for some, theirs in zip(
+            images.tensor_split(parts), labels.tensor_split(parts), strict=True
+        ):
             with autocast(self.settings.precision, self.device):
                 losses = self.method.losses(some, theirs, self.span)
                 total = torch.stack(list(losses.values())).sum()
@@ -117,7 +129,11 @@ class RunningPhase:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `load` wants back, beside the method's own state: tensors, and plain JSON values."""
         kept = self._optimizer.state_dict()["state"]
-        optimizer = {f"optimizer.{index}.{name}": value for index in kept for name, value in kept[index].items()}
+        optimizer = {
+            f"optimizer.{index}.{name}": value
+            for index in kept
+            for name, value in kept[index].items()
+        }
         sums = {f"sums.{name}": value for name, value in self._sums.items()}
         return {**optimizer, **sums}, self._scaler.state_dict()
 
@@ -142,7 +158,8 @@ class RunningPhase:
         task, precision = self.span.index + 1, self.settings.precision
         other = " or use trainer.precision=float32" if precision in AUTOCAST else ""
         return (
-            f"the loss became {loss} in step {self.position + 1} of task {task} ({self.phase.name}, "
+            f"the loss became {loss} in step {self.position + 1} of task {task} "
+            f"({self.phase.name}, "
             f"epoch {epoch + 1}, batch {batch + 1} of {self.steps}); "
             f"lower trainer.learning_rate={self.settings.learning_rate}{other}"
         )

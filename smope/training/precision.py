@@ -26,8 +26,9 @@ def full_precision(precision: str) -> torch.dtype:
 
 @torch.no_grad()
 def evaluated(method: Method, images: Tensor, precision: str) -> Tensor:
-    """images (B, 3, S, S) in [0, 1] -> logits (B, num_classes): features in `precision`, classified in full precision,
-    for rounded logits have ties."""
+    """images (B, 3, S, S) in [0, 1] -> logits (B, num_classes): features in `precision`, classified
+    in full precision, for rounded logits have ties.
+    """
     with autocast(precision, images.device):
         features = method.features(images).to(full_precision(precision))
     return method.classify(features)

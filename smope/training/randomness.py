@@ -1,4 +1,6 @@
-"""The global generators that a method may draw from: torch's on the CPU and on the device, numpy's and Python's."""
+"""The global generators that a method may draw from: torch's on the CPU and on the device, numpy's
+and Python's.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,24 @@ def seed_generators(seed: int) -> None:
 
 
 def generator_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Their states: torch's as tensors (uint8) by the name of the device, the others as plain JSON values."""
+    """Their states: torch's as tensors (uint8) by the name of the device, the others as plain JSON
+    values.
+    """
     tensors = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["cuda"] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
         tensors["mps"] = torch.mps.get_rng_state()
     kind, keys, *rest = numpy.random.get_state()
-    return tensors, {"numpy": [kind, numpy.asarray(keys).tolist(), *rest], "python": random.getstate()}
+    return tensors, {
+        "numpy": [kind, numpy.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+    }
 
 
-def restore_generators(tensors: dict[str, Tensor], values: dict[str, Any], device: torch.device) -> None:
+def restore_generators(
+    tensors: dict[str, Tensor], values: dict[str, Any], device: torch.device
+) -> None:
     """Put generator_states() back; the state of a device that this is not is left out."""
     torch.set_rng_state(tensors["cpu"])
     if device.type == "cuda" and "cuda" in tensors:

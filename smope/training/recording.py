@@ -1,17 +1,22 @@
-"""What evaluation saw, kept for the analysis: logits, chosen experts, keys and values, after each task.
+"""What evaluation saw, kept for the analysis: logits, chosen experts, keys and values, after each
+task.
 
 analysis/images.safetensors    once: of every task's test images, in the order of tasks
-    labels (N,) uint16, tasks (N,) uint16 (which task evaluates the image), source_index (N,) uint32;
-    examples (n, s, s, 3) uint8, a few of the images, small, and example_of (n,) uint32, which ones
-analysis/task-TTT.safetensors  after TTT tasks, for the first M of these images: those of the tasks seen so far, or all
-    logits (M, C) float16 over the C classes seen so far, less the largest of the image, which is in top (M,) float32:
-    what they differ by is kept however large they are; predicted (M,) uint16, decided before they were rounded;
-    experts.B (M, H, K) uint8 or uint16, keys.B and values.B (H, E, D) float32, counts.B (H, E) int64 of the B-th
-    prompted block, where the method has experts; no choices where every expert is used
+    labels (N,) uint16, tasks (N,) uint16 (which task evaluates the image), source_index (N,)
+    uint32; examples (n, s, s, 3) uint8, a few of the images, small, and example_of (n,) uint32,
+    which ones
+analysis/task-TTT.safetensors  after TTT tasks, for the first M of these images: those of the tasks
+                               seen so far, or all
+    logits (M, C) float16 over the C classes seen so far, less the largest of the image, which is in
+    top (M,) float32: what they differ by is kept however large they are; predicted (M,) uint16,
+    decided before they were rounded; experts.B (M, H, K) uint8 or uint16, keys.B and values.B (H,
+    E, D) float32, counts.B (H, E) int64 of the B-th prompted block, where the method has experts;
+    no choices where every expert is used
 
-With ViT-B/16, SMoPE and CIFAR-100 in 10 tasks, `trainer.record=seen` writes 37 MB over the run (logits 7.9, experts
-19.8, keys and values 9.2) and computes nothing more; `all` also evaluates the tasks to come, 45,000 forward passes more
-than the 55,000 of every run, and writes 56 MB. Nothing that is trained or scored changes: no random number is drawn.
+With ViT-B/16, SMoPE and CIFAR-100 in 10 tasks, `trainer.record=seen` writes 37 MB over the run
+(logits 7.9, experts 19.8, keys and values 9.2) and computes nothing more; `all` also evaluates the
+tasks to come, 45,000 forward passes more than the 55,000 of every run, and writes 56 MB. Nothing
+that is trained or scored changes: no random number is drawn.
 """
 
 from __future__ import annotations
@@ -25,10 +30,11 @@ import torch.nn.functional as F
 from safetensors.numpy import save
 from torch import Tensor
 
-from smope import parallel
+from smope.distributed import collectives
 from smope.methods.base import Method, TaskSpan
-from smope.runs import RunDirectory, write_atomically
-from smope.streams.base import Stream, Task
+from smope.storage.files import write_atomically
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import Stream, Task
 from smope.training.settings import Record
 
 FORMAT_VERSION = 1
@@ -52,8 +58,9 @@ class Recorder:
         self._batches = []
 
     def add(self, logits: Tensor, method: Method) -> None:
-        """One batch of test images was classified; logits (B, C) over the classes seen so far, of the whole batch where
-        several processes have a share of it each."""
+        """One batch of test images was classified; logits (B, C) over the classes seen so far, of
+        the whole batch where several processes have a share of it each.
+        """
         if not self.open:
             return
         kept = logits.float().clamp(-LARGEST, LARGEST)
@@ -67,7 +74,7 @@ class Recorder:
             num_experts = routing.scores.shape[-1]
             if routing.expert_ids.shape[-1] < num_experts:
                 small = torch.uint8 if num_experts <= 256 else torch.int32
-                batch[f"experts.{block}"] = parallel.gathered(routing.expert_ids.to(small))
+                batch[f"experts.{block}"] = collectives.gathered(routing.expert_ids.to(small))
         self._batches.append({key: value.cpu() for key, value in batch.items()})
 
     def tasks_to_come(self, span: TaskSpan) -> range:
@@ -84,8 +91,13 @@ class Recorder:
         images = directory.analysis / "images.safetensors"
         if not images.exists():
             _write(images, _describe_images(self.stream))
-        arrays = {key: _small(key, torch.cat([batch[key] for batch in batches])) for key in batches[0]}
-        _write(directory.analysis / f"task-{span.index + 1:03d}.safetensors", arrays | _experts_of(method))
+        arrays = {
+            key: _small(key, torch.cat([batch[key] for batch in batches])) for key in batches[0]
+        }
+        _write(
+            directory.analysis / f"task-{span.index + 1:03d}.safetensors",
+            arrays | _experts_of(method),
+        )
 
 
 def _small(key: str, tensor: Tensor) -> numpy.ndarray:
@@ -99,7 +111,11 @@ def _experts_of(method: Method) -> dict[str, numpy.ndarray]:
     for block, bank in enumerate(method.experts):
         with torch.no_grad():
             keys, values = (rows.detach().float().cpu().numpy() for rows in bank())
-        arrays |= {f"keys.{block}": keys, f"values.{block}": values, f"counts.{block}": bank.counts.cpu().numpy()}
+        arrays |= {
+            f"keys.{block}": keys,
+            f"values.{block}": values,
+            f"counts.{block}": bank.counts.cpu().numpy(),
+        }
     return arrays
 
 
@@ -110,10 +126,16 @@ def _describe_images(stream: Stream) -> dict[str, numpy.ndarray]:
     chosen = [(task, index) for task in stream.tasks for index in _examples_of(task)]
     return {
         "labels": numpy.array([label for test in tests for label in test.targets], numpy.uint16),
-        "tasks": numpy.repeat(numpy.arange(len(tests), dtype=numpy.uint16), [len(test) for test in tests]),
-        "source_index": numpy.array([index for test in tests for index in test.source_index], numpy.uint32),
+        "tasks": numpy.repeat(
+            numpy.arange(len(tests), dtype=numpy.uint16), [len(test) for test in tests]
+        ),
+        "source_index": numpy.array(
+            [index for test in tests for index in test.source_index], numpy.uint32
+        ),
         "examples": numpy.stack([_thumbnail(task.test[index][0]) for task, index in chosen]),
-        "example_of": numpy.array([start[task.index] + index for task, index in chosen], numpy.uint32),
+        "example_of": numpy.array(
+            [start[task.index] + index for task, index in chosen], numpy.uint32
+        ),
     }
 
 

@@ -1,7 +1,8 @@
 """Learning rates step by step, as the authors' program uses them.
 
-Every function here maps a group's base rate and a step (or epoch), both counted from 0, to the rate used there. `lag`
-reproduces the program's order of calls: the first step runs at the full base rate and each later one a step late.
+Every function here maps a group's base rate and a step (or epoch), both counted from 0, to the rate
+used there. `lag` reproduces the program's order of calls: the first step runs at the full base rate
+and each later one a step late.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ Rate = Callable[[float, int, int], float]
 """(base rate, step of the phase, epoch of the phase) -> rate."""
 
 
-def warm_frozen_cosine(base: float, step: int, total_steps: int, frozen_steps: int, lag: bool = True) -> float:
-    """`frozen_steps` steps at 1e-6, then a cosine from `base` to 1e-6 over the rest of `total_steps`, then 1e-6.
+def warm_frozen_cosine(
+    base: float, step: int, total_steps: int, frozen_steps: int, lag: bool = True
+) -> float:
+    """`frozen_steps` steps at 1e-6, then a cosine from `base` to 1e-6 over the rest of
+    `total_steps`, then 1e-6.
 
     With lag the first step runs at `base` and the frozen ones are steps 1 to `frozen_steps`.
     """
@@ -41,8 +45,10 @@ def epoch_cosine(base: float, epoch: int, epochs: int, lag: bool = True) -> floa
 
 
 def alignment_cosine(base: float, step: int, total_steps: int, lag: bool = True) -> float:
-    """A cosine from `base` to 1e-6 over `total_steps`. With lag the first step runs at ten times `base`: the program
-    creates its optimizer with the unscaled rate, and the schedule takes over a step late."""
+    """A cosine from `base` to 1e-6 over `total_steps`. With lag the first step runs at ten times
+    `base`: the program creates its optimizer with the unscaled rate, and the schedule takes over a
+    step late.
+    """
     if lag and step == 0:
         return 10 * base
     return warm_frozen_cosine(base, step, total_steps, frozen_steps=0, lag=lag)
@@ -55,8 +61,10 @@ def make_schedule(settings: TrainerSettings, epochs: int, steps_per_epoch: int) 
     total_steps = (settings.iter_step or steps_per_epoch) * epochs
     if settings.frozen_steps >= total_steps:
         raise UserError(
-            f"trainer.frozen_steps={settings.frozen_steps} must be below the steps of the shortest phase, "
-            f"{total_steps} ({epochs} epochs of {settings.iter_step or steps_per_epoch}); lower it or train longer"
+            f"trainer.frozen_steps={settings.frozen_steps} must be below the steps of the "
+            f"shortest phase, "
+            f"{total_steps} ({epochs} epochs of {settings.iter_step or steps_per_epoch}); lower "
+            f"it or train longer"
         )
     return lambda base, step, _epoch: warm_frozen_cosine(
         base, step, total_steps, settings.frozen_steps, settings.schedule_lag

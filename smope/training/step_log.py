@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, stack
 
-from smope.report.trackers import Tracker
+from smope.trackers.base import Tracker
 
 WINDOW = 50  # steps
 
 
 class StepLog:
-    """Gathers losses and learning rates of training steps, and hands them on WINDOW steps at a time.
+    """Gathers losses and learning rates of training steps, and hands them on WINDOW steps at a
+    time.
 
-    Losses stay on the device until then: an accelerator is waited for once a window, not once a step.
+    Losses stay on the device until then: an accelerator is waited for once a window, not once a
+    step.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -24,7 +26,9 @@ class StepLog:
         self._rates: list[Sequence[float]] = []
 
     def add(self, step: int, losses: Mapping[str, Tensor], rates: Sequence[float]) -> None:
-        """One step: its number in the run, from 1; scalar losses without gradient; a rate an optimizer group."""
+        """One step: its number in the run, from 1; scalar losses without gradient; a rate an
+        optimizer group.
+        """
         if not self._tracker.wants_steps:
             return
         if not self._losses:
@@ -41,12 +45,18 @@ class StepLog:
             return
         values = iter(stack([value.float() for step in losses for value in step.values()]).tolist())
         rows = [
-            {**{name: next(values) for name in step}, **_named(own)} for step, own in zip(losses, rates, strict=True)
+            {**{name: next(values) for name in step}, **_named(own)}
+            for step, own in zip(losses, rates, strict=True)
         ]
         self._tracker.log_steps(rows, first=self._first)
 
 
 def _named(rates: Sequence[float]) -> dict[str, float]:
-    """learning_rate is the last group's, the classifier's, as in metrics.csv; the others are numbered from 1."""
+    """learning_rate is the last group's, the classifier's, as in metrics.csv; the others are
+    numbered from 1.
+    """
     *others, last = rates
-    return {"learning_rate": last, **{f"learning_rate_group_{n}": rate for n, rate in enumerate(others, 1)}}
+    return {
+        "learning_rate": last,
+        **{f"learning_rate_group_{n}": rate for n, rate in enumerate(others, 1)},
+    }

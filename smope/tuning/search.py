@@ -1,4 +1,6 @@
-"""A search from its description to its table: trial after trial, each a run of the first tasks in this process."""
+"""A search from its description to its table: trial after trial, each a run of the first tasks in
+this process.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from smope.config import Config, chosen_name, flatten, may_move, replaced
+from smope.config.config import Config, chosen_name, replaced
+from smope.config.identity import flatten, may_move
 from smope.errors import UserError
 from smope.metrics.accuracy_matrix import Matrix, average_accuracy, cumulative_average_accuracy
-from smope.session import EndEarly, Part, prepare, train
+from smope.run.prepare import prepare
+from smope.run.train import EndEarly, Part, train
 from smope.training.history import History
 from smope.tuning.settings import TuneSettings
 from smope.tuning.space import Space, present, without_steps
@@ -29,8 +33,9 @@ FAILURES = 3  # trials in a row without a score, after which something else is w
 class Search:
     """What `smope tune` was asked for.
 
-    config: of the trials. changes: the user's own entries of the space. command: this one, to give again. train: the
-    arguments of `smope train` that run the configuration as it is meant to be, on all tasks and judged on test images.
+    config: of the trials. changes: the user's own entries of the space. command: this one, to give
+    again. train: the arguments of `smope train` that run the configuration as it is meant to be, on
+    all tasks and judged on test images.
     """
 
     config: Config
@@ -56,7 +61,11 @@ def search(asked: Search) -> None:
         try:
             scored = _run(claim, study, asked)
         except KeyboardInterrupt:
-            print(f"stopped in trial {claim.number}; the same command goes on with it: {asked.command}", flush=True)
+            print(
+                f"stopped in trial {claim.number}; the same command goes on with it: "
+                f"{asked.command}",
+                flush=True,
+            )
             raise
         finally:
             study.let_go()
@@ -64,7 +73,8 @@ def search(asked: Search) -> None:
         failures = 0 if scored else failures + 1
         if failures == FAILURES:
             raise UserError(
-                f"{FAILURES} trials in a row have no score, the last for the reason above; change the space, or, once "
+                f"{FAILURES} trials in a row have no score, the last for the reason above; change "
+                f"the space, or, once "
                 f"that is put right, give the same command again: {asked.command}"
             )
     write(study, judged)
@@ -77,7 +87,9 @@ def _look(asked: Search) -> tuple[Search, Judged]:
     try:
         experiment, trainer = prepare(asked.config, settings.first_tasks)
     except UserError as error:
-        raise UserError(f"tune.{error}" if str(error).startswith("first_tasks") else str(error)) from error
+        raise UserError(
+            f"tune.{error}" if str(error).startswith("first_tasks") else str(error)
+        ) from error
     stream = experiment.stream
     if not any(trainer.steps(span) for span in trainer.spans):
         method = chosen_name(asked.config.method["_target_"])
@@ -95,7 +107,9 @@ def _look(asked: Search) -> tuple[Search, Judged]:
 
 
 def _description(asked: Search, judged: Judged) -> dict[str, Any]:
-    """What a study's folder is known by: scores of two descriptions that differ cannot be compared."""
+    """What a study's folder is known by: scores of two descriptions that differ cannot be
+    compared.
+    """
     flat = flatten(asked.config.as_dict())
     kept = {
         k: v
@@ -116,29 +130,45 @@ def _digest(asked: Search, judged: Judged) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _heading(asked: Search, judged: Judged, folder: Path, own: Mapping[str, Any] | None) -> list[str]:
+def _heading(
+    asked: Search, judged: Judged, folder: Path, own: Mapping[str, Any] | None
+) -> list[str]:
     settings, images = asked.settings, sum(judged.images)
     lines = [
-        f"{judged.score.replace('_', ' ')} on {images} {judged.ranked_on} images of the first {judged.first_tasks} of "
+        f"{judged.score.replace('_', ' ')} on {images} {judged.ranked_on} images of the first "
+        f"{judged.first_tasks} of "
         f"{judged.all_tasks} tasks, {settings.trials} trials in all",
         *(f"  {key}: {dimension}" for key, dimension in asked.space.items()),
     ]
     if judged.first_tasks == judged.all_tasks:
-        lines.append("the search sees every task of the stream: nothing of it is left that it does not know")
+        lines.append(
+            "the search sees every task of the stream: nothing of it is left that it does not know"
+        )
     if judged.mark:
         lines.append(judged.mark)
     if settings.defaults_first:
-        where = "are the first trial" if own is not None else "lie outside the space and are not tried"
+        where = (
+            "are the first trial" if own is not None else "lie outside the space and are not tried"
+        )
         lines.append(f"the configuration's own values {where}")
     return [*lines, f"study: {folder}"]
 
 
 def _run(claim: Claim, study: Study, asked: Search) -> bool:
-    """One trial, from where it is to its end, and what Optuna is told of it; whether it has a score."""
+    """One trial, from where it is to its end, and what Optuna is told of it; whether it has a
+    score.
+    """
     values = ", ".join(f"{key}={short(value)}" for key, value in claim.values.items())
-    print(f"trial {claim.number}: {values}{' (killed before, going on)' if claim.resume else ''}", flush=True)
+    print(
+        f"trial {claim.number}: {values}{' (killed before, going on)' if claim.resume else ''}",
+        flush=True,
+    )
     reports = _Reports(claim, study, asked.settings)
-    part = Part(asked.settings.first_tasks, reports.after_task, {"searched": True, "ranked_on": asked.settings.rank_on})
+    part = Part(
+        asked.settings.first_tasks,
+        reports.after_task,
+        {"searched": True, "ranked_on": asked.settings.rank_on},
+    )
     try:
         config = replaced(asked.config, claim.values)
         if not claim.resume and claim.run_dir.exists():  # killed before anything was in it
@@ -152,7 +182,10 @@ def _run(claim: Claim, study: Study, asked: Search) -> bool:
     claim.trial.set_user_attr("seconds", sum(record["seconds"]["per_task"]))
     if record["status"] == "ended early":
         study.optuna.tell(claim.trial, state=TrialState.PRUNED)
-        print(f"trial {claim.number}: ended early, below the median of the others after this task", flush=True)
+        print(
+            f"trial {claim.number}: ended early, below the median of the others after this task",
+            flush=True,
+        )
     else:
         matrix = record["accuracy_matrix"]
         score = _score(matrix, asked.settings)
@@ -179,7 +212,10 @@ class _Reports:
         done = len(history.accuracy_matrix)
         score = _score(history.accuracy_matrix, self.settings)
         if done < self.settings.first_tasks:
-            print(f"  after task {done} of {self.settings.first_tasks}: {100 * score:.2f} %", flush=True)
+            print(
+                f"  after task {done} of {self.settings.first_tasks}: {100 * score:.2f} %",
+                flush=True,
+            )
             if self.claim.trial.should_prune():
                 raise EndEarly
 

@@ -1,4 +1,7 @@
-"""What a search is told beside the configuration of its runs: the keys `tune.*`. Imports neither torch nor Optuna."""
+"""What a search is told beside the configuration of its runs: the keys `tune.*`.
+
+Imports neither torch nor Optuna.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from smope.compose import load_choice, read_values
+from smope.config.conf_files import load_choice
+from smope.config.overrides import read_values
+from smope.config.ranges import Rule, at_least
+from smope.config.signatures import keys_of
+from smope.config.value_types import convert, describe, fits, shown
 from smope.errors import UserError
-from smope.plain_types import convert, describe, fits, shown
-from smope.rules import Rule, at_least
-from smope.schema import keys_of
 
 OWN = re.compile(r"\+{0,2}tune(\.[\w.]+)?=")
 RULES = {
@@ -26,14 +30,18 @@ RULES = {
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """The protocol of a search, and how much of it there is; conf/tune/default.yaml says what each key does.
+    """The protocol of a search, and how much of it there is; conf/tune/default.yaml says what each
+    key does.
 
-    Tuning on the first tasks alone, of which nothing later is known, follows Chaudhry et al. 2019 (arXiv 1812.00420),
-    whose first three tasks of a stream serve for it; here their validation images judge, not their test images.
+    Tuning on the first tasks alone, of which nothing later is known, follows Chaudhry et al. 2019
+    (arXiv 1812.00420), whose first three tasks of a stream serve for it; here their validation
+    images judge, not their test images.
     """
 
     first_tasks: int = 3
-    score: Literal["final_average_accuracy", "cumulative_average_accuracy"] = "final_average_accuracy"
+    score: Literal["final_average_accuracy", "cumulative_average_accuracy"] = (
+        "final_average_accuracy"
+    )
     rank_on: Literal["validation", "test"] = "validation"
     validation_fraction: float = 0.2
     trials: int = 20
@@ -45,7 +53,9 @@ class TuneSettings:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What decides whether two scores can be compared; the amount and the way of searching do not."""
+        """What decides whether two scores can be compared; the amount and the way of searching do
+        not.
+        """
         kept = ("first_tasks", "score", "rank_on")
         return {key: value for key, value in asdict(self).items() if key in kept}
 
@@ -59,27 +69,35 @@ def separate(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 def read_settings(
     texts: Sequence[str], config_dirs: Sequence[Path]
 ) -> tuple[TuneSettings, dict[str, Any], dict[str, Any]]:
-    """The settings, and the search space as it was written: that of the chosen file, and what overrides say of it.
+    """The settings, and the search space as it was written: that of the chosen file, and what
+    overrides say of it.
 
     UserError for a key that does not exist and a value that does not fit.
     """
     given = read_values(texts)
     name = given.pop("tune", "default")
     if not isinstance(name, str):
-        raise UserError(f"tune={shown(name)} is no choice; it must be the name of a file in conf/tune")
+        raise UserError(
+            f"tune={shown(name)} is no choice; it must be the name of a file in conf/tune"
+        )
     values = load_choice("tune", name, config_dirs)
     space = values.pop("space", None) or {}
     if not isinstance(space, dict):
         raise UserError(
-            f"tune={name}: space must be a mapping of keys to ranges or lists; correct conf/tune/{name}.yaml"
+            f"tune={name}: space must be a mapping of keys to ranges or lists; correct "
+            f"conf/tune/{name}.yaml"
         )
     changes: dict[str, Any] = {}
     for key, value in given.items():
         key = key.removeprefix("tune.")
-        if key == "space" and isinstance(value, dict):  # the whole space at once replaces that of the file
+        # the whole space at once replaces that of the file
+        if key == "space" and isinstance(value, dict):
             space, changes = {}, dict(value)
         elif key == "space":
-            raise UserError(f"tune.space={shown(value)}: must map keys to ranges or lists; write tune.space.KEY=...")
+            raise UserError(
+                f"tune.space={shown(value)}: must map keys to ranges or lists; write "
+                f"tune.space.KEY=..."
+            )
         elif key.startswith("space."):
             changes[key.removeprefix("space.")] = value
         else:
@@ -92,12 +110,19 @@ def _checked(values: Mapping[str, Any]) -> TuneSettings:
     for name, value in values.items():
         if name not in keys:
             near = difflib.get_close_matches(name, [*keys, "space"], n=1)
-            hint = f"did you mean tune.{near[0]}?" if near else f"keys of tune are {', '.join([*keys, 'space'])}"
+            hint = (
+                f"did you mean tune.{near[0]}?"
+                if near
+                else f"keys of tune are {', '.join([*keys, 'space'])}"
+            )
             raise UserError(f"unknown key tune.{name}={shown(value)}; {hint}")
         if not fits(value, keys[name].kind):
             text = f"tune.{name} must be {describe(keys[name].kind)}, got {shown(value)}"
             raise UserError(f"{text}; write for example tune.{name}={shown(keys[name].default)}")
         rule = RULES.get(name)
         if rule and not rule.holds(value):
-            raise UserError(f"tune.{name} must be {rule.text}, got {shown(value)}; write tune.{name}={rule.example}")
+            raise UserError(
+                f"tune.{name} must be {rule.text}, got {shown(value)}; write "
+                f"tune.{name}={rule.example}"
+            )
     return TuneSettings(**{name: convert(value, keys[name].kind) for name, value in values.items()})

@@ -1,6 +1,8 @@
-"""The search space: for each key of the configuration a range or a choice, typed and checked before anything runs.
+"""The search space: for each key of the configuration a range or a choice, typed and checked before
+anything runs.
 
-{low: 1e-4, high: 1e-2, log: true}   a number in between, even on a logarithmic scale; a whole number where the key is
+{low: 1e-4, high: 1e-2, log: true}   a number in between, even on a logarithmic scale; a whole
+                                     number where the key is
 {low: 5, high: 50, step: 5}          with a step, not both
 [code, paper] or {choices: [...]}    one of these
 """
@@ -12,10 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smope.config import GROUPS, Config, closest_key, flatten, immaterial, replaced, settable
+from smope.config.config import Config, closest_key, replaced, settable
+from smope.config.identity import GROUPS, flatten, immaterial
+from smope.config.signatures import takes
+from smope.config.value_types import convert, describe, fits, shown
 from smope.errors import UserError
-from smope.plain_types import convert, describe, fits, shown
-from smope.schema import takes
 
 # How training images are shown; everything else of a stream decides what is learned or judged.
 STREAM_KEYS = ("stream.crop_scale", "stream.flip")
@@ -37,7 +40,11 @@ class Range:
 
     def holds(self, value: Any) -> bool:
         """Whether a trial could have this value."""
-        if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not self.low <= value <= self.high
+        ):
             return False
         return self.step is None or _is_multiple(value - self.low, self.step)
 
@@ -73,20 +80,30 @@ Space = dict[str, Range | Choices]
 def make_space(
     config: Config, file: Mapping[str, Any], changes: Mapping[str, Any], given: Collection[str] = ()
 ) -> Space:
-    """The space of a file, its keys that this configuration has and that are not `given` a value by hand, with the
-    user's own changes, whose keys must exist.
+    """The space of a file, its keys that this configuration has and that are not `given` a value by
+    hand, with the user's own changes, whose keys must exist.
 
-    UserError for a key that does not exist or must not be searched, and for a value that the configuration refuses.
+    UserError for a key that does not exist or must not be searched, and for a value that the
+    configuration refuses.
     """
     kinds = settable(config)
     for key in changes:
         _refuse(key, config, kinds)
-    entries = {key: value for key, value in file.items() if _applies(key, config, kinds) and key not in given}
+    entries = {
+        key: value
+        for key, value in file.items()
+        if _applies(key, config, kinds) and key not in given
+    }
     entries |= changes
-    space = {key: _dimension(key, value, kinds[key]) for key, value in entries.items() if value is not None}
+    space = {
+        key: _dimension(key, value, kinds[key])
+        for key, value in entries.items()
+        if value is not None
+    }
     if not space:
         raise UserError(
-            f"tune.space is empty for this configuration; {FORMS.replace('write', 'write tune.space.KEY=')}"
+            f"tune.space is empty for this configuration; "
+            f"{FORMS.replace('write', 'write tune.space.KEY=')}"
         )
     for key, dimension in space.items():
         for value in dimension.ends:
@@ -98,53 +115,79 @@ def without_steps(space: Space, changes: Mapping[str, Any], method: str) -> Spac
     """The space of a method that takes no training steps: without the file's keys of the trainer."""
     given = next((key for key in changes if key.startswith("trainer.") and key in space), None)
     if given:
-        raise UserError(f"tune.space.{given}: method {method} takes no training steps; leave it out")
+        raise UserError(
+            f"tune.space.{given}: method {method} takes no training steps; leave it out"
+        )
     kept = {key: dimension for key, dimension in space.items() if not key.startswith("trainer.")}
     if not kept:
-        raise UserError(f"tune.space: method {method} takes no training steps and has no key in the space; {FORMS}")
+        raise UserError(
+            f"tune.space: method {method} takes no training steps and has no key in the space; "
+            f"{FORMS}"
+        )
     return kept
 
 
 def present(config: Config, space: Space) -> dict[str, Any] | None:
-    """The configuration's own values of the searched keys; None where the space does not hold them all."""
+    """The configuration's own values of the searched keys; None where the space does not hold them
+    all.
+    """
     flat = flatten(config.as_dict())
     values = {key: flat.get(key) for key in space}
     return values if all(space[key].holds(value) for key, value in values.items()) else None
 
 
 def _applies(key: str, config: Config, kinds: Mapping[str, Any]) -> bool:
-    return key in kinds and (not key.startswith("router.") or takes(config.method["_target_"], "router"))
+    return key in kinds and (
+        not key.startswith("router.") or takes(config.method["_target_"], "router")
+    )
 
 
 def _refuse(key: str, config: Config, kinds: Mapping[str, Any]) -> None:
     """UserError for a key of the user's that does not exist, or does not belong into a search."""
     name, group = f"tune.space.{key}", key.partition(".")[0]
     if key in GROUPS or key == "experiment":
-        raise UserError(f"{name}: {key} is a group; a search is over keys of one choice: start one for each {key}=...")
+        raise UserError(
+            f"{name}: {key} is a group; a search is over keys of one choice: start one for each "
+            f"{key}=..."
+        )
     idle = key in kinds and immaterial(key, flatten(config.as_dict()))
     if key in ("seed", "name", "run_dir", "resume") or group == "tracker" or idle:
-        raise UserError(f"{name}: {key} does not change what a method learns and is not to be searched; leave it out")
+        raise UserError(
+            f"{name}: {key} does not change what a method learns and is not to be searched; leave "
+            f"it out"
+        )
     if key in kinds and group == "stream" and key not in STREAM_KEYS:
         raise UserError(
-            f"{name}: {key} changes what is learned or what it is judged on, so that scores could not be compared; "
+            f"{name}: {key} changes what is learned or what it is judged on, so that scores could "
+            f"not be compared; "
             f"of the stream only {' and '.join(STREAM_KEYS)} can be searched"
         )
     if key not in kinds:
         near = closest_key(key, list(kinds))
-        hint = f"did you mean tune.space.{near}?" if near else f"keys of {group} are those of `smope train --help`"
+        hint = (
+            f"did you mean tune.space.{near}?"
+            if near
+            else f"keys of {group} are those of `smope train --help`"
+        )
         raise UserError(f"{name}: no such key in this configuration; {hint}")
     if not _applies(key, config, kinds):
         raise UserError(f"{name}: this method has no router, so it has no effect; leave it out")
 
 
 def _dimension(key: str, value: Any, kind: Any) -> Range | Choices:
-    """The typed form of one entry. UserError names the entry, what is wrong and a form that is right."""
+    """The typed form of one entry.
+
+    UserError names the entry, what is wrong and a form that is right.
+    """
     name = f"tune.space.{key}"
     if isinstance(value, list):
         value = {"choices": value}
     if not isinstance(value, dict):
         one = f"{key}={shown(value)}"
-        raise UserError(f"tune.space.{one}: must be a range or a choice; {FORMS}, or for this value alone: {one}")
+        raise UserError(
+            f"tune.space.{one}: must be a range or a choice; {FORMS}, or for this value alone: "
+            f"{one}"
+        )
     unknown = sorted(set(value) - {"low", "high", "log", "step", "choices"})
     if unknown:
         raise UserError(f"{name}: unknown {unknown[0]!r}; {FORMS}")
@@ -156,36 +199,50 @@ def _dimension(key: str, value: Any, kind: Any) -> Range | Choices:
 def _choices(name: str, value: Mapping[str, Any], kind: Any) -> Choices:
     values = value["choices"]
     if len(value) > 1 or not isinstance(values, list) or len(values) < 2:
-        raise UserError(f"{name}: a choice is a list of two or more values and nothing else; write [a,b]")
+        raise UserError(
+            f"{name}: a choice is a list of two or more values and nothing else; write [a,b]"
+        )
     for item in values:
         if not fits(item, kind):
             raise UserError(f"{name}: {shown(item)} must be {describe(kind)}; correct the list")
     converted = [convert(item, kind) for item in values]
     if len(set(map(shown, converted))) < len(converted):
-        raise UserError(f"{name}: must be different values, got {shown(values)}; leave the repeated one out")
+        raise UserError(
+            f"{name}: must be different values, got {shown(values)}; leave the repeated one out"
+        )
     return Choices(tuple(converted))
 
 
 def _range(name: str, value: Mapping[str, Any], kind: Any) -> Range:
     whole = not fits(0.5, kind)
     if not fits(1, kind):
-        raise UserError(f"{name}: the key must be {describe(kind)}, which has no range; write a choice as [a,b]")
+        raise UserError(
+            f"{name}: the key must be {describe(kind)}, which has no range; write a choice as [a,b]"
+        )
     if not {"low", "high"} <= set(value):
         raise UserError(f"{name}: a range needs low and high; {FORMS}")
     log, step = value.get("log", False), value.get("step")
     for part in ("low", "high", "step"):
         number = value.get(part)
         if not (part == "step" and number is None) and not _is_number(number, whole):
-            raise UserError(f"{name}: {part} must be {'a whole' if whole else 'a finite'} number, got {shown(number)}")
+            raise UserError(
+                f"{name}: {part} must be {'a whole' if whole else 'a finite'} number, got "
+                f"{shown(number)}"
+            )
     low, high = value["low"], value["high"]
     if not isinstance(log, bool):
         raise UserError(f"{name}: log must be true or false, got {shown(log)}")
     if low >= high:
         raise UserError(f"{name}: low must be below high, got low={shown(low)} high={shown(high)}")
     if log and (low <= 0 or step is not None):
-        raise UserError(f"{name}: log: true needs low above 0 and no step, got low={shown(low)} step={shown(step)}")
+        raise UserError(
+            f"{name}: log: true needs low above 0 and no step, got low={shown(low)} "
+            f"step={shown(step)}"
+        )
     if step is not None and (step <= 0 or not _is_multiple(high - low, step)):
-        raise UserError(f"{name}: step must be above 0 and lead from low to high, got step={shown(step)}")
+        raise UserError(
+            f"{name}: step must be above 0 and lead from low to high, got step={shown(step)}"
+        )
     return Range(*((low, high) if whole else (float(low), float(high))), log, step)
 
 
@@ -198,7 +255,9 @@ def _is_multiple(length: float, step: float) -> bool:
 
 
 def _try(config: Config, space: Space, key: str, value: Any) -> None:
-    """UserError where the configuration refuses `value`, whether the other keys are as they are, lowest or highest."""
+    """UserError where the configuration refuses `value`, whether the other keys are as they are,
+    lowest or highest.
+    """
     errors: list[UserError] = []
     others: Sequence[Mapping[str, Any]] = (
         {},

@@ -1,13 +1,18 @@
-"""An Optuna study in a folder that several processes share: which trial is next, and which were killed.
+"""An Optuna study in a folder that several processes share: which trial is next, and which were
+killed.
 
-study.json       what is searched, on what, by which protocol; written once, and compared by every process that joins
-study.db         Optuna's own record (SQLite): each trial, its values, its score after each task, its state
+study.json       what is searched, on what, by which protocol; written once, and compared by every
+                 process that joins
+study.db         Optuna's own record (SQLite): each trial, its values, its score after each task,
+                 its state
 trials/N/        the run directory of trial N, without checkpoints once it has ended
-trials/N.lock    held while a process is at trial N: the kernel lets go of it however that process ends
+trials/N.lock    held while a process is at trial N: the kernel lets go of it however that process
+                 ends
 trials.csv, best.json    what came out of it, see summary.py; written anew after each trial
 
-A trial whose process was killed stays RUNNING in Optuna's record while nobody holds its lock. The next process to ask
-for a trial marks it as failed and gives out its values again, to go on in the same run directory; three times at most.
+A trial whose process was killed stays RUNNING in Optuna's record while nobody holds its lock. The
+next process to ask for a trial marks it as failed and gives out its values again, to go on in the
+same run directory; three times at most.
 """
 
 from __future__ import annotations
@@ -20,24 +25,37 @@ from pathlib import Path
 from typing import IO, Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, TrialState
 
+from smope.config.value_types import shown
 from smope.errors import UserError
-from smope.plain_types import shown
-from smope.runs import lock_file, write_atomically
 from smope.seeding import stable_seed
+from smope.storage.files import lock_file, write_atomically
 from smope.tuning.settings import TuneSettings
 from smope.tuning.space import Range, Space
 
 ATTEMPTS = 3
-BEGUN = (".lock", "trials", "study.db", "study.db-journal")  # what another process may have made a moment ago
+# what another process may have made a moment ago
+BEGUN = (
+    ".lock",
+    "trials",
+    "study.db",
+    "study.db-journal",
+)
 FORMAT_VERSION = 1
 
 
 @dataclass
 class Claim:
-    """A trial that this process is at: its values, its run directory, whether to go on there; `trial` is Optuna's."""
+    """A trial that this process is at: its values, its run directory, whether to go on there;
+    `trial` is Optuna's.
+    """
 
     trial: optuna.Trial
     values: dict[str, Any]
@@ -50,7 +68,10 @@ class Claim:
 
 
 class Study:
-    """The trials of one folder. What changes which trials there are happens under the folder's lock."""
+    """The trials of one folder.
+
+    What changes which trials there are happens under the folder's lock.
+    """
 
     def __init__(self, folder: Path, space: Space, settings: TuneSettings, seed: int) -> None:
         self.folder = folder
@@ -83,7 +104,9 @@ class Study:
                 self.optuna.enqueue_trial(self._encoded(values))
 
     def claim(self) -> Claim | None:
-        """The next trial, its lock held until `let_go`; None where enough have ended or are under way."""
+        """The next trial, its lock held until `let_go`; None where enough have ended or are under
+        way.
+        """
         with _alone(self.folder):
             self._release_killed()
             trials = self.trials
@@ -136,11 +159,14 @@ class Study:
             attempt = trial.user_attrs.get("attempt", 1)
             if trial.params.keys() == self.space.keys() and attempt < ATTEMPTS:
                 first = trial.user_attrs.get("continues", trial.number)
-                self.optuna.enqueue_trial(trial.params, {"continues": first, "attempt": attempt + 1})
+                self.optuna.enqueue_trial(
+                    trial.params, {"continues": first, "attempt": attempt + 1}
+                )
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Seeded by how many trials there are: processes draw different values, and one process alone the same ones
-        again, killed in between or not."""
+        """Seeded by how many trials there are: processes draw different values, and one process
+        alone the same ones again, killed in between or not.
+        """
         seed = stable_seed(self._seed, "tune", number) % 2**32
         if self.settings.sampler == "random":
             return optuna.samplers.RandomSampler(seed)
@@ -161,9 +187,15 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def join(folder: Path, description: Mapping[str, Any]) -> None:
-    """Make the study's folder, or check that it holds the same study. UserError, naming a difference, otherwise."""
+    """Make the study's folder, or check that it holds the same study.
+
+    UserError, naming a difference, otherwise.
+    """
     path = folder / "study.json"
-    text = json.dumps({"format_version": FORMAT_VERSION, **description}, indent=1, ensure_ascii=False) + "\n"
+    text = (
+        json.dumps({"format_version": FORMAT_VERSION, **description}, indent=1, ensure_ascii=False)
+        + "\n"
+    )
     try:
         _refuse_others(folder, BEGUN)
         with _alone(folder):
@@ -173,16 +205,21 @@ def join(folder: Path, description: Mapping[str, Any]) -> None:
                 return
             there = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"tune.folder={folder}: cannot be used ({error.strerror}); name another folder") from error
+        raise UserError(
+            f"tune.folder={folder}: cannot be used ({error.strerror}); name another folder"
+        ) from error
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); name another folder with tune.folder=...") from error
+        raise UserError(
+            f"{path}: is damaged ({error}); name another folder with tune.folder=..."
+        ) from error
     asked = json.loads(text)
     for part in ("protocol", "space", "config"):
         for key in dict.fromkeys([*there[part], *asked[part]]):
             old, new = there[part].get(key), asked[part].get(key)
             if old != new:
                 raise UserError(
-                    f"tune.folder={folder}: holds a study with {key}={shown(old)}, asked for is {key}={shown(new)}; "
+                    f"tune.folder={folder}: holds a study with {key}={shown(old)}, asked for is "
+                    f"{key}={shown(new)}; "
                     "scores could not be compared: name another folder, or leave tune.folder out"
                 )
 
@@ -196,7 +233,9 @@ def _refuse_others(folder: Path, known: Collection[str]) -> None:
 
 
 def _stays(trial: FrozenTrial) -> bool:
-    """Whether a trial counts for what is drawn next: not one that was killed and whose values were given out again."""
+    """Whether a trial counts for what is drawn next: not one that was killed and whose values were
+    given out again.
+    """
     return trial.state != TrialState.FAIL or trial.user_attrs.get("attempt", 1) >= ATTEMPTS
 
 

@@ -1,4 +1,6 @@
-"""What came out of a search: the best trials, what mattered, how to train with them; on the screen and in files."""
+"""What came out of a search: the best trials, what mattered, how to train with them; on the screen
+and in files.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from smope.plain_types import shown
-from smope.report.grids import aligned, csv_grid
-from smope.runs import write_atomically
+from smope.config.value_types import shown
+from smope.console.markup import aligned, csv_grid
+from smope.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -25,8 +27,9 @@ MARK = "RANKED ON TEST IMAGES (forced): the test scores of what was chosen here 
 
 @dataclass(frozen=True)
 class Judged:
-    """What trials are judged on: `images` of each of the first tasks; `identity`: of the stream and of the backbone's
-    weights; `train`: see search.Search."""
+    """What trials are judged on: `images` of each of the first tasks; `identity`: of the stream and
+    of the backbone's weights; `train`: see search.Search.
+    """
 
     ranked_on: str
     first_tasks: int
@@ -44,7 +47,9 @@ class Judged:
 def write(study: Study, judged: Judged) -> None:
     """trials.csv and, once there is one, best.json."""
     trials = study.trials
-    write_atomically(study.folder / "trials.csv", f"{csv_grid(_lines(study, trials, judged))}\n".encode())
+    write_atomically(
+        study.folder / "trials.csv", f"{csv_grid(_lines(study, trials, judged))}\n".encode()
+    )
     best = _ranked(trials)[:1]
     if best:
         text = json.dumps(_best(study, best[0], judged), indent=1, ensure_ascii=False)
@@ -58,14 +63,22 @@ def result(study: Study, judged: Judged) -> str:
     lines = ["", *([judged.mark] if judged.mark else []), _counts(trials)]
     running = study.under_way()
     if running:
-        lines.append(f"{running} under way in other processes; the same command shows the table again")
+        lines.append(
+            f"{running} under way in other processes; the same command shows the table again"
+        )
     if not ranked:
         return "\n".join([*lines, "no trial has a score yet", f"study: {study.folder}"])
     best = _best(study, ranked[0], judged)
     lines += ["", _table(study, ranked[:SHOWN], judged), "", *_importance_lines(study, ranked)]
     lines += [_noise_line(best), ""]
-    what = "the best values, on all tasks and test images" if not judged.mark else "the best values, marked in the name"
-    return "\n".join([*lines, f"train with {what}:", f"  {best['train_command']}", f"study: {study.folder}"])
+    what = (
+        "the best values, on all tasks and test images"
+        if not judged.mark
+        else "the best values, marked in the name"
+    )
+    return "\n".join(
+        [*lines, f"train with {what}:", f"  {best['train_command']}", f"study: {study.folder}"]
+    )
 
 
 def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -100,7 +113,8 @@ def _standard_error(row: Sequence[float], images: Sequence[int]) -> float:
 def _noise_line(best: dict[str, Any]) -> str:
     error, images = 100 * best["standard_error"], sum(best["images"])
     return (
-        f"{images} images judge: by their number alone FAA has a standard error of {error:.2f} points; "
+        f"{images} images judge: by their number alone FAA has a standard error of {error:.2f} "
+        f"points; "
         "smaller differences mean nothing, and the best of many is too good by luck"
     )
 
@@ -108,13 +122,17 @@ def _noise_line(best: dict[str, Any]) -> str:
 def _counts(trials: Sequence[FrozenTrial]) -> str:
     states = [_state(trial) for trial in trials]
     names = ("finished", "ended early", "no score", "killed")
-    return "trials: " + ", ".join(f"{states.count(name)} {name}" for name in names if name in states)
+    return "trials: " + ", ".join(
+        f"{states.count(name)} {name}" for name in names if name in states
+    )
 
 
 def _state(trial: FrozenTrial) -> str:
     if trial.state.name == "PRUNED":
         return "no score" if "note" in trial.user_attrs else "ended early"
-    return {"COMPLETE": "finished", "FAIL": "killed", "RUNNING": "running", "WAITING": "waiting"}[trial.state.name]
+    return {"COMPLETE": "finished", "FAIL": "killed", "RUNNING": "running", "WAITING": "waiting"}[
+        trial.state.name
+    ]
 
 
 def _table(study: Study, ranked: Sequence[FrozenTrial], judged: Judged) -> str:
@@ -124,7 +142,15 @@ def _table(study: Study, ranked: Sequence[FrozenTrial], judged: Judged) -> str:
     lines = [["trial", f"{score} ({judged.ranked_on})", *_task_columns(judged), *keys, "seconds"]]
     for trial in ranked:
         values = [short(value) for value in study.values(trial.params).values()]
-        lines.append([str(trial.number), _percent(trial.value), *_scores(trial, judged), *values, _seconds(trial)])
+        lines.append(
+            [
+                str(trial.number),
+                _percent(trial.value),
+                *_scores(trial, judged),
+                *values,
+                _seconds(trial),
+            ]
+        )
     return aligned(lines)
 
 
@@ -149,7 +175,9 @@ def _lines(study: Study, trials: Sequence[FrozenTrial], judged: Judged) -> list[
         cells = [shown(values[key]) if key in values else "" for key in study.space]
         attributes = [trial.user_attrs.get(name, "") for name in ("note", "directory")]
         state = [str(trial.number), _state(trial), score]
-        lines.append([*state, *_scores(trial, judged), *cells, _seconds(trial), ranked_on, *attributes])
+        lines.append(
+            [*state, *_scores(trial, judged), *cells, _seconds(trial), ranked_on, *attributes]
+        )
     return lines
 
 
@@ -176,14 +204,19 @@ def _seconds(trial: FrozenTrial) -> str:
 
 
 def _importance(study: Study) -> dict[str, float] | None:
-    """How much of the score each key decides, by Optuna's PED-ANOVA (arXiv 2304.10255); None where it cannot say."""
+    """How much of the score each key decides, by Optuna's PED-ANOVA (arXiv 2304.10255); None where
+    it cannot say.
+    """
     import optuna
 
     finished = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     if len(finished) < ENOUGH or len({trial.value for trial in finished}) < 2:
         return None
     try:
-        return {key: round(value, 4) for key, value in optuna.importance.get_param_importances(study.optuna).items()}
+        return {
+            key: round(value, 4)
+            for key, value in optuna.importance.get_param_importances(study.optuna).items()
+        }
     except (ValueError, RuntimeError):  # too little to tell by
         return None
 
@@ -192,4 +225,6 @@ def _importance_lines(study: Study, ranked: Sequence[FrozenTrial]) -> list[str]:
     found = _importance(study)
     if found is None or not any(found.values()):
         return [f"importance: not known from {len(ranked)} finished trials"]
-    return ["importance (PED-ANOVA): " + ", ".join(f"{key} {value:.2f}" for key, value in found.items())]
+    return [
+        "importance (PED-ANOVA): " + ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+    ]

@@ -11,8 +11,9 @@ from safetensors.numpy import save_file
 
 from smope.analysis.runs import Run, load_runs
 
-# Two tasks of two classes; four test images each. After task 1 the first task is all right; after task 2 one image of
-# class 0 goes to class 1 (within the task) and one of class 1 to class 2 (between tasks).
+# Two tasks of two classes; four test images each. After task 1 the first task is all right; after
+# task 2 one image of class 0 goes to class 1 (within the task) and one of class 1 to class 2
+# (between tasks).
 LABELS = [0, 0, 1, 1, 2, 2, 3, 3]
 TASKS = [0, 0, 0, 0, 1, 1, 1, 1]
 PREDICTED = {1: [0, 0, 1, 1], 2: [0, 1, 1, 2, 2, 2, 3, 3]}
@@ -24,7 +25,9 @@ def logits_for(predicted: list[int], classes: int, size: float = 2.0) -> numpy.n
     return size * (numpy.array(predicted)[:, None] == numpy.arange(classes)).astype(numpy.float16)
 
 
-def write_run(path: Path, *, evidence: dict[int, dict[str, Any]] | None = None, **changes: Any) -> Path:
+def write_run(
+    path: Path, *, evidence: dict[int, dict[str, Any]] | None = None, **changes: Any
+) -> Path:
     """A finished run of MATRIX, changed at will; `evidence`: arrays after each task, or none."""
     record: dict[str, Any] = {
         "format_version": 1, "status": "finished", "seed": 0, "method": "smope", "accuracy_matrix": MATRIX,
@@ -63,7 +66,10 @@ def write_evidence(path: Path, evidence: dict[int, dict[str, Any]]) -> None:
 def usual_evidence() -> dict[int, dict[str, Any]]:
     """PREDICTED, with logits that say the same."""
     return {
-        after: {"logits": logits_for(predicted, 2 * after), "predicted": numpy.array(predicted, numpy.uint16)}
+        after: {
+            "logits": logits_for(predicted, 2 * after),
+            "predicted": numpy.array(predicted, numpy.uint16),
+        }
         for after, predicted in PREDICTED.items()
     }
 
@@ -73,9 +79,11 @@ def usual_run(path: Path, **changes: Any) -> Run:
 
 
 def expert_evidence() -> dict[int, dict[str, Any]]:
-    """One block of one head, four experts, two chosen. Task 1 uses experts 0 and 1; task 2 uses 1 and 2. After task 2
-    one image of task 1 (the last, forgotten) has gone from {0, 1} to {1, 2}; expert 0's key has doubled, the others'
-    are as they were, and all values have grown by a half. Expert 3 is never chosen."""
+    """One block of one head, four experts, two chosen. Task 1 uses experts 0 and 1; task 2 uses 1
+    and 2. After task 2 one image of task 1 (the last, forgotten) has gone from {0, 1} to {1, 2};
+    expert 0's key has doubled, the others' are as they were, and all values have grown by a half.
+    Expert 3 is never chosen.
+    """
     evidence = usual_evidence()
     keys = numpy.ones((1, 4, 2), numpy.float32)
     moved = keys.copy()

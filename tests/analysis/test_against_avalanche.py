@@ -1,4 +1,6 @@
-"""Avalanche's own metrics, fed the same predictions, where the definitions agree; and where they do not, how."""
+"""Avalanche's own metrics, fed the same predictions, where the definitions agree; and where they
+do not, how.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,13 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from avalanche.evaluation.metrics import BWT, ClassAccuracy, ConfusionMatrix, Forgetting, ForwardTransfer
+from avalanche.evaluation.metrics import (
+    BWT,
+    ClassAccuracy,
+    ConfusionMatrix,
+    Forgetting,
+    ForwardTransfer,
+)
 from avalanche.evaluation.metrics.accuracy import Accuracy
 from avalanche.evaluation.metrics.amca import AverageMeanClassAccuracy
 
@@ -57,7 +65,9 @@ def test_avalanche_s_stream_accuracy_is_weighted_by_images() -> None:
     metric, sizes = Accuracy(), [10, 30, 20]
     for value, size in zip(MATRIX[2], sizes, strict=True):
         right = round(value * size)
-        metric.update(torch.tensor([0] * right + [1] * (size - right)), torch.zeros(size, dtype=torch.int64))
+        metric.update(
+            torch.tensor([0] * right + [1] * (size - right)), torch.zeros(size, dtype=torch.int64)
+        )
     assert sample_weighted_accuracy(MATRIX[2], sizes) == pytest.approx(metric.result())
 
 
@@ -79,7 +89,9 @@ def test_the_mean_over_classes_and_time_is_avalanche_s_amca(tmp_path: Path) -> N
     run, metric = usual_run(tmp_path / "run"), AverageMeanClassAccuracy()
     for after in (1, 2):
         snapshot = run.evidence.after(after)
-        labels, predicted = (torch.tensor(part[snapshot.seen]) for part in (snapshot.labels, snapshot.predicted))
+        labels, predicted = (
+            torch.tensor(part[snapshot.seen]) for part in (snapshot.labels, snapshot.predicted)
+        )
         metric.update(predicted, labels, 0)
         if after == 1:
             metric.next_experience()

@@ -1,4 +1,6 @@
-"""Use and movement of experts, on one block with one head of four experts; see made_runs.expert_evidence."""
+"""Use and movement of experts, on one block with one head of four experts; see
+made_runs.expert_evidence.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from smope.analysis import (
     rerouting_of_images,
     task_overlap,
 )
-from smope.analysis.movement import change, rerouted
+from smope.analysis.drift import change, rerouted
 from smope.analysis.runs import Run
 from smope.errors import UserError
 from tests.analysis.made_runs import expert_run, usual_run
@@ -44,7 +46,13 @@ def test_overlap(run: Run) -> None:
 
 def test_dead_and_effective_experts(run: Run) -> None:
     first, second = expert_use(run).to_dict("records")
-    assert first == {"after_task": 1, "block": 1, "dead": 0.5, "effective": pytest.approx(2.0), "busiest": 1.0}
+    assert first == {
+        "after_task": 1,
+        "block": 1,
+        "dead": 0.5,
+        "effective": pytest.approx(2.0),
+        "busiest": 1.0,
+    }
     share = [3 / 16, 8 / 16, 5 / 16]
     entropy = -sum(part * math.log(part) for part in share)
     assert second["dead"] == 0.25
@@ -53,7 +61,12 @@ def test_dead_and_effective_experts(run: Run) -> None:
 
 def test_drift(run: Run) -> None:
     (row,) = drift(run).to_dict("records")
-    assert row == {"after_task": 2, "block": 1, "keys": pytest.approx(0.25), "values": pytest.approx(0.5)}
+    assert row == {
+        "after_task": 2,
+        "block": 1,
+        "keys": pytest.approx(0.25),
+        "values": pytest.approx(0.5),
+    }
     assert change(numpy.array([[3.0, 4.0]]), numpy.array([[3.0, 9.0]])).tolist() == [1.0]
 
 

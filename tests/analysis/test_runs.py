@@ -1,4 +1,6 @@
-"""Loading runs: which are found, how they are called, and the tables that follow from run.json alone."""
+"""Loading runs: which are found, how they are called, and the tables that follow from run.json
+alone.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ from tests.analysis.made_runs import usual_run, write_run
 
 
 def config(**method: object) -> dict[str, object]:
-    return {"seed": 0, "name": "made", "method": {"_target_": "smope.methods.smope.SMoPE", **method}}
+    return {
+        "seed": 0,
+        "name": "made",
+        "method": {"_target_": "smope.methods.smope.SMoPE", **method},
+    }
 
 
 def test_scores_by_hand(tmp_path: Path) -> None:
@@ -40,7 +46,13 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     assert accuracies(run)["accuracy"].tolist() == [1.0, 0.5, 1.0]
     assert curves(run)["average_accuracy"].tolist() == [1.0, 0.75]
     (lost,) = forgetting_by_task(run).to_dict("records")
-    assert (lost["task"], lost["learned"], lost["best"], lost["final"], lost["forgetting"]) == (1, 1.0, 1.0, 0.5, 0.5)
+    assert (lost["task"], lost["learned"], lost["best"], lost["final"], lost["forgetting"]) == (
+        1,
+        1.0,
+        1.0,
+        0.5,
+        0.5,
+    )
     matrix = accuracy_matrix(run[0])
     assert (matrix.index.tolist(), matrix.columns.tolist()) == ([1, 2], [1, 2])
     assert matrix.fillna(-1).to_numpy().tolist() == [[1.0, -1], [0.5, 1.0]]
@@ -58,7 +70,11 @@ def test_found_by_pattern_folder_and_path_each_once(tmp_path: Path) -> None:
 def test_labels_tell_configurations_apart(tmp_path: Path) -> None:
     write_run(tmp_path / "a", config=config(num_experts=4))
     write_run(tmp_path / "b", config=config(num_experts=8))
-    write_run(tmp_path / "c", config={**config(), "method": {"_target_": "smope.methods.ncm.N"}}, method="ncm")
+    write_run(
+        tmp_path / "c",
+        config={**config(), "method": {"_target_": "smope.methods.ncm.N"}},
+        method="ncm",
+    )
     runs = load_runs(tmp_path)
     assert [run.label for run in runs] == ["ncm", "smope (num_experts=4)", "smope (num_experts=8)"]
     table = differences(runs)
@@ -68,7 +84,10 @@ def test_labels_tell_configurations_apart(tmp_path: Path) -> None:
 
 
 def test_choices_are_named_as_they_are_chosen_and_come_first(tmp_path: Path) -> None:
-    for router, epsilon, stream in (("adaptive_noise.AdaptiveNoise", 0.4, "digits"), ("topk.TopK", 0.1, "glyphs")):
+    for router, epsilon, stream in (
+        ("adaptive_noise.AdaptiveNoise", 0.4, "digits"),
+        ("topk.TopK", 0.1, "glyphs"),
+    ):
         chosen = {
             **config(),
             "router": {"epsilon": epsilon, "_target_": f"smope.routers.{router}"},
@@ -76,7 +95,12 @@ def test_choices_are_named_as_they_are_chosen_and_come_first(tmp_path: Path) -> 
         }
         write_run(tmp_path / stream, config=chosen)
     table = differences(load_runs(tmp_path))
-    assert table.index.tolist() == ["router", "router.epsilon", "router.exclude_unused_experts", "stream"]
+    assert table.index.tolist() == [
+        "router",
+        "router.epsilon",
+        "router.exclude_unused_experts",
+        "stream",
+    ]
     assert sorted(table.loc["router"]) == ["adaptive_noise", "topk"]
     assert sorted(table.loc["stream"]) == ["digits", "glyphs"]
 
@@ -88,7 +112,9 @@ def test_labels_name_the_stream_where_there_are_several(tmp_path: Path) -> None:
     assert [run.label for run in load_runs(tmp_path)] == ["smope on digits", "smope on glyphs"]
 
 
-def on_stream(path: Path, content: str = "c", target: str = "smope.streams.digits.load", **stream: object) -> None:
+def on_stream(
+    path: Path, content: str = "c", target: str = "smope.streams.digits.load", **stream: object
+) -> None:
     values = {"_target_": target, "name": "digits", **stream}
     described = {"name": values["name"], "content_hash": content, "identity": content}
     write_run(path, stream=described, config={**config(), "stream": values})
@@ -129,8 +155,17 @@ def test_labels_tell_what_methods_were_judged_on(tmp_path: Path) -> None:
 def test_trials_of_a_search_and_other_weights_are_not_repeats(tmp_path: Path) -> None:
     weights = {"name": "vit", "sha256": "a" * 64}
     write_run(tmp_path / "whole", backbone=weights, config=config())
-    write_run(tmp_path / "moved", backbone=weights, config={**config(), "backbone": {"weights": "/elsewhere"}})
-    write_run(tmp_path / "trial", backbone=weights, config=config(), part={"first_tasks": 1, "ranked_on": "validation"})
+    write_run(
+        tmp_path / "moved",
+        backbone=weights,
+        config={**config(), "backbone": {"weights": "/elsewhere"}},
+    )
+    write_run(
+        tmp_path / "trial",
+        backbone=weights,
+        config=config(),
+        part={"first_tasks": 1, "ranked_on": "validation"},
+    )
     write_run(tmp_path / "other", backbone={"name": "vit", "sha256": "b" * 64}, config=config())
     assert {run.path.name: run.label for run in load_runs(tmp_path)} == {
         "whole": "smope",
@@ -189,13 +224,18 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         load_runs(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["stream", "class_names", "evaluated_on", "trainable_parameters", "seconds"])
+@pytest.mark.parametrize(
+    "key", ["stream", "class_names", "evaluated_on", "trainable_parameters", "seconds"]
+)
 def test_a_record_that_lacks_what_is_read_is_said(key: str, tmp_path: Path) -> None:
     path = write_run(tmp_path / "run") / "run.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     del record[key]
     path.write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(UserError, match=rf"run\.json: has no {key}, so this smope cannot read it; leave the run out"):
+    with pytest.raises(
+        UserError,
+        match=rf"run\.json: has no {key}, so this smope cannot read it; leave the run out",
+    ):
         load_runs(tmp_path)
 
 
@@ -208,7 +248,9 @@ def test_epochs_are_those_of_metrics_csv(tmp_path: Path) -> None:
 
 def test_evidence_that_is_not_there_is_said(tmp_path: Path) -> None:
     (run,) = load_runs(write_run(tmp_path / "run"))
-    with pytest.raises(UserError, match=r"holds no analysis/task-002\.safetensors.*trainer\.record=seen"):
+    with pytest.raises(
+        UserError, match=r"holds no analysis/task-002\.safetensors.*trainer\.record=seen"
+    ):
         run.evidence.after(2)
     damaged = usual_run(tmp_path / "damaged")
     (tmp_path / "damaged" / "analysis" / "task-001.safetensors").write_bytes(b"short")
@@ -227,7 +269,9 @@ def test_evidence(tmp_path: Path) -> None:
 
 
 def test_evidence_of_a_task_that_run_json_does_not_tell_of_is_not_counted(tmp_path: Path) -> None:
-    """Killed after the recorder wrote and before run.json was, or resumed from an older checkpoint."""
+    """Killed after the recorder wrote and before run.json was, or resumed from an older
+    checkpoint.
+    """
     run = usual_run(tmp_path / "run", status="running", accuracy_matrix=[[1.0, None], [None, None]])
     assert run.has_evidence
     assert run.evidence.recorded == [1]

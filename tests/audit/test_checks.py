@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from smope.audit import checks
-from smope.audit.subject import Subject, Verdict, choose_sample
+from smope.audit.restored_run import Subject, Verdict, choose_sample
+from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.methods.finetune import Finetune
-from smope.methods.frozen import frozen_sha256
-from smope.resuming import process
-from smope.runs import RunDirectory
+from smope.run.resume import process
+from smope.storage.run_directory import RunDirectory
 from smope.streams.source import ImageSet
 from smope.training.checkpoint import list_checkpoints, read_checkpoint
 from smope.training.trainer import Trainer
@@ -32,7 +32,14 @@ def make_subject(path: Path, **stream: Any) -> Subject:
     method = Finetune(tiny_backbone(depth=2), 4)
     options = {"crop_scale": [0.3, 1.0], "flip": True, **stream}
     settings = tiny_settings(epochs=1)
-    trainer = Trainer(method, tiny_stream(**options), settings, seed=0, device=torch.device("cpu"), directory=directory)
+    trainer = Trainer(
+        method,
+        tiny_stream(**options),
+        settings,
+        seed=0,
+        device=torch.device("cpu"),
+        directory=directory,
+    )
     loaded = frozen_sha256(method)
     trainer.context = {"process": process(trainer.device)}
     trainer.fit()
@@ -150,7 +157,9 @@ def test_a_hidden_module_in_training_mode(subject: Subject) -> None:
     """One that the method keeps outside of its modules, where eval() does not reach it."""
     hidden = [nn.BatchNorm1d(32)]
     override(subject, "features", lambda self, images: hidden[0](Finetune.features(self, images)))
-    assert failed(checks.evaluation_mode, subject) == "in training mode while evaluated: BatchNorm1d"
+    assert (
+        failed(checks.evaluation_mode, subject) == "in training mode while evaluated: BatchNorm1d"
+    )
 
 
 def test_training_transforms_at_test_time(subject: Subject) -> None:
@@ -174,10 +183,14 @@ def test_shared_images_are_counted_by_their_pixels(tmp_path: Path) -> None:
     subject = make_subject(tmp_path / "two", source=source)
     verdict = checks.overlap(subject)
     assert verdict.passed, "2 of 200 are 1 %"
-    assert verdict.text.startswith("2 of 200 test images (1 %) are among the training images, pixel for pixel")
+    assert verdict.text.startswith(
+        "2 of 200 test images (1 %) are among the training images, pixel for pixel"
+    )
     assert "(allowed: 0)" in failed(checks.overlap, replace(subject, strict=True))
     images[2] = source.train.images[2].copy()
-    more = make_subject(tmp_path / "three", source=replace(source, test=ImageSet(source.test.targets, images)))
+    more = make_subject(
+        tmp_path / "three", source=replace(source, test=ImageSet(source.test.targets, images))
+    )
     assert failed(checks.overlap, more).startswith("3 of 200 test images (1.5 %)")
 
 
@@ -239,7 +252,10 @@ def test_a_state_that_gives_other_numbers(subject: Subject) -> None:
 def test_on_another_set_up_an_image_may_move(subject: Subject) -> None:
     images = [len(task.test) for task in subject.trainer.stream.tasks]
     row = subject.record["accuracy_matrix"][-1]
-    moved = [value - 1 / count if value > 0.5 else value + 1 / count for value, count in zip(row, images, strict=True)]
+    moved = [
+        value - 1 / count if value > 0.5 else value + 1 / count
+        for value, count in zip(row, images, strict=True)
+    ]
     history = {
         **subject.checkpoint.history,
         "accuracy_matrix": [subject.checkpoint.history["accuracy_matrix"][0], moved],
@@ -254,7 +270,13 @@ def test_on_another_set_up_an_image_may_move(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize(
-    "score", ["final_average_accuracy", "cumulative_average_accuracy", "forgetting", "sample_weighted_accuracy"]
+    "score",
+    [
+        "final_average_accuracy",
+        "cumulative_average_accuracy",
+        "forgetting",
+        "sample_weighted_accuracy",
+    ],
 )
 def test_a_tampered_score(score: str, subject: Subject) -> None:
     subject.record[score] += 1e-6

@@ -1,4 +1,6 @@
-"""Attention with one extra key, computed in every way there is, equals a softmax written out; gradients included."""
+"""Attention with one extra key, computed in every way there is, equals a softmax written out;
+gradients included.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from smope.backbones import attention as module
-from smope.backbones.attention import ExtraKey, _Fused, _Products, attend, heads, in_products, project
+from smope.backbones.attention import (
+    ExtraKey,
+    _Fused,
+    _Products,
+    attend,
+    heads,
+    in_products,
+    project,
+)
 
 SCALE = 0.3
 WAYS = {"products": _Products, "fused": _Fused}
@@ -31,9 +41,13 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, logit: Tensor, value: Tensor) -
 
 def inputs(rows: int, dtype: torch.dtype, extra: bool = True) -> list[Tensor]:
     draw = torch.Generator().manual_seed(rows)
-    shapes: list[tuple[int, ...]] = [(BATCH, HEADS, number, WIDTH) for number in (rows, TOKENS, TOKENS)]
+    shapes: list[tuple[int, ...]] = [
+        (BATCH, HEADS, number, WIDTH) for number in (rows, TOKENS, TOKENS)
+    ]
     shapes += [(BATCH, HEADS), (BATCH, HEADS, WIDTH)] if extra else [(0,), (0,)]
-    return [(2 * torch.randn(shape, generator=draw, dtype=dtype)).requires_grad_() for shape in shapes]
+    return [
+        (2 * torch.randn(shape, generator=draw, dtype=dtype)).requires_grad_() for shape in shapes
+    ]
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -42,10 +56,17 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("rows", [TOKENS, 1])
-@pytest.mark.parametrize(("way", "extra"), [("products", False), ("products", True), ("fused", True)])
+@pytest.mark.parametrize(
+    ("way", "extra"), [("products", False), ("products", True), ("fused", True)]
+)
 @pytest.mark.parametrize("chunk", [1, 5 * TOKENS * TOKENS, module.CHUNK])
 def test_equals_the_softmax_written_out(
-    way: str, extra: bool, rows: int, dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch
+    way: str,
+    extra: bool,
+    rows: int,
+    dtype: torch.dtype,
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
     given = inputs(rows, dtype, extra)
@@ -93,7 +114,11 @@ def test_extreme_logits(way: str, logit: float) -> None:
     q, k, v, _, value = inputs(TOKENS, torch.float32)
     far = torch.full((BATCH, HEADS), logit, requires_grad=True)
     out = WAYS[way].apply(q, k, v, far, value, SCALE)
-    alone = value.unsqueeze(2).expand_as(out) if logit > 0 else written_out(q, k, v, v.new_empty(0), value)
+    alone = (
+        value.unsqueeze(2).expand_as(out)
+        if logit > 0
+        else written_out(q, k, v, v.new_empty(0), value)
+    )
     assert close(out, alone, 3e-6)
     gradients = torch.autograd.grad(out.square().sum(), (q, k, v, far, value))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
@@ -116,16 +141,31 @@ def test_bfloat16_is_close_and_stays_bfloat16() -> None:
 @pytest.mark.parametrize("onednn", [True, False])
 def test_which_way_is_taken_on_a_cpu(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "onednn_computes_products", lambda: onednn)
-    ways = {dtype: in_products(torch.empty(1, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.bfloat16)}
+    ways = {
+        dtype: in_products(torch.empty(1, dtype=dtype))
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+    }
     assert ways == {torch.float32: onednn, torch.float64: onednn, torch.bfloat16: False}
 
 
 @pytest.mark.parametrize("flash", [True, False], ids=["flash", "memory-efficient"])
-def test_the_calls_of_cuda_kernels_fit_this_torch(flash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shapes and arguments are checked without a device; the numbers by the test below where there is one."""
+def test_the_calls_of_cuda_kernels_fit_this_torch(
+    flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes and arguments are checked without a device; the numbers by the test below where there
+    is one.
+    """
     monkeypatch.setattr(module, "_has_flash", lambda _: flash)
     with FakeTensorMode():
-        qkv = torch.empty(2, TOKENS, 3, HEADS, WIDTH, device="cuda", dtype=torch.bfloat16 if flash else torch.float32)
+        qkv = torch.empty(
+            2,
+            TOKENS,
+            3,
+            HEADS,
+            WIDTH,
+            device="cuda",
+            dtype=torch.bfloat16 if flash else torch.float32,
+        )
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         out, lse, rest = module._fused_forward(q, k, v, SCALE)
         gradients = module._fused_backward(out, q, k, v, out, lse, rest, SCALE)
@@ -134,7 +174,9 @@ def test_the_calls_of_cuda_kernels_fit_this_torch(flash: bool, monkeypatch: pyte
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 5e-3)]
+)
 def test_on_cuda(dtype: torch.dtype, tolerance: float) -> None:
     given = [x.detach().cuda().requires_grad_() for x in inputs(TOKENS, torch.float32)]
     q, k, v = (x.to(dtype) for x in given[:3])
@@ -148,7 +190,9 @@ def test_on_cuda(dtype: torch.dtype, tolerance: float) -> None:
     assert all(close(mine, its, 2 * tolerance) for mine, its in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"qkv_bias": True}, {"qk_norm": True}, {"attn_head_dim": 8}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"qkv_bias": True}, {"qk_norm": True}, {"attn_head_dim": 8}], ids=str
+)
 def test_the_parts_make_up_timm_s_attention(options: dict[str, Any]) -> None:
     if missing := set(options) - set(inspect.signature(Attention).parameters):
         pytest.skip(f"this timm has no {missing}")

@@ -1,4 +1,6 @@
-"""Finding the weight file: a path, a folder, the Hub's cache, the Hub; and what is said where there is none."""
+"""Finding the weight file: a path, a folder, the Hub's cache, the Hub; and what is said where
+there is none.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,19 @@ from safetensors.torch import save_file
 from smope.backbones import files
 from smope.backbones.files import hub_file, weight_file
 from smope.backbones.vit import load_backbone
-from smope.cli import main
+from smope.cli.main import main
 from smope.errors import UserError
 from tests.tiny import tiny_vit
 
 TAG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 CLIP = "vit_base_patch16_clip_quickgelu_224.openai"
-SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SMALL: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+}
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -51,8 +59,14 @@ def test_the_one_file_of_a_folder(names: list[str], found: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["checkpoint.pth", "checkpoint_teacher.pth"], r"2 weight files \(checkpoint\.pth, checkpoint_teacher\.pth\)"),
-        (["model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors"], r"2 weight files \(model\.safeten"),
+        (
+            ["checkpoint.pth", "checkpoint_teacher.pth"],
+            r"2 weight files \(checkpoint\.pth, checkpoint_teacher\.pth\)",
+        ),
+        (
+            ["model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors"],
+            r"2 weight files \(model\.safeten",
+        ),
         (["config.json"], r"no \.safetensors / .* file in this folder; name the file itself"),
         ([], r"no \.safetensors / .* file in this folder"),
     ],
@@ -60,19 +74,24 @@ def test_the_one_file_of_a_folder(names: list[str], found: str, tmp_path: Path) 
 )
 def test_a_folder_that_leaves_it_open(names: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "snapshots.pth").mkdir()
-    with pytest.raises(UserError, match=rf"backbone\.weights={re.escape(str(tmp_path))}: .*{message}"):
+    with pytest.raises(
+        UserError, match=rf"backbone\.weights={re.escape(str(tmp_path))}: .*{message}"
+    ):
         weight_file(fill(tmp_path, *names))
 
 
 def test_what_to_write_instead_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=rf"say which, for example backbone\.weights={re.escape(str(tmp_path))}/a\.pth$"
+        UserError,
+        match=rf"say which, for example backbone\.weights={re.escape(str(tmp_path))}/a\.pth$",
     ):
         weight_file(fill(tmp_path, "b.pth", "a.pth"))
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"missing\.pth: no such file or folder; give a \.safetensors / \.pth / "):
+    with pytest.raises(
+        UserError, match=r"missing\.pth: no such file or folder; give a \.safetensors / \.pth / "
+    ):
         weight_file(tmp_path / "missing.pth")
 
 
@@ -88,7 +107,9 @@ def test_a_hub_snapshot_is_a_folder_of_links(tmp_path: Path) -> None:
 
 
 class Hub:
-    """In place of the Hub client: what the cache holds and what the Hub has, by file name; remembers the downloads."""
+    """In place of the Hub client: what the cache holds and what the Hub has, by file name;
+    remembers the downloads.
+    """
 
     def __init__(self, cached: dict[str, Path], online: dict[str, Path] | None) -> None:
         self.cached = cached
@@ -129,7 +150,9 @@ def use_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
 
 
 @pytest.mark.parametrize("filename", ["model.safetensors", "pytorch_model.bin"])
-def test_the_hub_cache_is_used_without_a_network(filename: str, tmp_path: Path, use_hub: Callable[..., Hub]) -> None:
+def test_the_hub_cache_is_used_without_a_network(
+    filename: str, tmp_path: Path, use_hub: Callable[..., Hub]
+) -> None:
     hub = use_hub({filename: tmp_path / filename}, offline=True)
     assert hub_file(TAG) == tmp_path / filename
     assert hub.downloads == []
@@ -139,7 +162,10 @@ def test_weights_of_the_hub(tmp_path: Path, use_hub: Callable[..., Hub]) -> None
     save_file(tiny_vit(depth=2).state_dict(), path := tmp_path / "model.safetensors")
     use_hub({path.name: path})
     identity = load_backbone(TAG, options=SMALL).identity
-    assert (identity.source, identity.sha256) == (f"hub:{TAG}", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert (identity.source, identity.sha256) == (
+        f"hub:{TAG}",
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
     assert identity.mean == identity.std == (0.5, 0.5, 0.5)
 
 
@@ -148,18 +174,28 @@ def test_weights_of_the_hub(tmp_path: Path, use_hub: Callable[..., Hub]) -> None
     ("name", "repository", "filename"),
     [
         (TAG, f"timm/{TAG}", "model.safetensors"),
-        ("vit_base_patch14_dinov2.lvd142m", "timm/vit_base_patch14_dinov2.lvd142m", "model.safetensors"),
+        (
+            "vit_base_patch14_dinov2.lvd142m",
+            "timm/vit_base_patch14_dinov2.lvd142m",
+            "model.safetensors",
+        ),
         (CLIP, "timm/vit_base_patch16_clip_224.openai", "pytorch_model.bin"),
     ],
 )
 def test_offline_nothing_is_tried(
-    name: str, repository: str, filename: str, state_of_things: dict[str, bool], use_hub: Callable[..., Hub]
+    name: str,
+    repository: str,
+    filename: str,
+    state_of_things: dict[str, bool],
+    use_hub: Callable[..., Hub],
 ) -> None:
     hub = use_hub(**state_of_things)
     command = re.escape(f"`hf download {repository} {filename} --local-dir {name}`")
     given = re.escape(f"backbone.weights={name}/{filename}")
     with pytest.raises(
-        UserError, match=rf"weights=hub: {name} is not in the Hub cache .*cannot be reached; .*{command}.*{given}$"
+        UserError,
+        match=rf"weights=hub: {name} is not in the Hub cache .*cannot be reached; "
+        rf".*{command}.*{given}$",
     ):
         hub_file(name)
     assert hub.downloads == [], "the client would try again and again for most of a minute"
@@ -172,32 +208,44 @@ def test_online_it_downloads(tmp_path: Path, use_hub: Callable[..., Hub]) -> Non
     assert hub.downloads == [f"timm/{TAG}/model.safetensors"]
 
 
-def test_a_repository_without_a_safetensors_file(tmp_path: Path, use_hub: Callable[..., Hub]) -> None:
+def test_a_repository_without_a_safetensors_file(
+    tmp_path: Path, use_hub: Callable[..., Hub]
+) -> None:
     hub = use_hub(online={"pytorch_model.bin": tmp_path / "pytorch_model.bin"})
     assert hub_file(TAG) == tmp_path / "pytorch_model.bin"
     assert hub_file(CLIP) == tmp_path / "pytorch_model.bin"
     assert hub.downloads[2:] == ["timm/vit_base_patch16_clip_224.openai/pytorch_model.bin"]
 
 
-@pytest.mark.parametrize(("online", "kind"), [(None, "ConnectionError"), ({}, "EntryNotFoundError")], ids=str)
+@pytest.mark.parametrize(
+    ("online", "kind"), [(None, "ConnectionError"), ({}, "EntryNotFoundError")], ids=str
+)
 def test_a_download_that_fails(online: Any, kind: str, use_hub: Callable[..., Hub]) -> None:
     use_hub(online=online)
-    with pytest.raises(UserError, match=rf"downloading {TAG} failed \({kind}\); .*`hf download .*backbone\.weights="):
+    with pytest.raises(
+        UserError,
+        match=rf"downloading {TAG} failed \({kind}\); .*`hf download .*backbone\.weights=",
+    ):
         hub_file(TAG)
 
 
 def test_a_model_without_hub_weights() -> None:
-    with pytest.raises(UserError, match=r"vit_small_patch16_18x2_224: timm knows no Hub weights .*weights=FILE"):
+    with pytest.raises(
+        UserError, match=r"vit_small_patch16_18x2_224: timm knows no Hub weights .*weights=FILE"
+    ):
         hub_file("vit_small_patch16_18x2_224")
 
 
 @pytest.mark.parametrize("statistics", ["own", "none"])
-def test_an_architecture_alone_names_no_weights(statistics: Any, use_hub: Callable[..., Hub]) -> None:
+def test_an_architecture_alone_names_no_weights(
+    statistics: Any, use_hub: Callable[..., Hub]
+) -> None:
     use_hub()
     choices = ("augreg2_in21k_ft_in1k", "augreg_in21k", "dino", "mae", "orig_in21k")
     expected = ".*".join(rf"vit_base_patch16_224\.{tag}\b" for tag in choices)
     with pytest.raises(
-        UserError, match=rf"name=vit_base_patch16_224: an architecture alone .*name one of .*{expected}"
+        UserError,
+        match=rf"name=vit_base_patch16_224: an architecture alone .*name one of .*{expected}",
     ):
         load_backbone("vit_base_patch16_224", "hub", statistics, options={"depth": 1})
 
@@ -205,19 +253,25 @@ def test_an_architecture_alone_names_no_weights(statistics: Any, use_hub: Callab
 @pytest.mark.parametrize("weights", ["hub", "random"])
 def test_an_old_name(weights: str) -> None:
     new = r"vit_base_patch16_224\.augreg_in21k"
-    with pytest.raises(UserError, match=rf"_in21k is timm's old name for {new}; write backbone\.name={new}$"):
+    with pytest.raises(
+        UserError, match=rf"_in21k is timm's old name for {new}; write backbone\.name={new}$"
+    ):
         load_backbone("vit_base_patch16_224_in21k", weights, options={"depth": 1})
 
 
 def test_weights_that_only_their_authors_have() -> None:
     with pytest.raises(
-        UserError, match=r"ibot_in1k is not on the Hub; get .*bytedance/ibot.*checkpoint_teacher\.pth.*weights=PATH"
+        UserError,
+        match=r"ibot_in1k is not on the Hub; get "
+        r".*bytedance/ibot.*checkpoint_teacher\.pth.*weights=PATH",
     ):
         load_backbone("vit_base_patch16_224.ibot_in1k", options={"depth": 1})
 
 
 def test_a_tag_that_timm_does_not_know() -> None:
-    with pytest.raises(UserError, match=r"vit_tiny_patch16_224\.nonsense: .*Invalid pretrained tag \(nonsense\)"):
+    with pytest.raises(
+        UserError, match=r"vit_tiny_patch16_224\.nonsense: .*Invalid pretrained tag \(nonsense\)"
+    ):
         load_backbone("vit_tiny_patch16_224.nonsense", options=SMALL)
 
 
@@ -243,9 +297,17 @@ PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "HTTP_P
     [
         ("https://hub.example", {}, ("hub.example", 443)),
         ("http://hub.example:8080", {}, ("hub.example", 8080)),
-        ("https://hub.example", {"https_proxy": "http://proxy.example:3128"}, ("proxy.example", 3128)),
+        (
+            "https://hub.example",
+            {"https_proxy": "http://proxy.example:3128"},
+            ("proxy.example", 3128),
+        ),
         ("https://hub.example", {"https_proxy": "proxy.example"}, ("proxy.example", 80)),
-        ("https://hub.example", {"https_proxy": "http://p", "no_proxy": "hub.example"}, ("hub.example", 443)),
+        (
+            "https://hub.example",
+            {"https_proxy": "http://p", "no_proxy": "hub.example"},
+            ("hub.example", 443),
+        ),
     ],
     ids=str,
 )

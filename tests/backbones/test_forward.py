@@ -1,4 +1,6 @@
-"""The forward pass that computes the CLS row alone in the last block gives what timm's whole one gives."""
+"""The forward pass that computes the CLS row alone in the last block gives what timm's whole one
+gives.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import SwiGLUPacked
-from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostBlock, VisionTransformer
+from timm.models.vision_transformer import (
+    Block,
+    ParallelScalingBlock,
+    ResPostBlock,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,7 +69,9 @@ def prompted(vit: VisionTransformer, *blocks: int) -> list[ExpertBank]:
     """Experts in `blocks`, of the ViT's own precision, the same for every ViT."""
     torch.manual_seed(2)
     dtype = next(vit.parameters()).dtype
-    wrappers = attach(vit, blocks, TopK(3), lambda a: ExpertBank(a.num_heads, 7, a.head_dim).to(dtype))
+    wrappers = attach(
+        vit, blocks, TopK(3), lambda a: ExpertBank(a.num_heads, 7, a.head_dim).to(dtype)
+    )
     return [wrapper.bank for wrapper in wrappers]
 
 
@@ -89,7 +98,9 @@ def test_equals_timm_s_forward_pass(kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("run", [run_block, run_cls_row])
 def test_a_block_equals_timm_s(run: Any, kind: str, dtype: torch.dtype) -> None:
     block = vit_of(kind, dtype).blocks[0]
-    x = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(3), dtype=dtype, requires_grad=True)
+    x = torch.randn(
+        2, 17, 32, generator=torch.Generator().manual_seed(3), dtype=dtype, requires_grad=True
+    )
     ours = run(block, x)
     theirs = block(x)[:, : ours.shape[1]]
     assert ours.shape[1] == (1 if run is run_cls_row else 17)
@@ -127,7 +138,9 @@ def test_equals_timm_s_forward_pass_with_experts(blocks: tuple[int, ...]) -> Non
 )
 def test_equals_timm_s_forward_pass_on_known_models(name: str, size: int) -> None:
     torch.manual_seed(0)
-    vit = shake(load_backbone(name, "random", "none", image_size=size, options={"depth": 3}).vit).double()
+    vit = shake(
+        load_backbone(name, "random", "none", image_size=size, options={"depth": 3}).vit
+    ).double()
     given = torch.randn(1, 3, size, size, dtype=torch.float64)
     with torch.no_grad():
         assert gap(cls_features(vit, given), vit.forward_features(given)[:, 0]) <= 1e-11
@@ -135,13 +148,20 @@ def test_equals_timm_s_forward_pass_on_known_models(name: str, size: int) -> Non
 
 
 def test_the_last_block_computes_one_row() -> None:
-    """Keys and values of all tokens; query, projection and MLP of one. The other blocks count as they always did."""
+    """Keys and values of all tokens; query, projection and MLP of one.
+
+    The other blocks count as they always did.
+    """
     vit = vit_of("plain", torch.float32)
     tokens, width = vit.pos_embed.shape[1], vit.embed_dim
     x = torch.randn(1, tokens, width)
     counts = []
     for run in (run_cls_row, run_block):
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # not every torch counts kernels
+        # not every torch counts kernels
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             run(vit.blocks[0], x)
         counts.append(counter.get_total_flops())
     attention = 2 * 2 * tokens * width
@@ -161,7 +181,9 @@ class OtherBlock(Block):
     pass
 
 
-@pytest.mark.parametrize("change", ["subclass", "part of the block", "part of the attention", "hook", "inner hook"])
+@pytest.mark.parametrize(
+    "change", ["subclass", "part of the block", "part of the attention", "hook", "inner hook"]
+)
 def test_what_is_not_known_is_not_taken_apart(change: str) -> None:
     block = vit_of("plain").blocks[0]
     assert takes_apart(block)
@@ -184,7 +206,9 @@ def test_a_hook_sees_all_tokens() -> None:
 
 
 class OwnForward(VisionTransformer):
-    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward_features(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         return 2 * super().forward_features(x)
 
 
@@ -224,7 +248,9 @@ def test_recompute_keeps_little_and_changes_nothing() -> None:
     banks, given = prompted(vit, 1, 4), pixels()
     gradients, sizes = [], []
     for recompute in (False, True):
-        sizes.append(kept_bytes(lambda recompute=recompute: cls_features(vit, given, recompute=recompute)))
+        sizes.append(
+            kept_bytes(lambda recompute=recompute: cls_features(vit, given, recompute=recompute))
+        )
         cls_features(vit, given, recompute=recompute).square().sum().backward()
         gradients.append([p.grad.clone() for bank in banks for p in bank.parameters()])
         vit.zero_grad()

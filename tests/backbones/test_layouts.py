@@ -1,4 +1,6 @@
-"""Files laid out as their authors publish them: read as timm itself reads them, and with every key accounted for."""
+"""Files laid out as their authors publish them: read as timm itself reads them, and with every key
+accounted for.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from smope.backbones.vit import load_backbone
 from smope.errors import UserError
 from tests.tiny import shake
 
-SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SMALL: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+}
 CLIP = "vit_base_patch16_clip_quickgelu_224.openai"
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"
 GOOGLE = "vit_base_patch16_224.augreg_in21k"
@@ -42,14 +50,17 @@ def as_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:
         name = key.replace("norm.", "ln_post.") if key.startswith("norm.") else key
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
-        whole[f"visual.{name}"] = value.flatten() if key == "cls_token" else value[0] if key == "pos_embed" else value
+        whole[f"visual.{name}"] = (
+            value.flatten() if key == "cls_token" else value[0] if key == "pos_embed" else value
+        )
     return whole
 
 
 def as_google(state: dict[str, Tensor], prefix: str = "") -> dict[str, Any]:
     """A Flax checkpoint of the ViT's authors, with the classifier and the layer before it.
 
-    Under `params/` it is one of their later program (Big Vision), which counts the parts of a block differently.
+    Under `params/` it is one of their later program (Big Vision), which counts the parts of a block
+    differently.
     """
     heads, width, later = SMALL["num_heads"], SMALL["embed_dim"], prefix == "params/"
     positions = "pos_embedding" if later else "Transformer/posembed_input/pos_embedding"
@@ -66,7 +77,10 @@ def as_google(state: dict[str, Tensor], prefix: str = "") -> dict[str, Any]:
     }
     for index in range(sum(key.endswith("norm1.weight") for key in state)):
         block, ours = f"Transformer/encoderblock_{index}", f"blocks.{index}"
-        for theirs, norm in (("LayerNorm_0", "norm1"), ("LayerNorm_1" if later else "LayerNorm_2", "norm2")):
+        for theirs, norm in (
+            ("LayerNorm_0", "norm1"),
+            ("LayerNorm_1" if later else "LayerNorm_2", "norm2"),
+        ):
             arrays[f"{block}/{theirs}/scale"] = state[f"{ours}.{norm}.weight"]
             arrays[f"{block}/{theirs}/bias"] = state[f"{ours}.{norm}.bias"]
         attention = f"{block}/MultiHeadDotProductAttention_{0 if later else 1}"
@@ -78,7 +92,9 @@ def as_google(state: dict[str, Tensor], prefix: str = "") -> dict[str, Any]:
         ):
             arrays[f"{attention}/{part}/kernel"] = weight.T.reshape(width, heads, -1)
             arrays[f"{attention}/{part}/bias"] = bias.reshape(heads, -1)
-        arrays[f"{attention}/out/kernel"] = state[f"{ours}.attn.proj.weight"].T.reshape(heads, -1, width)
+        arrays[f"{attention}/out/kernel"] = state[f"{ours}.attn.proj.weight"].T.reshape(
+            heads, -1, width
+        )
         arrays[f"{attention}/out/bias"] = state[f"{ours}.attn.proj.bias"]
         for layer in (0, 1):
             dense = f"{block}/MlpBlock_{0 if later else 3}/Dense_{layer}"
@@ -100,13 +116,25 @@ def write_npz(content: Any, path: Path) -> None:
 
 
 # name, layout, writer, file name
-PUBLISHED: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any], Callable[[Any, Path], None], str]] = {
+PUBLISHED: dict[
+    str, tuple[str, Callable[[dict[str, Tensor]], Any], Callable[[Any, Path], None], str]
+] = {
     "sup21k on the Hub": (GOOGLE, with_head, save_file, "model.safetensors"),
     "sup21k of Google": (GOOGLE, as_google, write_npz, "B_16.npz"),
-    "with its optimizer's": (GOOGLE, lambda state: as_google(state, "opt/target/"), write_npz, "B_16.npz"),
+    "with its optimizer's": (
+        GOOGLE,
+        lambda state: as_google(state, "opt/target/"),
+        write_npz,
+        "B_16.npz",
+    ),
     "Big Vision's": (GOOGLE, lambda state: as_google(state, "params/"), write_npz, "B_16.npz"),
     "dino": ("vit_base_patch16_224.dino", dict, write_torch, "dino_vitbase16_pretrain.pth"),
-    "mae": ("vit_base_patch16_224.mae", lambda state: {"model": state}, write_torch, "mae_pretrain_vit_base.pth"),
+    "mae": (
+        "vit_base_patch16_224.mae",
+        lambda state: {"model": state},
+        write_torch,
+        "mae_pretrain_vit_base.pth",
+    ),
     "dinov2 on the Hub": (DINOV2, dict, save_file, "model.safetensors"),
     "dinov2 of its authors": (
         DINOV2,
@@ -128,7 +156,9 @@ def test_published_files_as_timm_reads_them(layout: str, size: int, tmp_path: Pa
     backbone = load_backbone(name, str(path), "none", image_size=size, options=SMALL)
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
     options = {**SMALL, "img_size": size, "num_classes": 0, "global_pool": "token"}
-    theirs = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
+    theirs = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=overlay, **options
+    ).eval()
     ours, expected = backbone.vit.state_dict(), theirs.state_dict()
     assert ours.keys() == expected.keys() == state.keys()
     for key, value in expected.items():
@@ -158,19 +188,31 @@ def refuse(name: str, path: Path, match: str, **options: Any) -> None:
 
 def google_file(folder: Path, **changes: Any) -> Path:
     arrays = as_google(state_of(GOOGLE)) | changes
-    write_npz({key: value for key, value in arrays.items() if value is not None}, folder / "vit.npz")
+    write_npz(
+        {key: value for key, value in arrays.items() if value is not None}, folder / "vit.npz"
+    )
     return folder / "vit.npz"
 
 
 def test_google_deeper_or_shallower(tmp_path: Path) -> None:
     path = google_file(tmp_path)
-    refuse(GOOGLE, path, r"vit\.npz: has unknown Transformer/encoderblock_1/\S+, .* and 13 more", depth=1)
+    refuse(
+        GOOGLE,
+        path,
+        r"vit\.npz: has unknown Transformer/encoderblock_1/\S+, .* and 13 more",
+        depth=1,
+    )
     refuse(GOOGLE, path, r"vit\.npz: lacks blocks\.2\.norm1\.weight, .* and 9 more", depth=3)
 
 
 def test_google_of_another_width_or_patch(tmp_path: Path) -> None:
     path = google_file(tmp_path)
-    refuse(GOOGLE, path, r"vit\.npz: has other shapes for patch_embed\.proj\.weight; .*\(48 wide", embed_dim=48)
+    refuse(
+        GOOGLE,
+        path,
+        r"vit\.npz: has other shapes for patch_embed\.proj\.weight; .*\(48 wide",
+        embed_dim=48,
+    )
     refuse(GOOGLE, path, r"vit\.npz: has other shapes for patch_embed\.proj\.weight", patch_size=16)
 
 
@@ -203,9 +245,14 @@ def test_clip_of_another_depth(tmp_path: Path) -> None:
 def test_patches_of_another_size_are_not_stretched(tmp_path: Path) -> None:
     """timm would resample them where the number of patches differs as well."""
     save_file(state_of(DINOV2), path := tmp_path / "model.safetensors")
-    refuse(DINOV2, path, r"has other shapes for patch_embed\.proj\.weight", patch_size=16, img_size=32)
+    refuse(
+        DINOV2, path, r"has other shapes for patch_embed\.proj\.weight", patch_size=16, img_size=32
+    )
 
 
 def test_a_decoder_is_no_part_of_a_backbone(tmp_path: Path) -> None:
-    torch.save({"model": state_of(GOOGLE) | {"decoder_pos_embed": torch.zeros(1)}}, path := tmp_path / "mae.pth")
+    torch.save(
+        {"model": state_of(GOOGLE) | {"decoder_pos_embed": torch.zeros(1)}},
+        path := tmp_path / "mae.pth",
+    )
     refuse(GOOGLE, path, r"has unknown decoder_pos_embed;")

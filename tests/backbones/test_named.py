@@ -1,4 +1,6 @@
-"""The backbones of conf/backbone: which weights each name means, that timm builds it, that experts can join it."""
+"""The backbones of conf/backbone: which weights each name means, that timm builds it, that experts
+can join it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ from timm.models.vision_transformer import Attention
 
 from smope.backbones.files import AUTHORS_FILES, hub_file
 from smope.backbones.vit import Backbone, load_backbone
-from smope.compose import choices, compose, conf_dir, read_overrides
-from smope.config import MISSING
+from smope.config.conf_files import choices, conf_dir
+from smope.config.config import MISSING
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from smope.experts.bank import ExpertBank
 from smope.experts.inject import attach, detach
@@ -38,7 +42,9 @@ NAMED: dict[str, tuple[str, Any, int, int, int]] = {
 
 
 def composed(choice: str) -> dict[str, Any]:
-    group = dict(compose(read_overrides([f"backbone={choice}", "backbone.weights=random"])).backbone)
+    group = dict(
+        compose(read_overrides([f"backbone={choice}", "backbone.weights=random"])).backbone
+    )
     del group["_target_"]
     return group
 
@@ -66,7 +72,10 @@ def test_which_weights_a_name_means(choice: str) -> None:
         width,
     )
     text = (conf_dir() / "backbone" / f"{choice}.yaml").read_text(encoding="utf-8")
-    said = {key: tuple(yaml.safe_load(value)) for key, value in re.findall(r"(\w+): null +# own: (\[.*\])", text)}
+    said = {
+        key: tuple(yaml.safe_load(value))
+        for key, value in re.findall(r"(\w+): null +# own: (\[.*\])", text)
+    }
     assert said == {"mean": mean, "std": std}
 
 
@@ -100,12 +109,18 @@ def test_clip_has_the_activation_of_its_training() -> None:
 @pytest.mark.parametrize("choice", NAMED)
 def test_where_the_weights_come_from(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline with an empty cache: a repository of timm's, or the authors' own file."""
-    weights = yaml.safe_load((conf_dir() / "backbone" / f"{choice}.yaml").read_text(encoding="utf-8"))["weights"]
+    weights = yaml.safe_load(
+        (conf_dir() / "backbone" / f"{choice}.yaml").read_text(encoding="utf-8")
+    )["weights"]
     name = NAMED[choice][0]
     assert weights == (MISSING if name in AUTHORS_FILES else "hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
-    expected = r"is not on the Hub; get .*checkpoint_teacher" if name in AUTHORS_FILES else r"`hf download timm/vit_"
+    expected = (
+        r"is not on the Hub; get .*checkpoint_teacher"
+        if name in AUTHORS_FILES
+        else r"`hf download timm/vit_"
+    )
     with pytest.raises(UserError, match=expected):
         hub_file(name)
 
@@ -113,9 +128,18 @@ def test_where_the_weights_come_from(choice: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_base_patch16_dinov3.lvd1689m", r"timm builds a Eva for it; prompt experts need a plain timm Vision"),
-        ("vit_base_patch16_siglip_224.webli", r"timm cannot build it with .* and a CLS token \(Token pooling needs"),
-        ("swin_tiny_patch4_window7_224.ms_in1k", r"prompt experts need a plain timm VisionTransformer with a CLS"),
+        (
+            "vit_base_patch16_dinov3.lvd1689m",
+            r"timm builds a Eva for it; prompt experts need a plain timm Vision",
+        ),
+        (
+            "vit_base_patch16_siglip_224.webli",
+            r"timm cannot build it with .* and a CLS token \(Token pooling needs",
+        ),
+        (
+            "swin_tiny_patch4_window7_224.ms_in1k",
+            r"prompt experts need a plain timm VisionTransformer with a CLS",
+        ),
     ],
 )
 def test_models_without_what_the_experts_need(name: str, message: str) -> None:
@@ -133,6 +157,7 @@ def test_an_error_of_timm_s_that_says_nothing_is_named(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(
-        UserError, match=r"timm cannot build it with .* and a CLS token \(AssertionError\); prompt experts"
+        UserError,
+        match=r"timm cannot build it with .* and a CLS token \(AssertionError\); prompt experts",
     ):
         load_backbone("vit_base_patch16_siglip_224.webli")

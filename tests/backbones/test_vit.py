@@ -1,4 +1,6 @@
-"""The frozen backbone: its preprocessing, its evaluation mode, its position embeddings, and the weights that ship."""
+"""The frozen backbone: its preprocessing, its evaluation mode, its position embeddings, and the
+weights that ship.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,19 @@ from torch import Tensor
 
 from smope.backbones.vit import Backbone, load_backbone
 from smope.backbones.weights import EMBEDDED
-from smope.compose import compose, read_overrides
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from tests.tiny import tiny_backbone, tiny_vit
 
 TAG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SMALL: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+}
 
 
 @pytest.fixture
@@ -44,14 +53,18 @@ def documented(tmp_path: Path) -> str:
     return str(tmp_path / "documented.safetensors")
 
 
-def assert_statistics(backbone: Backbone, mean: tuple[float, ...], std: tuple[float, ...], images: Tensor) -> None:
+def assert_statistics(
+    backbone: Backbone, mean: tuple[float, ...], std: tuple[float, ...], images: Tensor
+) -> None:
     assert backbone.identity.mean == mean
     assert backbone.identity.std == std
     pixels = torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
     with torch.no_grad():
         expected = backbone.vit.forward_features(pixels)[:, 0]
         torch.testing.assert_close(backbone(images), expected, rtol=1e-5, atol=1e-5)
-        assert not torch.allclose(backbone(images), backbone.vit.forward_features(pixels + 0.05)[:, 0], atol=1e-5)
+        assert not torch.allclose(
+            backbone(images), backbone.vit.forward_features(pixels + 0.05)[:, 0], atol=1e-5
+        )
 
 
 def test_own_statistics_are_those_in_the_file(documented: str, images: Tensor) -> None:
@@ -73,7 +86,10 @@ def test_own_statistics_are_those_of_the_tag(
 
 
 def test_own_statistics_of_a_file_nobody_knows(weights: str) -> None:
-    with pytest.raises(UserError, match=r"vit_tiny_patch16_224: without a tag .*augreg_in21k.*pixel_statistics=given"):
+    with pytest.raises(
+        UserError,
+        match=r"vit_tiny_patch16_224: without a tag .*augreg_in21k.*pixel_statistics=given",
+    ):
         load_backbone("vit_tiny_patch16_224", weights, options=SMALL)
 
 
@@ -93,7 +109,9 @@ def test_given_statistics(documented: str, images: Tensor) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"mean": [0.5] * 3}, {"std": [0.5] * 3}], ids=str)
 def test_given_statistics_must_be_given(given: dict[str, Any], weights: str) -> None:
-    with pytest.raises(UserError, match=r"pixel_statistics=given needs backbone\.mean and backbone\.std"):
+    with pytest.raises(
+        UserError, match=r"pixel_statistics=given needs backbone\.mean and backbone\.std"
+    ):
         load_backbone("vit_tiny_patch16_224", weights, "given", options=SMALL, **given)
 
 
@@ -189,11 +207,15 @@ def real_file(data_root: Path) -> Path:
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 def test_real_weights_as_timm_loads_them(folder: bool, real_file: Path) -> None:
     weights = real_file.parent if folder else real_file
-    group = dict(compose(read_overrides(["backbone=vit_tiny", f"backbone.weights={weights}"])).backbone)
+    group = dict(
+        compose(read_overrides(["backbone=vit_tiny", f"backbone.weights={weights}"])).backbone
+    )
     del group["_target_"]
     backbone = load_backbone(**group)
     overlay = {"file": str(real_file)}
-    theirs = timm.create_model(TAG, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0).eval()
+    theirs = timm.create_model(
+        TAG, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0
+    ).eval()
     ours, expected = backbone.vit.state_dict(), theirs.state_dict()
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
@@ -208,10 +230,15 @@ def test_real_weights_as_timm_loads_them(folder: bool, real_file: Path) -> None:
 
 
 def test_real_weights_of_another_name(real_file: Path) -> None:
-    with pytest.raises(UserError, match=r"has other shapes for .*\(768 wide, 12 blocks\): name the model that"):
+    with pytest.raises(
+        UserError, match=r"has other shapes for .*\(768 wide, 12 blocks\): name the model that"
+    ):
         load_backbone("vit_base_patch16_224.dino", str(real_file))
 
 
 def test_an_image_of_whole_patches_only() -> None:
-    with pytest.raises(UserError, match=r"backbone\.image_size must be a multiple of the patch size 8, got 36; .*=32"):
+    with pytest.raises(
+        UserError,
+        match=r"backbone\.image_size must be a multiple of the patch size 8, got 36; .*=32",
+    ):
         load_backbone("vit_tiny_patch16_224", "random", "none", image_size=36, options=SMALL)

@@ -25,7 +25,13 @@ from smope.backbones.weights import metadata_numbers, read_weights
 from smope.errors import UserError
 from tests.tiny import tiny_vit
 
-SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SMALL: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+}
 
 
 @pytest.fixture
@@ -47,23 +53,29 @@ LAYOUTS: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "state_dict": lambda state: {"epoch": 3, "state_dict": state},
     "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
     "the teacher of a full checkpoint": lambda state: {
-        "student": prefixed(changed(state), "module.backbone.") | {"module.head.mlp.0.weight": torch.zeros(3, 3)},
+        "student": prefixed(changed(state), "module.backbone.")
+        | {"module.head.mlp.0.weight": torch.zeros(3, 3)},
         "teacher": prefixed(state, "backbone.") | {"head.mlp.0.weight": torch.zeros(3, 3)},
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
         "epoch": 800,
         "dino_loss": {"center": torch.zeros(1, 9)},
     },
     "a teacher in parallel": lambda state: {
-        "teacher": prefixed(state, "module.backbone.") | {"module.head.last_layer.weight_v": torch.zeros(3, 3)}
+        "teacher": prefixed(state, "module.backbone.")
+        | {"module.head.last_layer.weight_v": torch.zeros(3, 3)}
     },
     "a teacher with several heads": lambda state: {
         "teacher": prefixed(state, "backbone.") | {"dino_head.mlp.0.weight": torch.zeros(3, 3)}
     },
-    "a student with its mask": lambda state: {"state_dict": state | {"masked_embed": torch.zeros(1, 32)}},
+    "a student with its mask": lambda state: {
+        "state_dict": state | {"masked_embed": torch.zeros(1, 32)}
+    },
     "averaged weights": lambda state: {"state_dict": changed(state), "state_dict_ema": state},
     "module.": lambda state: prefixed(state, "module."),
     "module.backbone.": lambda state: {"state_dict": prefixed(state, "module.backbone.")},
-    "with a head": lambda state: state | {"head.weight": torch.zeros(10, 32), "head.bias": torch.zeros(10)},
+    "with a head": lambda state: (
+        state | {"head.weight": torch.zeros(10, 32), "head.bias": torch.zeros(10)}
+    ),
     "with numbers": lambda state: state | {"epoch": 12, "name": "vit"},
     "with a mask token": lambda state: state | {"mask_token": torch.zeros(1, 32)},
     "half precision": lambda state: {key: value.half() for key, value in state.items()},
@@ -85,7 +97,9 @@ def assert_loads(path: Path, state: dict[str, Tensor], **close: float) -> None:
 def test_checkpoints_of_pytorch(layout: str, state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(LAYOUTS[layout](state), path)
-    assert_loads(path, state, **({"rtol": 1e-3, "atol": 1e-6} if layout == "half precision" else {}))
+    assert_loads(
+        path, state, **({"rtol": 1e-3, "atol": 1e-6} if layout == "half precision" else {})
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "vit."])
@@ -98,7 +112,9 @@ def test_safetensors(prefix: str, state: dict[str, Tensor], tmp_path: Path) -> N
     assert metadata_numbers(metadata, "std") is None
 
 
-def test_a_path_may_start_at_home(state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_start_at_home(
+    state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     save_file(state, tmp_path / "vit.safetensors")
     backbone = load_backbone("vit_tiny_patch16_224", "~/vit.safetensors", "none", options=SMALL)
@@ -113,7 +129,11 @@ def refuse(path: Path, match: str, **options: Any) -> None:
 def test_a_missing_key_is_named(state: dict[str, Tensor], tmp_path: Path) -> None:
     del state["blocks.1.mlp.fc1.bias"]
     save_file(state, path := tmp_path / "vit.safetensors")
-    refuse(path, r"vit\.safetensors: lacks blocks\.1\.mlp\.fc1\.bias; the file does not fit .* \(32 wide, 2 blocks\)")
+    refuse(
+        path,
+        r"vit\.safetensors: lacks blocks\.1\.mlp\.fc1\.bias; the file does not fit .* \(32 wide, "
+        r"2 blocks\)",
+    )
 
 
 def test_many_missing_keys_are_counted(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -127,7 +147,10 @@ def test_an_unexpected_key_is_named(state: dict[str, Tensor], tmp_path: Path) ->
 
 
 def test_two_tensors_are_not_taken_for_one(state: dict[str, Tensor], tmp_path: Path) -> None:
-    save_file(prefixed(state, "backbone.") | {"norm.weight": torch.zeros(32)}, path := tmp_path / "vit.safetensors")
+    save_file(
+        prefixed(state, "backbone.") | {"norm.weight": torch.zeros(32)},
+        path := tmp_path / "vit.safetensors",
+    )
     refuse(path, r"has unknown norm\.weight beside backbone\.norm\.weight;")
 
 
@@ -140,11 +163,17 @@ def test_a_wrong_shape_is_named(state: dict[str, Tensor], tmp_path: Path) -> Non
 @pytest.mark.parametrize("changes", [{"embed_dim": 48}, {"embed_dim": 48, "img_size": 64}], ids=str)
 def test_another_width(changes: dict[str, int], state: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(state, path := tmp_path / "vit.safetensors")
-    refuse(path, r"vit\.safetensors: .*does not fit the architecture backbone\.name \(48 wide, 2 blocks\)", **changes)
+    refuse(
+        path,
+        r"vit\.safetensors: .*does not fit the architecture backbone\.name \(48 wide, 2 blocks\)",
+        **changes,
+    )
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html> 404: not found\n" * 9], ids=["empty", "text"])
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html> 404: not found\n" * 9], ids=["empty", "text"]
+)
 def test_a_file_that_is_no_weight_file(suffix: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
@@ -168,7 +197,9 @@ class Trap:
 
 
 @pytest.mark.parametrize("writer", ["pickle", "torch"])
-def test_code_in_a_file_is_refused_and_not_run(writer: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_code_in_a_file_is_refused_and_not_run(
+    writer: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
     path, sprung = tmp_path / "evil.pth", tmp_path / "sprung"
     content = {"state_dict": state, "hook": Trap(sprung)}
     if writer == "torch":
@@ -176,7 +207,9 @@ def test_code_in_a_file_is_refused_and_not_run(writer: str, state: dict[str, Ten
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
     refuse(
-        path, r"evil\.pth: beside tensors it holds [\w.]+, which would have to be run, and only tensors are read; get"
+        path,
+        r"evil\.pth: beside tensors it holds [\w.]+, which would have to be run, and only tensors "
+        r"are read; get",
     )
     assert not sprung.exists()
 
@@ -185,15 +218,26 @@ def full_checkpoint(state: dict[str, Tensor], path: Path, **beside: Any) -> Path
     """As DINO and iBOT save them: settings and a schedule's learning rate beside the tensors."""
     optimizer = {"param_groups": [{"lr": numpy.linspace(0, 1, 3)[1]}]}
     teacher = prefixed(state, "backbone.") | {"head.mlp.0.weight": torch.zeros(3, 3)}
-    torch.save({"teacher": teacher, "optimizer": optimizer, "args": argparse.Namespace(arch="vit"), **beside}, path)
+    torch.save(
+        {
+            "teacher": teacher,
+            "optimizer": optimizer,
+            "args": argparse.Namespace(arch="vit"),
+            **beside,
+        },
+        path,
+    )
     return path
 
 
-def test_how_to_get_the_tensors_out_of_a_training_checkpoint(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_how_to_get_the_tensors_out_of_a_training_checkpoint(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
     """The command in the message works, and what it writes is read."""
     path = full_checkpoint(state, tmp_path / "checkpoint.pth")
     with pytest.raises(
-        UserError, match=r"beside tensors it holds .*; copy them .* python -c .*weights=tensors\.pth$"
+        UserError,
+        match=r"beside tensors it holds .*; copy them .* python -c .*weights=tensors\.pth$",
     ) as error:
         load_backbone("vit_tiny_patch16_224", str(path), "none", options=SMALL)
     found = re.search(r"with (python -c \".*\") and give that", str(error.value))
@@ -209,7 +253,9 @@ def test_the_command_runs_nothing_either(state: dict[str, Tensor], tmp_path: Pat
         read_weights(path, tiny_vit(depth=2))
     found = re.search(r"with (python -c \".*\") and give that", str(error.value))
     assert found, str(error.value)
-    done = subprocess.run([sys.executable, *shlex.split(found[1])[1:]], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *shlex.split(found[1])[1:]], cwd=tmp_path, capture_output=True, text=True
+    )
     assert "mkdir" in done.stderr
     assert not (tmp_path / "sprung").exists()
     assert not (tmp_path / "tensors.pth").exists()

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from smope.backbones.vit import Backbone
-from smope.compose import choices, compose, conf_dir, read_overrides
+from smope.config.conf_files import choices, conf_dir
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
 from smope.methods.base import Method
 from smope.routers.base import Router
-from smope.streams.base import Stream
+from smope.streams.stream import Stream
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
@@ -23,7 +25,8 @@ ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
 TASKS = 2  # of the stream that methods are tried on
 every_method = pytest.mark.parametrize("name", METHODS)
-# Prompts in proportion to the 17 tokens of a tiny image, and where a size meant for real images would take seconds
+# Prompts in proportion to the 17 tokens of a tiny image, and where a size meant for real images
+# would take seconds
 SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64}
 
 
@@ -34,7 +37,9 @@ def stream() -> Stream:
 
 @pytest.fixture(scope="session")
 def trained(stream: Stream) -> Callable[[str], Trainer]:
-    """name -> the trainer of that method after both tasks; made once, so tests must copy the method to change it."""
+    """name -> the trainer of that method after both tasks; made once, so tests must copy the
+    method to change it.
+    """
     made: dict[str, Trainer] = {}
 
     def train(name: str) -> Trainer:
@@ -60,8 +65,12 @@ def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:
     return _make("router", name, changes)
 
 
-def make_method(name: str, backbone: Backbone, num_classes: int, seed: int = 0, **changes: Any) -> Method:
-    """The method of conf/method/<name>.yaml round `backbone`, small, its initial weights from `seed`."""
+def make_method(
+    name: str, backbone: Backbone, num_classes: int, seed: int = 0, **changes: Any
+) -> Method:
+    """The method of conf/method/<name>.yaml round `backbone`, small, its initial weights from
+    `seed`.
+    """
     torch.manual_seed(seed)
     return _make("method", name, {**SIZES, **changes}, backbone=backbone, num_classes=num_classes)
 
@@ -75,7 +84,9 @@ def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any
         objects["router"] = make_router()
     if "total_tasks" in wanted:
         objects["total_tasks"] = TASKS
-    return target(**{**values, **{key: value for key, value in changes.items() if key in values}}, **objects)
+    return target(
+        **{**values, **{key: value for key, value in changes.items() if key in values}}, **objects
+    )
 
 
 @functools.cache

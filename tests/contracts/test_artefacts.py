@@ -1,4 +1,6 @@
-"""The artefact of every method of conf/method: it classifies as the trained method does, and holds nothing else."""
+"""The artefact of every method of conf/method: it classifies as the trained method does, and holds
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,23 @@ import torch
 from torch import Tensor
 
 from smope.methods.base import Method
-from smope.runs import RunDirectory
-from smope.serving.artefact import describe, read_model, restore, write_model
-from smope.streams.base import Stream
+from smope.run.artefact import describe, read_model, restore, write_model
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import Stream
 from tests.tiny import tiny_backbone
 
 from .conftest import every_method, make_method
 
-UNREAD = 600  # bytes that may be kept though a method does not read them: the number of a task, flags of experts
-LEARNING = ("statistics.mean", "statistics.variance", "sums.", "moments.means", "old_keys", "old_values")
+# bytes that may be kept though a method does not read them: the number of a task, flags of experts
+UNREAD = 600
+LEARNING = (
+    "statistics.mean",
+    "statistics.variance",
+    "sums.",
+    "moments.means",
+    "old_keys",
+    "old_values",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +61,9 @@ def written(method: Method, stream: Stream, folder: Path) -> Path:
 
 
 def poisoned(state: dict[str, Tensor]) -> None:
-    """Nothing that is read of these tensors goes unnoticed: NaN, and of counts every second is 0, every other 1."""
+    """Nothing that is read of these tensors goes unnoticed: NaN, and of counts every second is 0,
+    every other 1.
+    """
     for value in state.values():
         if value.is_floating_point():
             value.fill_(float("nan"))
@@ -80,31 +92,45 @@ def test_nothing_is_kept_that_no_logit_depends_on(method: Method, images: Tensor
             changed = copy.deepcopy(method)
             tensor = changed.inference_state()[key]
             draw = torch.Generator().manual_seed(0)
-            new = torch.rand(value.shape, generator=draw) if value.is_floating_point() else (value == 0).flip(-1)
+            new = (
+                torch.rand(value.shape, generator=draw)
+                if value.is_floating_point()
+                else (value == 0).flip(-1)
+            )
             tensor.copy_(new)
-            changed.load_state_dict(changed.state_dict())  # what follows from the state is found anew
-            with suppress(torch.linalg.LinAlgError):  # a matrix was read, and is none of a covariance
+            # what follows from the state is found anew
+            changed.load_state_dict(changed.state_dict())
+            # a matrix was read, and is none of a covariance
+            with suppress(torch.linalg.LinAlgError):
                 if torch.equal(changed(images), expected):
                     unread[key] = value.nbytes
     assert sum(unread.values()) <= UNREAD, unread
 
 
 @every_method
-def test_what_only_learning_needs_is_not_in_the_file(method: Method, stream: Stream, tmp_path: Path) -> None:
+def test_what_only_learning_needs_is_not_in_the_file(
+    method: Method, stream: Stream, tmp_path: Path
+) -> None:
     path = written(method, stream, tmp_path)
     artefact = read_model(path)
     assert artefact.state.keys() == method.inference_state().keys()
     assert not [key for key in artefact.state for part in LEARNING if part in f"{key}."]
     assert artefact.has_backbone == (not method.backbone.frozen)
     tensors = sum(value.nbytes for value in artefact.state.values())
-    assert path.stat().st_size < tensors + 200 * len(artefact.state) + 2000, "names and the record are small"
+    assert path.stat().st_size < tensors + 200 * len(artefact.state) + 2000, (
+        "names and the record are small"
+    )
 
 
 @every_method
-def test_a_state_that_is_not_the_method_s_is_refused(name: str, method: Method, stream: Stream) -> None:
+def test_a_state_that_is_not_the_method_s_is_refused(
+    name: str, method: Method, stream: Stream
+) -> None:
     whole = describe(record_of(method, stream), 2, method.trained_state(), 32)
     fresh = make_method(name, tiny_backbone(), 4).eval()
     restore(fresh, whole)
     for state in ({**whole.state, "moon": torch.zeros(1)}, {}):
-        with pytest.raises(ValueError, match=r"its state does not fit \w+ \(.* differs, \d+ in all\); use smope 0"):
+        with pytest.raises(
+            ValueError, match=r"its state does not fit \w+ \(.* differs, \d+ in all\); use smope 0"
+        ):
             restore(fresh, replace(whole, state=state))

@@ -1,4 +1,6 @@
-"""Every method of conf/method passes the audit of a run of its own; a new one is found by its file."""
+"""Every method of conf/method passes the audit of a run of its own; a new one is found by its
+file.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from smope.cli import main
+from smope.cli.main import main
 
 from .conftest import METHODS
 
 CHECKS = [
-    "state", "batch size", "image order", "repeated evaluation", "evaluation mode", "evaluation transforms",
+    "state", "batch size", "image order", "repeated evaluation", "evaluation mode", "evaluation "
+                                                                                    "transforms",
     "train and test overlap", "unseen classes", "frozen weights", "last row", "scores",
 ]  # fmt: skip
 
@@ -20,9 +23,19 @@ CHECKS = [
 @pytest.mark.parametrize("name", METHODS)
 def test_passes_the_audit(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
-    quick = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=128", "trainer.alignment_epochs=1"]
+    quick = [
+        "experiment=smoke",
+        "backbone.image_size=8",
+        "trainer.batch_size=128",
+        "trainer.alignment_epochs=1",
+    ]
     small = ["method.width=64"] if name in ("ridge", "ranpac", "smope_plus") else []
-    assert main(["train", *quick, f"method={name}", *small, "trainer.device=cpu", f"run_dir={run_dir}"]) == 0
+    assert (
+        main(
+            ["train", *quick, f"method={name}", *small, "trainer.device=cpu", f"run_dir={run_dir}"]
+        )
+        == 0
+    )
     capsys.readouterr()
     assert main(["audit", str(run_dir), "--strict", "--images", "16"]) == 0, capsys.readouterr().out
     found = json.loads((run_dir / "audit.json").read_text(encoding="utf-8"))

@@ -1,4 +1,6 @@
-"""Every file of conf/ composes, and its keys are exactly the arguments of the class or function it names."""
+"""Every file of conf/ composes, and its keys are exactly the arguments of the class or function it
+names.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from smope.compose import (
-    ALL_GROUPS,
-    LAUNCHERS,
-    SETTINGS,
-    choices,
-    combinations,
-    compose,
-    conf_dir,
-    read_overrides,
-    with_sweep,
-)
-from smope.config import GROUPS, MISSING, STREAM_BUILDER, STREAM_COMPUTED, Config
-from smope.schema import COMPUTED, keys_of
+from smope.config.conf_files import ALL_GROUPS, SETTINGS, choices, conf_dir
+from smope.config.config import MISSING, STREAM_BUILDER, STREAM_COMPUTED, Config
+from smope.config.hydra import compose, with_sweep
+from smope.config.identity import GROUPS
+from smope.config.launchers import LAUNCHERS
+from smope.config.overrides import combinations, read_overrides
+from smope.config.signatures import COMPUTED, keys_of
 
 FILES = [(group, name) for group in ALL_GROUPS for name in choices(group, [conf_dir()])]
 TARGETS = [(group, name) for group, name in FILES if group in GROUPS]
@@ -59,19 +55,35 @@ def composed(group: str, name: str, mandatory: dict[str, str]) -> Config:
     left_open = {key for key in mandatory if any(_leaves_open(item, key) for item in files)}
     if group == "sweep":
         return _first_cell(name, mandatory)
-    return compose(read_overrides([f"{group}={name}", *(f"{key}={mandatory[key]}" for key in sorted(left_open))]))
+    return compose(
+        read_overrides(
+            [f"{group}={name}", *(f"{key}={mandatory[key]}" for key in sorted(left_open))]
+        )
+    )
 
 
 def _first_cell(name: str, mandatory: dict[str, str]) -> Config:
-    """The first of a sweep's runs; that its choices are there is checked for all of them on the way."""
-    texts = [f"sweep={name}", *([] if name.endswith("_small") else [f"stream.root={mandatory['stream.root']}"])]
+    """The first of a sweep's runs; that its choices are there is checked for all of them on the
+    way.
+    """
+    texts = [
+        f"sweep={name}",
+        *([] if name.endswith("_small") else [f"stream.root={mandatory['stream.root']}"]),
+    ]
     return compose(next(combinations(with_sweep(read_overrides(texts, multirun=True)))))
 
 
 def _chosen(experiment: dict[str, Any]) -> list[str]:
-    """The texts of the choices in an experiment's defaults list and in those of the experiments that it includes."""
+    """The texts of the choices in an experiment's defaults list and in those of the experiments
+    that it includes.
+    """
     items = [item for item in experiment.get("defaults", []) if item != "_self_"]
-    texts = [text for item in items if isinstance(item, str) for text in _chosen(read("experiment", item))]
+    texts = [
+        text
+        for item in items
+        if isinstance(item, str)
+        for text in _chosen(read("experiment", item))
+    ]
     pairs = [next(iter(item.items())) for item in items if isinstance(item, dict)]
     paths = [conf_dir() / key.removeprefix("override /") / f"{value}.yaml" for key, value in pairs]
     return texts + [path.read_text(encoding="utf-8") for path in paths]
@@ -120,27 +132,39 @@ def test_arguments_read_from_source_are_the_real_ones(group: str, name: str) -> 
 @pytest.mark.parametrize(("group", "name"), FILES)
 def test_says_what_it_is(group: str, name: str) -> None:
     text = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
-    comments = [line for line in text.splitlines()[:2] if line.startswith("# ") and "@package" not in line]
+    comments = [
+        line for line in text.splitlines()[:2] if line.startswith("# ") and "@package" not in line
+    ]
     assert comments, "a file of conf/ starts with a line that says what it is"
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_default_is_a_choice(group: str) -> None:
     defaults = yaml.safe_load((conf_dir() / "train.yaml").read_text(encoding="utf-8"))["defaults"]
-    chosen = {key: value for item in defaults if isinstance(item, dict) for key, value in item.items()}
+    chosen = {
+        key: value for item in defaults if isinstance(item, dict) for key, value in item.items()
+    }
     assert chosen[group] in choices(group, [conf_dir()])
 
 
-@pytest.mark.parametrize("path", sorted((conf_dir() / "hydra" / "launcher").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((conf_dir() / "hydra" / "launcher").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_launchers_have_the_keys_of_their_plugin(path: Path) -> None:
     """A launcher takes any key and fails with it later, on the cluster."""
     needed = LAUNCHERS[path.stem]
     assert needed is not None
     plugin = pytest.importorskip(
-        f"hydra_plugins.{needed[0]}.config" if needed[1] != "ray" else "hydra_plugins.hydra_ray_launcher._config"
+        f"hydra_plugins.{needed[0]}.config"
+        if needed[1] != "ray"
+        else "hydra_plugins.hydra_ray_launcher._config"
     )
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    (known,) = (item for item in vars(plugin).values() if getattr(item, "_target_", None) == values["_target_"])
+    (known,) = (
+        item
+        for item in vars(plugin).values()
+        if getattr(item, "_target_", None) == values["_target_"]
+    )
     assert set(values) <= set(known.__dataclass_fields__)
     assert path.read_text(encoding="utf-8").startswith("# ")
 
@@ -148,7 +172,9 @@ def test_launchers_have_the_keys_of_their_plugin(path: Path) -> None:
 def test_what_sbatch_is_given(tmp_path: Path) -> None:
     """Cores for srun as well, which does not take them from sbatch, and leave to be queued again."""
     slurm = pytest.importorskip("submitit.slurm.slurm")
-    values = yaml.safe_load((conf_dir() / "hydra/launcher/submitit_slurm.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load(
+        (conf_dir() / "hydra/launcher/submitit_slurm.yaml").read_text(encoding="utf-8")
+    )
     told = {key: values[key] for key in ("cpus_per_task", "additional_parameters", "setup")}
     lines = slurm._make_sbatch_string("python", folder=tmp_path, **told).splitlines()
     assert "#SBATCH --cpus-per-task=8" in lines and "#SBATCH --requeue" in lines

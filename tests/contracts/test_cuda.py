@@ -1,4 +1,6 @@
-"""Every method of conf/method on a CUDA device; its random numbers are drawn on the CPU, so that both give the same."""
+"""Every method of conf/method on a CUDA device; its random numbers are drawn on the CPU, so that
+both give the same.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Literal
 import pytest
 import torch
 
-from smope.streams.base import Stream
+from smope.streams.stream import Stream
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings
 
@@ -20,7 +22,9 @@ Precision = Literal["float32", "bfloat16", "float16", "float64"]
 
 def fitted(name: str, stream: Stream, device: str, precision: Precision) -> Trainer:
     settings = tiny_settings(device=device, precision=precision)
-    trainer = Trainer(make_method(name, tiny_backbone(), 4), stream, settings, seed=0, device=torch.device(device))
+    trainer = Trainer(
+        make_method(name, tiny_backbone(), 4), stream, settings, seed=0, device=torch.device(device)
+    )
     trainer.fit()
     return trainer
 
@@ -41,4 +45,7 @@ def test_learns_in_less_precision(name: str, precision: Precision, stream: Strea
     trainer = fitted(name, stream, "cuda", precision)
     assert sum(trainer.history.accuracy_matrix[-1]) / 2 > 0.6, "four classes: chance is 0.25"
     state = trainer.method.trained_state().values()
-    assert all(value.isfinite().all() and value.dtype not in (torch.bfloat16, torch.float16) for value in state)
+    assert all(
+        value.isfinite().all() and value.dtype not in (torch.bfloat16, torch.float16)
+        for value in state
+    )

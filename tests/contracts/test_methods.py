@@ -16,8 +16,8 @@ from torch import Tensor
 from smope.errors import UserError
 from smope.experts.inject import detach
 from smope.methods.base import Card, Method
-from smope.runs import RunDirectory
-from smope.streams.base import Stream
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import Stream
 from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from smope.training.trainer import Trainer
 from tests.tiny import shades, tiny_backbone, tiny_settings, tiny_source, tiny_stream, tiny_vit
@@ -33,7 +33,10 @@ def images(stream: Stream) -> Tensor:
 
 def frozen_weights(method: Method) -> list[Tensor]:
     """The backbone's own weights: all parameters that the method does not declare as its."""
-    own = {id(parameter) for parameter in (*method.prompt_parameters(), *method.classifier.parameters())}
+    own = {
+        id(parameter)
+        for parameter in (*method.prompt_parameters(), *method.classifier.parameters())
+    }
     return [parameter for parameter in method.parameters() if id(parameter) not in own]
 
 
@@ -55,8 +58,12 @@ def test_frozen_weights_have_no_gradient(method: Method) -> None:
 
 
 @every_method
-def test_no_graph_is_built_through_the_backbone_without_prompts(method: Method, images: Tensor) -> None:
-    """Nothing in front of the classifier learns without prompts: then features cost a forward pass and no memory."""
+def test_no_graph_is_built_through_the_backbone_without_prompts(
+    method: Method, images: Tensor
+) -> None:
+    """Nothing in front of the classifier learns without prompts: then features cost a forward pass
+    and no memory.
+    """
     features = copy.deepcopy(method).train().features(images.clone().requires_grad_())
     assert features.requires_grad == bool(list(method.prompt_parameters()))
 
@@ -115,7 +122,10 @@ def test_a_frozen_backbone_is_not_saved_and_a_trained_one_is(method: Method) -> 
 def test_what_is_remembered_has_its_size_before_the_first_image(name: str, method: Method) -> None:
     """Memory is bounded: checkpoints do not grow with tasks or images."""
     fresh = make_method(name, tiny_backbone(), 4).trained_state()
-    sizes, before = ({k: (v.shape, v.dtype) for k, v in state.items()} for state in (method.trained_state(), fresh))
+    sizes, before = (
+        {k: (v.shape, v.dtype) for k, v in state.items()}
+        for state in (method.trained_state(), fresh)
+    )
     assert sizes == before
 
 
@@ -126,7 +136,13 @@ def test_nothing_else_grows_with_the_number_of_images(name: str) -> None:
     for images in (8, 16):
         longer = tiny_stream(source=tiny_source(train=images))
         settings = tiny_settings(epochs=1, alignment_epochs=1)
-        trainer = Trainer(make_method(name, tiny_backbone(), 4), longer, settings, seed=0, device=torch.device("cpu"))
+        trainer = Trainer(
+            make_method(name, tiny_backbone(), 4),
+            longer,
+            settings,
+            seed=0,
+            device=torch.device("cpu"),
+        )
         trainer.fit()
         held.append(tensors_in(trainer.method, set()))
     assert held[0] == held[1] > 0
@@ -153,7 +169,9 @@ def test_a_state_that_does_not_fit_is_refused(name: str, method: Method) -> None
     state = method.trained_state()
     removed = next(iter(state))
     with pytest.raises(ValueError, match=rf"state does not fit \w+: {removed} on one side only"):
-        make_method(name, tiny_backbone(), 4).load_trained_state({k: v for k, v in state.items() if k != removed})
+        make_method(name, tiny_backbone(), 4).load_trained_state(
+            {k: v for k, v in state.items() if k != removed}
+        )
 
 
 @every_method
@@ -179,7 +197,9 @@ def test_detached_it_leaves_the_plain_vit(method: Method, images: Tensor) -> Non
 
 
 @every_method
-def test_training_repeats_exactly(name: str, stream: Stream, trained: Callable[[str], Trainer]) -> None:
+def test_training_repeats_exactly(
+    name: str, stream: Stream, trained: Callable[[str], Trainer]
+) -> None:
     first = trained(name)
     torch.manual_seed(99)
     again = trainer_of(make_method(name, tiny_backbone(), 4), stream)
@@ -198,7 +218,9 @@ def test_learns_a_stream_of_two_tasks(name: str, trained: Callable[[str], Traine
 
 
 @every_method
-def test_losses_are_named_scalars(name: str, stream: Stream, trained: Callable[[str], Trainer]) -> None:
+def test_losses_are_named_scalars(
+    name: str, stream: Stream, trained: Callable[[str], Trainer]
+) -> None:
     trainer = trained(name)
     task, method = trainer.spans[1], copy.deepcopy(trainer.method).train()
     if not method.parameter_groups(0.1):
@@ -221,7 +243,9 @@ def test_says_where_it_is_from(method: Method) -> None:
 @every_method
 @pytest.mark.parametrize("which", ["domains", "blurry"])
 def test_learns_where_classes_come_again(name: str, which: str) -> None:
-    """All classes in each of two domains, or spread over two tasks; two methods say that they cannot."""
+    """All classes in each of two domains, or spread over two tasks; two methods say that they
+    cannot.
+    """
     stream = (
         tiny_stream(source=shades(tiny_source()), num_tasks=None)
         if which == "domains"

@@ -1,7 +1,9 @@
-"""Every method of conf/method learns the same from batches that two processes divide, or that one takes in parts.
+"""Every method of conf/method learns the same from batches that two processes divide, or that one
+takes in parts.
 
-In float64, where a sum in another order moves the last digits alone: counts and accuracies are equal, learned numbers
-to 1e-9. The images are too many for whole batches, and a batch for two equal shares.
+In float64, where a sum in another order moves the last digits alone: counts and accuracies are
+equal, learned numbers to 1e-9. The images are too many for whole batches, and a batch for two equal
+shares.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from smope import parallel
+from smope.distributed import collectives
 from smope.errors import UserError
-from smope.runs import RunDirectory
+from smope.storage.run_directory import RunDirectory
 from smope.training.loading import in_order
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream
@@ -25,8 +27,8 @@ from tests.two_processes import in_two_processes
 
 from .conftest import METHODS, make_method
 
-# 22 images a task to learn from, batches of 7, shares of 3 and 4. Where all are seen the last one, which two cannot
-# share, is joined to the batch before it, as is the last of 8 test images.
+# 22 images a task to learn from, batches of 7, shares of 3 and 4. Where all are seen the last one,
+# which two cannot share, is joined to the batch before it, as is the last of 8 test images.
 SMALL: dict[str, Any] = {
     "batch_size": 7,
     "eval_batch_size": 7,
@@ -34,7 +36,9 @@ SMALL: dict[str, Any] = {
     "precision": "float64",
     "alignment_epochs": 1,
 }
-LEARNS_BY_STEPS = [name for name in METHODS if name not in ("ncm", "slda", "fecam", "ridge", "linear_probe")]
+LEARNS_BY_STEPS = [
+    name for name in METHODS if name not in ("ncm", "slda", "fecam", "ridge", "linear_probe")
+]
 
 
 def train(name: str, directory: RunDirectory | None, bug: str = "none", **changes: Any) -> Trainer:
@@ -42,7 +46,9 @@ def train(name: str, directory: RunDirectory | None, bug: str = "none", **change
     settings = tiny_settings(**{**SMALL, **changes})
     # with the threshold of its paper, outliers as few as here would add nothing to OVOR's loss
     method = make_method(name, tiny_backbone(), 4, authors_bug=bug, outlier_threshold=0.0)
-    trainer = Trainer(method, stream, settings, seed=0, device=torch.device("cpu"), directory=directory)
+    trainer = Trainer(
+        method, stream, settings, seed=0, device=torch.device("cpu"), directory=directory
+    )
     trainer.fit()
     return trainer
 
@@ -53,7 +59,11 @@ def rows(directory: RunDirectory) -> list[dict[str, float]]:
         return []
     with directory.metrics.open(newline="") as file:
         return [
-            {key: float(value) for key, value in row.items() if value and key not in ("phase", "images_per_second")}
+            {
+                key: float(value)
+                for key, value in row.items()
+                if value and key not in ("phase", "images_per_second")
+            }
             for row in csv.DictReader(file)
         ]
 
@@ -62,43 +72,59 @@ def outcome(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
     history = trainer.history
     counted = (history.images_trained, history.images_evaluated, history.steps)
     state = {key: value.clone() for key, value in trainer.method.trained_state().items()}
-    return {"state": state, "matrix": history.accuracy_matrix, "counted": counted, "rows": rows(directory)}
+    return {
+        "state": state,
+        "matrix": history.accuracy_matrix,
+        "counted": counted,
+        "rows": rows(directory),
+    }
 
 
 def train_all(folder: Path) -> None:
-    """In each of two processes: every method, what came of it in a file; the first one has the run directory."""
+    """In each of two processes: every method, what came of it in a file; the first one has the run
+    directory.
+    """
     for name in METHODS:
         directory = RunDirectory(folder / name)
-        if parallel.is_first():
+        if collectives.is_first():
             RunDirectory.create(directory.path, "seed: 0\n")
-        trainer = train(name, directory if parallel.is_first() else None)
-        torch.save(outcome(trainer, directory), folder / f"{name}-{parallel.rank()}.pt")
-    torch.save(in_float32(folder), folder / f"float32-{parallel.rank()}.pt")
+        trainer = train(name, directory if collectives.is_first() else None)
+        torch.save(outcome(trainer, directory), folder / f"{name}-{collectives.rank()}.pt")
+    torch.save(in_float32(folder), folder / f"float32-{collectives.rank()}.pt")
     check_exchanges()
 
 
 def in_float32(folder: Path) -> dict[str, Any]:
-    return outcome(train("smope", None, precision="float32", epochs=1), RunDirectory(folder / "not there"))
+    return outcome(
+        train("smope", None, precision="float32", epochs=1), RunDirectory(folder / "not there")
+    )
 
 
 def check_exchanges() -> None:
     """What two processes tell each other, with shares of different sizes."""
-    own = torch.tensor([[1.0], [2.0]] if parallel.rank() else [[5.0]], dtype=torch.float64, requires_grad=True)
-    whole = parallel.whole_batch(own)
-    assert parallel.gathered(own).tolist() == whole.tolist() == [[5.0], [1.0], [2.0]]
+    own = torch.tensor(
+        [[1.0], [2.0]] if collectives.rank() else [[5.0]], dtype=torch.float64, requires_grad=True
+    )
+    whole = collectives.whole_batch(own)
+    assert collectives.gathered(own).tolist() == whole.tolist() == [[5.0], [1.0], [2.0]]
     (whole.square().sum() * len(own) / 3).backward()
     torch.testing.assert_close(own.grad, 2 * own.detach())
-    assert parallel.share(list("abcde")) == list("cde" if parallel.rank() else "ab")
-    assert parallel.largest([parallel.rank(), 7 - parallel.rank()]) == [1, 7]
-    assert parallel.from_first({"a": parallel.rank()}) == {"a": 0}
-    flags = torch.tensor([parallel.rank() == 0, True])
-    parallel.copy_from_first([flags, numbers := torch.full((2, 3), parallel.rank(), dtype=torch.int64).T])
+    assert collectives.share(list("abcde")) == list("cde" if collectives.rank() else "ab")
+    assert collectives.largest([collectives.rank(), 7 - collectives.rank()]) == [1, 7]
+    assert collectives.from_first({"a": collectives.rank()}) == {"a": 0}
+    flags = torch.tensor([collectives.rank() == 0, True])
+    collectives.copy_from_first(
+        [flags, numbers := torch.full((2, 3), collectives.rank(), dtype=torch.int64).T]
+    )
     assert flags.all() and not numbers.any()
-    parallel.require_same({"stream.root": "same"})
-    with pytest.raises(UserError, match=r"stream.root: what process 1 has there is not what process 0 has; give all"):
-        parallel.require_same({"stream.root": str(parallel.rank())})
-    with parallel.alone():
-        assert parallel.world() == 1 and parallel.gathered(own).tolist() == own.tolist()
+    collectives.require_same({"stream.root": "same"})
+    with pytest.raises(
+        UserError,
+        match=r"stream.root: what process 1 has there is not what process 0 has; give all",
+    ):
+        collectives.require_same({"stream.root": str(collectives.rank())})
+    with collectives.alone():
+        assert collectives.world() == 1 and collectives.gathered(own).tolist() == own.tolist()
     for changes, message in REFUSED:
         with pytest.raises(UserError, match=message):
             train(changes.pop("name"), None, **changes)
@@ -110,7 +136,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "batch_size=3 must be at least 4, ",
     ),
     ({"name": "finetune", "eval_batch_size": 1}, "trainer.eval_batch_size=1 must be at least 2"),
-    ({"name": "l2p", "bug": "vote"}, "method.authors_bug=vote: images depend on the others of their batch, which 2 pr"),
+    (
+        {"name": "l2p", "bug": "vote"},
+        "method.authors_bug=vote: images depend on the others of their batch, which 2 pr",
+    ),
 ]
 
 
@@ -150,9 +179,12 @@ def assert_close(found: Tensor, expected: Tensor, key: str) -> None:
     if not expected.is_floating_point():
         assert torch.equal(found, expected), key
         return
-    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0  # sums over images grow with them
+    # sums over images grow with them
+    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
     tolerance = 1e-5 if expected.dtype == torch.float32 else 1e-9
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale, msg=lambda text: f"{key}: {text}")
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=tolerance * scale, msg=lambda text: f"{key}: {text}"
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -164,14 +196,21 @@ def test_two_processes_learn_what_one_does(name: str, two: Path, one: Any) -> No
 
 
 def test_in_float32_they_learn_the_same_within_noise(two: Path, tmp_path: Path) -> None:
-    """As the network is trained unless told otherwise: sums in another order, which training amplifies."""
+    """As the network is trained unless told otherwise: sums in another order, which training
+    amplifies.
+    """
     found, expected = torch.load(two / "float32-0.pt"), in_float32(tmp_path)
     assert found["counted"] == expected["counted"]
     assert found["matrix"][-1] == pytest.approx(expected["matrix"][-1], abs=0.13)
     for key, value in expected["state"].items():
-        noise = 1e-3 if value.is_floating_point() else 2  # of counts: images that rounding sends to another expert
+        # of counts: images that rounding sends to another expert
+        noise = 1e-3 if value.is_floating_point() else 2
         torch.testing.assert_close(
-            found["state"][key].double(), value.double(), rtol=0, atol=noise, msg=lambda text, key=key: f"{key}: {text}"
+            found["state"][key].double(),
+            value.double(),
+            rtol=0,
+            atol=noise,
+            msg=lambda text, key=key: f"{key}: {text}",
         )
 
 
@@ -179,16 +218,22 @@ def test_in_float32_they_learn_the_same_within_noise(two: Path, tmp_path: Path) 
 def test_a_batch_in_parts_teaches_the_same(name: str, one: Any, tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
     if make_method(name, tiny_backbone(), 4).needs_whole_batch():
-        with pytest.raises(UserError, match=r"gradient_accumulation_steps=3: with method\.\w+=.+ the loss of an image"):
+        with pytest.raises(
+            UserError,
+            match=r"gradient_accumulation_steps=3: with method\.\w+=.+ the loss of an image",
+        ):
             train(name, directory, gradient_accumulation_steps=3)
         return
-    assert_same(outcome(train(name, directory, gradient_accumulation_steps=3), directory), one(name))
+    assert_same(
+        outcome(train(name, directory, gradient_accumulation_steps=3), directory), one(name)
+    )
 
 
 @pytest.mark.parametrize("name", ["l2p", "dualprompt", "hide", "norga"])
 def test_what_mixes_images_is_not_taken_in_parts(name: str) -> None:
     with pytest.raises(
-        UserError, match=r"with method\.\w+=\S+ the loss of an image depends on the others of its batch"
+        UserError,
+        match=r"with method\.\w+=\S+ the loss of an image depends on the others of its batch",
     ):
         train(name, None, bug="reshape", gradient_accumulation_steps=2)
 

@@ -105,15 +105,21 @@ def test_changes_nothing_that_it_is_given(
 
 
 @every_router
-def test_repeats_itself_at_evaluation(name: str, query: Tensor, keys: Tensor, state: ExpertState) -> None:
+def test_repeats_itself_at_evaluation(
+    name: str, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
     router = router_of(name, training=False)
     assert torch.equal(router(query, keys, state).expert_ids, router(query, keys, state).expert_ids)
 
 
 @every_router
-def test_takes_as_many_experts_as_there_are(name: str, query: Tensor, keys: Tensor, state: ExpertState) -> None:
+def test_takes_as_many_experts_as_there_are(
+    name: str, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
     routing = make_router(name, top_k=EXPERTS)(query, keys, state)
-    assert torch.equal(routing.expert_ids.sort(-1).values, torch.arange(EXPERTS).expand(BATCH, HEADS, EXPERTS))
+    assert torch.equal(
+        routing.expert_ids.sort(-1).values, torch.arange(EXPERTS).expand(BATCH, HEADS, EXPERTS)
+    )
 
 
 class TestAdaptiveNoise:
@@ -127,10 +133,22 @@ class TestAdaptiveNoise:
 
     def test_training_holds_frequent_experts_back_by_epsilon_ranges(self) -> None:
         used = [1, 1, 1, 1, 1]
-        assert self.chosen(make_router(top_k=2, epsilon=0.3).train(), used, [0, 0, 0, 0, 0]) == [0, 1]
-        assert self.chosen(make_router(top_k=2, epsilon=0.3).train(), used, [1, 0, 0, 0, 0]) == [1, 0]
-        assert self.chosen(make_router(top_k=2, epsilon=0.5).train(), used, [1, 0, 0, 0, 0]) == [1, 2]
-        assert self.chosen(make_router(top_k=2, epsilon=0.5).train(), used, [1, 1, 1, 1, 1]) == [0, 1]
+        assert self.chosen(make_router(top_k=2, epsilon=0.3).train(), used, [0, 0, 0, 0, 0]) == [
+            0,
+            1,
+        ]
+        assert self.chosen(make_router(top_k=2, epsilon=0.3).train(), used, [1, 0, 0, 0, 0]) == [
+            1,
+            0,
+        ]
+        assert self.chosen(make_router(top_k=2, epsilon=0.5).train(), used, [1, 0, 0, 0, 0]) == [
+            1,
+            2,
+        ]
+        assert self.chosen(make_router(top_k=2, epsilon=0.5).train(), used, [1, 1, 1, 1, 1]) == [
+            0,
+            1,
+        ]
 
     def test_training_does_not_ask_who_was_used(self) -> None:
         assert self.chosen(make_router(top_k=2).train(), [0, 0, 0, 1, 1], [0] * 5) == [0, 1]

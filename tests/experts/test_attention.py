@@ -1,4 +1,6 @@
-"""What a prompted attention keeps and does not keep, and that other ways to run it choose the same experts."""
+"""What a prompted attention keeps and does not keep, and that other ways to run it choose the same
+experts.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ LABELS = torch.tensor([0, 1, 0, 1])
 def make(depth: int = 7, blocks: list[int] | None = None) -> SMoPE:
     torch.manual_seed(0)
     backbone = tiny_backbone(depth=depth)
-    return SMoPE(backbone, 4, AdaptiveNoise(3), num_experts=9, blocks=blocks, router_loss_weight=0.1).train()
+    return SMoPE(
+        backbone, 4, AdaptiveNoise(3), num_experts=9, blocks=blocks, router_loss_weight=0.1
+    ).train()
 
 
 def images() -> Tensor:
@@ -61,7 +65,9 @@ def test_the_graph_of_a_step_is_let_go() -> None:
     method = make()
     step(method)
     assert len(method.routings) == 6
-    assert not any(routing.scores.requires_grad or routing.weights.requires_grad for routing in method.routings)
+    assert not any(
+        routing.scores.requires_grad or routing.weights.requires_grad for routing in method.routings
+    )
     copied = copy.deepcopy(method)
     assert all(torch.equal(a, b) for a, b in zip(step(copied), step(method), strict=True))
 
@@ -73,7 +79,9 @@ def test_recorded_decisions_have_their_graph() -> None:
         method(images())
     method(images())
     assert len(routings) == 6 and all(routing.scores.requires_grad for routing in routings)
-    assert all(torch.equal(a.scores, b.scores) for a, b in zip(routings, method.routings, strict=True))
+    assert all(
+        torch.equal(a.scores, b.scores) for a, b in zip(routings, method.routings, strict=True)
+    )
 
 
 def test_recomputing_changes_no_step() -> None:
@@ -113,8 +121,13 @@ def real_images(data_root: Path, number: int) -> Tensor:
     files = sorted((data_root / "cifar100_subset" / "test").glob("*/*"))
     if not files:
         pytest.skip("no CIFAR-100 images in the folder with data")
-    opened = (Image.open(file).convert("RGB").resize((224, 224)) for file in files[:: len(files) // number][:number])
-    return torch.stack([torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255 for image in opened])
+    opened = (
+        Image.open(file).convert("RGB").resize((224, 224))
+        for file in files[:: len(files) // number][:number]
+    )
+    return torch.stack(
+        [torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255 for image in opened]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

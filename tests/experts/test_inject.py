@@ -1,4 +1,6 @@
-"""Experts go into any plain timm ViT with a CLS token, come out again without a trace, and other models are refused."""
+"""Experts go into any plain timm ViT with a CLS token, come out again without a trace, and other
+models are refused.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def test_works_on(name: str, image_size: int | None, options: dict[str, Any]) ->
     with torch.no_grad():
         plain = backbone(images)
     wrappers = attach_to(backbone.vit, 0, 3)
-    assert [wrapper.bank.keys.shape for wrapper in wrappers] == [(wrappers[0].attention.num_heads, 7, 64)] * 2
+    assert [wrapper.bank.keys.shape for wrapper in wrappers] == [
+        (wrappers[0].attention.num_heads, 7, 64)
+    ] * 2
     prompted = backbone(images)
     assert prompted.shape == plain.shape == (1, backbone.embed_dim)
     assert (prompted - plain).abs().max() > 1e-3
@@ -62,7 +66,9 @@ def test_works_on(name: str, image_size: int | None, options: dict[str, Any]) ->
         for head, ids in enumerate(chosen.tolist()):
             assert wrapper.bank.values.grad[head].abs().sum(-1).nonzero().flatten().tolist() == ids
     own = {id(parameter) for wrapper in wrappers for parameter in wrapper.bank.parameters()}
-    assert all(parameter.grad is None for parameter in backbone.parameters() if id(parameter) not in own)
+    assert all(
+        parameter.grad is None for parameter in backbone.parameters() if id(parameter) not in own
+    )
     detach(backbone.vit)
     with torch.no_grad():
         assert torch.equal(backbone(images), plain)
@@ -75,7 +81,9 @@ def test_any_set_of_blocks(blocks: Any) -> None:
     keys = list(vit.state_dict())
     wrappers = attach_to(vit, *blocks)
     assert [wrapper.attention for wrapper in wrappers] == [before[block] for block in blocks]
-    assert [i for i, block in enumerate(vit.blocks) if isinstance(block.attn, PromptedAttention)] == sorted(blocks)
+    assert [
+        i for i, block in enumerate(vit.blocks) if isinstance(block.attn, PromptedAttention)
+    ] == sorted(blocks)
     detach(vit)
     assert [block.attn for block in vit.blocks] == before
     assert list(vit.state_dict()) == keys
@@ -89,7 +97,9 @@ def test_each_block_has_a_router_of_its_own() -> None:
 
 @pytest.mark.parametrize("blocks", [[0, 7], [-1], [100]], ids=str)
 def test_blocks_beyond_the_depth(blocks: list[int]) -> None:
-    with pytest.raises(UserError, match=r"method\.blocks must be different numbers in 0\.\.6 .*7 blocks.*got \["):
+    with pytest.raises(
+        UserError, match=r"method\.blocks must be different numbers in 0\.\.6 .*7 blocks.*got \["
+    ):
         attach_to(tiny_vit(), *blocks)
 
 
@@ -103,7 +113,9 @@ def test_a_block_wrapped_already_and_nothing_half_done() -> None:
     attach_to(vit, 2)
     with pytest.raises(UserError, match=r"the attention of block 2 is a PromptedAttention"):
         attach_to(vit, 1, 2)
-    assert [i for i, block in enumerate(vit.blocks) if isinstance(block.attn, PromptedAttention)] == [2]
+    assert [
+        i for i, block in enumerate(vit.blocks) if isinstance(block.attn, PromptedAttention)
+    ] == [2]
 
 
 class OtherAttention(Attention):
@@ -114,13 +126,17 @@ class OtherAttention(Attention):
 def test_attention_that_is_not_plain(kind: str) -> None:
     vit = tiny_vit()
     vit.blocks[1].attn = OtherAttention(32, 2) if kind == "subclass" else nn.Identity()
-    with pytest.raises(UserError, match=r"block 1 is a (OtherAttention|Identity); prompts need timm"):
+    with pytest.raises(
+        UserError, match=r"block 1 is a (OtherAttention|Identity); prompts need timm"
+    ):
         attach_to(vit, 0, 1)
     assert not isinstance(vit.blocks[0].attn, PromptedAttention)
 
 
 def test_blocks_with_parallel_attentions() -> None:
-    backbone = load_backbone("vit_small_patch16_18x2_224", "random", "none", image_size=32, options={"depth": 2})
+    backbone = load_backbone(
+        "vit_small_patch16_18x2_224", "random", "none", image_size=32, options={"depth": 2}
+    )
     with pytest.raises(UserError, match=r"block 0 is a ParallelThingsBlock; prompts need"):
         attach_to(backbone.vit, 0)
 
@@ -128,8 +144,14 @@ def test_blocks_with_parallel_attentions() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_small_patch16_rope_224", r"vit_small_patch16_rope_224: timm builds a Eva .*plain timm VisionTransformer"),
-        ("vit_base_patch16_siglip_224", r"vit_base_patch16_siglip_224: .*with a CLS token, such as vit_base_patch16"),
+        (
+            "vit_small_patch16_rope_224",
+            r"vit_small_patch16_rope_224: timm builds a Eva .*plain timm VisionTransformer",
+        ),
+        (
+            "vit_base_patch16_siglip_224",
+            r"vit_base_patch16_siglip_224: .*with a CLS token, such as vit_base_patch16",
+        ),
         ("resnet18", r"resnet18: timm cannot build it .*with a CLS token, such as"),
         ("vit_tinny_patch16_224", r"vit_tinny_patch16_224: timm has no such model"),
         ("vit_tiny_patch16_22", r"no such model; close: vit_tiny_patch16_224"),
@@ -144,7 +166,9 @@ def test_models_that_are_refused(name: str, message: str) -> None:
 
 def test_a_vit_without_cls_token() -> None:
     options = {"class_token": False, "global_pool": "avg"}
-    with pytest.raises(UserError, match=r"timm builds a VisionTransformer for it; .* with a CLS token"):
+    with pytest.raises(
+        UserError, match=r"timm builds a VisionTransformer for it; .* with a CLS token"
+    ):
         load_backbone("vit_tiny_patch16_224", "random", "none", image_size=32, options=options)
 
 
@@ -162,7 +186,9 @@ def test_masks_are_refused() -> None:
     "options", [{}, {"qk_norm": True}, {"attn_head_dim": 8}, {"scale_norm": True}, {"gated": True}]
 )
 def test_experts_without_weight_change_nothing(options: dict[str, Any]) -> None:
-    """Experts that score far below every token get no attention: what is left is timm's own attention, all of it."""
+    """Experts that score far below every token get no attention: what is left is timm's own
+    attention, all of it.
+    """
     if missing := set(options) - set(inspect.signature(Attention).parameters):
         pytest.skip(f"this timm has no {missing}")
     torch.manual_seed(0)
@@ -170,7 +196,9 @@ def test_experts_without_weight_change_nothing(options: dict[str, Any]) -> None:
     tokens = torch.randn(1, 17, 32, dtype=torch.float64)
     wrapper = PromptedAttention(attention, make_bank(attention), TopK(3)).double()
     queries: list[Tensor] = []
-    wrapper.router.register_forward_hook(lambda _module, inputs, _output: queries.append(inputs[0][0]))
+    wrapper.router.register_forward_hook(
+        lambda _module, inputs, _output: queries.append(inputs[0][0])
+    )
     assert not torch.allclose(wrapper(tokens), attention(tokens))
     with torch.no_grad():
         wrapper.bank.keys.copy_(-1e9 * queries[0].unsqueeze(1).expand_as(wrapper.bank.keys))
@@ -178,5 +206,8 @@ def test_experts_without_weight_change_nothing(options: dict[str, Any]) -> None:
 
 
 def test_smope_refuses_more_chosen_than_there_are() -> None:
-    with pytest.raises(UserError, match=r"router\.top_k must be in 1\.\.method\.num_experts=4, got 5; lower it or add"):
+    with pytest.raises(
+        UserError,
+        match=r"router\.top_k must be in 1\.\.method\.num_experts=4, got 5; lower it or add",
+    ):
         SMoPE(frozen(tiny_vit()), 4, TopK(5), num_experts=4)

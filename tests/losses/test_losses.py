@@ -28,9 +28,13 @@ def routing(scores: Tensor, expert_ids: list[list[list[int]]]) -> Routing:
 
 
 def test_only_the_task_s_classes_compete() -> None:
-    """Within classes 2 and 3 the logits are ln 3 and 0: shares 3/4 and 1/4, whatever the others are."""
+    """Within classes 2 and 3 the logits are ln 3 and 0: shares 3/4 and 1/4, whatever the others
+    are.
+    """
     logits = torch.tensor([[9.0, -9.0, LN(3), 0.0, 50.0], [-5.0, 7.0, LN(3), 0.0, 80.0]])
-    assert task_cross_entropy(logits, torch.tensor([2, 3]), (2, 3)).item() == close((LN(4 / 3) + LN(4)) / 2)
+    assert task_cross_entropy(logits, torch.tensor([2, 3]), (2, 3)).item() == close(
+        (LN(4 / 3) + LN(4)) / 2
+    )
 
 
 def test_the_task_s_classes_may_have_gaps() -> None:
@@ -53,14 +57,18 @@ def test_router_loss_without_margin() -> None:
 
 
 def test_router_loss_lifts_what_was_not_chosen() -> None:
-    """Scores ln 4, 0, 0 have range ln 4; half of it lifts experts 1 and 2 to ln 2: shares 4/8, 2/8, 2/8."""
+    """Scores ln 4, 0, 0 have range ln 4; half of it lifts experts 1 and 2 to ln 2: shares 4/8,
+    2/8, 2/8.
+    """
     scores = torch.tensor([[[LN(4), 0.0, 0.0]]])
     assert router_loss([routing(scores, [[[0]]])], 0.5).item() == close(LN(2))
     assert router_loss([routing(scores, [[[0, 1]]])], 0.5).item() == close(LN(7 / 4) + LN(7))
 
 
 def test_router_losses_average_images_and_sum_the_rest() -> None:
-    """Two blocks of two images, two heads: equal scores, so that each chosen expert of three costs ln 3 or -1/3."""
+    """Two blocks of two images, two heads: equal scores, so that each chosen expert of three costs
+    ln 3 or -1/3.
+    """
     routings = [routing(torch.zeros(2, 2, 3), [[[0, 1], [2, 0]], [[1, 2], [0, 1]]])] * 2
     assert router_loss(routings, 0.7).item() == close(2 * 2 * 2 * LN(3))
     assert router_mass_loss(routings).item() == close(-2 * 2 * 2 / 3)
@@ -68,11 +76,15 @@ def test_router_losses_average_images_and_sum_the_rest() -> None:
 
 def test_router_mass_loss() -> None:
     scores = torch.tensor([[[LN(2), 0.0, 0.0]], [[LN(6), LN(3), 0.0]]])
-    assert router_mass_loss([routing(scores, [[[0, 2]], [[0, 1]]])]).item() == close(-(3 / 4 + 9 / 10) / 2)
+    assert router_mass_loss([routing(scores, [[[0, 2]], [[0, 1]]])]).item() == close(
+        -(3 / 4 + 9 / 10) / 2
+    )
 
 
 def test_the_margin_carries_no_gradient() -> None:
-    """With the range r held fixed, d/ds_e of -log softmax(s + 0.5·r·[e > 0])_0 is the share of e, less 1 for e = 0."""
+    """With the range r held fixed, d/ds_e of -log softmax(s + 0.5·r·[e > 0])_0 is the share of e,
+    less 1 for e = 0.
+    """
     scores = torch.tensor([[[LN(4), 0.0, 0.0]]], requires_grad=True)
     router_loss([routing(scores, [[[0]]])], 0.5).backward()
     assert scores.grad.flatten().tolist() == pytest.approx([-1 / 2, 1 / 4, 1 / 4], rel=1e-6)
@@ -82,7 +94,10 @@ OLD = torch.tensor([[[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]]])
 
 
 def test_prototype_loss() -> None:
-    """Old key 0 = (1, 0) scored 1, 0, -1 on the old keys: its target is 0. Now the keys answer ln 2, 0, 0."""
+    """Old key 0 = (1, 0) scored 1, 0, -1 on the old keys: its target is 0.
+
+    Now the keys answer ln 2, 0, 0.
+    """
     keys = torch.tensor([[[[LN(2), 3.0], [0.0, 5.0], [0.0, 1.0]]]])
     frequent = torch.tensor([[[True, False, False]]])
     assert prototype_loss(keys, find_prototypes(OLD, frequent, 1)).item() == close(LN(2))
@@ -90,19 +105,25 @@ def test_prototype_loss() -> None:
 
 
 def test_prototype_loss_averages_prototypes_and_sums_heads() -> None:
-    """Keys all alike: every target costs ln 3, however many keys are flagged, in each of two heads."""
+    """Keys all alike: every target costs ln 3, however many keys are flagged, in each of two
+    heads.
+    """
     keys, old = torch.ones(1, 2, 3, 2), OLD.expand(1, 2, 3, 2)
     frequent = torch.tensor([[[True, False, False], [True, True, True]]])
     assert prototype_loss(keys, find_prototypes(old, frequent, 2)).item() == close(2 * 2 * LN(3))
 
 
 def test_prototype_mass_loss_takes_the_present_best() -> None:
-    """Old key 0 is now answered 0, ln 2, 0 by the keys: the best one has half the mass, the best two three quarters."""
+    """Old key 0 is now answered 0, ln 2, 0 by the keys: the best one has half the mass, the best
+    two three quarters.
+    """
     keys = torch.tensor([[[[0.0, 3.0], [LN(2), 5.0], [0.0, 1.0]]]])
     frequent = torch.tensor([[[True, False, False]]])
     assert prototype_mass_loss(keys, find_prototypes(OLD, frequent, 1)).item() == close(-1 / 2)
     assert prototype_mass_loss(keys, find_prototypes(OLD, frequent, 2)).item() == close(-3 / 4)
-    assert prototype_loss(keys, find_prototypes(OLD, frequent, 1)).item() == close(LN(4)), "the old best is another one"
+    assert prototype_loss(keys, find_prototypes(OLD, frequent, 1)).item() == close(LN(4)), (
+        "the old best is another one"
+    )
 
 
 @pytest.mark.parametrize("loss", [prototype_loss, prototype_mass_loss])
@@ -143,7 +164,9 @@ def test_prototypes_are_constants(loss: Any) -> None:
 
 @pytest.mark.parametrize("loss", [prototype_loss, prototype_mass_loss])
 @pytest.mark.parametrize("at_once", [1, 100, 1000])
-def test_prototype_losses_in_parts(loss: Any, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prototype_losses_in_parts(
+    loss: Any, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However few scores are in the works at a time, value and gradient are those of all at once."""
     draw = torch.Generator().manual_seed(0)
     old, keys = torch.randn(2, 2, 3, 9, 4, generator=draw, dtype=torch.float64)
@@ -163,6 +186,8 @@ def test_prototypes_are_the_frequent_old_keys() -> None:
     frequent = torch.tensor([[[False, True, False, True], [False, False, True, False]]])
     old = torch.randn(1, 2, 4, 3)
     found = find_prototypes(old, frequent, 2)
-    assert torch.equal(found.rows[0, 0], old[0, 0, [1, 3]]) and torch.equal(found.rows[0, 1, 0], old[0, 1, 2])
+    assert torch.equal(found.rows[0, 0], old[0, 0, [1, 3]]) and torch.equal(
+        found.rows[0, 1, 0], old[0, 1, 2]
+    )
     assert found.weights.tolist() == [[[0.5, 0.5], [1.0, 0.0]]]
     assert torch.equal(found.targets[0, 1, 0], (old[0, 1] @ old[0, 1, 2]).topk(2).indices)

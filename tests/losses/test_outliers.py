@@ -13,9 +13,13 @@ def test_the_farthest_by_the_kth_nearest_feature() -> None:
     features = torch.tensor([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0]])
     points = torch.tensor([[0.0, 1.0], [9.0, 0.0], [20.0, 0.0], [5.0, 0.0]])
     first = [min(math.dist(p, f) for f in features.tolist()) for p in points.tolist()]
-    assert far_from(points, features, 1, 2).tolist() == sorted(range(4), key=lambda i: -first[i])[:2]
+    assert (
+        far_from(points, features, 1, 2).tolist() == sorted(range(4), key=lambda i: -first[i])[:2]
+    )
     second = [sorted(math.dist(p, f) for f in features.tolist())[1] for p in points.tolist()]
-    assert far_from(points, features, 2, 3).tolist() == sorted(range(4), key=lambda i: -second[i])[:3]
+    assert (
+        far_from(points, features, 2, 3).tolist() == sorted(range(4), key=lambda i: -second[i])[:3]
+    )
 
 
 def test_fewer_features_or_points_than_asked_for() -> None:
@@ -38,6 +42,11 @@ def test_energies_on_their_sides_of_the_thresholds_cost_nothing() -> None:
 
 
 def test_what_is_beyond_is_measured_by_huber() -> None:
-    logits, outlier_logits = torch.full((4, 3), 14.0 - math.log(3)), torch.full((5, 3), 3.5 - math.log(3))
+    logits, outlier_logits = (
+        torch.full((4, 3), 14.0 - math.log(3)),
+        torch.full((5, 3), 3.5 - math.log(3)),
+    )
     # energies -14 (1 above its threshold) and -3.5 (0.5 below its own)
-    torch.testing.assert_close(energy_loss(logits, outlier_logits, -15.0, -3.0), torch.tensor(0.5 + 0.125))
+    torch.testing.assert_close(
+        energy_loss(logits, outlier_logits, -15.0, -3.0), torch.tensor(0.5 + 0.125)
+    )

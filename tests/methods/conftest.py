@@ -1,4 +1,6 @@
-"""Streams for methods that learn from frozen features: tasks of new classes, and the same classes in other tasks."""
+"""Streams for methods that learn from frozen features: tasks of new classes, and the same classes
+in other tasks.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smope.methods.base import Method
-from smope.streams.base import Stream
+from smope.streams.stream import Stream
 from smope.training.trainer import Trainer
 from tests.tiny import shades, tiny_settings, tiny_source, tiny_stream
 
@@ -38,7 +40,11 @@ def all_features() -> Callable[[Method, Stream], tuple[Tensor, Tensor]]:
     """Features (n, C) in float64 and labels (n,) of every training image of a stream, unaugmented."""
 
     def collect(method: Method, stream: Stream) -> tuple[Tensor, Tensor]:
-        pairs = [task.train_plain[index] for task in stream.tasks for index in range(len(task.train_plain))]
+        pairs = [
+            task.train_plain[index]
+            for task in stream.tasks
+            for index in range(len(task.train_plain))
+        ]
         images = torch.stack([image for image, _ in pairs])
         return method.features(images).double(), torch.tensor([label for _, label in pairs])
 

@@ -75,19 +75,27 @@ def test_classes_of_one_image_are_told_apart_by_plain_distance():
     method.moments.add(F.normalize(features, dim=1), torch.arange(4))
     method.classifier.weight.data.copy_(method.moments.means)
     distances = torch.cdist(F.normalize(features, dim=1), F.normalize(features, dim=1)).square()
-    torch.testing.assert_close(-method.classify(features.float()).double(), distances, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        -method.classify(features.float()).double(), distances, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_matrices_of_distances_are_in_memory_once(tmp_path: Path):
     method = FeCAM(tiny_backbone(), 100)
     labels = torch.arange(100).repeat_interleave(4)[:200]  # half of the classes are not seen yet
     method.moments.add(torch.randn(200, 32, dtype=torch.float64), labels)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         found = method._find_whitening()
     profile.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    memory = sorted((event["ts"], event["args"]) for event in events if event.get("name") == "[memory]")
+    memory = sorted(
+        (event["ts"], event["args"]) for event in events if event.get("name") == "[memory]"
+    )
     totals = [arguments["Total Allocated"] for _, arguments in memory]
     started = totals[0] - memory[0][1]["Bytes"]
     assert 1.0 <= (max(totals) - started) / found.nbytes < 1.5
-    assert torch.equal(found[50:], torch.eye(32).expand(50, 32, 32)) and not torch.equal(found[49], found[50])
+    assert torch.equal(found[50:], torch.eye(32).expand(50, 32, 32)) and not torch.equal(
+        found[49], found[50]
+    )

@@ -1,4 +1,6 @@
-"""Joint training and full fine-tuning: which images they see, which weights they change, what they save."""
+"""Joint training and full fine-tuning: which images they see, which weights they change, what they
+save.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import torch
 
 from smope.methods.full_finetune import FullFinetune
 from smope.methods.joint import Joint
-from smope.runs import RunDirectory
-from smope.streams.base import together
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import together
 from smope.training.checkpoint import last_checkpoint
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
@@ -28,7 +30,9 @@ class Watching(Joint):
 
 
 def trainer_of(method: Any, directory: RunDirectory | None = None, **changes: Any) -> Trainer:
-    return Trainer(method, tiny_stream(), tiny_settings(**changes), seed=0, device=CPU, directory=directory)
+    return Trainer(
+        method, tiny_stream(), tiny_settings(**changes), seed=0, device=CPU, directory=directory
+    )
 
 
 def make(kind: Any = Joint, **options: Any) -> Any:
@@ -40,10 +44,15 @@ def test_joint_training_draws_from_all_tasks_so_far_in_as_many_steps():
     method = make(Watching, trained="classifier")
     trainer = trainer_of(method)
     trainer.fit()
-    labels = {task: [label for index, batch in method.batches for label in batch if index == task] for task in (0, 1)}
+    labels = {
+        task: [label for index, batch in method.batches for label in batch if index == task]
+        for task in (0, 1)
+    }
     assert set(labels[0]) == {0, 1} and set(labels[1]) == {0, 1, 2, 3}
     assert trainer.history.steps == len(method.batches) == 2 * 4 * 3
-    assert min(map(labels[1].count, range(4))) >= 12, "of 96 images drawn, about as many of each class"
+    assert min(map(labels[1].count, range(4))) >= 12, (
+        "of 96 images drawn, about as many of each class"
+    )
 
 
 def test_an_epoch_of_joint_training_draws_no_image_twice():
@@ -51,7 +60,9 @@ def test_an_epoch_of_joint_training_draws_no_image_twice():
     trainer.epoch = 3
     material = trainer._material(trainer.stream.tasks[1])
     assert len(material) == 48 and material.targets.count(0) == 12
-    batches = [labels for _, labels in trainer._loader(trainer.spans[1], material, shuffle=True, last=6)]
+    batches = [
+        labels for _, labels in trainer._loader(trainer.spans[1], material, shuffle=True, last=6)
+    ]
     assert sorted(torch.cat(batches).tolist()) == sorted(material.targets)
     few = [batch for _, batch in trainer._loader(trainer.spans[1], material, shuffle=True, last=3)]
     assert len(few) == 3

@@ -32,7 +32,10 @@ def test_a_fit_ends_where_the_gradient_is_zero():
     features, labels = learn_task(method, 1)
     weight = method.classifier.weight.detach().clone().requires_grad_()
     bias = method.classifier.bias.detach().clone().requires_grad_()
-    loss = F.cross_entropy(features @ weight.T + bias, labels) + 0.1 / 2 * (weight - before).square().sum()
+    loss = (
+        F.cross_entropy(features @ weight.T + bias, labels)
+        + 0.1 / 2 * (weight - before).square().sum()
+    )
     start = F.cross_entropy(features @ before.T + bias, labels)
     loss.backward()
     assert loss < start

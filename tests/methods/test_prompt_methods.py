@@ -1,4 +1,6 @@
-"""What each method with prefix prompts promises beyond the contract: sizes, what is frozen when, phases, streams."""
+"""What each method with prefix prompts promises beyond the contract: sizes, what is frozen when,
+phases, streams.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ from smope.methods.hide import HiDePrompt
 from smope.methods.norga import NoRGa
 from smope.methods.ovor import OVOR
 from smope.metrics.cost import count_parameters
-from smope.runs import RunDirectory
-from smope.streams.base import Stream
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import Stream
 from smope.training.checkpoint import last_checkpoint
 from smope.training.phase import RunningPhase
 from smope.training.trainer import Trainer
@@ -35,8 +37,12 @@ PUBLISHED = ("deep_l2p", "dualprompt", "coda", "ovor", "hide", "norga", "vq")
 PROMPTED = ("l2p", *PUBLISHED)
 
 
-def trainer_of(method: Method, stream: Stream, directory: RunDirectory | None = None, **changes: Any) -> Trainer:
-    return Trainer(method, stream, tiny_settings(**changes), seed=0, device=CPU, directory=directory)
+def trainer_of(
+    method: Method, stream: Stream, directory: RunDirectory | None = None, **changes: Any
+) -> Trainer:
+    return Trainer(
+        method, stream, tiny_settings(**changes), seed=0, device=CPU, directory=directory
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +52,15 @@ def stream() -> Stream:
 
 @pytest.fixture
 def full_size(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Method]]:
-    """name -> the method as configured, on a ViT-B/16, for 10 tasks and 200 classes; nothing is computed."""
+    """name -> the method as configured, on a ViT-B/16, for 10 tasks and 200 classes; nothing is
+    computed.
+    """
     monkeypatch.setattr(conftest, "TASKS", 10)
     monkeypatch.setattr(conftest, "SIZES", {})
     with torch.device("meta"):
-        yield lambda name: make_method(name, frozen(timm.create_model("vit_base_patch16_224", num_classes=0)), 200)
+        yield lambda name: make_method(
+            name, frozen(timm.create_model("vit_base_patch16_224", num_classes=0)), 200
+        )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -62,13 +72,20 @@ def test_as_many_parameters_as_published(name: str, full_size: Callable[[str], M
 
 
 def products(method: Method, training: bool) -> float:
-    """GFLOPs of a forward pass for one image, in the convention that leaves attention's own products out."""
+    """GFLOPs of a forward pass for one image, in the convention that leaves attention's own
+    products out.
+    """
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         method.train(training).features(torch.rand(1, 3, 224, 224))
-    counts = {str(operation): number for operation, number in counter.get_flop_counts()["Global"].items()}
+    counts = {
+        str(operation): number for operation, number in counter.get_flop_counts()["Global"].items()
+    }
     own = ("bmm", "scaled_dot_product")
-    return sum(number for name, number in counts.items() if not any(part in name for part in own)) / 1e9
+    return (
+        sum(number for name, number in counts.items() if not any(part in name for part in own))
+        / 1e9
+    )
 
 
 @pytest.mark.parametrize("name", PROMPTED)
@@ -167,12 +184,22 @@ def test_hide_keeps_what_training_mixed_in() -> None:
 
 def test_ovor_ends_a_task_with_outliers_on_one_schedule() -> None:
     method = OVOR(tiny_backbone(), 4)
-    assert method.phases(TaskSpan(0, 0, 2), 20, 1) == [Phase("train", 16, 0, 20), Phase("outliers", 4, 16, 20)]
+    assert method.phases(TaskSpan(0, 0, 2), 20, 1) == [
+        Phase("train", 16, 0, 20),
+        Phase("outliers", 4, 16, 20),
+    ]
 
 
 @pytest.mark.parametrize(
     ("share", "epochs", "expected"),
-    [(0.2, 2, [1, 1]), (0.01, 20, [19, 1]), (0.8, 2, [1, 1]), (0.99, 5, [1, 4]), (0.0, 20, [20]), (0.2, 1, [1])],
+    [
+        (0.2, 2, [1, 1]),
+        (0.01, 20, [19, 1]),
+        (0.8, 2, [1, 1]),
+        (0.99, 5, [1, 4]),
+        (0.0, 20, [20]),
+        (0.2, 1, [1]),
+    ],
 )
 def test_each_of_ovors_phases_has_an_epoch(share: float, epochs: int, expected: list[int]) -> None:
     """But where there is one epoch alone, or no outliers are asked for."""
@@ -207,7 +234,9 @@ def test_a_phase_may_be_a_stretch_of_a_longer_schedule() -> None:
     settings = tiny_settings(schedule="epoch_cosine", schedule_lag=False)
     rates = []
     for phase in (Phase("all", 5), Phase("first", 3, 0, 5), Phase("last", 2, 3, 5)):
-        running = RunningPhase(Finetune(tiny_backbone(), 4), TaskSpan(0, 0, 2), phase, settings, CPU, first=0, steps=2)
+        running = RunningPhase(
+            Finetune(tiny_backbone(), 4), TaskSpan(0, 0, 2), phase, settings, CPU, first=0, steps=2
+        )
         found = []
         for _ in range(running.total):
             running.step(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))
@@ -217,8 +246,12 @@ def test_a_phase_may_be_a_stretch_of_a_longer_schedule() -> None:
 
 
 @pytest.mark.parametrize("name", ["coda", "dualprompt", "hide", "ovor"])
-def test_broken_off_in_the_second_task_it_goes_on(name: str, stream: Stream, tmp_path: Path) -> None:
-    """Its last quarter: the share, prompt or phase of that task must come back from the checkpoint alone."""
+def test_broken_off_in_the_second_task_it_goes_on(
+    name: str, stream: Stream, tmp_path: Path
+) -> None:
+    """Its last quarter: the share, prompt or phase of that task must come back from the checkpoint
+    alone.
+    """
     whole = trainer_of(make_method(name, tiny_backbone(), 4), stream)
     whole.fit()
     directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
@@ -226,7 +259,9 @@ def test_broken_off_in_the_second_task_it_goes_on(name: str, stream: Stream, tmp
     total = sum(first.steps(span) for span in first.spans)
     step, calls = RunningPhase.step, iter(range(total))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(RunningPhase, "step", lambda *a: stop() if next(calls) == total - 2 else step(*a))
+        monkeypatch.setattr(
+            RunningPhase, "step", lambda *a: stop() if next(calls) == total - 2 else step(*a)
+        )
         with pytest.raises(KeyboardInterrupt):
             first.fit()
     second = trainer_of(make_method(name, tiny_backbone(), 4, seed=1), stream, directory)
@@ -246,19 +281,25 @@ def stop() -> None:
 @pytest.mark.parametrize("name", ["hide", "norga"])
 def test_hide_cannot_tell_tasks_of_the_same_classes_apart(name: str) -> None:
     domains = tiny_stream(source=shades(tiny_source(classes=2)), num_tasks=None)
-    with pytest.raises(UserError, match=r"(HiDePrompt|NoRGa) tells .* classes come again in task 2 .* such as coda"):
+    with pytest.raises(
+        UserError, match=r"(HiDePrompt|NoRGa) tells .* classes come again in task 2 .* such as coda"
+    ):
         trainer_of(make_method(name, tiny_backbone(), 2), domains)
 
 
 @pytest.mark.parametrize("name", ["dualprompt", "coda", "hide"])
 def test_more_tasks_than_it_was_made_for(name: str) -> None:
     stream = tiny_stream(num_tasks=4)
-    with pytest.raises(UserError, match=r"was made for 2 tasks \(total_tasks\), and the stream has 4"):
+    with pytest.raises(
+        UserError, match=r"was made for 2 tasks \(total_tasks\), and the stream has 4"
+    ):
         trainer_of(make_method(name, tiny_backbone(), 4), stream, batch_size=4)
 
 
 def test_a_pool_too_small_for_the_tasks() -> None:
-    with pytest.raises(UserError, match=r"method\.pool_size must be at least the number of tasks, 5, got 4"):
+    with pytest.raises(
+        UserError, match=r"method\.pool_size must be at least the number of tasks, 5, got 4"
+    ):
         CODAPrompt(tiny_backbone(), 4, 5, pool_size=4)
 
 
@@ -280,14 +321,20 @@ def test_without_alignment_the_contrastive_term_keeps_its_class_means(
 ) -> None:
     """Else method.align=false would change two things at once."""
     retrained: list[Any] = []
-    monkeypatch.setattr("smope.training.trainer.align_classifier", lambda part, *_: retrained.append(part))
+    monkeypatch.setattr(
+        "smope.training.trainer.align_classifier", lambda part, *_: retrained.append(part)
+    )
     given: list[int] = []
-    monkeypatch.setattr("smope.methods.hide.apart", lambda features, means: given.append(len(means)) or means.sum())
+    monkeypatch.setattr(
+        "smope.methods.hide.apart", lambda features, means: given.append(len(means)) or means.sum()
+    )
     method = make_method(name, tiny_backbone(), 4, align=False)
     trainer_of(method, stream).fit()
     assert isinstance(method, HiDePrompt)
     assert method.statistics.known.all() and (method.statistics.mean != 0).any(-1).all()
-    assert set(given) == {0, 2} and given == sorted(given), "those of the first task's classes, in the second"
+    assert set(given) == {0, 2} and given == sorted(given), (
+        "those of the first task's classes, in the second"
+    )
     assert retrained == [method.identity], "the classifier is left as it was trained"
 
 

@@ -1,4 +1,6 @@
-"""RanPAC's first session: a prompt that learns the first task and starts from the backbone's own features."""
+"""RanPAC's first session: a prompt that learns the first task and starts from the backbone's own
+features.
+"""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smope.methods._shared.ridge_head import _held_out
 from smope.methods.ridge import Ridge
-from smope.methods.ridge_head import _held_out
 from tests.tiny import tiny_backbone
 
 
@@ -24,20 +24,27 @@ def test_weights_are_those_of_one_fit_to_all_images(stream, learn, all_features,
     method = make(width=width)
     learn(method, stream)
     features, labels = all_features(method, stream)
-    hidden = features if width is None else (features @ method.classifier.projection.double()).relu()
+    hidden = (
+        features if width is None else (features @ method.classifier.projection.double()).relu()
+    )
     penalty = float(method.classifier.sums.penalty)
     system = hidden.T @ hidden + penalty * torch.eye(hidden.shape[1])
     expected = torch.linalg.solve(system, hidden.T @ F.one_hot(labels, 4).double())
     torch.testing.assert_close(method.classifier.weight.double(), expected.T, rtol=1e-4, atol=1e-5)
     logits = hidden @ expected
-    torch.testing.assert_close(method.classify(features.float()).double(), logits, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        method.classify(features.float()).double(), logits, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_the_penalty_is_the_best_on_a_fifth_of_the_last_task(stream, learn, all_features):
     method = make(exponents=[-3, 6])
     learn(method, stream)
     features, labels = all_features(method, stream)
-    hidden, targets = (features @ method.classifier.projection.double()).relu(), F.one_hot(labels, 4).double()
+    hidden, targets = (
+        (features @ method.classifier.projection.double()).relu(),
+        F.one_hot(labels, 4).double(),
+    )
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     first = len(labels) - len(stream.tasks[-1].train)
     for label in stream.tasks[-1].classes:
@@ -48,8 +55,12 @@ def test_the_penalty_is_the_best_on_a_fifth_of_the_last_task(stream, learn, all_
     for power in range(-3, 7):
         system = fitted.T @ fitted + 10.0**power * torch.eye(50)
         weights = torch.linalg.solve(system, fitted.T @ targets[~held_out])
-        errors[10.0**power] = float((hidden[held_out] @ weights - targets[held_out]).square().mean())
-    assert float(method.classifier.sums.penalty) == pytest.approx(min(errors, key=errors.__getitem__))
+        errors[10.0**power] = float(
+            (hidden[held_out] @ weights - targets[held_out]).square().mean()
+        )
+    assert float(method.classifier.sums.penalty) == pytest.approx(
+        min(errors, key=errors.__getitem__)
+    )
     assert 1e-3 < method.classifier.sums.penalty < 1e6, "the grid's ends would say little"
 
 
@@ -78,7 +89,11 @@ def test_the_projection_comes_from_the_seed_and_is_saved():
 
 def test_sums_stay_float64_and_follow_to_a_device():
     method = make().to("cpu", torch.float32)
-    assert method.classifier.sums.gram.dtype == method.double().classifier.sums.gram.dtype == torch.float64
+    assert (
+        method.classifier.sums.gram.dtype
+        == method.double().classifier.sums.gram.dtype
+        == torch.float64
+    )
     assert method.float().classifier.sums.gram.dtype == torch.float64
     assert method.to("meta").classifier.sums.gram.device.type == "meta"
 
@@ -93,7 +108,9 @@ def test_a_system_that_rounding_made_singular_is_not_solved():
 
 
 def test_a_penalty_too_small_to_solve_with_is_raised_until_it_is_not(stream, learn, all_features):
-    """Fewer images than random features: the sums are singular, and 1e-12 is nothing beside what they hold."""
+    """Fewer images than random features: the sums are singular, and 1e-12 is nothing beside what
+    they hold.
+    """
     method = make(width=400, exponents=[-14, -12])
     learn(method, stream)
     power = math.log10(float(method.classifier.sums.penalty))

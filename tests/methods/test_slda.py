@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smope.methods.one_pass import ClassMoments
+from smope.methods._shared.closed_form import ClassMoments
 from smope.methods.slda import StreamingLDA
 from tests.tiny import tiny_backbone
 
@@ -18,7 +18,9 @@ def test_the_classifier_is_that_of_all_images_at_once(stream, learn, all_feature
     centred = features - means[labels]
     covariance = centred.T @ centred / (len(labels) - 4)
     precision = torch.linalg.inv(0.99 * covariance + 0.01 * torch.eye(features.shape[1]))
-    scores = torch.stack([features @ precision @ mean - mean @ precision @ mean / 2 for mean in means], dim=1)
+    scores = torch.stack(
+        [features @ precision @ mean - mean @ precision @ mean / 2 for mean in means], dim=1
+    )
     found = method.double().classify(features)
     torch.testing.assert_close(found, scores, rtol=1e-4, atol=1e-4)
 

@@ -36,7 +36,9 @@ def test_experts_counts_and_linear_classifier_stay_as_the_first_task_left_them(
 ) -> None:
     trainer, (first, last) = trained
     kept = [key for key in first if not key.startswith("ridge.")]
-    assert any(key.endswith("values") for key in kept) and any(key.endswith("counts") for key in kept)
+    assert any(key.endswith("values") for key in kept) and any(
+        key.endswith("counts") for key in kept
+    )
     assert all(torch.equal(first[key], last[key]) for key in kept)
     assert not torch.equal(first["ridge.weight"], last["ridge.weight"])
     assert sum(int(bank.counts.sum()) for bank in trainer.method.experts) > 0
@@ -49,9 +51,12 @@ def test_the_classifier_is_one_fit_to_the_features_of_all_tasks(
     method = trainer.method.eval()
     assert isinstance(method, SMoPEPlus)
     images = [
-        torch.stack([task.train_plain[n][0] for n in range(len(task.train_plain))]) for task in trainer.stream.tasks
+        torch.stack([task.train_plain[n][0] for n in range(len(task.train_plain))])
+        for task in trainer.stream.tasks
     ]
-    labels = torch.tensor([label for task in trainer.stream.tasks for label in task.train_plain.targets])
+    labels = torch.tensor(
+        [label for task in trainer.stream.tasks for label in task.train_plain.targets]
+    )
     with torch.no_grad():
         features = method.features(torch.cat(images)).double()
     assert method.ridge.projection is not None
@@ -64,14 +69,19 @@ def test_the_classifier_is_one_fit_to_the_features_of_all_tasks(
 def test_the_first_task_takes_the_epochs_of_the_others_as_well() -> None:
     first, second = TaskSpan(0, 0, 2), TaskSpan(1, 2, 4)
     method = make(epochs_factor=3)
-    assert [(phase.name, phase.epochs) for phase in method.phases(first, 2, 1)] == [("dense", 3), ("sparse", 6)]
+    assert [(phase.name, phase.epochs) for phase in method.phases(first, 2, 1)] == [
+        ("dense", 3),
+        ("sparse", 6),
+    ]
     assert [phase.name for phase in method.phases(first, 2, 0)] == ["sparse"]
     assert method.phases(second, 2, 1) == []
 
 
 def test_values_start_at_zero_and_keys_apart() -> None:
     banks = make().experts
-    assert all(not bank.values.any() and bank.keys.min() >= 0 and bank.keys.std() > 0.2 for bank in banks)
+    assert all(
+        not bank.values.any() and bank.keys.min() >= 0 and bank.keys.std() > 0.2 for bank in banks
+    )
     assert all(bank.values.any() for bank in make(expert_init="uniform").experts)
 
 
@@ -83,12 +93,18 @@ def test_the_readout_is_the_cls_feature_and_the_mean_patch_token_before_the_last
     with torch.no_grad():
         features = method.features(images)
         with vit.blocks[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
-            plain = vit.forward_features((images - method.backbone.mean) / method.backbone.std)[:, 0]
+            plain = vit.forward_features((images - method.backbone.mean) / method.backbone.std)[
+                :, 0
+            ]
     patches = seen[0][:, 1:].mean(1)
-    expected = (patches - patches.mean(1, keepdim=True)) / (patches.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = (patches - patches.mean(1, keepdim=True)) / (
+        patches.var(1, correction=0, keepdim=True) + 1e-5
+    ).sqrt()
     torch.testing.assert_close(features, torch.cat([plain, expected], 1), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(make(readout="cls").eval().features(images), plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            make(readout="cls").eval().features(images), plain, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_vit_that_is_not_taken_apart_reads_out_the_same() -> None:
@@ -96,4 +112,6 @@ def test_a_vit_that_is_not_taken_apart_reads_out_the_same() -> None:
     with torch.no_grad():
         expected = backbone(images, with_tokens=True)
         backbone.vit.fc_extra = torch.nn.Identity()  # a part that nobody here knows
-        torch.testing.assert_close(backbone(images, with_tokens=True), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            backbone(images, with_tokens=True), expected, rtol=1e-4, atol=1e-5
+        )

@@ -1,4 +1,6 @@
-"""The scores of an accuracy matrix: by hand, against naive loops, and on matrices that are not whole."""
+"""The scores of an accuracy matrix: by hand, against naive loops, and on matrices that are not
+whole.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +52,20 @@ def test_forward_transfer_by_hand() -> None:
     assert forward_transfer([[0.7]], [0.1]) == 0
 
 
-@pytest.mark.parametrize(("matrix", "untrained"), [(MATRIX, [0.1] * 3), ([[0.7], [0.9, 0.8]], [0.1] * 2), ([[1]], [])])
-def test_forward_transfer_needs_what_comes_before(matrix: list[list[float | None]], untrained: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("matrix", "untrained"), [(MATRIX, [0.1] * 3), ([[0.7], [0.9, 0.8]], [0.1] * 2), ([[1]], [])]
+)
+def test_forward_transfer_needs_what_comes_before(
+    matrix: list[list[float | None]], untrained: list[float]
+) -> None:
     with pytest.raises(ValueError, match="forward transfer needs the accuracy"):
         forward_transfer(matrix, untrained)
 
 
 def test_a_joint_run_must_have_as_many_tasks() -> None:
-    with pytest.raises(ValueError, match="joint must hold an accuracy for each of the 3 tasks, got 1"):
+    with pytest.raises(
+        ValueError, match="joint must hold an accuracy for each of the 3 tasks, got 1"
+    ):
         intransigence(MATRIX, [0.5])
 
 
@@ -74,19 +82,33 @@ def test_one_task() -> None:
 def test_rows_may_be_short() -> None:
     """Rows without the tasks still to come are the same as rows that hold None for them."""
     short = [[0.7], [0.9, 0.8], [0.6, 0.5, 1.0]]
-    for score in (final_average_accuracy, cumulative_average_accuracy, forgetting, backward_transfer):
+    for score in (
+        final_average_accuracy,
+        cumulative_average_accuracy,
+        forgetting,
+        backward_transfer,
+    ):
         assert score(short) == score(MATRIX)
 
 
 def test_what_is_measured_beyond_the_seen_tasks_does_not_count() -> None:
     zero_shot = [[0.7, 0.3, 0.9], [0.9, 0.8, 0.9], [0.6, 0.5, 1.0]]
-    for score in (final_average_accuracy, cumulative_average_accuracy, forgetting, backward_transfer):
+    for score in (
+        final_average_accuracy,
+        cumulative_average_accuracy,
+        forgetting,
+        backward_transfer,
+    ):
         assert score(zero_shot) == score(MATRIX)
 
 
-@pytest.mark.parametrize("score", [final_average_accuracy, cumulative_average_accuracy, forgetting, backward_transfer])
+@pytest.mark.parametrize(
+    "score", [final_average_accuracy, cumulative_average_accuracy, forgetting, backward_transfer]
+)
 def test_a_hole_is_refused(score: object) -> None:
-    with pytest.raises(ValueError, match=r"accuracy_matrix: row 2 must hold 3 measured accuracies, got 2"):
+    with pytest.raises(
+        ValueError, match=r"accuracy_matrix: row 2 must hold 3 measured accuracies, got 2"
+    ):
         score([[0.7], [0.9, 0.8], [0.6, None, 1.0]])
 
 
@@ -103,7 +125,12 @@ def test_weights_must_fit(accuracies: list[float], images: list[int]) -> None:
 
 def test_nothing_is_changed() -> None:
     matrix, accuracies, images = copy.deepcopy(MATRIX), [0.5, 1.0], [30, 10]
-    for score in (final_average_accuracy, cumulative_average_accuracy, forgetting, backward_transfer):
+    for score in (
+        final_average_accuracy,
+        cumulative_average_accuracy,
+        forgetting,
+        backward_transfer,
+    ):
         score(matrix)
     sample_weighted_accuracy(accuracies, images)
     assert (matrix, accuracies, images) == (MATRIX, [0.5, 1.0], [30, 10])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from smope.cli import main
+from smope.cli.main import main
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.methods.finetune import Finetune
@@ -27,13 +27,19 @@ from smope.planning.estimate import from_measured, from_peak, from_run
 from smope.planning.hardware import HARDWARE, choose, peak
 from smope.planning.lines import duration
 from smope.planning.measuring import Measured, Timed, measure
-from smope.planning.workload import PhaseWork, Workload, count
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.trainer import Trainer
+from smope.training.workload import PhaseWork, Workload, count
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
 CPU = torch.device("cpu")
-SMALL = ["experiment=smoke", "backbone.image_size=8", "method=finetune", "trainer.batch_size=64", "trainer.device=cpu"]
+SMALL = [
+    "experiment=smoke",
+    "backbone.image_size=8",
+    "method=finetune",
+    "trainer.batch_size=64",
+    "trainer.device=cpu",
+]
 METHODS: dict[str, Any] = {
     "smope": lambda: SMoPE(tiny_backbone(), 4, AdaptiveNoise(top_k=3), num_experts=5),
     "finetune": lambda: Finetune(tiny_backbone(), 4),
@@ -64,10 +70,13 @@ def test_alignment_steps_are_those_of_the_program(monkeypatch: pytest.MonkeyPatc
 
     trainer, calls = trainer_of("hide"), []
     original = alignment.alignment_cosine
-    monkeypatch.setattr(alignment, "alignment_cosine", lambda *a, **k: calls.append(a) or original(*a, **k))
+    monkeypatch.setattr(
+        alignment, "alignment_cosine", lambda *a, **k: calls.append(a) or original(*a, **k)
+    )
     work = count(trainer)
     trainer.fit()
-    assert work.alignment_steps == len(calls) == 2 * 3 * 2  # two classifiers, three epochs, two old classes
+    # two classifiers, three epochs, two old classes
+    assert work.alignment_steps == len(calls) == 2 * 3 * 2
 
 
 def test_counting_leaves_the_run_as_it_was() -> None:
@@ -76,7 +85,9 @@ def test_counting_leaves_the_run_as_it_was() -> None:
     for trainer in (counted, fresh):
         trainer.fit()
     assert counted.history.accuracy_matrix == fresh.history.accuracy_matrix
-    pairs = zip(counted.method.state_dict().values(), fresh.method.state_dict().values(), strict=True)
+    pairs = zip(
+        counted.method.state_dict().values(), fresh.method.state_dict().values(), strict=True
+    )
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
@@ -84,7 +95,11 @@ def test_phases_that_train_less_cost_less() -> None:
     """HiDe's identity phase and OVOR's second have no backward pass through the backbone."""
     for name, cheap, dear in (("hide", "identity", "prompts"), ("ovor", "outliers", "train")):
         trainer = trainer_of(name)
-        work = {phase.name: phase.gflops for phase in count(trainer).phases if phase.tasks == "first task"}
+        work = {
+            phase.name: phase.gflops
+            for phase in count(trainer).phases
+            if phase.tasks == "first task"
+        }
         infer = count_flops(METHODS["finetune"](), trainer.spans[0])["infer_gflops"]["torch"]
         assert infer < work[cheap] < 1.2 * infer
         assert work[dear] > 1.6 * infer
@@ -98,18 +113,23 @@ def test_the_last_phase_is_what_count_flops_tells() -> None:
         found = count_phases(trainer.method, span, phases)
         # the flops of one epoch in all, as count_flops begins its phases
         last = trainer.method.phases(span, 1, 0)[-1]
-        assert count_phases(trainer.method, span, [last])[0] == count_flops(trainer.method, span)["train_gflops"]
+        assert (
+            count_phases(trainer.method, span, [last])[0]
+            == count_flops(trainer.method, span)["train_gflops"]
+        )
         assert len(found) == len(phases)
 
 
 def test_activations_grow_with_the_batch_as_counted() -> None:
     """Told from two and three images, and what a step of the whole batch keeps."""
-    from smope.planning.workload import _kept
+    from smope.training.workload import _kept
 
     for name in ("smope", "finetune"):
         trainer = trainer_of(name)
         phases = [phase for phase, _ in trainer.steps_of_phases(trainer.spans[0])]
-        whole = max(_kept(trainer, trainer.spans[0], phase, trainer.settings.batch_size) for phase in phases)
+        whole = max(
+            _kept(trainer, trainer.spans[0], phase, trainer.settings.batch_size) for phase in phases
+        )
         assert count(trainer).memory["activations"] == pytest.approx(whole, rel=0.02)
 
 
@@ -134,7 +154,10 @@ WORK = Workload(
 
 
 def test_seconds_from_a_measurement_by_hand() -> None:
-    steps = (Timed("first task", "a", 0.5, 0.4, 0.6, 3), Timed("later tasks", "a", 0.25, 0.2, 0.3, 3))
+    steps = (
+        Timed("first task", "a", 0.5, 0.4, 0.6, 3),
+        Timed("later tasks", "a", 0.25, 0.2, 0.3, 3),
+    )
     found = Measured("cpu", 1, steps, 0.01, 0.02, 1, 0.5, 0.1, ("odd",))
     estimate = from_measured(WORK, found, tasks=3)
     assert estimate.seconds == pytest.approx(
@@ -167,7 +190,13 @@ def record(**changes: Any) -> dict[str, Any]:
         "gflops_per_image": {"train_gflops": {"torch": 2.0}, "infer_gflops": {"torch": 0.5}},
         "seconds": {"train": 5.0, "align": 8.0, "eval": 1.0},
     }
-    return {"status": "finished", "cost": cost, "tasks": [{"train": 200}, {"train": 200}], "device": "cpu", **changes}
+    return {
+        "status": "finished",
+        "cost": cost,
+        "tasks": [{"train": 200}, {"train": 200}],
+        "device": "cpu",
+        **changes,
+    }
 
 
 def test_seconds_from_a_run_by_hand() -> None:
@@ -179,11 +208,15 @@ def test_seconds_from_a_run_by_hand() -> None:
             "evaluation": 50 / 100 * 2,
         }
     )
-    with pytest.raises(UserError, match=r"--from RUN: is not finished or tells no cost; name a finished run"):
+    with pytest.raises(
+        UserError, match=r"--from RUN: is not finished or tells no cost; name a finished run"
+    ):
         from_run(WORK, record(cost={}), "RUN")
     idle = record()
     idle["cost"]["images_per_second"]["train"] = None
-    with pytest.raises(UserError, match=r"--from RUN: that run took no training steps, and this one does"):
+    with pytest.raises(
+        UserError, match=r"--from RUN: that run took no training steps, and this one does"
+    ):
         from_run(WORK, idle, "RUN")
     assert from_run(replace(WORK, phases=()), idle, "RUN").seconds["training"] == 0
 
@@ -194,7 +227,9 @@ def test_every_kind_of_method_can_be_measured(name: str, monkeypatch: pytest.Mon
     trainer = trainer_of(name)
     work = count(trainer)
     found = measure(trainer, work)
-    assert {(timed.tasks, timed.name) for timed in found.phases} == {(one.tasks, one.name) for one in work.phases}
+    assert {(timed.tasks, timed.name) for timed in found.phases} == {
+        (one.tasks, one.name) for one in work.phases
+    }
     assert all(0 < timed.low <= timed.seconds <= timed.high for timed in found.phases)
     assert min(found.pass_seconds, found.eval_seconds) > 0 and not found.assumed
     assert found.passes == {"smope": 1, "ncm": 1}.get(name, 0)
@@ -202,28 +237,36 @@ def test_every_kind_of_method_can_be_measured(name: str, monkeypatch: pytest.Mon
     assert from_measured(work, found, 2).total > 0
 
 
-def test_a_step_that_takes_too_long_is_measured_on_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_takes_too_long_is_measured_on_fewer_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(measuring, "SECONDS", 0.01)
     monkeypatch.setattr(measuring, "LONGEST", 1e-6)
     trainer = trainer_of("finetune")
     found = measure(trainer, count(trainer))
-    assert found.assumed == ("steps of 2 images were measured instead of 8 (memory or time), and scaled",)
+    assert found.assumed == (
+        "steps of 2 images were measured instead of 8 (memory or time), and scaled",
+    )
 
 
 def test_the_table_of_hardware() -> None:
     assert peak("h100", "bfloat16") == 989e12 and peak("t4", "float32") == 8.1e12
     for name, item in HARDWARE.items():
-        assert item.source and item.teraflops["float32"] <= min(item.teraflops.get("bfloat16", 1e9), 1e9), name
+        assert item.source and item.teraflops["float32"] <= min(
+            item.teraflops.get("bfloat16", 1e9), 1e9
+        ), name
     with pytest.raises(UserError, match=r"--hardware h10: not in the table; did you mean h100\?"):
         choose("h10")
     with pytest.raises(
-        UserError, match=r"--hardware t4: states no peak for trainer\.precision=bfloat16; it has float32"
+        UserError,
+        match=r"--hardware t4: states no peak for trainer\.precision=bfloat16; it has float32",
     ):
         peak("t4", "bfloat16")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.5, "0.5 s"), (61.4, "61.4 s"), (150, "2.5 min"), (7200, "2.0 h"), (90000, "25.0 h")]
+    ("seconds", "text"),
+    [(0.5, "0.5 s"), (61.4, "61.4 s"), (150, "2.5 min"), (7200, "2.0 h"), (90000, "25.0 h")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -233,10 +276,12 @@ def test_durations(seconds: float, text: str) -> None:
     ("arguments", "message"),
     [
         (["--hardware", "h10"], r"--hardware h10: not in the table; did you mean h100\?"),
-        (["--hardware", "v100", "trainer.precision=bfloat16"], r"--hardware v100: states no peak for trainer"),
+        (["--hardware", "v100", "trainer.precision=bfloat16"], r"--hardware v100: states no peak "
+                                                               r"for trainer"),
         (["--hardware", "t4", "--from", "x"], r"--from and --hardware are two sources of one rate"),
         (["--utilisation", "0.5"], r"--utilisation belongs to --hardware"),
-        (["--hardware", "t4", "--utilisation", "1.5"], r"--utilisation must be above 0 and at most 1, got 1\.5"),
+        (["--hardware", "t4", "--utilisation", "1.5"], r"--utilisation must be above 0 and at "
+                                                       r"most 1, got 1\.5"),
         (["--price", "-1"], r"--price must be a finite number, 0 or more, got -1"),
         (["--from", "nowhere"], r"--from=nowhere: no such directory"),
         (["trainer.epoch=3"], r"unknown key trainer\.epoch=3; did you mean trainer\.epochs\?"),
@@ -244,14 +289,18 @@ def test_durations(seconds: float, text: str) -> None:
         (["--hardwre", "t4"], r"unrecognized arguments: --hardwre.*did you mean --hardware\?"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line(arguments: list[str], message: str, mistake: Callable[..., str]) -> None:
+def test_a_mistake_is_one_line(
+    arguments: list[str], message: str, mistake: Callable[..., str]
+) -> None:
     line = mistake("plan", *arguments)
     assert re.search(message, line), line
 
 
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--list"]) == 0
-    assert re.search(r"^a100 +19\.5 +312 +312 +9\.7 +80 GB +NVIDIA A100 datasheet", capsys.readouterr().out, re.M)
+    assert re.search(
+        r"^a100 +19\.5 +312 +312 +9\.7 +80 GB +NVIDIA A100 datasheet", capsys.readouterr().out, re.M
+    )
 
 
 def test_a_sweep_is_planned_by_kind_and_priced(
@@ -259,10 +308,22 @@ def test_a_sweep_is_planned_by_kind_and_priced(
 ) -> None:
     """Two numbers of epochs by two seeds are two plans of two runs each."""
     monkeypatch.chdir(tmp_path)
-    arguments = [*SMALL, "seed=0,1", "trainer.epochs=1,2", "--hardware", "t4", "--utilisation", "0.1", "--price", "3"]
+    arguments = [
+        *SMALL,
+        "seed=0,1",
+        "trainer.epochs=1,2",
+        "--hardware",
+        "t4",
+        "--utilisation",
+        "0.1",
+        "--price",
+        "3",
+    ]
     assert main(["plan", *arguments]) == 0
     screen = capsys.readouterr().out
-    assert screen.count("COUNTED (exact)") == 2 and "MEASURED" not in screen.replace("NOTHING WAS MEASURED", "")
+    assert screen.count("COUNTED (exact)") == 2 and "MEASURED" not in screen.replace(
+        "NOTHING WAS MEASURED", ""
+    )
     assert "2 runs like this: seed=0 trainer.epochs=1, seed=1 trainer.epochs=1" in screen
     assert re.search(r"^4 runs one after the other: .* \(estimated\)$", screen, re.M)
     assert re.search(r"^cost: .* h at 3 an hour = \d+\.\d\d, the price being yours$", screen, re.M)
@@ -277,7 +338,10 @@ def test_a_sweep_of_conf_is_planned_whole(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(make_plan, "make_plan", lambda config, labels, *_: planned.append(labels))
     monkeypatch.setattr(lines, "lines", lambda plan: [])
     monkeypatch.setattr(lines, "total", lambda plans, price: [])
-    assert main(["plan", "sweep=ablation_small", "variant=ablation_1_dense,full", "--hardware", "t4"]) == 0
+    assert (
+        main(["plan", "sweep=ablation_small", "variant=ablation_1_dense,full", "--hardware", "t4"])
+        == 0
+    )
     assert sorted(map(len, planned)) == [2, 2], "two variants by the sweep's two seeds"
     assert "seed=1 variant=full" in {label for labels in planned for label in labels}
 
@@ -294,7 +358,9 @@ def test_from_a_finished_run_it_tells_that_runs_seconds(
     seconds = json.loads(Path("done/run.json").read_text())["seconds"]
     assert plan["estimated_seconds"]["training"] == pytest.approx(seconds["train"], rel=0.05)
     assert plan["estimated_seconds"]["evaluation"] == pytest.approx(seconds["eval"], rel=0.01)
-    assert plan["estimated_seconds"]["statistics and alignment"] == pytest.approx(seconds["align"], rel=0.01)
+    assert plan["estimated_seconds"]["statistics and alignment"] == pytest.approx(
+        seconds["align"], rel=0.01
+    )
 
 
 def test_measured_here_the_screen_says_what_is_what(

@@ -13,7 +13,9 @@ def test_orthonormal_and_apart_from_the_earlier(earlier: int, number: int, width
     torch.manual_seed(0)
     old = torch.randn(earlier, width, dtype=torch.float64)
     new = orthogonal_to(old, number)
-    torch.testing.assert_close(new @ new.T, torch.eye(number, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        new @ new.T, torch.eye(number, dtype=torch.float64), rtol=0, atol=1e-12
+    )
     assert earlier == 0 or (new @ old.T).abs().max() < 1e-12
 
 

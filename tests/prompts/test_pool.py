@@ -1,4 +1,6 @@
-"""Picking prompts from a pool; the published faults leak between images, and nothing does without them."""
+"""Picking prompts from a pool; the published faults leak between images, and nothing does without
+them.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from smope.methods._shared.prefix_method import PrefixMethod
 from smope.methods.base import TaskSpan
 from smope.methods.hide import HiDePrompt
-from smope.methods.prefixed import PrefixMethod
 from smope.prompts.pool import best, mixed_up, pick, pull, similarities, vote
 from tests.contracts.conftest import make_method
 from tests.tiny import tiny_backbone
@@ -24,7 +26,9 @@ def test_best_keys_and_their_pull() -> None:
     scores = similarities(torch.tensor([[1.0, 0.0], [-1.0, 0.1]]), keys)
     ids = best(scores, 2)
     assert ids.tolist() == [[0, 1], [2, 1]]
-    assert pull(scores, ids).item() == pytest.approx(((1 - 1) + (1 - 0) + (2 - scores[1, [2, 1]].sum().item())) / 2)
+    assert pull(scores, ids).item() == pytest.approx(
+        ((1 - 1) + (1 - 0) + (2 - scores[1, [2, 1]].sum().item())) / 2
+    )
 
 
 def test_each_image_gets_its_own_prompts() -> None:
@@ -43,7 +47,9 @@ def test_the_reshape_hands_images_each_others_rows() -> None:
     picked = torch.arange(8.0).view(1, 2, 4, 1, 1)  # keys 0..3, values 4..7
     mixed = mixed_up(picked).view(2, 4)
     assert mixed[0].tolist() == [0, 2, 4, 6] and mixed[1].tolist() == [1, 3, 5, 7]
-    assert torch.equal(mixed_up(picked[:, :, :1]), picked[:, :, :1]), "one image alone is as it should be"
+    assert torch.equal(mixed_up(picked[:, :, :1]), picked[:, :, :1]), (
+        "one image alone is as it should be"
+    )
 
 
 def test_a_vote_is_of_the_whole_batch() -> None:

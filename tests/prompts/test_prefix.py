@@ -27,7 +27,9 @@ def wrapped(*blocks: int, **options: Any) -> tuple[Backbone, list[PrefixAttentio
 
 @pytest.mark.parametrize("blocks", [(0, 1, 2, 3, 4), (2, 5)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_without_a_prefix_it_is_the_plain_vit_bit_for_bit(blocks: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_without_a_prefix_it_is_the_plain_vit_bit_for_bit(
+    blocks: tuple[int, ...], dtype: torch.dtype
+) -> None:
     backbone, _ = wrapped(*blocks)
     with torch.no_grad():
         pixels = IMAGES.to(dtype)
@@ -79,11 +81,17 @@ def test_a_prefix_is_for_one_pass() -> None:
 
 def test_masks_and_other_attentions_are_refused() -> None:
     backbone, (wrapper,) = wrapped(1)
-    with pytest.raises(UserError, match="attn_mask / is_causal: a block with prompts attends to all tokens"):
+    with pytest.raises(
+        UserError, match="attn_mask / is_causal: a block with prompts attends to all tokens"
+    ):
         wrapper(torch.randn(1, 17, 32), is_causal=True)
-    with pytest.raises(UserError, match=r"the attention of block 1 is a PrefixAttention; prompts need timm"):
+    with pytest.raises(
+        UserError, match=r"the attention of block 1 is a PrefixAttention; prompts need timm"
+    ):
         wrap(backbone.vit, [0, 1], PrefixAttention)
-    with pytest.raises(UserError, match=r"method\.e_blocks must be different numbers in 0\.\.6 .*got \[9\]"):
+    with pytest.raises(
+        UserError, match=r"method\.e_blocks must be different numbers in 0\.\.6 .*got \[9\]"
+    ):
         wrap(backbone.vit, [9], PrefixAttention, "method.e_blocks")
     unwrap(backbone.vit)
     assert not any(isinstance(block.attn, PrefixAttention) for block in backbone.vit.blocks)
@@ -106,7 +114,9 @@ def step(method: DeepL2P) -> list[Tensor]:
 def test_the_graph_of_a_step_is_let_go() -> None:
     method = make()
     step(method)
-    assert all(torch.equal(a, b) for a, b in zip(step(copy.deepcopy(method)), step(method), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(step(copy.deepcopy(method)), step(method), strict=True)
+    )
 
 
 def test_recomputing_changes_no_step() -> None:

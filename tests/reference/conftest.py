@@ -21,7 +21,9 @@ EXPERTS, TOP_K, CLASSES = 7, 3, 6
 
 @dataclass
 class Pair:
-    """A method and its slow twin in float64: the slow one has leaf tensors of its own for experts and classifier."""
+    """A method and its slow twin in float64: the slow one has leaf tensors of its own for experts
+    and classifier.
+    """
 
     method: SMoPE
     slow: SlowViT
@@ -31,13 +33,17 @@ class Pair:
 
     def set_flags(self, frequent: Tensor) -> None:
         """frequent (blocks, H, E) bool, in both."""
-        for bank, experts, flags in zip(self.method.experts, self.slow.experts.values(), frequent, strict=True):
+        for bank, experts, flags in zip(
+            self.method.experts, self.slow.experts.values(), frequent, strict=True
+        ):
             bank.frequent.copy_(flags)
             experts.frequent = flags.tolist()
 
     def set_counts(self, counts: Tensor) -> None:
         """counts (blocks, H, E) int64, in both."""
-        for bank, experts, numbers in zip(self.method.experts, self.slow.experts.values(), counts, strict=True):
+        for bank, experts, numbers in zip(
+            self.method.experts, self.slow.experts.values(), counts, strict=True
+        ):
             bank.counts.copy_(numbers)
             experts.counts = numbers.tolist()
 

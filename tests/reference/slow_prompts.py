@@ -1,8 +1,9 @@
-"""The methods with prefix prompts a second time: loops over images, blocks, heads, prompts and tokens.
+"""The methods with prefix prompts a second time: loops over images, blocks, heads, prompts and
+tokens.
 
-Written from the papers' formulas (and, where those leave things open, from what the docstrings in smope/methods say is
-followed), on the slow ViT of slow_smope.py, in the precision of the tensors given. A prompt is a pair of lists of rows,
-keys and values, as wide as all heads together.
+Written from the papers' formulas (and, where those leave things open, from what the docstrings in
+smope/methods say is followed), on the slow ViT of slow_smope.py, in the precision of the tensors
+given. A prompt is a pair of lists of rows, keys and values, as wide as all heads together.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class SlowPrefixViT(SlowViT):
         of_heads = []
         for head in range(self.heads):
             part = slice(head * width, (head + 1) * width)
-            q, k, v = (qkv[:, number * channels : (number + 1) * channels][:, part] for number in range(3))
+            q, k, v = (
+                qkv[:, number * channels : (number + 1) * channels][:, part] for number in range(3)
+            )
             if f"{name}.q_norm.weight" in w:
                 q, k = layer_norm(q, w, f"{name}.q_norm"), layer_norm(k, w, f"{name}.k_norm")
             rows = []
@@ -49,8 +52,15 @@ class SlowPrefixViT(SlowViT):
                 of_prefix = [(q[i] * key[part]).sum() / math.sqrt(width) for key in keys]
                 if block in self.gates:
                     of_prefix = [self.gates[block](logit) for logit in of_prefix]
-                shares = softmax(of_prefix + [(q[i] * k[j]).sum() / math.sqrt(width) for j in range(len(k))])
-                rows.append(sum(s * row for s, row in zip(shares, [*(u[part] for u in values), *v], strict=True)))
+                shares = softmax(
+                    of_prefix + [(q[i] * k[j]).sum() / math.sqrt(width) for j in range(len(k))]
+                )
+                rows.append(
+                    sum(
+                        s * row
+                        for s, row in zip(shares, [*(u[part] for u in values), *v], strict=True)
+                    )
+                )
             of_heads.append(torch.stack(rows))
         return torch.cat(of_heads, dim=1) @ w[f"{name}.proj.weight"].T + w[f"{name}.proj.bias"]
 
@@ -65,7 +75,9 @@ def prompt_of(prompts: Tensor, block: int, numbers: Sequence[int]) -> Prompt:
     return keys, [row for number in numbers for row in prompts[block, 1, number]]
 
 
-def slow_l2p(query: Tensor, keys: Tensor, prompts: Tensor, top_k: int) -> tuple[list[Prompt], Tensor]:
+def slow_l2p(
+    query: Tensor, keys: Tensor, prompts: Tensor, top_k: int
+) -> tuple[list[Prompt], Tensor]:
     """L2P: the prompts with the closest keys; how far these keys are."""
     scores = [cosine(query, key) for key in keys]
     numbers = best([score.item() for score in scores], top_k)
@@ -84,7 +96,9 @@ def slow_dual(
     return g_prompts + e_prompts, 1 - scores[number]
 
 
-def slow_coda(query: Tensor, keys: Tensor, attentions: Tensor, prompts: Tensor, use: int) -> list[Prompt]:
+def slow_coda(
+    query: Tensor, keys: Tensor, attentions: Tensor, prompts: Tensor, use: int
+) -> list[Prompt]:
     """CODA-Prompt: in each block the first `use` components, weighted; prompts (L, M, 2, P, W)."""
     found = []
     for k, a, p in zip(keys, attentions, prompts, strict=True):
@@ -96,15 +110,25 @@ def slow_coda(query: Tensor, keys: Tensor, attentions: Tensor, prompts: Tensor, 
 
 def slow_deviation(vectors: Sequence[Tensor]) -> Tensor:
     """Mean over all pairs of (inner product - [the same])²."""
-    pairs = [((a * b).sum() - float(i == j)) ** 2 for i, a in enumerate(vectors) for j, b in enumerate(vectors)]
+    pairs = [
+        ((a * b).sum() - float(i == j)) ** 2
+        for i, a in enumerate(vectors)
+        for j, b in enumerate(vectors)
+    ]
     return sum(pairs) / len(pairs)
 
 
-def slow_vq(query: Tensor, keys: Tensor, prompts: Tensor, temperature: float) -> tuple[list[Prompt], list, list]:
-    """VQ-Prompt: hard prompts whose gradient is the soft ones'; the soft and the hard ones of each block (2, P, W)."""
+def slow_vq(
+    query: Tensor, keys: Tensor, prompts: Tensor, temperature: float
+) -> tuple[list[Prompt], list, list]:
+    """VQ-Prompt: hard prompts whose gradient is the soft ones'; the soft and the hard ones of each
+    block (2, P, W).
+    """
     found, softs, hards = [], [], []
     for k, p in zip(keys, prompts, strict=True):
-        shares = softmax([(query * key).sum() / (key * key).sum().sqrt() / temperature for key in k])
+        shares = softmax(
+            [(query * key).sum() / (key * key).sum().sqrt() / temperature for key in k]
+        )
         soft = sum(share * one for share, one in zip(shares, p, strict=True))
         away = [((soft - one) ** 2).sum().item() for one in p]
         hard = p[away.index(min(away))]
@@ -115,11 +139,17 @@ def slow_vq(query: Tensor, keys: Tensor, prompts: Tensor, temperature: float) ->
     return found, softs, hards
 
 
-def slow_identity(query: Tensor, weights: dict[str, Tensor], classes: Sequence[int], task_of: Sequence[int]) -> int:
-    """The task of the likeliest of the seen classes; weights as in TaskIdentity.classifier's state."""
+def slow_identity(
+    query: Tensor, weights: dict[str, Tensor], classes: Sequence[int], task_of: Sequence[int]
+) -> int:
+    """The task of the likeliest of the seen classes; weights as in TaskIdentity.classifier's
+    state.
+    """
     inner = weights["0.inner.0.weight"] @ query + weights["0.inner.0.bias"]
     inner = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
     x = query + weights["0.inner.2.weight"] @ inner + weights["0.inner.2.bias"]
-    x = (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() * weights["0.norm.weight"] + weights["0.norm.bias"]
+    x = (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() * weights["0.norm.weight"] + weights[
+        "0.norm.bias"
+    ]
     logits = weights["1.weight"] @ x + weights["1.bias"]
     return task_of[max(classes, key=lambda label: logits[label].item())]

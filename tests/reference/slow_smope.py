@@ -1,8 +1,9 @@
 """The method a second time, as slow and as obvious as it can be written.
 
-Loops over images, blocks, heads, experts and tokens; no batches, no fused kernels, no product code. Everything follows
-the formulas below, in the precision of the tensors that it is given (the tests use float64), and every loop may carry
-gradients. The tests hold the vectorised product to these numbers.
+Loops over images, blocks, heads, experts and tokens; no batches, no fused kernels, no product code.
+Everything follows the formulas below, in the precision of the tensors that it is given (the tests
+use float64), and every loop may carry gradients. The tests hold the vectorised product to these
+numbers.
 
 One prompted block, for one image and one head with its frozen q, k, v (N, D):
     query    mean of q over all N tokens
@@ -11,7 +12,8 @@ One prompted block, for one image and one head with its frozen q, k, v (N, D):
 Which K experts are chosen, with range = max score - min score:
     dense    all of them
     train    the best by score - epsilon·range·[flagged frequent]
-    eval     the best by score - 2·range·[never used], or by score alone where unused experts are not excluded
+    eval     the best by score - 2·range·[never used], or by score alone where unused experts are
+             not excluded
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ Mode = Literal["dense", "train", "eval"]
 
 @dataclass
 class SlowExperts:
-    """keys, values (H, E, D); how often each expert was used; which are flagged; the keys of the task before."""
+    """keys, values (H, E, D); how often each expert was used; which are flagged; the keys of the
+    task before.
+    """
 
     keys: Tensor
     values: Tensor
@@ -46,7 +50,9 @@ class SlowExperts:
 
 @dataclass
 class SlowPass:
-    """What a forward pass gives: scores[image][block][head] (E,), chosen[image][block][head] expert numbers."""
+    """What a forward pass gives: scores[image][block][head] (E,), chosen[image][block][head]
+    expert numbers.
+    """
 
     features: list[Tensor] = field(default_factory=list)
     scores: list[list[list[Tensor]]] = field(default_factory=list)
@@ -67,7 +73,9 @@ class SlowViT:
 
     @property
     def depth(self) -> int:
-        return 1 + max(int(name.split(".")[1]) for name in self.weights if name.startswith("blocks."))
+        return 1 + max(
+            int(name.split(".")[1]) for name in self.weights if name.startswith("blocks.")
+        )
 
     def forward(self, images: Tensor, mode: Mode) -> SlowPass:
         """images (B, 3, S, S), as the patch embedding sees them."""
@@ -83,7 +91,10 @@ class SlowViT:
 
     def _tokens(self, image: Tensor) -> Tensor:
         """CLS, registers where there are any, then the patches row by row, with their positions."""
-        kernel, bias = self.weights["patch_embed.proj.weight"], self.weights["patch_embed.proj.bias"]
+        kernel, bias = (
+            self.weights["patch_embed.proj.weight"],
+            self.weights["patch_embed.proj.bias"],
+        )
         side = kernel.shape[-1]
         patches = []
         for top in range(0, image.shape[1], side):
@@ -94,20 +105,29 @@ class SlowViT:
         prefix += list(self.weights["reg_token"][0]) if "reg_token" in self.weights else []
         positions = self.weights["pos_embed"][0]
         if len(positions) == len(patches):  # positions for the patches alone
-            return torch.stack([*prefix, *(patch + place for patch, place in zip(patches, positions, strict=True))])
-        return torch.stack([token + place for token, place in zip([*prefix, *patches], positions, strict=True)])
+            return torch.stack(
+                [*prefix, *(patch + place for patch, place in zip(patches, positions, strict=True))]
+            )
+        return torch.stack(
+            [token + place for token, place in zip([*prefix, *patches], positions, strict=True)]
+        )
 
     def _block(self, block: int, x: Tensor, mode: Mode, scores: list, chosen: list) -> Tensor:
         name, w = f"blocks.{block}", self.weights
         attended = self.attention(block, layer_norm(x, w, f"{name}.norm1"), mode, scores, chosen)
         x = x + attended * w.get(f"{name}.ls1.gamma", 1.0)
-        hidden = layer_norm(x, w, f"{name}.norm2") @ w[f"{name}.mlp.fc1.weight"].T + w[f"{name}.mlp.fc1.bias"]
+        hidden = (
+            layer_norm(x, w, f"{name}.norm2") @ w[f"{name}.mlp.fc1.weight"].T
+            + w[f"{name}.mlp.fc1.bias"]
+        )
         hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
         out = hidden @ w[f"{name}.mlp.fc2.weight"].T + w[f"{name}.mlp.fc2.bias"]
         return x + out * w.get(f"{name}.ls2.gamma", 1.0)
 
     def attention(self, block: int, x: Tensor, mode: Mode, scores: list, chosen: list) -> Tensor:
-        """x (N, C) -> (N, C) of one image; appends this block's scores and choices, head by head, if it has experts."""
+        """x (N, C) -> (N, C) of one image; appends this block's scores and choices, head by head,
+        if it has experts.
+        """
         name, w = f"blocks.{block}.attn", self.weights
         qkv = x @ w[f"{name}.qkv.weight"].T + w[f"{name}.qkv.bias"]
         channels = qkv.shape[1] // 3
@@ -115,7 +135,10 @@ class SlowViT:
         of_heads, head_scores, head_chosen = [], [], []
         for head in range(self.heads):
             first = head * width
-            q, k, v = (qkv[:, part * channels + first : part * channels + first + width] for part in range(3))
+            q, k, v = (
+                qkv[:, part * channels + first : part * channels + first + width]
+                for part in range(3)
+            )
             if f"{name}.q_norm.weight" in w:
                 q, k = layer_norm(q, w, f"{name}.q_norm"), layer_norm(k, w, f"{name}.k_norm")
             if block not in self.experts:
@@ -125,7 +148,9 @@ class SlowViT:
             query = sum(q[token] for token in range(len(q))) / len(q)
             found = torch.stack([(key * query).sum() for key in keys])
             picked = self._choose(block, head, found.tolist(), mode)
-            of_heads.append(slow_rows(q, k, v, [found[e] for e in picked], [values[e] for e in picked]))
+            of_heads.append(
+                slow_rows(q, k, v, [found[e] for e in picked], [values[e] for e in picked])
+            )
             head_scores.append(found)
             head_chosen.append(picked)
         if block in self.experts:
@@ -134,7 +159,10 @@ class SlowViT:
         return torch.cat(of_heads, dim=1) @ w[f"{name}.proj.weight"].T + w[f"{name}.proj.bias"]
 
     def _keys_and_values(self, block: int, head: int) -> tuple[list[Tensor], list[Tensor]]:
-        """One head's experts. In input space expert e is one C-wide row, which the head sees through W_K and W_V."""
+        """One head's experts.
+
+        In input space expert e is one C-wide row, which the head sees through W_K and W_V.
+        """
         experts = self.experts[block]
         if not self.input_space:
             return list(experts.keys[head]), list(experts.values[head])
@@ -144,12 +172,16 @@ class SlowViT:
         for part, rows in ((1, experts.keys), (2, experts.values)):
             first = part * heads * width + head * width
             projection = weight[first : first + width]
-            found.append([projection @ torch.cat([rows[h, e] for h in range(heads)]) for e in range(number)])
+            found.append(
+                [projection @ torch.cat([rows[h, e] for h in range(heads)]) for e in range(number)]
+            )
         return found[0], found[1]
 
     def keys_of(self, block: int) -> Tensor:
         """(H, E, D): the keys as attention uses them."""
-        return torch.stack([torch.stack(self._keys_and_values(block, head)[0]) for head in range(self.heads)])
+        return torch.stack(
+            [torch.stack(self._keys_and_values(block, head)[0]) for head in range(self.heads)]
+        )
 
     def _choose(self, block: int, head: int, scores: list[float], mode: Mode) -> list[int]:
         experts = self.experts[block]
@@ -161,15 +193,21 @@ class SlowViT:
             penalty = [self.epsilon * spread * flag for flag in experts.frequent[head]]
         elif self.exclude_unused:
             penalty = [2 * spread * (count == 0) for count in experts.counts[head]]
-        return best([score - minus for score, minus in zip(scores, penalty, strict=True)], self.top_k)
+        return best(
+            [score - minus for score, minus in zip(scores, penalty, strict=True)], self.top_k
+        )
 
 
-def slow_rows(q: Tensor, k: Tensor, v: Tensor, scores: list[Tensor], values: list[Tensor]) -> Tensor:
+def slow_rows(
+    q: Tensor, k: Tensor, v: Tensor, scores: list[Tensor], values: list[Tensor]
+) -> Tensor:
     """One head's attention: every token over the chosen experts and all tokens."""
     scale = 1 / math.sqrt(q.shape[1])
     rows = []
     for i in range(len(q)):
-        logits = [score * scale for score in scores] + [(q[i] * k[j]).sum() * scale for j in range(len(k))]
+        logits = [score * scale for score in scores] + [
+            (q[i] * k[j]).sum() * scale for j in range(len(k))
+        ]
         shares = softmax(logits)
         rows.append(sum(share * row for share, row in zip(shares, [*values, *v], strict=True)))
     return torch.stack(rows)
@@ -194,20 +232,25 @@ def cross_entropy(logits: Sequence[Tensor], target: int) -> Tensor:
 def layer_norm(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
     mean = x.mean(-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(-1, keepdim=True)
-    return (x - mean) / (variance + 1e-6).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return (x - mean) / (variance + 1e-6).sqrt() * weights[f"{name}.weight"] + weights[
+        f"{name}.bias"
+    ]
 
 
 def task_cross_entropy(logits: Tensor, labels: Tensor, start: int, stop: int) -> Tensor:
     """Earlier classes at minus infinity, later ones cut off; mean over the images."""
     losses = []
     for row, label in zip(logits, labels.tolist(), strict=True):
-        masked = [row.new_tensor(-math.inf) if place < start else row[place] for place in range(stop)]
+        masked = [
+            row.new_tensor(-math.inf) if place < start else row[place] for place in range(stop)
+        ]
         losses.append(cross_entropy(masked, label))
     return sum(losses) / len(losses)
 
 
 def router_loss(result: SlowPass, epsilon: float, paper: bool = False) -> Tensor:
-    """For each image, block, head and chosen expert: cross-entropy towards it, the others lifted by epsilon·range.
+    """For each image, block, head and chosen expert: cross-entropy towards it, the others lifted by
+    epsilon·range.
 
     Mean over images, summed over the rest. Paper: minus the softmax mass of the chosen experts.
     """
@@ -218,15 +261,22 @@ def router_loss(result: SlowPass, epsilon: float, paper: bool = False) -> Tensor
                 spread = (scores.max() - scores.min()).item()
                 lifted = [s + epsilon * spread * (e not in picked) for e, s in enumerate(scores)]
                 for target in picked:
-                    total = total + (-softmax(list(scores))[target] if paper else cross_entropy(lifted, target))
+                    total = total + (
+                        -softmax(list(scores))[target] if paper else cross_entropy(lifted, target)
+                    )
     return total / len(result.scores)
 
 
 def prototype_loss(
-    keys: Sequence[Tensor], old_keys: Sequence[Tensor], frequent: list, top_k: int, paper: bool = False
+    keys: Sequence[Tensor],
+    old_keys: Sequence[Tensor],
+    frequent: list,
+    top_k: int,
+    paper: bool = False,
 ) -> Tensor:
-    """Each flagged old key asked again: cross-entropy of its scores among the present keys towards the K it scored best
-    among the old ones; mean over flagged keys, summed over blocks, heads and targets; nothing where none is flagged.
+    """Each flagged old key asked again: cross-entropy of its scores among the present keys towards
+    the K it scored best among the old ones; mean over flagged keys, summed over blocks, heads and
+    targets; nothing where none is flagged.
 
     Paper: minus the softmax mass of the K present keys that it scores best.
     """
@@ -256,7 +306,9 @@ def add_counts(model: SlowViT, result: SlowPass) -> None:
 
 
 def usage_pass(model: SlowViT, batches: Sequence[Tensor], order_free: bool = False) -> None:
-    """Count over the batches in evaluation mode: by the rule on the counts so far, or (order_free) by score alone."""
+    """Count over the batches in evaluation mode: by the rule on the counts so far, or (order_free)
+    by score alone.
+    """
     exclude = model.exclude_unused
     for images in batches:
         model.exclude_unused = exclude and not order_free
@@ -267,8 +319,10 @@ def usage_pass(model: SlowViT, batches: Sequence[Tensor], order_free: bool = Fal
 
 
 def flags(counts: Sequence[int], before: Sequence[bool], paper: bool = False) -> list[bool]:
-    """One head's frequent flags. Code: at least the mean over the experts used at all, and what was flagged stays;
-    paper: at least the mean over all experts, decided anew. Unused experts are not frequent."""
+    """One head's frequent flags. Code: at least the mean over the experts used at all, and what was
+    flagged stays;
+    paper: at least the mean over all experts, decided anew. Unused experts are not frequent.
+    """
     used = len(counts) if paper else sum(count > 0 for count in counts)
     fresh = [used > 0 and count > 0 and count >= sum(counts) / used for count in counts]
     return fresh if paper else [new or old for new, old in zip(fresh, before, strict=True)]

@@ -29,7 +29,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "blocks apart": {"blocks": (1, 3)},
     "last block first": {"blocks": (3, 0)},
     "qk_norm": {"blocks": (1, 3), "vit_options": {"qk_norm": True}},
-    "registers": {"blocks": (1, 3), "vit_options": {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.5}},
+    "registers": {
+        "blocks": (1, 3),
+        "vit_options": {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.5},
+    },
     "registers with positions": {"blocks": (0, 1), "vit_options": {"reg_tokens": 2}},
     "input space": {"blocks": (0, 1), "expert_space": "input"},
 }
@@ -49,7 +52,9 @@ def some_flags(blocks: int, seed: int = 0) -> Tensor:
 
 
 def some_counts(blocks: int) -> Tensor:
-    """Counts with unused experts, among them a head in which only one was ever used, and one with none."""
+    """Counts with unused experts, among them a head in which only one was ever used, and one with
+    none.
+    """
     counts = torch.randint(0, 3, (blocks, 2, EXPERTS), generator=torch.Generator().manual_seed(1))
     counts[0, 1] = 0
     counts[1, 1] = torch.tensor([0] * (EXPERTS - 1) + [9])
@@ -57,19 +62,29 @@ def some_counts(blocks: int) -> Tensor:
 
 
 def slow_stack(result: SlowPass, order: list[int]) -> Tensor:
-    """Scores (blocks, B, H, E); the loop meets the blocks from the bottom, `order` is how the method lists them."""
-    stacked = torch.stack([torch.stack([torch.stack(heads) for heads in image]) for image in result.scores])
+    """Scores (blocks, B, H, E); the loop meets the blocks from the bottom, `order` is how the
+    method lists them.
+    """
+    stacked = torch.stack(
+        [torch.stack([torch.stack(heads) for heads in image]) for image in result.scores]
+    )
     return stacked.transpose(0, 1)[[sorted(order).index(block) for block in order]]
 
 
 def compare_forward(pair: Any, mode: str) -> SlowPass:
-    """Features, scores and choices of one forward pass in `mode`; the router must be in the same mode already."""
+    """Features, scores and choices of one forward pass in `mode`; the router must be in the same
+    mode already.
+    """
     features = pair.method.features(pair.images)
     result = pair.slow.forward(pair.images, mode)
     order = list(pair.slow.experts)
     assert_equal(features, torch.stack(result.features))
-    assert_equal(torch.stack([routing.scores for routing in pair.method.routings]), slow_stack(result, order))
-    for place, routing in zip([sorted(order).index(block) for block in order], pair.method.routings, strict=True):
+    assert_equal(
+        torch.stack([routing.scores for routing in pair.method.routings]), slow_stack(result, order)
+    )
+    for place, routing in zip(
+        [sorted(order).index(block) for block in order], pair.method.routings, strict=True
+    ):
         chosen = torch.tensor([image[place] for image in result.chosen])
         assert torch.equal(routing.expert_ids.sort(-1).values, chosen.sort(-1).values)
     return result
@@ -80,9 +95,15 @@ def backward_slow(pair: Any, mode: str, task: TaskSpan) -> dict[str, Tensor]:
     method, slow = pair.method, pair.slow
     result = slow.forward(pair.images, mode)
     logits = torch.stack(result.features) @ pair.weight.T + pair.bias
-    losses = {"cross_entropy": slow_smope.task_cross_entropy(logits, LABELS[task.index], task.start, task.stop)}
+    losses = {
+        "cross_entropy": slow_smope.task_cross_entropy(
+            logits, LABELS[task.index], task.start, task.stop
+        )
+    }
     if mode != "dense":
-        losses["router"] = 0.3 * slow_smope.router_loss(result, slow.epsilon, method.router_loss == "paper")
+        losses["router"] = 0.3 * slow_smope.router_loss(
+            result, slow.epsilon, method.router_loss == "paper"
+        )
     if task.index > 0:
         experts = slow.experts.values()
         paper = method.prototype_loss == "paper"
@@ -150,7 +171,8 @@ def test_evaluation(layout: dict[str, Any], exclude: bool, make_pair: Any) -> No
     pair.method.eval()
     with torch.no_grad():
         result = compare_forward(pair, "eval")
-    # In the second block's second head the last expert alone was ever used: excluding others makes it first for all.
+    # In the second block's second head the last expert alone was ever used: excluding others makes
+    # it first for all.
     counts = list(pair.slow.experts.values())[1].counts[1]
     assert counts[-1] > 0 == sum(counts[:-1])
     place = sorted(pair.slow.experts).index(list(pair.slow.experts)[1])
@@ -185,14 +207,20 @@ def test_one_attention_alone(mode: str, qk_norm: bool) -> None:
     vit = tiny_vit(seed=4, img_size=16, embed_dim=8, depth=1, qk_norm=qk_norm).double()
     draw = torch.Generator().manual_seed(0)
     bank = ExpertBank(2, EXPERTS, 4).double()
-    wrapped = PromptedAttention(vit.blocks[0].attn, bank, AdaptiveNoise(TOP_K, 0.7)).train(mode == "train")
+    wrapped = PromptedAttention(vit.blocks[0].attn, bank, AdaptiveNoise(TOP_K, 0.7)).train(
+        mode == "train"
+    )
     wrapped.dense = mode == "dense"
     bank.frequent.copy_(some_flags(2)[1])
     bank.counts.copy_(some_counts(2)[0])
-    experts = SlowExperts.fresh(bank.keys.detach().clone().requires_grad_(), bank.values.detach().requires_grad_())
+    experts = SlowExperts.fresh(
+        bank.keys.detach().clone().requires_grad_(), bank.values.detach().requires_grad_()
+    )
     experts.frequent, experts.counts = bank.frequent.tolist(), bank.counts.tolist()
     slow = SlowViT(dict(vit.state_dict()), 2, {0: experts}, TOP_K, 0.7)
-    slow.weights = {name.replace("attn.attention.", "attn."): value for name, value in slow.weights.items()}
+    slow.weights = {
+        name.replace("attn.attention.", "attn."): value for name, value in slow.weights.items()
+    }
     x = torch.randn(2, 5, 8, generator=draw, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(2, 5, 8, generator=draw, dtype=torch.float64)
     out = wrapped(x)
@@ -212,9 +240,15 @@ def random_routings(blocks: int = 2, images: int = 4) -> tuple[list[Routing], Sl
     draw = torch.Generator().manual_seed(2)
     scores = 3 * torch.randn(blocks, images, 2, EXPERTS, generator=draw, dtype=torch.float64)
     ids = torch.rand(scores.shape, generator=draw).topk(TOP_K, dim=-1).indices
-    routings = [Routing(s.clone().requires_grad_(), i, s.gather(-1, i)) for s, i in zip(scores, ids, strict=True)]
+    routings = [
+        Routing(s.clone().requires_grad_(), i, s.gather(-1, i))
+        for s, i in zip(scores, ids, strict=True)
+    ]
     slow = SlowPass(features=[scores.new_zeros(1)])
-    slow.scores = [[[s[b, h].clone().requires_grad_() for h in range(2)] for s in scores] for b in range(images)]
+    slow.scores = [
+        [[s[b, h].clone().requires_grad_() for h in range(2)] for s in scores]
+        for b in range(images)
+    ]
     slow.chosen = [[i[b].tolist() for i in ids] for b in range(images)]
     return routings, slow
 
@@ -229,7 +263,9 @@ def test_router_losses(paper: bool, epsilon: float) -> None:
     theirs.backward()
     for block, routing in enumerate(routings):
         for image, heads in enumerate(slow.scores):
-            assert_equal(routing.scores.grad[image], torch.stack([leaf.grad for leaf in heads[block]]))
+            assert_equal(
+                routing.scores.grad[image], torch.stack([leaf.grad for leaf in heads[block]])
+            )
 
 
 @pytest.mark.parametrize("paper", [False, True])
@@ -238,7 +274,9 @@ def test_prototype_losses(paper: bool) -> None:
     keys, old = torch.randn(2, 2, 2, EXPERTS, 4, generator=draw, dtype=torch.float64)
     ours_keys, slow_keys = keys.clone().requires_grad_(), keys.clone().requires_grad_()
     frequent = some_flags(2)
-    ours = (prototype_mass_loss if paper else prototype_loss)(ours_keys, find_prototypes(old, frequent, TOP_K))
+    ours = (prototype_mass_loss if paper else prototype_loss)(
+        ours_keys, find_prototypes(old, frequent, TOP_K)
+    )
     theirs = slow_smope.prototype_loss(list(slow_keys), list(old), frequent.tolist(), TOP_K, paper)
     assert_equal(ours, theirs)
     ours.backward()
@@ -247,7 +285,9 @@ def test_prototype_losses(paper: bool) -> None:
 
 
 def test_task_cross_entropy() -> None:
-    logits = torch.randn(3, CLASSES, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    logits = torch.randn(
+        3, CLASSES, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
     for index, task in enumerate((FIRST, SECOND)):
         ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
         value = task_cross_entropy(ours, LABELS[index], task.classes)
@@ -259,7 +299,9 @@ def test_task_cross_entropy() -> None:
 
 
 def test_count() -> None:
-    scores = torch.randn(9, 2, EXPERTS, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    scores = torch.randn(
+        9, 2, EXPERTS, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
     bank = ExpertBank(2, EXPERTS, 4)
     slow = SlowViT({}, 2, {0: SlowExperts.fresh(bank.keys, bank.values)}, TOP_K, 0.0)
     for part in (scores[:5], scores[5:]):
@@ -280,7 +322,9 @@ def test_flag_frequent(paper: bool) -> None:
         bank.frequent.copy_(before)
         bank.flag_frequent(cumulative=not paper)
         pairs = zip(bank.counts.tolist(), before.tolist(), strict=True)
-        assert bank.frequent.tolist() == [slow_smope.flags(counts, flags, paper) for counts, flags in pairs]
+        assert bank.frequent.tolist() == [
+            slow_smope.flags(counts, flags, paper) for counts, flags in pairs
+        ]
 
 
 def usage(pair: Any, batches: list[Tensor]) -> Tensor:
@@ -296,7 +340,9 @@ def usage_batches() -> list[Tensor]:
     return [torch.randn(2, 3, 16, 16, generator=draw, dtype=torch.float64) for _ in range(4)]
 
 
-@pytest.mark.parametrize(("rule", "exclude"), [("running", True), ("running", False), ("order_free", True)], ids=str)
+@pytest.mark.parametrize(
+    ("rule", "exclude"), [("running", True), ("running", False), ("order_free", True)], ids=str
+)
 def test_usage_pass_over_two_tasks(rule: str, exclude: bool, make_pair: Any) -> None:
     pair = make_pair(usage_count=rule, exclude_unused=exclude)
     for batches in (usage_batches()[:2], usage_batches()[2:]):
@@ -310,10 +356,14 @@ def test_order_free_counts_do_not_depend_on_order(make_pair: Any) -> None:
     batches = usage_batches()
     single = [image.unsqueeze(0) for batch in batches for image in batch]
     orders = [batches, batches[::-1], [torch.cat(batches)], single[::-1]]
-    pairs = {rule: [make_pair(usage_count=rule) for _ in orders] for rule in ("order_free", "running")}
+    pairs = {
+        rule: [make_pair(usage_count=rule) for _ in orders] for rule in ("order_free", "running")
+    }
     for pair in (pair for made in pairs.values() for pair in made):
         pair.set_counts(some_counts(2))
     free = [usage(pair, order) for pair, order in zip(pairs["order_free"], orders, strict=True)]
     running = [usage(pair, order) for pair, order in zip(pairs["running"], orders, strict=True)]
     assert all(torch.equal(counts, free[0]) for counts in free)
-    assert not all(torch.equal(counts, running[0]) for counts in running), "the test's images tell orders apart"
+    assert not all(torch.equal(counts, running[0]) for counts in running), (
+        "the test's images tell orders apart"
+    )

@@ -1,4 +1,6 @@
-"""The methods with prefix prompts equal the slow loops of slow_prompts.py to 1e-10, gradients included."""
+"""The methods with prefix prompts equal the slow loops of slow_prompts.py to 1e-10, gradients
+included.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from smope.methods._shared.prefix_method import PrefixMethod
 from smope.methods.base import TaskSpan
 from smope.methods.coda import CODAPrompt
 from smope.methods.deep_l2p import DeepL2P
@@ -17,7 +20,6 @@ from smope.methods.hide import HiDePrompt
 from smope.methods.l2p import L2P
 from smope.methods.norga import NoRGa
 from smope.methods.ovor import OVOR
-from smope.methods.prefixed import PrefixMethod
 from smope.methods.vq import VQPrompt
 from tests.tiny import frozen, tiny_vit
 
@@ -42,9 +44,16 @@ modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"]
 
 
 class Twins:
-    """A method in float64 and the slow ViT of the same weights; the slow side has leaf copies of the parameters."""
+    """A method in float64 and the slow ViT of the same weights; the slow side has leaf copies of
+    the parameters.
+    """
 
-    def __init__(self, kind: Callable[..., PrefixMethod], vit_options: dict[str, Any] | None = None, **options: Any):
+    def __init__(
+        self,
+        kind: Callable[..., PrefixMethod],
+        vit_options: dict[str, Any] | None = None,
+        **options: Any,
+    ):
         sizes = {"img_size": 16, "embed_dim": 8, "depth": 4, **(vit_options or {})}
         vit = tiny_vit(seed=3, **sizes).double()
         weights = {name: value.clone() for name, value in vit.state_dict().items()}
@@ -55,7 +64,11 @@ class Twins:
 
     def copy(self) -> None:
         """The slow side's own parameters, as the method's are now."""
-        own = {name: value for name, value in self.method.named_parameters() if not name.startswith("backbone.")}
+        own = {
+            name: value
+            for name, value in self.method.named_parameters()
+            if not name.startswith("backbone.")
+        }
         self.leaves = {name: value.detach().clone().requires_grad_() for name, value in own.items()}
 
     def query(self, image: Tensor) -> Tensor:
@@ -72,7 +85,9 @@ class Twins:
         labels = LABELS[task.index]
         losses = []
         for feature, label in zip(features, labels.tolist(), strict=True):
-            losses.append(cross_entropy(self.logits(feature)[task.start : task.stop], label - task.start))
+            losses.append(
+                cross_entropy(self.logits(feature)[task.start : task.stop], label - task.start)
+            )
         slow = sum(losses) / len(losses) + sum(others)
         ours = torch.stack(list(self.method.losses(IMAGES, labels, task).values())).sum()
         assert_equal(ours, slow)
@@ -98,11 +113,16 @@ def mean(values: list[Any]) -> Any:
     [(L2P, [0], {}), (DeepL2P, [0, 2, 1], {}), (L2P, [3], QK_NORM)],
     ids=["l2p", "deep", "last block and norms"],
 )
-def test_l2p(kind: type[L2P], blocks: list[int], vit_options: dict[str, Any], training: bool) -> None:
+def test_l2p(
+    kind: type[L2P], blocks: list[int], vit_options: dict[str, Any], training: bool
+) -> None:
     twins = Twins(kind, vit_options, pool_size=5, length=2, top_k=3, blocks=blocks, pull_weight=0.3)
     method, leaves = twins.method.train(training), twins.leaves
     found = [slow_l2p(twins.query(image), leaves["keys"], leaves["prompts"], 3) for image in IMAGES]
-    features = [twins.feature(image, blocks, prompts) for image, (prompts, _) in zip(IMAGES, found, strict=True)]
+    features = [
+        twins.feature(image, blocks, prompts)
+        for image, (prompts, _) in zip(IMAGES, found, strict=True)
+    ]
     assert_equal(method.features(IMAGES), torch.stack(features))
     if training:
         twins.same_loss(TASKS[0], features, 0.3 * mean([away for _, away in found]))
@@ -116,10 +136,20 @@ def test_dualprompt(task: TaskSpan, training: bool) -> None:
     method, leaves = twins.method.train(training), twins.leaves
     method.begin_task(task)
     found = [
-        slow_dual(twins.query(image), leaves["keys"], leaves["general"], leaves["expert"], task.index, training)
+        slow_dual(
+            twins.query(image),
+            leaves["keys"],
+            leaves["general"],
+            leaves["expert"],
+            task.index,
+            training,
+        )
         for image in IMAGES
     ]
-    features = [twins.feature(image, [0, 1, 3, 2], prompts) for image, (prompts, _) in zip(IMAGES, found, strict=True)]
+    features = [
+        twins.feature(image, [0, 1, 3, 2], prompts)
+        for image, (prompts, _) in zip(IMAGES, found, strict=True)
+    ]
     assert_equal(method.features(IMAGES), torch.stack(features))
     if training:
         twins.same_loss(task, features, 0.5 * mean([away for _, away in found]))
@@ -144,7 +174,11 @@ def test_coda(task: TaskSpan, training: bool) -> None:
     features = [twins.feature(image, [0, 2], found[i]) for i, image in enumerate(IMAGES)]
     assert_equal(method.features(IMAGES), torch.stack(features))
     if training:
-        vectors = [[one.flatten() for one in block[:use]] for tensor in (keys, attentions, prompts) for block in tensor]
+        vectors = [
+            [one.flatten() for one in block[:use]]
+            for tensor in (keys, attentions, prompts)
+            for block in tensor
+        ]
         twins.same_loss(task, features, 0.1 * sum(slow_deviation(one) for one in vectors))
 
 
@@ -161,9 +195,19 @@ def test_ovor_before_its_outliers(training: bool) -> None:
 
 @modes
 def test_vq(training: bool) -> None:
-    twins = Twins(VQPrompt, pool_size=4, length=2, blocks=[0, 2], temperature=0.1, soft_weight=0.4, hard_weight=0.3)
+    twins = Twins(
+        VQPrompt,
+        pool_size=4,
+        length=2,
+        blocks=[0, 2],
+        temperature=0.1,
+        soft_weight=0.4,
+        hard_weight=0.3,
+    )
     method, leaves = twins.method.train(training), twins.leaves
-    found = [slow_vq(twins.query(image), leaves["keys"], leaves["prompts"], 0.1) for image in IMAGES]
+    found = [
+        slow_vq(twins.query(image), leaves["keys"], leaves["prompts"], 0.1) for image in IMAGES
+    ]
     features = [twins.feature(image, [0, 2], found[i][0]) for i, image in enumerate(IMAGES)]
     assert_equal(method.features(IMAGES), torch.stack(features))
     if training:
@@ -176,7 +220,9 @@ def test_vq(training: bool) -> None:
 @pytest.mark.parametrize("task", TASKS, ids=["first task", "second task"])
 @pytest.mark.parametrize("kind", [HiDePrompt, NoRGa])
 def test_hide_and_norga_in_training(kind: type[HiDePrompt], task: TaskSpan) -> None:
-    twins = Twins(kind, total_tasks=2, length=2, blocks=[0, 2], prompt_momentum=0.2, contrastive_weight=0.1)
+    twins = Twins(
+        kind, total_tasks=2, length=2, blocks=[0, 2], prompt_momentum=0.2, contrastive_weight=0.1
+    )
     method, leaves = twins.method.train(), twins.leaves
     method.begin_task(TASKS[0])
     move(method)
@@ -194,7 +240,9 @@ def test_hide_and_norga_in_training(kind: type[HiDePrompt], task: TaskSpan) -> N
     if task.index == 1:
         prompt = 0.8 * prompt + 0.2 * leaves["prompts"][:, :, 0].detach()
     set_gates(twins, kind, learned=task.index == 0)
-    features = [twins.feature(image, [0, 2], [(list(p[0]), list(p[1])) for p in prompt]) for image in IMAGES]
+    features = [
+        twins.feature(image, [0, 2], [(list(p[0]), list(p[1])) for p in prompt]) for image in IMAGES
+    ]
     assert_equal(method.features(IMAGES), torch.stack(features))
     points = [*means, *features]
     rows = [cross_entropy([(a * b).sum() / 0.8 for b in points], i) for i, a in enumerate(points)]
@@ -212,11 +260,16 @@ def test_hide_and_norga_in_evaluation(kind: type[HiDePrompt]) -> None:
     move(method)
     with torch.no_grad():  # so that the images differ in the task that they are taken for
         draw = torch.Generator().manual_seed(10)
-        method.identity.classifier[1].weight.copy_(torch.randn(CLASSES, 8, generator=draw, dtype=torch.float64))
+        method.identity.classifier[1].weight.copy_(
+            torch.randn(CLASSES, 8, generator=draw, dtype=torch.float64)
+        )
     twins.copy()
     set_gates(twins, kind, learned=False)
     weights = method.identity.classifier.state_dict()
-    tasks = [slow_identity(twins.query(image), weights, [0, 1, 3, 4], [0, 0, 0, 1, 1, 1]) for image in IMAGES]
+    tasks = [
+        slow_identity(twins.query(image), weights, [0, 1, 3, 4], [0, 0, 0, 1, 1, 1])
+        for image in IMAGES
+    ]
     assert set(tasks) == {0, 1}, "both tasks are met"
     prompts = [twins.leaves["prompts"][:, :, number] for number in tasks]
     features = [
@@ -241,4 +294,6 @@ def move(method: nn.Module) -> None:
     with torch.no_grad():
         for parameter in method.parameters():
             if parameter.requires_grad:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype)
+                parameter += 0.3 * torch.randn(
+                    parameter.shape, generator=draw, dtype=parameter.dtype
+                )

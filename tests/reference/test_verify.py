@@ -1,4 +1,6 @@
-"""`smope verify` on reference files of other sizes, written by the slow loops, and what it says of bad files."""
+"""`smope verify` on reference files of other sizes, written by the slow loops, and what it says of
+bad files.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smope.cli import main
-from smope.verify import compare, verify
+from smope.cli.main import main
+from smope.reproduction.reference_numbers import compare, verify
 from tests.tiny import tiny_vit
 
 from . import slow_smope
@@ -25,7 +27,15 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 LABELS = (torch.tensor([0, 2, 1]), torch.tensor([5, 3, 4]))
 PHASES = ("dense_task0", "sparse_task0", "sparse_task1")
-OF_PHASE = ("features", "logits", "cross_entropy", "auxiliary_loss", "grad.key", "grad.value", "grad.head.weight")
+OF_PHASE = (
+    "features",
+    "logits",
+    "cross_entropy",
+    "auxiliary_loss",
+    "grad.key",
+    "grad.value",
+    "grad.head.weight",
+)
 QUANTITIES = (
     *(f"{phase}.{name}" for phase in PHASES for name in OF_PHASE),
     *(f"{phase}_train.{name}" for phase in PHASES[1:] for name in ("proxy_scores", "selected")),
@@ -40,9 +50,14 @@ class Writer:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-        sizes = {key: config[key] for key in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")}
+        sizes = {
+            key: config[key]
+            for key in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+        }
         self.draw = torch.Generator().manual_seed(8)
-        vit = {name: value.double() for name, value in tiny_vit(seed=9, **sizes).state_dict().items()}
+        vit = {
+            name: value.double() for name, value in tiny_vit(seed=9, **sizes).state_dict().items()
+        }
         self.weight = self.random(config["num_classes"], config["embed_dim"])
         self.bias = self.random(config["num_classes"])
         self.images = self.random(config["batch"], 3, config["img_size"], config["img_size"])
@@ -78,9 +93,16 @@ class Writer:
 
     def training(self, phase: str, mode: slow_smope.Mode, task: int) -> SlowPass:
         config, experts = self.config, list(self.slow.experts.values())
-        shape = (config["num_heads"], config["num_experts"], config["embed_dim"] // config["num_heads"])
+        shape = (
+            config["num_heads"],
+            config["num_experts"],
+            config["embed_dim"] // config["num_heads"],
+        )
         for item in experts:
-            item.keys, item.values = self.random(*shape).requires_grad_(), self.random(*shape).requires_grad_()
+            item.keys, item.values = (
+                self.random(*shape).requires_grad_(),
+                self.random(*shape).requires_grad_(),
+            )
         head = self.weight.clone().requires_grad_()
         result = self.slow.forward(self.images, mode)
         features = torch.stack(result.features)
@@ -130,7 +152,9 @@ def tensors(reference: Path) -> dict[str, Tensor]:
     return load_file(reference)
 
 
-def test_passes_on_a_file_of_other_sizes(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_passes_on_a_file_of_other_sizes(
+    reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["verify", str(reference)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == [
@@ -150,7 +174,9 @@ def test_the_file_holds_every_case(tensors: dict[str, Tensor]) -> None:
     assert not torch.equal(tensors["eval_task1.selected"], tensors["sparse_task1_train.selected"])
 
 
-def test_float32_passes_at_its_own_tolerance_only(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_float32_passes_at_its_own_tolerance_only(
+    reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["verify", str(reference), "--dtype", "float32"]) == 0
     assert main(["verify", str(reference), "--dtype", "float32", "--tolerance", "1e-4"]) == 0
     assert "within 0.0001 in float32" in capsys.readouterr().out
@@ -163,7 +189,11 @@ def test_a_wrong_number_is_named(
 ) -> None:
     wrong = tensors[name].flatten()
     place = wrong.double().abs().argmax()
-    wrong[place] = wrong[place] + 1e-5 * wrong[place].abs().clamp(min=1) if wrong.is_floating_point() else ~wrong[place]
+    wrong[place] = (
+        wrong[place] + 1e-5 * wrong[place].abs().clamp(min=1)
+        if wrong.is_floating_point()
+        else ~wrong[place]
+    )
     path = save(tmp_path / "wrong.safetensors", tensors)
     assert main(["verify", str(path)]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -178,7 +208,9 @@ def test_another_shape_or_a_nan_never_passes(
     tensors["eval_task1.logits"][0, 0] = torch.nan
     path = save(tmp_path / "odd.safetensors", tensors)
     assert main(["verify", str(path), "--tolerance", "1e9"]) == 1
-    failed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith("FAILED")]
+    failed = [
+        line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith("FAILED")
+    ]
     assert failed == ["sparse_task0.logits", "eval_task1.logits"]
 
 
@@ -230,7 +262,15 @@ def test_a_config_without_a_size_is_named(
 
 
 @pytest.mark.parametrize(
-    "name", ["x", "y_task1", "head.bias", "vit.blocks.2.attn.qkv.weight", "sparse_task1.experts.key", "usage.frequent"]
+    "name",
+    [
+        "x",
+        "y_task1",
+        "head.bias",
+        "vit.blocks.2.attn.qkv.weight",
+        "sparse_task1.experts.key",
+        "usage.frequent",
+    ],
 )
 def test_a_missing_tensor_is_named(
     name: str, tensors: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -251,8 +291,12 @@ def test_a_config_that_does_not_fit_the_tensors(
     assert "9" in one_line(capsys)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--dtype", "float32", "--tolerance", "1e-4"]], ids=["float64", "float32"])
-def test_the_authors_numbers(arguments: list[str], data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [[], ["--dtype", "float32", "--tolerance", "1e-4"]], ids=["float64", "float32"]
+)
+def test_the_authors_numbers(
+    arguments: list[str], data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = data_root.parent / "reference" / "smope_vectors.safetensors"
     if not path.is_file():
         pytest.skip("no reference numbers beside the data")

@@ -1,4 +1,6 @@
-"""A headless Chromium that tests drive by its DevTools protocol, over a pair of pipes: no driver, no port."""
+"""A headless Chromium that tests drive by its DevTools protocol, over a pair of pipes: no driver,
+no port.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,32 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    "",
 )
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run",
 )  # fmt: skip
 # What a key is called, its number, and the text that it types.
-KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "ArrowRight": (39, ""), "ArrowDown": (40, "")}
+KEYS = {
+    "Tab": (9, ""),
+    "Enter": (13, "\r"),
+    " ": (32, " "),
+    "ArrowRight": (39, ""),
+    "ArrowDown": (40, ""),
+}
 SHIFT = 8
 
 
 class Browser:
-    """One page: commands of the protocol, JavaScript in the page, and keys as a keyboard sends them."""
+    """One page: commands of the protocol, JavaScript in the page, and keys as a keyboard sends
+    them.
+    """
 
     def __init__(self, commands: int, answers: int) -> None:
         self._commands = commands
@@ -36,7 +51,9 @@ class Browser:
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -63,10 +80,14 @@ class Browser:
         return json.loads(message)
 
     def open(self, path: Path, width: int = 1200, height: int = 900, **media: str) -> None:
-        """Load a file in a window of `width` x `height` pixels; media: features such as prefers_color_scheme="dark"."""
+        """Load a file in a window of `width` x `height` pixels; media: features such as
+        prefers_color_scheme="dark".
+        """
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
                   mobile=width < 600)  # fmt: skip
-        features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
+        features = [
+            {"name": name.replace("_", "-"), "value": value} for name, value in media.items()
+        ]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.events.clear()
         self.call("Page.navigate", url=path.as_uri())
@@ -86,7 +107,9 @@ class Browser:
             "key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": code, "modifiers": modifiers,
         }  # fmt: skip
         typed = {"text": text} if text else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **stroke, **typed)
+        self.call(
+            "Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **stroke, **typed
+        )
         self.call("Input.dispatchKeyEvent", type="keyUp", **stroke)
 
     def complaints(self) -> list[str]:
@@ -100,7 +123,9 @@ class Browser:
 
     def picture(self, *, whole: bool = True) -> bytes:
         """The page, or what of it is in the window, as a PNG."""
-        return b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"])
+        return b64decode(
+            self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        )
 
 
 @contextmanager
@@ -109,13 +134,16 @@ def browser(profile: Path) -> Iterator[Browser]:
     to_read, commands = os.pipe()
     answers, to_write = os.pipe()
 
-    def connect() -> None:  # the protocol's pipes are descriptors 3 and 4; first out of the way of each other
+    # the protocol's pipes are descriptors 3 and 4; first out of the way of each other
+    def connect() -> None:
         here, there = (fcntl.fcntl(pipe, fcntl.F_DUPFD, 10) for pipe in (to_read, to_write))
         os.dup2(here, 3)
         os.dup2(there, 4)
 
     command = [CHROMIUM, *OPTIONS, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
-    process = subprocess.Popen(command, preexec_fn=connect, pass_fds=(3, 4), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, preexec_fn=connect, pass_fds=(3, 4), stderr=subprocess.DEVNULL
+    )
     os.close(to_read)
     os.close(to_write)
     try:

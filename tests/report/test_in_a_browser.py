@@ -1,4 +1,6 @@
-"""The report in a real browser: it opens without complaint, a keyboard is enough for it, and paper has room for it."""
+"""The report in a real browser: it opens without complaint, a keyboard is enough for it, and paper
+has room for it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import Any
 import numpy
 import pytest
 
-from smope.cli import main
+from smope.cli.main import main
 from tests.analysis.made_runs import expert_evidence, write_run
 
 from .browser import CHROMIUM, SHIFT, Browser, browser
@@ -39,7 +41,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arrays["counts.0"] = numpy.ones((1, 25), numpy.int64)
     for seed in (0, 1):
         write_run(folder / f"smope-{seed}", evidence=evidence, seed=seed)
-        config = {"seed": seed, "name": "made", "method": {"_target_": "smope.methods.ncm.NearestClassMean"}}
+        config = {
+            "seed": seed,
+            "name": "made",
+            "method": {"_target_": "smope.methods.ncm.NearestClassMean"},
+        }
         write_run(folder / f"ncm-{seed}", seed=seed, method="ncm", config=config)
     out = folder.parent / "page" / "compare.html"
     out.parent.mkdir(exist_ok=True)
@@ -75,9 +81,13 @@ def test_it_opens_without_complaint(window: Browser, report: Path, tmp_path: Pat
         window.open(report, prefers_color_scheme=scheme)
         assert window.complaints() == []
     assert window.run("document.querySelectorAll('section').length") >= 8
-    assert window.run("document.querySelectorAll('svg').length === document.querySelectorAll('figure').length")
+    assert window.run(
+        "document.querySelectorAll('svg').length === document.querySelectorAll('figure').length"
+    )
     broken = tmp_path / "broken.html"
-    broken.write_text("<!DOCTYPE html><script>console.error('seen'); nothing()</script>", encoding="utf-8")
+    broken.write_text(
+        "<!DOCTYPE html><script>console.error('seen'); nothing()</script>", encoding="utf-8"
+    )
     window.open(broken)
     assert len(window.complaints()) == 2, "this test sees what a console says"
 
@@ -93,12 +103,21 @@ def test_tab_reaches_every_control_in_order(width: int, window: Browser, report:
     window.open(report, width=width, prefers_reduced_motion="reduce")
     window.run(SCRIPT)
     for opened in (False, True):
-        window.run(f"document.querySelectorAll('details').forEach(x => x.open = {str(opened).lower()})")
-        window.run("document.activeElement.blur(); getSelection().collapse(document.body, 0); scrollTo(0, 0)")
+        window.run(
+            f"document.querySelectorAll('details').forEach(x => x.open = {str(opened).lower()})"
+        )
+        window.run(
+            "document.activeElement.blur(); getSelection().collapse(document.body, 0); "
+            "scrollTo(0, 0)"
+        )
         found = controls_in_tab_order(window)
         assert [focus["number"] for focus in found] == list(range(window.run("controls().length")))
-        assert all(focus["outline"] == "solid" and focus["shown"] for focus in found), "one sees where one is"
-    assert sum(focus["region"] for focus in found) == window.run("document.querySelectorAll('table').length")
+        assert all(focus["outline"] == "solid" and focus["shown"] for focus in found), (
+            "one sees where one is"
+        )
+    assert sum(focus["region"] for focus in found) == window.run(
+        "document.querySelectorAll('table').length"
+    )
     window.press("Tab", SHIFT)
     assert window.run("focused().number") == len(found) - 1, "and back from the end of the page"
 
@@ -108,18 +127,25 @@ def test_keys_do_what_a_mouse_does(window: Browser, report: Path) -> None:
     window.run(SCRIPT)
     window.press("Tab")
     assert window.run("document.activeElement.className") == "skip"
-    assert window.run("document.activeElement.getBoundingClientRect().left") >= 0, "shown where it has the focus"
+    assert window.run("document.activeElement.getBoundingClientRect().left") >= 0, (
+        "shown where it has the focus"
+    )
     window.press("Enter")
     assert window.run("location.hash") == "#scores"
     window.press("Tab")
-    assert window.run("document.activeElement.closest('section').id") == "scores", "the sections' links are skipped"
+    assert window.run("document.activeElement.closest('section').id") == "scores", (
+        "the sections' links are skipped"
+    )
 
     window.run("document.querySelector('nav a[href=\"#experts\"]').focus()")
     window.press("Enter")
     assert window.run("location.hash") == "#experts"
 
     for name in window.run("[...document.querySelectorAll('figure')].map(x => x.id)"):
-        window.run(f"details = document.querySelector('#{name} details'); details.querySelector('summary').focus()")
+        window.run(
+            f"details = document.querySelector('#{name} details'); "
+            f"details.querySelector('summary').focus()"
+        )
         for key, opened in (("Enter", True), (" ", False), (" ", True)):
             window.press(key)
             assert window.run("details.open") is opened, (name, key)
@@ -127,11 +153,15 @@ def test_keys_do_what_a_mouse_does(window: Browser, report: Path) -> None:
         assert window.run("document.activeElement === details.querySelector('.scroll')"), name
 
     window.run("document.querySelector('#load-1 .scroll').focus({preventScroll: true})")
-    assert window.run("document.activeElement.scrollWidth > document.activeElement.clientWidth"), "wider than a phone"
+    assert window.run("document.activeElement.scrollWidth > document.activeElement.clientWidth"), (
+        "wider than a phone"
+    )
     for _ in range(3):
         window.press("ArrowRight")
     moved = "new Promise(done => setTimeout(() => done(document.activeElement.scrollLeft), 500))"
-    assert window.call("Runtime.evaluate", expression=moved, awaitPromise=True)["result"]["value"] > 0
+    assert (
+        window.call("Runtime.evaluate", expression=moved, awaitPromise=True)["result"]["value"] > 0
+    )
 
 
 def test_paper_has_all_of_it_in_black_on_white(window: Browser, report: Path) -> None:
@@ -145,8 +175,12 @@ def test_paper_has_all_of_it_in_black_on_white(window: Browser, report: Path) ->
         heights = each(window, "table", "x.clientHeight")
         assert len(heights) > 8
         assert min(heights) > 20, "numbers under a figure too, though they are folded"
-        assert max(each(window, "table, svg, img", "x.getBoundingClientRect().right")) <= PAPER, "nothing is cut off"
-        assert min(each(window, "td, p", "parseFloat(getComputedStyle(x).fontSize)")) > 7.9, "6 points"
+        assert max(each(window, "table, svg, img", "x.getBoundingClientRect().right")) <= PAPER, (
+            "nothing is cut off"
+        )
+        assert min(each(window, "td, p", "parseFloat(getComputedStyle(x).fontSize)")) > 7.9, (
+            "6 points"
+        )
     finally:
         window.call("Emulation.setEmulatedMedia", media="")
     pages = re.findall(rb"/Type\s*/Page\b", window.pdf())

@@ -12,8 +12,8 @@ import numpy
 import pytest
 from PIL import Image
 
-from smope.cli import main
-from smope.report.ink import filling, series
+from smope.cli.main import main
+from smope.report.style import filling, series
 from tests.analysis.made_runs import LABELS, expert_evidence, logits_for, usual_evidence, write_run
 
 MAXIMUM = 3_000_000
@@ -48,13 +48,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
         write_run(folder / f"smope-{seed}", evidence=expert_evidence(), seed=seed)
-        config = {"seed": seed, "name": "made", "method": {"_target_": "smope.methods.ncm.NearestClassMean"}}
+        config = {
+            "seed": seed,
+            "name": "made",
+            "method": {"_target_": "smope.methods.ncm.NearestClassMean"},
+        }
         ahead = usual_evidence()
         ahead[1]["logits"] = numpy.concatenate([ahead[1]["logits"], 0.5 * ahead[1]["logits"]])
         ahead[1]["predicted"] = numpy.concatenate([ahead[1]["predicted"]] * 2)
         matrix = [[1.0, None], [0.25 + 0.25 * seed, 1.0]]
         write_run(
-            folder / f"ncm-{seed}", evidence=ahead, seed=seed, method="ncm", config=config, accuracy_matrix=matrix
+            folder / f"ncm-{seed}",
+            evidence=ahead,
+            seed=seed,
+            method="ncm",
+            config=config,
+            accuracy_matrix=matrix,
         )
     return folder
 
@@ -74,10 +83,15 @@ def page(report: Path) -> Page:
 def test_runs_that_no_mean_is_taken_of_are_told(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"done-{seed}", seed=seed)
-    write_run(tmp_path / "early", seed=2, status="running", accuracy_matrix=[[1.0, None], [None, None]])
+    write_run(
+        tmp_path / "early", seed=2, status="running", accuracy_matrix=[[1.0, None], [None, None]]
+    )
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
     words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
-    assert "Left out: 1 run, each with fewer tasks than others of its configuration, or a repeat of a seed." in words
+    assert (
+        "Left out: 1 run, each with fewer tasks than others of its configuration, or a repeat of "
+        "a seed." in words
+    )
 
 
 def words_of(runs: Path, out: Path) -> str:
@@ -86,7 +100,9 @@ def words_of(runs: Path, out: Path) -> str:
 
 
 def test_evidence_counts_for_the_runs_that_scores_count(tmp_path: Path) -> None:
-    """A run under way, which is right in all it has seen and comes first, and a repeat that is all wrong."""
+    """A run under way, which is right in all it has seen and comes first, and a repeat that is all
+    wrong.
+    """
     wrong = usual_evidence()
     wrong[2] = {"logits": logits_for([3] * 8, 4), "predicted": numpy.array([3] * 8, numpy.uint16)}
     early = {"status": "running", "accuracy_matrix": [[1.0, None], [None, None]]}
@@ -104,7 +120,12 @@ def test_scores_on_different_streams_are_not_ranked(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     tasks = [{"name": "task 0", "classes": [0, 1], "train": 4, "test": 4}]
     stream = {"name": "other", "content_hash": "d", "identity": "j"}
-    changes = {"stream": stream, "tasks": tasks, "class_names": ["a", "b"], "accuracy_matrix": [[0.9]]}
+    changes = {
+        "stream": stream,
+        "tasks": tasks,
+        "class_names": ["a", "b"],
+        "accuracy_matrix": [[0.9]],
+    }
     write_run(tmp_path / "b", **changes)
     words = words_of(tmp_path, tmp_path / "page.html")
     assert "2 runs of 2 configurations on " in words
@@ -118,7 +139,9 @@ def test_scores_on_different_streams_are_not_ranked(tmp_path: Path) -> None:
 
 def test_different_numbers_of_tasks_name_no_best(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
-    write_run(tmp_path / "b", method="ncm", status="running", accuracy_matrix=[[0.95, None], [None, None]])
+    write_run(
+        tmp_path / "b", method="ncm", status="running", accuracy_matrix=[[0.95, None], [None, None]]
+    )
     words = words_of(tmp_path, tmp_path / "page.html")
     assert "Scores over different numbers of finished tasks do not compare." in words
     assert "The highest final average accuracy" not in words
@@ -135,8 +158,14 @@ def test_runs_that_kept_no_logits_are_named(tmp_path: Path) -> None:
 def test_long_names_have_room_below_a_figure(tmp_path: Path) -> None:
     """Matplotlib warns where a legend leaves the axes none."""
     for count in range(20):
-        weights = dict.fromkeys(("router_loss_weight", "prototype_loss_weight", "expert_rate_factor"), 1 / (count + 3))
-        config = {"seed": 0, "name": "made", "method": {"_target_": "smope.methods.smope.SMoPE", **weights}}
+        weights = dict.fromkeys(
+            ("router_loss_weight", "prototype_loss_weight", "expert_rate_factor"), 1 / (count + 3)
+        )
+        config = {
+            "seed": 0,
+            "name": "made",
+            "method": {"_target_": "smope.methods.smope.SMoPE", **weights},
+        }
         write_run(tmp_path / str(count), evidence=expert_evidence(), config=config)
     words = words_of(tmp_path, tmp_path / "page.html")
     assert "20 runs of 20 configurations" in words
@@ -145,11 +174,22 @@ def test_long_names_have_room_below_a_figure(tmp_path: Path) -> None:
 def test_where_nothing_is_confused_or_varies_the_words_say_so(tmp_path: Path) -> None:
     for seed in range(3):
         evidence = expert_evidence()
-        evidence[2] |= {"logits": logits_for(LABELS, 4), "predicted": numpy.array(LABELS, numpy.uint16)}
-        write_run(tmp_path / str(seed), evidence=evidence, seed=seed, accuracy_matrix=[[1.0, None], [1.0, 1.0]])
+        evidence[2] |= {
+            "logits": logits_for(LABELS, 4),
+            "predicted": numpy.array(LABELS, numpy.uint16),
+        }
+        write_run(
+            tmp_path / str(seed),
+            evidence=evidence,
+            seed=seed,
+            accuracy_matrix=[[1.0, None], [1.0, 1.0]],
+        )
     words = words_of(tmp_path, tmp_path / "page.html")
     assert "All images of all 2 tasks are taken for one of their own." in words
-    assert "smope: in all 3 pairs the same share of choices changed, or the same accuracy was lost." in words
+    assert (
+        "smope: in all 3 pairs the same share of choices changed, or the same accuracy was lost."
+        in words
+    )
     assert "nan" not in words.split() and "0.0 percent of task 1" not in words
 
 
@@ -165,7 +205,10 @@ def test_maps_that_are_left_out_are_told(tmp_path: Path, monkeypatch: pytest.Mon
         write_run(tmp_path / str(count), evidence=expert_evidence(), config=config)
     words = words_of(tmp_path, tmp_path / "page.html")
     for what in ("matrices", "maps of confusion", "load, overlap, drift and use"):
-        assert f"Without {what}, to keep the page small: smope (num_experts=2). Make a report of these alone." in words
+        assert (
+            f"Without {what}, to keep the page small: smope (num_experts=2). Make a report of "
+            f"these alone." in words
+        )
     assert not list((tmp_path / "page").glob("*-2.svg"))
 
 
@@ -216,7 +259,9 @@ def test_every_figure_has_a_text_alternative_and_its_numbers(report: Path, page:
     identifiers = {attributes.get("id") for _, attributes in page.elements}
     assert all(set(svg["aria-labelledby"].split()) <= identifiers for svg in drawings)
     assert all(image["alt"] for image in page.all("img"))
-    assert len(page.all("details")) == len(page.all("figure")) + 1, "a table under each figure, and the run directories"
+    assert len(page.all("details")) == len(page.all("figure")) + 1, (
+        "a table under each figure, and the run directories"
+    )
     described = re.findall(r"<desc[^>]*>(.*?)</desc>", report.read_text(encoding="utf-8"))
     assert len(described) == len(drawings)
     assert all(re.search(r"\d", text) for text in described), "each says a number"
@@ -224,8 +269,14 @@ def test_every_figure_has_a_text_alternative_and_its_numbers(report: Path, page:
 
 def test_the_numbers_are_those_of_the_runs(page: Page) -> None:
     words = " ".join(" ".join(page.words).split())
-    assert "4 runs of 2 configurations on made: 4 classes in 2 tasks, evaluated on test images." in words
-    assert "smope 2 2 75.00 ± 0.00 87.50 ± 0.00 50.00 ± 0.00 -50.00 ± 0.00 100.00 ± 0.00 75.00 ± 0.00" in words
+    assert (
+        "4 runs of 2 configurations on made: 4 classes in 2 tasks, evaluated on test images."
+        in words
+    )
+    assert (
+        "smope 2 2 75.00 ± 0.00 87.50 ± 0.00 50.00 ± 0.00 -50.00 ± 0.00 100.00 ± 0.00 75.00 ± 0.00"
+        in words
+    )
     assert "ncm 2 2 68.75 ± 6.25" in words
     assert "it cannot be below 0.5, however large the difference" in words
     assert "p smallest p p, Holm effect size d" in words
@@ -237,14 +288,22 @@ def test_figures_and_tables_lie_beside_it(report: Path) -> None:
     folder = report.with_suffix("")
     drawings = sorted(path.stem for path in folder.glob("*.svg"))
     assert drawings == sorted(path.stem for path in folder.glob("*.png"))
-    assert {"accuracy-curves", "matrix-1", "matrix-2", "load-1", "overlap-1", "errors", "unknown-classes"} <= set(
-        drawings
-    )
+    assert {
+        "accuracy-curves",
+        "matrix-1",
+        "matrix-2",
+        "load-1",
+        "overlap-1",
+        "errors",
+        "unknown-classes",
+    } <= set(drawings)
     for name in drawings:
         assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
         assert Image.open(folder / f"{name}.png").size[0] > 600
     assert "| smope | 2 | 2 | 75.00 ± 0.00 |" in (folder / "scores.md").read_text(encoding="utf-8")
-    assert r"smope & 2 & 2 & 75.00 $\pm$ 0.00" in (folder / "scores.tex").read_text(encoding="utf-8")
+    assert r"smope & 2 & 2 & 75.00 $\pm$ 0.00" in (folder / "scores.tex").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_same_runs_give_the_same_page(runs: Path, report: Path, tmp_path: Path) -> None:
@@ -252,13 +311,17 @@ def test_the_same_runs_give_the_same_page(runs: Path, report: Path, tmp_path: Pa
     assert (tmp_path / "compare.html").read_bytes() == report.read_bytes()
 
 
-def test_one_run_has_its_report_in_its_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run_has_its_report_in_its_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = write_run(tmp_path / "run", evidence=expert_evidence())
     assert main(["report", str(run)]) == 0
     assert f"report on 1 run: {run / 'report.html'}" in capsys.readouterr().out
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     found = [section["id"] for section in page.all("section")]
-    assert found == [name for name in SECTIONS if name not in ("unknown", "comparison", "configuration")]
+    assert found == [
+        name for name in SECTIONS if name not in ("unknown", "comparison", "configuration")
+    ]
     assert main(["report", str(run)]) == 0, "a report may be written again"
 
 
@@ -292,12 +355,19 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
             ["{runs}", "--out", "{out}/page.pdf"],
             r"--out=.*page\.pdf: must be an HTML file; write for example --out page\.h",
         ),
-        (["{runs}", "--out", "{out}/mine.html"], r"mine\.html: is there and was not written by smope report"),
+        (
+            ["{runs}", "--out", "{out}/mine.html"],
+            r"mine\.html: is there and was not written by smope report",
+        ),
         (["{runs}", "--ou", "x.html"], r"did you mean --out\?"),
     ],
 )
 def test_mistakes(
-    arguments: list[str], message: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "mine.html").write_text("<h1>mine</h1>", encoding="utf-8")
     assert main(["report", *(text.format(runs=runs, out=tmp_path) for text in arguments)]) == 2

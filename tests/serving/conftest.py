@@ -9,9 +9,14 @@ import numpy
 import pytest
 from PIL import Image
 
-from smope.cli import main
+from smope.cli.main import main
 
-CLASSES = {"red fish": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200), "yellow": (190, 190, 60)}
+CLASSES = {
+    "red fish": (200, 60, 60),
+    "green": (60, 200, 60),
+    "blue": (60, 60, 200),
+    "yellow": (190, 190, 60),
+}
 SMALL = [
     "experiment=smoke", "stream=folder", "stream.num_tasks=2", "backbone.image_size=16", "trainer.batch_size=8",
     "trainer.frozen_steps=0", "method.blocks=[0,3]",

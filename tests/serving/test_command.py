@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from smope.cli import main
+from smope.cli.main import main
 from smope.serving import predict
 
 Capture = pytest.CaptureFixture[str]
@@ -28,27 +28,51 @@ def test_a_line_an_image(run_dir: Path, pictures: Path, capsys: Capture) -> None
     capsys.readouterr()
     assert main(["predict", str(run_dir), str(pictures)]) == 0
     told = capsys.readouterr()
-    rows = [re.fullmatch(r"(.+\.png) +(\w.*\w)  +(\d+\.\d\d) %", line) for line in told.out.splitlines()]
+    rows = [
+        re.fullmatch(r"(.+\.png) +(\w.*\w)  +(\d+\.\d\d) %", line) for line in told.out.splitlines()
+    ]
     assert all(rows)
     found = [row.groups() for row in rows if row]
     assert [path for path, _, _ in found] == [str(path) for path in sorted(pictures.rglob("*.png"))]
-    assert sum(right(path, name) for path, name, _ in found) > len(found) / 2, "four classes: chance is a quarter"
+    assert sum(right(path, name) for path, name, _ in found) > len(found) / 2, (
+        "four classes: chance is a quarter"
+    )
     assert told.err == ""
 
 
-def test_files_and_folders_in_their_order(run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture) -> None:
-    """A file is taken whatever its name; of a folder what looks like an image and is not hidden, below as well."""
+def test_files_and_folders_in_their_order(
+    run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """A file is taken whatever its name; of a folder what looks like an image and is not hidden,
+    below as well.
+    """
     image = pictures / "blue" / "0.png"
-    for name in ("deep/er/b.PNG", "deep/c.png", "a.png", ".hidden.png", ".folder/d.png", "notes.txt"):
+    for name in (
+        "deep/er/b.PNG",
+        "deep/c.png",
+        "a.png",
+        ".hidden.png",
+        ".folder/d.png",
+        "notes.txt",
+    ):
         place = tmp_path / "inbox" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, place)
     plain = shutil.copy(image, tmp_path / "no suffix")
     capsys.readouterr()
-    assert main(["predict", str(run_dir), str(plain), "--top", "1", str(tmp_path / "inbox"), str(image)]) == 0
+    assert (
+        main(
+            ["predict", str(run_dir), str(plain), "--top", "1", str(tmp_path / "inbox"), str(image)]
+        )
+        == 0
+    )
     shown = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()]
     inbox = tmp_path / "inbox"
-    assert shown == [str(plain), *(f"{inbox}/{name}" for name in ("a.png", "deep/c.png", "deep/er/b.PNG")), str(image)]
+    assert shown == [
+        str(plain),
+        *(f"{inbox}/{name}" for name in ("a.png", "deep/c.png", "deep/er/b.PNG")),
+        str(image),
+    ]
 
 
 def test_the_table(run_dir: Path, pictures: Path, tmp_path: Path) -> None:
@@ -65,7 +89,10 @@ def test_the_table(run_dir: Path, pictures: Path, tmp_path: Path) -> None:
 
 def test_the_document(run_dir: Path, pictures: Path, capsys: Capture) -> None:
     capsys.readouterr()
-    assert main(["predict", str(run_dir / "model.safetensors"), str(pictures), "--json", "--top", "4"]) == 0
+    assert (
+        main(["predict", str(run_dir / "model.safetensors"), str(pictures), "--json", "--top", "4"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     record = json.loads((run_dir / "run.json").read_text())
     assert (found["classes"], found["tasks_done"]) == (record["class_names"], 2)
@@ -75,7 +102,9 @@ def test_the_document(run_dir: Path, pictures: Path, capsys: Capture) -> None:
         assert sum(guess["probability"] for guess in image["top"]) == pytest.approx(1)
 
 
-def test_broken_images_are_named_and_left_out(run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_broken_images_are_named_and_left_out(
+    run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
     bad, good = tmp_path / "bad.png", pictures / "blue" / "0.png"
     bad.write_text("no image")
     capsys.readouterr()
@@ -94,14 +123,24 @@ def test_broken_images_are_named_and_left_out(run_dir: Path, pictures: Path, tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere", "."], r"RUN=nowhere: no such file or directory; give a run directory or its model\.safetensors"),
+        (
+            ["nowhere", "."],
+            r"RUN=nowhere: no such file or directory; give a run directory or its "
+            r"model\.safetensors",
+        ),
         (["."], r"required: IMAGE; see `smope predict --help`"),
-        ([".", "nowhere.png"], r"IMAGE=nowhere\.png: no such file or folder; give image files or folders of them"),
+        (
+            [".", "nowhere.png"],
+            r"IMAGE=nowhere\.png: no such file or folder; give image files or folders of them",
+        ),
         ([".", "."], r"IMAGE=\.: no image file in this folder \(\.bmp, .*\); name another"),
         ([".", ".", "--top", "0"], r"--top=0: must be at least 1"),
         ([".", ".", "--top", "many"], r"argument --top: invalid int value: 'many'"),
         ([".", ".", "--tpo", "1"], r"unrecognized arguments: --tpo 1; did you mean --top\?"),
-        ([".", ".", "--csv", "no/where.csv"], r"--csv=no/where\.csv: must be a file in a folder that is there; write"),
+        (
+            [".", ".", "--csv", "no/where.csv"],
+            r"--csv=no/where\.csv: must be a file in a folder that is there; write",
+        ),
         ([".", ".", "--csv", "."], r"--csv=\.: must be a file"),
     ],
 )
@@ -117,7 +156,9 @@ def test_a_folder_that_is_no_run(pictures: Path, tmp_path: Path, capsys: Capture
 def test_more_guesses_than_classes(run_dir: Path, pictures: Path, capsys: Capture) -> None:
     capsys.readouterr()
     assert main(["predict", str(run_dir), str(pictures), "--top", "5"]) == 2
-    assert "top must be in 1..4, for as many classes have been seen, got 5" in capsys.readouterr().err
+    assert (
+        "top must be in 1..4, for as many classes have been seen, got 5" in capsys.readouterr().err
+    )
 
 
 def test_a_table_that_cannot_be_written(
@@ -126,7 +167,7 @@ def test_a_table_that_cannot_be_written(
     def full(*_: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("smope.runs.write_atomically", full)
+    monkeypatch.setattr("smope.storage.files.write_atomically", full)
     capsys.readouterr()
     assert main(["predict", str(run_dir), str(pictures), "--csv", str(tmp_path / "out.csv")]) == 1
     told = capsys.readouterr()

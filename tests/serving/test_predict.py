@@ -17,12 +17,12 @@ from torch import Tensor
 
 import smope
 from smope.backbones.weights import EMBEDDED, file_sha256
-from smope.cli import main
+from smope.cli.main import main
 from smope.errors import UserError
 from smope.methods.smope import SMoPE
 from smope.serving import predict
 from smope.serving.predict import Classifier
-from smope.streams.images import decode
+from smope.streams.pixels.decode import decode
 from smope.training.trainer import Trainer
 
 from .conftest import SMALL
@@ -44,7 +44,8 @@ def evaluated(run_dir: Path, pictures: Path) -> dict[Path, str]:
     names, tasks = found["class_names"], found["tasks"]
     labels = load_file(run_dir / "analysis" / f"task-{len(tasks):03d}.safetensors")["predicted"]
     files: list[Path] = []
-    for task in tasks:  # a task's images are in the order of the source: of its classes, then of their names
+    # a task's images are in the order of the source: of its classes, then of their names
+    for task in tasks:
         for name in sorted(names[label] for label in task["classes"]):
             files += sorted((pictures / name).iterdir())
     return {file: names[label] for file, label in zip(files, labels, strict=True)}
@@ -52,16 +53,26 @@ def evaluated(run_dir: Path, pictures: Path) -> dict[Path, str]:
 
 def predicted(classifier: Classifier, pictures: Path) -> dict[Path, str]:
     files = sorted(pictures.rglob("*.png"))
-    return {found.path: found.class_name for found in classifier.predict(files, batch_size=7) if found.path}
+    return {
+        found.path: found.class_name
+        for found in classifier.predict(files, batch_size=7)
+        if found.path
+    }
 
 
-def test_predictions_are_those_of_the_run_s_evaluation(classifier: Classifier, run_dir: Path, pictures: Path) -> None:
+def test_predictions_are_those_of_the_run_s_evaluation(
+    classifier: Classifier, run_dir: Path, pictures: Path
+) -> None:
     found = predicted(classifier, pictures)
     assert found == evaluated(run_dir, pictures)
     assert len(set(found.values())) == 4
-    for task, accuracy in zip(record(run_dir)["tasks"], record(run_dir)["accuracy_matrix"][-1], strict=True):
+    for task, accuracy in zip(
+        record(run_dir)["tasks"], record(run_dir)["accuracy_matrix"][-1], strict=True
+    ):
         names = {record(run_dir)["class_names"][label] for label in task["classes"]}
-        right = [path.parent.name == name for path, name in found.items() if path.parent.name in names]
+        right = [
+            path.parent.name == name for path, name in found.items() if path.parent.name in names
+        ]
         assert sum(right) / len(right) == accuracy
 
 
@@ -70,19 +81,33 @@ def test_predictions_are_those_of_the_run_s_evaluation(classifier: Classifier, r
     [
         ["method=hide", "method.length=2", "trainer.precision=bfloat16"],
         ["method=full_finetune", "trainer.precision=float64"],
-        ["method=smope_plus", "method.width=50", "stream.eval_crop=0.7", "backbone.pixel_statistics=none"],
+        [
+            "method=smope_plus",
+            "method.width=50",
+            "stream.eval_crop=0.7",
+            "backbone.pixel_statistics=none",
+        ],
     ],
     ids=["hide", "full_finetune", "smope_plus"],
 )
-def test_so_it_is_for_other_methods_and_precisions(overrides: list[str], pictures: Path, tmp_path: Path) -> None:
-    words = [*SMALL[:-1], *overrides, f"stream.root={pictures.parent}", f"run_dir={tmp_path / 'run'}"]
+def test_so_it_is_for_other_methods_and_precisions(
+    overrides: list[str], pictures: Path, tmp_path: Path
+) -> None:
+    words = [
+        *SMALL[:-1],
+        *overrides,
+        f"stream.root={pictures.parent}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     assert main(["train", *words]) == 0
     found = predicted(smope.load(tmp_path / "run"), pictures)
     assert found == evaluated(tmp_path / "run", pictures)
     assert len(set(found.values())) > 1
 
 
-def test_the_file_alone_is_enough(classifier: Classifier, run_dir: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_file_alone_is_enough(
+    classifier: Classifier, run_dir: Path, pictures: Path, tmp_path: Path
+) -> None:
     file = Path(shutil.copy(run_dir / "model.safetensors", tmp_path / "fish.safetensors"))
     assert predicted(smope.load(file), pictures) == predicted(classifier, pictures)
 
@@ -108,9 +133,15 @@ def test_logits_are_of_the_classes_seen(classifier: Classifier) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.rand(3, 16, 16), r"images must be \(B, 3, 16, 16\), got \(3, 16, 16\); or use predict"),
+        (
+            torch.rand(3, 16, 16),
+            r"images must be \(B, 3, 16, 16\), got \(3, 16, 16\); or use predict",
+        ),
         (torch.rand(1, 3, 8, 8), r"got \(1, 3, 8, 8\)"),
-        (255 * torch.ones(1, 3, 16, 16), r"images must be numbers in \[0, 1\]; divide bytes by 255"),
+        (
+            255 * torch.ones(1, 3, 16, 16),
+            r"images must be numbers in \[0, 1\]; divide bytes by 255",
+        ),
         (torch.ones(1, 3, 16, 16, dtype=torch.uint8), r"numbers in \[0, 1\]"),
         (torch.full((1, 3, 16, 16), float("nan")), r"numbers in \[0, 1\]"),
     ],
@@ -131,7 +162,9 @@ def test_probabilities_are_the_softmax_best_first(classifier: Classifier, pictur
     assert sum(shares) == pytest.approx(1)
 
 
-def test_pictures_are_read_as_their_files_are(classifier: Classifier, pictures: Path, tmp_path: Path) -> None:
+def test_pictures_are_read_as_their_files_are(
+    classifier: Classifier, pictures: Path, tmp_path: Path
+) -> None:
     """Turned by their EXIF orientation, transparency over white."""
     file = next(pictures.rglob("*.png"))
     picture = Image.open(file).convert("RGBA")
@@ -146,13 +179,17 @@ def test_pictures_are_read_as_their_files_are(classifier: Classifier, pictures: 
     assert [found.path for found in (turned, *same)] == [tmp_path / "turned.png", None, None]
 
 
-def test_a_broken_image_ends_it_or_is_left_out(classifier: Classifier, pictures: Path, tmp_path: Path) -> None:
+def test_a_broken_image_ends_it_or_is_left_out(
+    classifier: Classifier, pictures: Path, tmp_path: Path
+) -> None:
     good, bad = sorted(pictures.rglob("*.png"))[:2], tmp_path / "bad.png"
     bad.write_text("no image")
     with pytest.raises(UserError, match=r"cannot read image .*bad\.png: not a known image format"):
         list(classifier.predict([good[0], bad, good[1]]))
     told: list[UserError] = []
-    found = classifier.predict([good[0], bad, good[1], tmp_path / "gone.png"], batch_size=1, on_broken=told.append)
+    found = classifier.predict(
+        [good[0], bad, good[1], tmp_path / "gone.png"], batch_size=1, on_broken=told.append
+    )
     assert [prediction.path for prediction in found] == good
     assert [str(error).partition(": ")[0] for error in told] == [
         f"cannot read image {bad}", f"cannot read image {tmp_path / 'gone.png'}"
@@ -161,7 +198,10 @@ def test_a_broken_image_ends_it_or_is_left_out(classifier: Classifier, pictures:
 
 def test_how_many_guesses_there_can_be(classifier: Classifier) -> None:
     for top in (0, 5):
-        with pytest.raises(UserError, match=rf"top must be in 1\.\.4, for as many classes have been seen, got {top}"):
+        with pytest.raises(
+            UserError,
+            match=rf"top must be in 1\.\.4, for as many classes have been seen, got {top}",
+        ):
             classifier.predict([], top=top)
     with pytest.raises(UserError, match="batch_size must be at least 1, got 0"):
         classifier.predict([], batch_size=0)
@@ -199,7 +239,9 @@ def stopped(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_classes_to_come_are_never_told(stopped: Path, pictures: Path) -> None:
     """Their rows of the classifier have the highest logits, and nobody learns of it."""
     found = smope.load(stopped)
-    seen = [record(stopped)["class_names"][label] for label in record(stopped)["tasks"][0]["classes"]]
+    seen = [
+        record(stopped)["class_names"][label] for label in record(stopped)["tasks"][0]["classes"]
+    ]
     assert list(found.class_names) == seen
     with torch.no_grad():
         found.method.classifier.bias[2:] = 1e6
@@ -207,7 +249,9 @@ def test_classes_to_come_are_never_told(stopped: Path, pictures: Path) -> None:
 
 
 def test_resumed_at_a_boundary_the_file_is_there_again(stopped: Path, tmp_path: Path) -> None:
-    """As after a kill between checkpoint and file: the run goes on from the checkpoint, and writes it first."""
+    """As after a kill between checkpoint and file: the run goes on from the checkpoint, and writes
+    it first.
+    """
     again = Path(shutil.copytree(stopped, tmp_path / "run"))
     for path in (again / "checkpoints").iterdir():
         if not path.stem.endswith("-00000000"):
@@ -232,7 +276,8 @@ def test_weights_may_be_elsewhere_and_must_be_the_same(
     wanted, found = file_sha256(EMBEDDED)[:12], file_sha256(moved)[:12]
     with pytest.raises(
         UserError,
-        match=rf"weights={moved}: is not what the model was trained on \(sha256 {found}, wanted {wanted}\); give the "
+        match=rf"weights={moved}: is not what the model was trained on \(sha256 {found}, wanted "
+        rf"{wanted}\); give the "
         "file of vit_tiny_patch16_224 that the run read from embedded",
     ):
         smope.load(run_dir, weights=str(moved))
@@ -242,28 +287,48 @@ def test_weights_may_be_elsewhere_and_must_be_the_same(
 
 def test_weights_that_are_gone_can_be_named(pictures: Path, tmp_path: Path) -> None:
     file = Path(shutil.copy(EMBEDDED, tmp_path / "vit.safetensors"))
-    words = [*SMALL, f"stream.root={pictures.parent}", f"run_dir={tmp_path / 'run'}", f"backbone.weights={file}"]
+    words = [
+        *SMALL,
+        f"stream.root={pictures.parent}",
+        f"run_dir={tmp_path / 'run'}",
+        f"backbone.weights={file}",
+    ]
     assert main(["train", *words]) == 0
     file.rename(tmp_path / "moved.safetensors")
     with pytest.raises(
-        UserError, match=r"backbone\.weights=.*vit\.safetensors: no such.*with weights=FILE \(--weights"
+        UserError,
+        match=r"backbone\.weights=.*vit\.safetensors: no such.*with weights=FILE \(--weights",
     ):
         smope.load(tmp_path / "run")
     assert smope.load(tmp_path / "run", weights=str(tmp_path / "moved.safetensors")).class_names
 
 
 def test_weights_that_were_drawn_are_in_no_file(pictures: Path, tmp_path: Path) -> None:
-    words = [*SMALL, f"stream.root={pictures.parent}", f"run_dir={tmp_path / 'run'}", "backbone.weights=random"]
+    words = [
+        *SMALL,
+        f"stream.root={pictures.parent}",
+        f"run_dir={tmp_path / 'run'}",
+        "backbone.weights=random",
+    ]
     assert main(["train", *words]) == 0
-    with pytest.raises(UserError, match="weights=random: these were drawn for the run and are in no file; train on ot"):
+    with pytest.raises(
+        UserError,
+        match="weights=random: these were drawn for the run and are in no file; train on ot",
+    ):
         smope.load(tmp_path / "run")
 
 
 def test_devices(run_dir: Path) -> None:
-    with pytest.raises(UserError, match="device must be auto, cpu, cuda, cuda:N or mps, got gpu; leave it out for au"):
+    with pytest.raises(
+        UserError,
+        match="device must be auto, cpu, cuda, cuda:N or mps, got gpu; leave it out for au",
+    ):
         smope.load(run_dir, device="gpu")
     missing = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(UserError, match=f"device={missing}: this machine has no such device; use device=auto or cpu"):
+    with pytest.raises(
+        UserError,
+        match=f"device={missing}: this machine has no such device; use device=auto or cpu",
+    ):
         smope.load(run_dir, device=missing)
 
 

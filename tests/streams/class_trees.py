@@ -1,4 +1,6 @@
-"""Small copies of data sets with 200 known classes: two training images and one test image a class, all different."""
+"""Small copies of data sets with 200 known classes: two training images and one test image a
+class, all different.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,12 @@ def write(path: Path, class_id: int, number: int) -> Path:
     return path
 
 
-def write_classes(place: Path, names: Sequence[str], numbers: Sequence[int], inner: str = "") -> Path:
-    """A folder a class, called by its name, with the images of these numbers in it or in its folder `inner`."""
+def write_classes(
+    place: Path, names: Sequence[str], numbers: Sequence[int], inner: str = ""
+) -> Path:
+    """A folder a class, called by its name, with the images of these numbers in it or in its
+    folder `inner`.
+    """
     for class_id, name in enumerate(names):
         for number in numbers:
             write(place / name / inner / f"{name}_{number}.JPEG", class_id, number)
@@ -47,13 +53,22 @@ def write_classes(place: Path, names: Sequence[str], numbers: Sequence[int], inn
 
 
 def write_parquet(
-    place: Path, names: Sequence[str], labels: Sequence[str] | None, splits: dict[str, str] | None = None
+    place: Path,
+    names: Sequence[str],
+    labels: Sequence[str] | None,
+    splits: dict[str, str] | None = None,
 ) -> Path:
-    """As the Hub has it: `names` by class id, `labels` the names in the order of the file's labels; None: not told."""
+    """As the Hub has it: `names` by class id, `labels` the names in the order of the file's
+    labels; None: not told.
+    """
     place.mkdir(parents=True)
     told = list(names) if labels is None else list(labels)
     features = {"image": {"_type": "Image"}, "label": {"names": told, "_type": "ClassLabel"}}
-    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()} if labels is not None else None
+    metadata = (
+        {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+        if labels is not None
+        else None
+    )
     for split, called in (splits or {"train": "train", "test": "test"}).items():
         rows = [(class_id, number) for number in NUMBERS[split] for class_id in range(NUM_CLASSES)]
         columns = {
@@ -72,5 +87,9 @@ def check_whole(source: Source) -> None:
         for target, image in zip(images.targets, images.images, strict=True):
             assert type(target) is int
             found.append((target, image.read_bytes() if isinstance(image, Path) else image))
-        expected = [(class_id, content(class_id, n)) for class_id in range(NUM_CLASSES) for n in NUMBERS[split]]
+        expected = [
+            (class_id, content(class_id, n))
+            for class_id in range(NUM_CLASSES)
+            for n in NUMBERS[split]
+        ]
         assert sorted(found) == sorted(expected)

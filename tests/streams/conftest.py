@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from smope.streams.base import Stream, build_stream
 from smope.streams.source import ImageSet, Source
+from smope.streams.stream import Stream, build_stream
 
 torch.set_num_threads(1)
 

@@ -1,4 +1,6 @@
-"""Small copies of ImageNet-R and ImageNet-A in the layouts that users have: 200 classes, tiny JPEG files."""
+"""Small copies of ImageNet-R and ImageNet-A in the layouts that users have: 200 classes, tiny JPEG
+files.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def jpeg(seed: int) -> bytes:
     picture = numpy.random.default_rng(seed % 7).integers(0, 256, (8, 8, 3), dtype=numpy.uint8)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG")
-    return buffer.getvalue() + str(seed).encode()  # what comes after the end of a JPEG is not decoded
+    # what comes after the end of a JPEG is not decoded
+    return buffer.getvalue() + str(seed).encode()
 
 
 PICTURES = [jpeg(seed) for seed in range(200 * len(STYLES))]
@@ -36,7 +39,9 @@ def content(class_id: int, number: int) -> bytes:
     return PICTURES[class_id * len(STYLES) + number]
 
 
-def write_classes(place: Path, names: Sequence[str], numbers: Sequence[int] = range(len(STYLES))) -> Path:
+def write_classes(
+    place: Path, names: Sequence[str], numbers: Sequence[int] = range(len(STYLES))
+) -> Path:
     """A folder a name, with the images of these numbers."""
     for class_id, name in enumerate(names):
         (place / name).mkdir(parents=True)
@@ -51,7 +56,9 @@ def write_archive(root: Path, variant: Variant) -> Path:
     words = ["great_white_shark" if i in (3, 5) else f"name {i}" for i in range(200)]
     lines = [f"{wnid} {word} " for wnid, word in zip(wnids(variant), words, strict=True)]
     # as it is published: some lines on the data set, the classes, a blank after each
-    (place / "README.txt").write_text("\r\n".join(["The data set", "n0 is no class", "", *lines]), newline="")
+    (place / "README.txt").write_text(
+        "\r\n".join(["The data set", "n0 is no class", "", *lines]), newline=""
+    )
     return place
 
 
@@ -68,11 +75,15 @@ def write_hub_texts(place: Path, names: Sequence[str], shards: int = 2) -> Path:
     return write_shards(place / "test", "test", table, shards)
 
 
-def write_hub_ids(place: Path, names: Sequence[str], splits: Sequence[str], named: bool = True) -> Path:
+def write_hub_ids(
+    place: Path, names: Sequence[str], splits: Sequence[str], named: bool = True
+) -> Path:
     """As barkermrl/imagenet-a: numbers that the metadata names, no file names."""
     info = {"info": {"features": {"label": {"names": list(names), "_type": "ClassLabel"}}}}
     for split in splits:
-        rows = [(class_id, number) for class_id in range(len(names)) for number in range(len(STYLES))]
+        rows = [
+            (class_id, number) for class_id in range(len(names)) for number in range(len(STYLES))
+        ]
         images = [{"bytes": content(*row), "path": None} for row in rows]
         table = pyarrow.table({"image": images, "label": [class_id for class_id, _ in rows]})
         if named:
@@ -86,5 +97,7 @@ def write_shards(place: Path, split: str, table: pyarrow.Table, shards: int) -> 
     step = -(-len(table) // shards)
     for shard in range(shards):
         part = table.slice(shard * step, step)
-        parquet.write_table(part, place / f"{split}-{shard:05d}-of-{shards:05d}-0123456789abcdef.parquet")
+        parquet.write_table(
+            part, place / f"{split}-{shard:05d}-of-{shards:05d}-0123456789abcdef.parquet"
+        )
     return place

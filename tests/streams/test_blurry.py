@@ -1,4 +1,6 @@
-"""Which task an image belongs to: properties that hold for every source, seed and share, and a slow loop."""
+"""Which task an image belongs to: properties that hold for every source, seed and share, and a
+slow loop.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def image_set(targets: list[int], split: str) -> ImageSet:
 
 @st.composite
 def sources(draw: st.DrawFn, least: int = 1) -> Source:
-    """One to seven classes, of each `least` to nine training images and one to three test images, in any order."""
+    """One to seven classes, of each `least` to nine training images and one to three test images,
+    in any order.
+    """
     classes = draw(st.integers(1, 7))
     shuffle = random.Random(draw(st.integers(0, 99))).shuffle
     sets = []
@@ -81,25 +85,42 @@ def check_labels(source: Source, partition: Partition) -> None:
 def test_properties(data, source, seed, disjoint_classes, blurry_images):
     classes = len(source.class_names)
     num_tasks, sizes = data.draw(sizes_for(classes))
-    options = {"seed": seed, "num_tasks": num_tasks, "classes_per_task": sizes, "class_order": "paper"}
-    partition = divide(source, disjoint_classes=disjoint_classes, blurry_images=blurry_images, **options)
+    options = {
+        "seed": seed,
+        "num_tasks": num_tasks,
+        "classes_per_task": sizes,
+        "class_order": "paper",
+    }
+    partition = divide(
+        source, disjoint_classes=disjoint_classes, blurry_images=blurry_images, **options
+    )
     home = homes_of(source, seed, num_tasks, sizes)
     train, test = task_of_each(partition.train), task_of_each(partition.test)
 
     assert len(partition.train) == len(partition.test) == num_tasks
-    assert train.keys() == set(range(len(source.train))) and test.keys() == set(range(len(source.test)))
+    assert train.keys() == set(range(len(source.train))) and test.keys() == set(
+        range(len(source.test))
+    )
     assert all(test[index] == home[target] for index, target in enumerate(source.test.targets))
     check_labels(source, partition)
 
-    moved = Counter(target for index, target in enumerate(source.train.targets) if train[index] != home[target])
+    moved = Counter(
+        target for index, target in enumerate(source.train.targets) if train[index] != home[target]
+    )
     images = Counter(source.train.targets)
     assert len(moved) <= classes - round(disjoint_classes * classes)
-    most = sum(sorted(images.values())[len(images) - (classes - round(disjoint_classes * classes)) :])
+    most = sum(
+        sorted(images.values())[len(images) - (classes - round(disjoint_classes * classes)) :]
+    )
     assert sum(moved.values()) <= round(blurry_images * most)
-    assert all(moved[target] < images[target] for target in images), "a class that is tested before it is learned"
+    assert all(moved[target] < images[target] for target in images), (
+        "a class that is tested before it is learned"
+    )
     assert all(partition.train) and all(partition.test)
 
-    assert partition == divide(source, disjoint_classes=disjoint_classes, blurry_images=blurry_images, **options)
+    assert partition == divide(
+        source, disjoint_classes=disjoint_classes, blurry_images=blurry_images, **options
+    )
     if disjoint_classes == 1 or blurry_images == 0:
         assert not moved and partition == divide(source, **options)
 
@@ -130,7 +151,12 @@ def test_equals_a_slow_loop(data, source, seed, disjoint_classes, blurry_images)
 
 def many(images: int = 2000, classes: int = 10) -> Source:
     targets = [index % classes for index in range(images)]
-    return Source("many", tuple("abcdefghij"[:classes]), image_set(targets, "train"), image_set(targets, "test"))
+    return Source(
+        "many",
+        tuple("abcdefghij"[:classes]),
+        image_set(targets, "train"),
+        image_set(targets, "test"),
+    )
 
 
 def blurred(source: Source, seed: int = 0, **options: object) -> Partition:
@@ -143,12 +169,18 @@ def test_the_share_that_moves():
     source = many()
     train = task_of_each(blurred(source, disjoint_classes=0.0, blurry_images=0.5).train)
     home = homes_of(source, 0, 5, None)  # type: ignore[arg-type]
-    moved = [train[index] for index, target in enumerate(source.train.targets) if train[index] != home[target]]
+    moved = [
+        train[index]
+        for index, target in enumerate(source.train.targets)
+        if train[index] != home[target]
+    ]
     assert len(moved) / len(source.train) == pytest.approx(0.4, abs=0.03)
     assert min(Counter(moved).values()) / len(moved) > 0.15, "they are spread over all tasks"
 
     train = task_of_each(blurred(source, disjoint_classes=0.7, blurry_images=0.5).train)
-    blurry = {target for index, target in enumerate(source.train.targets) if train[index] != home[target]}
+    blurry = {
+        target for index, target in enumerate(source.train.targets) if train[index] != home[target]
+    }
     assert len(blurry) == 3
 
 
@@ -221,7 +253,9 @@ def test_holding_out_is_seeded_and_keeps_given_tasks():
 
 def test_a_single_image_cannot_be_held_out():
     single = Source("few", ("a", "b"), image_set([0, 0, 1], "train"), image_set([0, 1], "test"))
-    with pytest.raises(UserError, match=r"validation_fraction=0\.5: class 'b' has a single training image, so none"):
+    with pytest.raises(
+        UserError, match=r"validation_fraction=0\.5: class 'b' has a single training image, so none"
+    ):
         hold_out(single, 0.5, 0)
     tasks = dataclasses.replace(single.train, targets=[0, 0, 0], tasks=[0, 0, 1])
     with pytest.raises(UserError, match=r"class 'a' has a single training image in task 2"):
@@ -242,12 +276,17 @@ def test_given_tasks_are_taken_and_test_images_follow_their_class(source, seed):
     tasks = list(source.train.tasks)
     home = {}
     for target in set(source.train.targets):
-        own = [task for other, task in zip(source.train.targets, tasks, strict=True) if other == target]
+        own = [
+            task for other, task in zip(source.train.targets, tasks, strict=True) if other == target
+        ]
         home[target] = min(set(own), key=lambda task: (-own.count(task), task))
     expected = [home[target] for target in source.test.targets]
     last = max(*tasks, *expected)
     if set(tasks) != set(range(last + 1)) or set(expected) != set(range(last + 1)):
-        with pytest.raises(UserError, match=r"every task needs at least one (training|test) image, task \d has none"):
+        with pytest.raises(
+            UserError,
+            match=r"every task needs at least one (training|test) image, task \d has none",
+        ):
             blurred(source, seed, num_tasks=None)
         return
     partition = blurred(source, seed, num_tasks=None)
@@ -260,7 +299,9 @@ def test_sizes_of_given_tasks_are_refused():
     source = many(20)
     tasks = dataclasses.replace(source.train, tasks=[index // 10 for index in range(20)])
     source = dataclasses.replace(source, train=tasks)
-    with pytest.raises(UserError, match=r"num_tasks=5, but stream many comes in 2 tasks of its own; leave .* null"):
+    with pytest.raises(
+        UserError, match=r"num_tasks=5, but stream many comes in 2 tasks of its own; leave .* null"
+    ):
         blurred(source)
     with pytest.raises(UserError, match=r"stream\.classes_per_task has no meaning for stream many"):
         blurred(source, classes_per_task=[5, 5])

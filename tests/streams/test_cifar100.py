@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from smope.errors import UserError
 from smope.streams import cifar100
-from smope.streams.reading import read
+from smope.streams.pixels.preload import read
 
 NAMES = cifar100.CLASS_NAMES
 SEEDS = {"train": 0, "test": 1000}
@@ -31,7 +31,9 @@ def labels(split: str) -> list[int]:
 
 
 def picture(split: str, row: int) -> numpy.ndarray:
-    return numpy.random.default_rng(SEEDS[split] + row).integers(0, 256, (32, 32, 3), dtype=numpy.uint8)
+    return numpy.random.default_rng(SEEDS[split] + row).integers(
+        0, 256, (32, 32, 3), dtype=numpy.uint8
+    )
 
 
 def png(array: numpy.ndarray) -> bytes:
@@ -45,7 +47,11 @@ def write_python(place: Path, protocol: int = 2) -> Path:
     place.mkdir(parents=True)
     for split in ("train", "test"):
         rows = [picture(split, row).transpose(2, 0, 1).ravel() for row in range(len(labels(split)))]
-        table = {"data": numpy.stack(rows), "fine_labels": labels(split), "filenames": ["x"] * len(rows)}
+        table = {
+            "data": numpy.stack(rows),
+            "fine_labels": labels(split),
+            "filenames": ["x"] * len(rows),
+        }
         (place / split).write_bytes(pickle.dumps(table, protocol=protocol))
     (place / "meta").write_bytes(pickle.dumps({"fine_label_names": list(NAMES)}, protocol=protocol))
     return place
@@ -60,10 +66,14 @@ def write_folders(place: Path) -> Path:
     return place
 
 
-def write_parquet(place: Path, names: list[str] | None, column: str = "img", shards: int = 2) -> Path:
+def write_parquet(
+    place: Path, names: list[str] | None, column: str = "img", shards: int = 2
+) -> Path:
     place.mkdir(parents=True)
     features = {"fine_label": {"names": names, "_type": "ClassLabel"}}
-    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()} if names else None
+    metadata = (
+        {b"huggingface": json.dumps({"info": {"features": features}}).encode()} if names else None
+    )
     for split in ("train", "test"):
         ids = [(names or list(NAMES)).index(NAMES[label]) for label in labels(split)]
         images = [{"bytes": png(picture(split, row)), "path": None} for row in range(len(ids))]
@@ -78,7 +88,9 @@ def write_parquet(place: Path, names: list[str] | None, column: str = "img", sha
 def check(source) -> None:
     assert source.name == "cifar100" and source.class_names == NAMES
     for split, images in (("train", source.train), ("test", source.test)):
-        expected = sorted((label, picture(split, row).tobytes()) for row, label in enumerate(labels(split)))
+        expected = sorted(
+            (label, picture(split, row).tobytes()) for row, label in enumerate(labels(split))
+        )
         found = [(label, images.pixels(i).tobytes()) for i, label in enumerate(images.targets)]
         assert sorted(found) == expected
         assert all(type(label) is int for label in images.targets)
@@ -100,7 +112,9 @@ def test_class_folders(tmp_path):
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     write_parquet(tmp_path / "data", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refused(tmp_path, r"holds parquet files, which need pyarrow; install it with pip install pyarrow")
+    refused(
+        tmp_path, r"holds parquet files, which need pyarrow; install it with pip install pyarrow"
+    )
 
 
 @pytest.mark.parametrize("names", [None, list(NAMES), sorted(NAMES, key=lambda name: name[::-1])])
@@ -130,7 +144,10 @@ def refused(place: Path, message: str) -> None:
 
 
 def test_wrong_directories_are_refused(tmp_path):
-    refused(tmp_path / "nowhere", r"does not exist .*; stream\.download=true fetches https://.* \(169 MB\)")
+    refused(
+        tmp_path / "nowhere",
+        r"does not exist .*; stream\.download=true fetches https://.* \(169 MB\)",
+    )
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"is empty; .*stream\.download=true fetches")
     (tmp_path / "file").write_text("")
@@ -140,8 +157,10 @@ def test_wrong_directories_are_refused(tmp_path):
     (tmp_path / "wrong" / "notes.txt").write_text("")
     refused(
         tmp_path / "wrong",
-        r"is no complete CIFAR-100: it holds notes\.txt; accepted are torchvision's cifar-100-python/ "
-        r"\(files train, test, meta\), class folders train/<class>/ and test/<class>/, or parquet files",
+        r"is no complete CIFAR-100: it holds notes\.txt; accepted are torchvision's "
+        r"cifar-100-python/ "
+        r"\(files train, test, meta\), class folders train/<class>/ and test/<class>/, or parquet "
+        r"files",
     )
     (tmp_path / "wrong" / "cifar-100-python.tar.gz").write_bytes(b"")
     refused(tmp_path / "wrong", r"unpack cifar-100-python\.tar\.gz")
@@ -168,11 +187,17 @@ def test_damaged_torchvision_layout(tmp_path):
     refused(tmp_path, r"cannot read .*train \(")
     (place / "train").write_bytes(pickle.dumps([1]))
     refused(tmp_path, r"train holds no dictionary")
-    (place / "train").write_bytes(pickle.dumps({"data": numpy.zeros((2, 5), numpy.uint8), "fine_labels": [0, 1]}))
+    (place / "train").write_bytes(
+        pickle.dumps({"data": numpy.zeros((2, 5), numpy.uint8), "fine_labels": [0, 1]})
+    )
     refused(tmp_path, r"train has no uint8 array `data` of 3,072 columns")
-    (place / "train").write_bytes(pickle.dumps({"data": numpy.zeros((2, 3072), numpy.uint8), "fine_labels": [0]}))
+    (place / "train").write_bytes(
+        pickle.dumps({"data": numpy.zeros((2, 3072), numpy.uint8), "fine_labels": [0]})
+    )
     refused(tmp_path, r"train has no list `fine_labels` with a label a row")
-    (place / "train").write_bytes(pickle.dumps({"data": numpy.zeros((2, 3072), numpy.uint8), "fine_labels": [0, 1]}))
+    (place / "train").write_bytes(
+        pickle.dumps({"data": numpy.zeros((2, 3072), numpy.uint8), "fine_labels": [0, 1]})
+    )
     refused(tmp_path, r"train has 2 different class ids instead of each of 0 to 99")
     (place / "train").write_bytes(whole)
     (place / "meta").write_bytes(pickle.dumps({"fine_label_names": ["a", "b"]}))
@@ -196,7 +221,8 @@ def test_partial_class_folders(tmp_path):
     shutil.rmtree(tmp_path / "test" / "apple")
     refused(
         tmp_path,
-        r"it holds 99 class folders in test, without apple \(stream=folder takes any classes\); accepted",
+        r"it holds 99 class folders in test, without apple \(stream=folder takes any classes\); "
+        r"accepted",
     )
     (tmp_path / "train" / "apple").rename(tmp_path / "train" / "Apfel")
     refused(tmp_path, r"100 class folders in train, without apple, with unknown Apfel")
@@ -216,15 +242,23 @@ def test_partial_parquet(tmp_path):
     refused(tmp_path, r"test has 60 different class ids instead of each of 0 to 99")
     parquet.write_table(table.set_column(0, "img", pyarrow.array([None] * 100)), path)
     refused(tmp_path, r"has rows without image bytes in img or a number in fine_label")
-    parquet.write_table(table.set_column(0, "img", pyarrow.array([{"bytes": b"no image"}] * 100)), path)
-    with pytest.raises(UserError, match=r"cannot read image row 0 of .*test-00000-of-00001\.parquet"):
+    parquet.write_table(
+        table.set_column(0, "img", pyarrow.array([{"bytes": b"no image"}] * 100)), path
+    )
+    with pytest.raises(
+        UserError, match=r"cannot read image row 0 of .*test-00000-of-00001\.parquet"
+    ):
         read(cifar100.load(str(tmp_path)))
 
 
 def test_half_a_set_of_shards(tmp_path):
     place = write_parquet(tmp_path / "data", None)
     (place / "train-00001-of-00002.parquet").unlink()
-    refused(tmp_path, r"data has train-00000-of-00002\.parquet, which is not each of 2 files once; get the missing")
+    refused(
+        tmp_path,
+        r"data has train-00000-of-00002\.parquet, which is not each of 2 files once; get the "
+        r"missing",
+    )
 
 
 def write_archive(root: Path) -> Path:
@@ -243,7 +277,11 @@ def test_the_archive_is_unpacked_only_when_asked(tmp_path, monkeypatch):
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
     archive = dataclasses.replace(cifar100.ARCHIVE, md5=md5, size=len(content))
     monkeypatch.setattr(cifar100, "ARCHIVE", archive)
-    refused(tmp_path, r"stream\.download=true fetches https://www\.cs\.toronto\.edu/.*python\.tar\.gz \(\d+ MB\) into")
+    refused(
+        tmp_path,
+        r"stream\.download=true fetches https://www\.cs\.toronto\.edu/.*python\.tar\.gz \(\d+ "
+        r"MB\) into",
+    )
     assert not (tmp_path / "cifar-100-python").exists()
     check(cifar100.load(str(tmp_path), download=True))
     path.write_bytes(b"not looked at any more")
@@ -252,5 +290,7 @@ def test_the_archive_is_unpacked_only_when_asked(tmp_path, monkeypatch):
 
 def test_a_wrong_archive_is_refused(tmp_path):
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"half")
-    with pytest.raises(UserError, match=r"cifar-100-python\.tar\.gz has 4 bytes instead of 169,001,437"):
+    with pytest.raises(
+        UserError, match=r"cifar-100-python\.tar\.gz has 4 bytes instead of 169,001,437"
+    ):
         cifar100.load(str(tmp_path), download=True)

@@ -25,7 +25,11 @@ def test_paper_order_is_pythons_seeded_shuffle():
 def test_pilot_order_has_its_own_seed():
     numpy.random.seed(1993)
     expected = tuple(numpy.random.permutation(100).tolist())
-    assert resolve_class_order("pilot", names(100), 0) == resolve_class_order("pilot", names(100), 7) == expected
+    assert (
+        resolve_class_order("pilot", names(100), 0)
+        == resolve_class_order("pilot", names(100), 7)
+        == expected
+    )
     assert all(type(i) is int for i in resolve_class_order("pilot", names(100), 0))
 
 
@@ -40,9 +44,14 @@ def test_orders_by_name_and_from_files(tmp_path):
     path.write_bytes("\ufefffox\r\n\r\n1\r\n cat \r\n".encode())
     assert resolve_class_order(str(path), ["cat", "dog", "fox"], 0) == (2, 1, 0)
     path.write_text("2\n1\n0\n")
-    assert resolve_class_order(str(path), ["2", "0", "1"], 0) == (0, 2, 1), "a class called 2 is meant by its name"
+    assert resolve_class_order(str(path), ["2", "0", "1"], 0) == (0, 2, 1), (
+        "a class called 2 is meant by its name"
+    )
     path.write_text("fox\ndog\n")
-    with pytest.raises(UserError, match=r"stream\.class_order=.*order\.txt must hold .*, got 2 without 0 \(cat\); add"):
+    with pytest.raises(
+        UserError,
+        match=r"stream\.class_order=.*order\.txt must hold .*, got 2 without 0 \(cat\); add",
+    ):
         resolve_class_order(str(path), ["cat", "dog", "fox"], 0)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"order\.txt: cannot be read as text"):
@@ -61,11 +70,13 @@ def test_global_random_states_are_untouched():
     [
         (
             "alphabetic",
-            r"stream\.class_order=alphabetic: no such file; write paper, pilot, sorted, a list of class ids or",
+            r"stream\.class_order=alphabetic: no such file; write paper, pilot, sorted, a list of "
+            r"class ids or",
         ),
         (
             [0, 1, 3],
-            r"stream\.class_order must hold each of the 3 classes exactly once, by name or .*, got 3; .*=paper",
+            r"stream\.class_order must hold each of the 3 classes exactly once, by name or .*, "
+            r"got 3; .*=paper",
         ),
         ([0, 1, -1], r"exactly once, .*got -1"),
         ([0, 1, True], r"exactly once, .*got True"),
@@ -93,7 +104,9 @@ def test_random_sizes_leave_no_task_and_no_class_out():
     assert all(len(sizes) == 4 and sum(sizes) == 10 and min(sizes) >= 1 for sizes in drawn.values())
     assert len({tuple(sizes) for sizes in drawn.values()}) > 10
     assert drawn[7] == divide_classes(10, 4, "random", 7)
-    assert divide_classes(3, 3, "random", 0) == [1, 1, 1] and divide_classes(3, 1, "random", 0) == [3]
+    assert divide_classes(3, 3, "random", 0) == [1, 1, 1] and divide_classes(3, 1, "random", 0) == [
+        3
+    ]
 
 
 @pytest.mark.parametrize(
@@ -110,11 +123,16 @@ def test_random_sizes_leave_no_task_and_no_class_out():
         (
             5,
             [],
-            r"stream\.classes_per_task must be a list of whole numbers, each at least 1, got \[\]; correct",
+            r"stream\.classes_per_task must be a list of whole numbers, each at least 1, got "
+            r"\[\]; correct",
         ),
         (5, [10, 0], r"each at least 1, got \[10,0\]"),
         (5, [5, 2.5, 2.5], r"whole numbers, each at least 1, got \[5,2\.5,2\.5\]"),
-        (5, [4, 4], r"stream\.classes_per_task must add up to 10, .*got \[4,4\] which adds up to 8; correct"),
+        (
+            5,
+            [4, 4],
+            r"stream\.classes_per_task must add up to 10, .*got \[4,4\] which adds up to 8; correct",
+        ),
         (5, [6, 6], r"adds up to 12"),
     ],
 )

@@ -11,9 +11,9 @@ import pytest
 
 from smope.errors import UserError
 from smope.streams import cub200
-from smope.streams.base import build_stream
-from smope.streams.download import Archive
-from smope.streams.reading import read
+from smope.streams.archives.download import Archive
+from smope.streams.pixels.preload import read
+from smope.streams.stream import build_stream
 from tests.streams.class_trees import NUMBERS, check_whole, write, write_classes, write_parquet
 
 NAMES = cub200.CLASS_NAMES
@@ -23,7 +23,9 @@ RULE = r"accepted are the archive as it unpacks \(CUB_200_2011/ or the folder ab
 
 
 def write_archive(root: Path, ends: str = "\n", mark: str = "") -> Path:
-    """What the archive unpacks to: images numbered class by class, with a file too many, and attributes beside."""
+    """What the archive unpacks to: images numbered class by class, with a file too many, and
+    attributes beside.
+    """
     place = root / "CUB_200_2011"
     lists: dict[str, list[str]] = {name: [] for name in (*LISTS, "classes.txt")}
     number = 0
@@ -31,12 +33,18 @@ def write_archive(root: Path, ends: str = "\n", mark: str = "") -> Path:
         lists["classes.txt"].append(f"{class_id + 1} {name}")
         for index in (1, 2, 0):
             number += 1
-            path = write(place / "images" / name / f"{NAMES[class_id]}_{index:04d}_{number}.jpg", class_id, index)
+            path = write(
+                place / "images" / name / f"{NAMES[class_id]}_{index:04d}_{number}.jpg",
+                class_id,
+                index,
+            )
             lists["images.txt"].append(f"{number} {path.relative_to(place / 'images').as_posix()}")
             lists["image_class_labels.txt"].append(f"{number} {class_id + 1}")
             lists["train_test_split.txt"].append(f"{number} {int(index in NUMBERS['train'])}")
     for name, lines in lists.items():
-        (place / name).write_text(mark + ends.join([*lines, ""]) + ends * 2, encoding="utf-8", newline="")
+        (place / name).write_text(
+            mark + ends.join([*lines, ""]) + ends * 2, encoding="utf-8", newline=""
+        )
     write(place / "images" / NUMBERED[0] / "stray_rgb.jpg", 0, 0)
     (root / "attributes.txt").write_text("1 has_bill_shape::curved\n")
     return place
@@ -58,17 +66,25 @@ def test_the_archives_layout(tree, place):
     source = cub200.load(str(tree))
     check_whole(source)
     assert source.name == "cub200" and source.class_names == NAMES and len(set(NAMES)) == 200
-    assert (NAMES[0], NAMES[21], NAMES[199]) == ("Black_footed_Albatross", "Chuck_will_Widow", "Common_Yellowthroat")
+    assert (NAMES[0], NAMES[21], NAMES[199]) == (
+        "Black_footed_Albatross",
+        "Chuck_will_Widow",
+        "Common_Yellowthroat",
+    )
     check_whole(cub200.load(str(tree.parent)))
     check_whole(cub200.load(str(place.rename(place.with_name("birds")))))
 
 
-@pytest.mark.parametrize(("ends", "mark"), [("\r\n", ""), ("\r\n", "\ufeff"), ("\n", "\ufeff"), ("\r", "")])
+@pytest.mark.parametrize(
+    ("ends", "mark"), [("\r\n", ""), ("\r\n", "\ufeff"), ("\n", "\ufeff"), ("\r", "")]
+)
 def test_lists_from_other_systems(tmp_path, ends, mark):
     check_whole(cub200.load(str(write_archive(tmp_path, ends, mark))))
 
 
-@pytest.mark.parametrize("names", [NUMBERED, NAMES, [name.replace("_", " ").lower() for name in NAMES]])
+@pytest.mark.parametrize(
+    "names", [NUMBERED, NAMES, [name.replace("_", " ").lower() for name in NAMES]]
+)
 def test_class_folders(tmp_path, names):
     for split, numbers in NUMBERS.items():
         write_classes(tmp_path / "cub" / split, names, numbers)
@@ -93,7 +109,9 @@ def test_all_layouts_have_the_same_hash(tree, tmp_path):
     for split, numbers in NUMBERS.items():
         write_classes(tmp_path / split, NUMBERED, numbers)
     write_parquet(tmp_path / "hub", NUMBERED, NUMBERED)
-    hashes = {read(cub200.load(str(root))).content_hash for root in (tree, tmp_path, tmp_path / "hub")}
+    hashes = {
+        read(cub200.load(str(root))).content_hash for root in (tree, tmp_path, tmp_path / "hub")
+    }
     assert len(hashes) == 1
 
 
@@ -106,7 +124,9 @@ def test_tasks(tree, num_tasks):
     assert list(stream.class_order) == order and order[:5] == [131, 181, 22, 172, 144]
     assert stream.class_names[:2] == ("White_crowned_Sparrow", "Yellow_Warbler")
     assert [len(task.classes) for task in stream.tasks] == [200 // num_tasks] * num_tasks
-    assert {(len(task.train), len(task.test)) for task in stream.tasks} == {(400 // num_tasks, 200 // num_tasks)}
+    assert {(len(task.train), len(task.test)) for task in stream.tasks} == {
+        (400 // num_tasks, 200 // num_tasks)
+    }
 
 
 def test_other_numbers_of_images_are_warned_of(tree, monkeypatch, caplog):
@@ -133,25 +153,32 @@ def refused(place: Path, message: str) -> None:
         cub200.load(str(place))
     text = str(caught.value)
     assert (
-        text.startswith(f"stream.root={place} ") and "\n" not in text and "stream.download=true fetches https" in text
+        text.startswith(f"stream.root={place} ")
+        and "\n" not in text
+        and "stream.download=true fetches https" in text
     )
 
 
 def test_missing_roots(tmp_path):
     refused(
-        tmp_path / "nowhere", r"does not exist .* fetches https://data\.caltech\.edu/.*CUB_200_2011\.tgz \(1,151 MB\)"
+        tmp_path / "nowhere",
+        r"does not exist .* fetches https://data\.caltech\.edu/.*CUB_200_2011\.tgz \(1,151 MB\)",
     )
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"is empty; give a directory that holds the archive as it unpacks")
     (tmp_path / "CUB_200_2011.tgz").write_bytes(b"")
-    refused(tmp_path / "CUB_200_2011.tgz", r"is a file, not a directory; give the directory it unpacks to")
+    refused(
+        tmp_path / "CUB_200_2011.tgz",
+        r"is a file, not a directory; give the directory it unpacks to",
+    )
 
 
 def test_an_archive_left_packed(tmp_path):
     (tmp_path / "CUB_200_2011.tgz").write_bytes(b"")
     refused(
         tmp_path,
-        rf"is no complete CUB-200-2011: it holds CUB_200_2011\.tgz; unpack CUB_200_2011\.tgz; {RULE}",
+        rf"is no complete CUB-200-2011: it holds CUB_200_2011\.tgz; unpack CUB_200_2011\.tgz; "
+        rf"{RULE}",
     )
 
 
@@ -185,7 +212,8 @@ def test_half_unpacked_images(place):
     first = place / "images" / NUMBERED[3] / "Groove_billed_Ani_0001_10.jpg"
     refused(
         place,
-        rf"3 of the 600 images that images\.txt names are missing, the first is {first}; unpack CUB_200_2011\.tgz a",
+        rf"3 of the 600 images that images\.txt names are missing, the first is {first}; unpack "
+        rf"CUB_200_2011\.tgz a",
     )
     shutil.rmtree(place / "images")
     refused(place, r"600 of the 600 images that images\.txt names are missing")
@@ -213,8 +241,16 @@ def spoil(path: Path, number: int, line: str) -> None:
             r"line 5 of {path} has '0' where one of 1, 2, 3, 4, 5 and 195 more is expected",
         ),
         ("image_class_labels.txt", "5 201", r"line 5 of {path} has '201' where one of 1, 2"),
-        ("image_class_labels.txt", "5 Bobolink", r"line 5 of {path} has 'Bobolink' where one of 1, 2"),
-        ("train_test_split.txt", "5 train", r"line 5 of {path} has 'train' where one of 0, 1 is expected"),
+        (
+            "image_class_labels.txt",
+            "5 Bobolink",
+            r"line 5 of {path} has 'Bobolink' where one of 1, 2",
+        ),
+        (
+            "train_test_split.txt",
+            "5 train",
+            r"line 5 of {path} has 'train' where one of 0, 1 is expected",
+        ),
         (
             "train_test_split.txt",
             "",
@@ -230,7 +266,9 @@ def test_lines_that_cannot_be_read(place, name, line, message):
 def test_lists_that_are_no_text(place):
     path = place / "train_test_split.txt"
     path.write_text(path.read_text(), encoding="utf-16")
-    refused(place, rf"cannot read {path} as UTF-8 text \(.*codec can't decode byte 0xff in position 0")
+    refused(
+        place, rf"cannot read {path} as UTF-8 text \(.*codec can't decode byte 0xff in position 0"
+    )
 
 
 def test_lists_of_other_classes(place):
@@ -238,7 +276,8 @@ def test_lists_of_other_classes(place):
     path.write_text(path.read_text().replace(" 200\n", " 199\n"))
     refused(
         place,
-        r"it has train images of 199 classes instead of 200, none of Common_Yellowthroat \(if it was unpacked only in "
+        r"it has train images of 199 classes instead of 200, none of Common_Yellowthroat \(if it "
+        r"was unpacked only in "
         r"part, unpack it again; stream=folder takes any classes\); accepted",
     )
 
@@ -247,23 +286,33 @@ def test_other_class_folders(tmp_path):
     for split, numbers in NUMBERS.items():
         write_classes(tmp_path / split, NUMBERED, numbers)
     shutil.rmtree(tmp_path / "test" / NUMBERED[7])
-    refused(tmp_path, r"it has test images of 199 classes instead of 200, none of Rhinoceros_Auklet \(")
+    refused(
+        tmp_path, r"it has test images of 199 classes instead of 200, none of Rhinoceros_Auklet \("
+    )
     (tmp_path / "train" / NUMBERED[7]).rename(tmp_path / "train" / "8")
     refused(
-        tmp_path, r"train has images in folders that are none of the data set's classes: 8 \(stream=folder takes any"
+        tmp_path,
+        r"train has images in folders that are none of the data set's classes: 8 \(stream=folder "
+        r"takes any",
     )
 
 
 def test_partial_parquet(tmp_path):
     place = write_parquet(tmp_path / "data", NUMBERED, None)
-    refused(tmp_path, r"train-.*parquet has the label 0, which the Hub's metadata in it does not name; each must be")
+    refused(
+        tmp_path,
+        r"train-.*parquet has the label 0, which the Hub's metadata in it does not name; each "
+        r"must be",
+    )
     shutil.rmtree(place)
     write_parquet(place, NUMBERED, ["a name without images", *NUMBERED])
     check_whole(cub200.load(str(tmp_path)))
     shutil.rmtree(place)
     write_parquet(place, [*NUMBERED[:-1], "cat"], [*NUMBERED[:-1], "cat"])
     refused(
-        tmp_path, r"train-.*parquet has the label 199, which the Hub's metadata in it calls 'cat'; each must be named"
+        tmp_path,
+        r"train-.*parquet has the label 199, which the Hub's metadata in it calls 'cat'; each "
+        r"must be named",
     )
     next(place.glob("test-*")).unlink()
     refused(tmp_path, r"data has train-.*\.parquet but no parquet file of test images")
@@ -277,13 +326,20 @@ def packed(tree: Path, root: Path) -> Archive:
         archive.add(tree, "CUB_200_2011")
         archive.add(tree.parent / "attributes.txt", "attributes.txt")
     content = path.read_bytes()
-    return Archive(cub200.ARCHIVE.url, path.name, hashlib.md5(content, usedforsecurity=False).hexdigest(), len(content))
+    return Archive(
+        cub200.ARCHIVE.url,
+        path.name,
+        hashlib.md5(content, usedforsecurity=False).hexdigest(),
+        len(content),
+    )
 
 
 def test_download(tree, tmp_path, monkeypatch):
     root = tmp_path / "data"
     archive = packed(tree, root)
-    with pytest.raises(UserError, match=r"stream\.download=true: .*tgz has [\d,]+ bytes instead of 1,150,585,339"):
+    with pytest.raises(
+        UserError, match=r"stream\.download=true: .*tgz has [\d,]+ bytes instead of 1,150,585,339"
+    ):
         cub200.load(str(root), download=True)
     assert not (root / "CUB_200_2011").exists()
     monkeypatch.setattr(cub200, "ARCHIVE", archive)

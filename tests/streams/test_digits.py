@@ -5,8 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from smope.streams import digits
-from smope.streams.base import build_stream
-from smope.streams.reading import read
+from smope.streams.pixels.preload import read
+from smope.streams.stream import build_stream
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 
 from smope.errors import UserError
 from smope.streams import domains
-from smope.streams.base import build_stream
-from smope.streams.reading import read
+from smope.streams.pixels.preload import read
+from smope.streams.stream import build_stream
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def root(tmp_path, write_image) -> Path:
     for number, domain in enumerate(("photo", "sketch", "art")):
         for label, name in enumerate(("cat", "dog")):
             for i in range(number + 2):
-                write_image(place / domain / "train" / name / f"{i}.png", 100 * number + 10 * label + i)
+                write_image(
+                    place / domain / "train" / name / f"{i}.png", 100 * number + 10 * label + i
+                )
             write_image(place / domain / "test" / name / "9.jpg", 100 * number + 10 * label + 9)
     return place
 
@@ -34,7 +36,14 @@ def test_a_task_a_domain_by_name(root, pixels):
     source = domains.load(str(root))
     assert source.name == "domains" and source.class_names == ("cat", "dog")
     assert source.task_names == ("art", "photo", "sketch")
-    assert list(source.train.tasks) == [0] * 8 + [1] * 4 + [2] * 6 and list(source.test.tasks) == [0, 0, 1, 1, 2, 2]
+    assert list(source.train.tasks) == [0] * 8 + [1] * 4 + [2] * 6 and list(source.test.tasks) == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     assert list(source.train.targets) == [0] * 4 + [1] * 4 + [0, 0, 1, 1] + [0] * 3 + [1] * 3
     assert [source.train.pixels(i).tobytes() for i in (0, 7, 8, 17)] == [
         pixels(seed).tobytes() for seed in (200, 213, 0, 112)
@@ -54,7 +63,9 @@ def test_domains_and_their_order_can_be_chosen(root):
     source = domains.load(str(root), ["sketch", "art"])
     assert source.task_names == ("sketch", "art")
     assert list(source.train.tasks) == [0] * 6 + [1] * 8
-    assert read(source).content_hash != read(domains.load(str(root), ["art", "sketch"])).content_hash
+    assert (
+        read(source).content_hash != read(domains.load(str(root), ["art", "sketch"])).content_hash
+    )
     assert stream_of(root, domains=["photo"]).tasks[0].name == "photo"
 
 
@@ -82,14 +93,21 @@ def test_missing_and_empty_roots(root, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(
         tmp_path / "empty",
-        r"is empty; give a directory that holds <domain>/train/<class>/ and <domain>/test/<class>/ with image files$",
+        r"is empty; give a directory that holds <domain>/train/<class>/ and "
+        r"<domain>/test/<class>/ with image files$",
     )
 
 
 def test_wrong_levels_name_the_right_one(root):
     right = rf"must hold <domain>/train/<class>/ and .*; stream\.root={root} looks right$"
-    refused(root.parent, rf"holds pictures, no folder with train and test in it; stream\.root={root} looks right$")
-    refused(root / "photo", r"it holds test, train as a single domain does, and stream=folder takes that; stream\.root")
+    refused(
+        root.parent,
+        rf"holds pictures, no folder with train and test in it; stream\.root={root} looks right$",
+    )
+    refused(
+        root / "photo",
+        r"it holds test, train as a single domain does, and stream=folder takes that; stream\.root",
+    )
     refused(root / "photo", right)
     refused(root / "photo" / "train", right)
     refused(root / "photo" / "train" / "cat", right)
@@ -107,7 +125,9 @@ def test_domains_without_splits(root):
             os.rename(root / domain / "train" / name, root / domain / name)
         (root / domain / "train").rmdir()
     refused(
-        root, r"holds art, photo, sketch, no folder with train and test in it; give .* or divide the images of each"
+        root,
+        r"holds art, photo, sketch, no folder with train and test in it; give .* or divide the "
+        r"images of each",
     )
 
 
@@ -123,8 +143,10 @@ def test_domains_must_hold_the_same_classes(root):
     os.rename(root / "sketch" / "train" / "dog", root / "sketch" / "train" / "fox")
     refused(
         root,
-        r"every domain must hold the same classes in train and test, but domain sketch has no train/dog and domain art "
-        r"has train/dog; add it with images, remove class dog from all domains, or choose domains with stream\.domains",
+        r"every domain must hold the same classes in train and test, but domain sketch has no "
+        r"train/dog and domain art "
+        r"has train/dog; add it with images, remove class dog from all domains, or choose domains "
+        r"with stream\.domains",
     )
     shutil.rmtree(root / "sketch" / "test" / "dog")
     shutil.rmtree(root / "sketch" / "train" / "fox")
@@ -153,7 +175,10 @@ def test_domains_without_classes(root):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (["photos", "art"], r"has no domain photos, it has art, photo, sketch; did you mean photo\?$"),
+        (
+            ["photos", "art"],
+            r"has no domain photos, it has art, photo, sketch; did you mean photo\?$",
+        ),
         (["x"], r"has no domain x, it has art, photo, sketch$"),
     ],
 )
@@ -164,19 +189,26 @@ def test_unknown_domains(root, chosen, message):
 @pytest.mark.parametrize("chosen", [[], ["art", "photo", "art"]])
 def test_repeated_or_no_domains(root, chosen):
     with pytest.raises(
-        UserError, match=r"stream\.domains must name each domain once, got \[.*choose from \[art,photo,"
+        UserError,
+        match=r"stream\.domains must name each domain once, got \[.*choose from \[art,photo,",
     ):
         domains.load(str(root), chosen)
 
 
 def test_broken_images_name_their_domain(root):
     (root / "sketch" / "train" / "dog" / "1.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"stream domains: cannot read image .*/sketch/train/dog/1\.png"):
+    with pytest.raises(
+        UserError, match=r"stream domains: cannot read image .*/sketch/train/dog/1\.png"
+    ):
         read(domains.load(str(root)))
 
 
 def test_numbers_of_tasks_are_refused(root):
-    with pytest.raises(UserError, match=r"stream\.num_tasks=2, but stream domains comes in 3 tasks of its own"):
+    with pytest.raises(
+        UserError, match=r"stream\.num_tasks=2, but stream domains comes in 3 tasks of its own"
+    ):
         stream_of(root, num_tasks=2)
-    with pytest.raises(UserError, match=r"stream\.classes_per_task has no meaning for stream domains"):
+    with pytest.raises(
+        UserError, match=r"stream\.classes_per_task has no meaning for stream domains"
+    ):
         stream_of(root, num_tasks=2, classes_per_task=[1, 1])

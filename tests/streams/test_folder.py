@@ -10,8 +10,8 @@ from PIL import Image
 
 from smope.errors import UserError
 from smope.streams import folder
-from smope.streams.base import build_stream
-from smope.streams.reading import read
+from smope.streams.pixels.preload import read
+from smope.streams.stream import build_stream
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def test_classes_and_images(root, pixels):
     assert source.name == "folder" and source.class_names == ("cat", "dog")
     assert list(source.train.targets) == [0, 0, 0, 1, 1, 1] and list(source.test.targets) == [0, 1]
     assert pictures(source.train) == [pixels(seed).tobytes() for seed in (0, 1, 2, 10, 11, 12)]
-    assert [source.test.name(i) for i in (0, 1)] == [str(root / "test" / name / "9.png") for name in ("cat", "dog")]
+    assert [source.test.name(i) for i in (0, 1)] == [
+        str(root / "test" / name / "9.png") for name in ("cat", "dog")
+    ]
     assert source.train.tasks is None and source.task_names is None and not source.facts
 
 
@@ -110,19 +112,26 @@ def refused(place: Path | str, message: str) -> None:
 
 
 def test_missing_roots_are_refused(root, tmp_path):
-    refused(tmp_path / "nowhere", r"does not exist \(looked in .*nowhere\); give an existing directory")
+    refused(
+        tmp_path / "nowhere", r"does not exist \(looked in .*nowhere\); give an existing directory"
+    )
     archive = tmp_path / "photos.zip"
     archive.write_bytes(b"PK")
     refused(archive, r"is a file, not a directory; give the directory it unpacks to")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", r"is empty; give a directory that holds train/<class>/ and test/<class>/")
+    refused(
+        tmp_path / "empty",
+        r"is empty; give a directory that holds train/<class>/ and test/<class>/",
+    )
 
 
 def test_wrong_levels_name_the_right_one(root):
     right = rf"must hold train/<class>/ and test/<class>/ .*stream\.root={root} looks right$"
     refused(root.parent, right)
     shutil.copytree(root, root.parent / "too" / "far" / "photos")
-    refused(root.parent / "too", r"it holds far; give the directory above the train and test folders$")
+    refused(
+        root.parent / "too", r"it holds far; give the directory above the train and test folders$"
+    )
     refused(root / "train", right)
     refused(root / "train" / "cat", right)
     nested = root / "train" / "cat" / "more"
@@ -134,7 +143,11 @@ def test_folders_of_domains_are_pointed_to_their_stream(root):
     place = root.parent / "pacs"
     for name in ("photo", "sketch"):
         shutil.copytree(root, place / name)
-    refused(place, rf"stream\.root={place}/photo or {place}/sketch looks right; stream=domains takes all of them$")
+    refused(
+        place,
+        rf"stream\.root={place}/photo or {place}/sketch looks right; stream=domains takes all of "
+        rf"them$",
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +177,8 @@ def test_wrong_layouts_are_refused(root, tmp_path, write_image):
         write_image(tmp_path / "unsplit" / name / "a.jpg")
     refused(
         tmp_path / "unsplit",
-        r"it holds cat, dog; move the class folders into train and some images of each class into test/<class>$",
+        r"it holds cat, dog; move the class folders into train and some images of each class into "
+        r"test/<class>$",
     )
 
 
@@ -176,20 +190,30 @@ def test_a_train_folder_without_classes_is_refused(root, write_image):
 
 def test_a_class_without_test_folder_is_refused(root):
     shutil.rmtree(root / "test" / "dog")
-    refused(root, r"every class needs a test folder, there is none for dog; add .*test/dog with images or remove")
+    refused(
+        root,
+        r"every class needs a test folder, there is none for dog; add .*test/dog with images or "
+        r"remove",
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_class_without_images_is_refused(root, split):
     for path in (root / split / "cat").iterdir():
         path.rename(path.with_suffix(".txt"))
-    refused(root, rf"class folder .*{split}/cat has no image files \(\.bmp, .*\); add images or remove the class")
+    refused(
+        root,
+        rf"class folder .*{split}/cat has no image files \(\.bmp, .*\); add images or remove the "
+        rf"class",
+    )
 
 
 def test_broken_images_are_named_before_training(root, write_image):
     (root / "train" / "dog" / "1.png").write_text("no image")
     with pytest.raises(
-        UserError, match=r"stream folder: cannot read image .*train/dog/1\.png: not a known image format; replace"
+        UserError,
+        match=r"stream folder: cannot read image .*train/dog/1\.png: not a known image format; "
+        r"replace",
     ):
         read(folder.load(str(root)))
     write_image(root / "train" / "dog" / "1.png")

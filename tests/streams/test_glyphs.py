@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy
 import pytest
 
-from smope.build import make_stream
-from smope.compose import compose, read_overrides
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
+from smope.run.build import make_stream
 from smope.streams import glyphs
-from smope.streams.glyph_rendering import (
+from smope.streams.pixels.glyph_rendering import (
     DIGITS,
     FACES,
     STREAM_CHARACTERS,
@@ -22,7 +23,7 @@ from smope.streams.glyph_rendering import (
     pretraining_characters,
     shows_digit,
 )
-from smope.streams.reading import read
+from smope.streams.pixels.preload import read
 
 EMBEDDED = Path(glyphs.__file__).resolve().parents[1] / "backbones" / "embedded"
 
@@ -51,19 +52,27 @@ def test_sizes_and_images(source):
     for images, count in ((source.train, 40), (source.test, 20)):
         assert numpy.bincount(images.targets).tolist() == [count] * 100
         pixels = [numpy.asarray(images.pixels(i)) for i in range(0, len(images.targets), 7)]
-        assert {p.shape for p in pixels} == {(32, 32, 3)} and {p.dtype for p in pixels} == {numpy.dtype("uint8")}
-        assert all(p.max() > 128 and numpy.median(p) < 64 for p in pixels)  # bright ink, dark ground
+        assert {p.shape for p in pixels} == {(32, 32, 3)} and {p.dtype for p in pixels} == {
+            numpy.dtype("uint8")
+        }
+        # bright ink, dark ground
+        assert all(p.max() > 128 and numpy.median(p) < 64 for p in pixels)
 
 
 def test_no_two_images_are_the_same(source):
-    images = [images.pixels(i).tobytes() for images in (source.train, source.test) for i in range(len(images.targets))]
+    images = [
+        images.pixels(i).tobytes()
+        for images in (source.train, source.test)
+        for i in range(len(images.targets))
+    ]
     assert len(set(images)) == len(images)
 
 
 def test_same_images_every_time_and_soon(source):
     started = time.process_time()
     again = glyphs.load()
-    assert time.process_time() - started < 6  # about one second alone; the rest is for a busy machine
+    # about one second alone; the rest is for a busy machine
+    assert time.process_time() - started < 6
     assert read(again).content_hash == read(source).content_hash
     assert again.train.pixels(123).tobytes() == source.train.pixels(123).tobytes()
 
@@ -83,7 +92,9 @@ def test_train_and_test_faces_differ():
 
 def test_stream_characters_are_drawn_apart():
     for face in FACES:
-        drawn = [bitmap_key(bitmap(face, c)) for c in STREAM_CHARACTERS if ord(c) in code_points(face)]
+        drawn = [
+            bitmap_key(bitmap(face, c)) for c in STREAM_CHARACTERS if ord(c) in code_points(face)
+        ]
         assert len(set(drawn)) == len(drawn) >= 96
 
 
@@ -143,11 +154,16 @@ def test_configured_stream(source):
 def test_card_describes_the_weights():
     weights = (EMBEDDED / "glyph_vit.safetensors").read_bytes()
     assert len(weights) < 8 * 10**6
-    assert hashlib.sha256(weights).hexdigest() in (EMBEDDED / "README.md").read_text(encoding="utf-8")
+    assert hashlib.sha256(weights).hexdigest() in (EMBEDDED / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_card_counts_the_classes(pretraining):
     drawings_used = sum(len(group) for group in pretraining)
     card = (EMBEDDED / "README.md").read_text(encoding="utf-8")
     if f"{drawings_used:,} drawings of {len(pretraining)} classes" not in card:
-        pytest.skip("this matplotlib, Pillow or Python draws or knows other characters than the ones of the card")
+        pytest.skip(
+            "this matplotlib, Pillow or Python draws or knows other characters than the ones of "
+            "the card"
+        )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from smope.streams import imagenet_a
-from smope.streams.base import build_stream
+from smope.streams.stream import build_stream
 from tests.streams.imagenet_trees import content, wnids, write_classes
 
-NAME = "0.003001_balloon _ balloon_0.4695473.jpg"  # as in the archive: scores and guesses of a model
+NAME = (
+    "0.003001_balloon _ balloon_0.4695473.jpg"  # as in the archive: scores and guesses of a model
+)
 
 
 def test_classes_of_different_sizes(tmp_path):
     names = wnids(imagenet_a.VARIANT)
     write_classes(tmp_path / "imagenet-a", names, [0, 1])
     for number in range(8):
-        (tmp_path / "imagenet-a" / names[4] / f"{number}_{NAME}").write_bytes(content(4, number % 5) + bytes([number]))
+        (tmp_path / "imagenet-a" / names[4] / f"{number}_{NAME}").write_bytes(
+            content(4, number % 5) + bytes([number])
+        )
     source = imagenet_a.load(str(tmp_path))
     assert (len(source.train), len(source.test)) == (199 + 8, 199 + 2)
     assert [source.test.targets.count(class_id) for class_id in (3, 4, 5)] == [1, 2, 1]

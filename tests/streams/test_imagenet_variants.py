@@ -1,4 +1,6 @@
-"""What ImageNet-R and ImageNet-A have in common: layouts, the split that is drawn, wrong directories, the archive."""
+"""What ImageNet-R and ImageNet-A have in common: layouts, the split that is drawn, wrong
+directories, the archive.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 
 from smope.errors import UserError
 from smope.streams import imagenet_a, imagenet_r
-from smope.streams.reading import read
+from smope.streams.pixels.preload import read
 from smope.streams.source import Source
 from tests.streams.imagenet_trees import (
     STYLES,
@@ -45,7 +47,11 @@ def places(source: Source, split: str) -> set[str]:
 
 def check_whole(source: Source, train_a_class: int = 4) -> None:
     """Every image once, with the class of its place in sorted order."""
-    known = {content(class_id, number): class_id for class_id in range(200) for number in range(len(STYLES))}
+    known = {
+        content(class_id, number): class_id
+        for class_id in range(200)
+        for number in range(len(STYLES))
+    }
     found = []
     for images, count in ((source.train, train_a_class), (source.test, 5 - train_a_class)):
         assert sorted(images.targets) == sorted(list(range(200)) * count)
@@ -65,21 +71,38 @@ def refused(stream, place: Path, message: str, **options) -> None:
 def test_what_the_archive_unpacks_to(stream, tree):
     source = stream.load(str(tree))
     check_whole(source)
-    assert source.name == stream.VARIANT.name and source.task_names is None and source.train.tasks is None
-    assert source.class_names[:4] == ("name 0", "name 1", "name 2", f"great_white_shark ({wnids(stream.VARIANT)[3]})")
+    assert (
+        source.name == stream.VARIANT.name
+        and source.task_names is None
+        and source.train.tasks is None
+    )
+    assert source.class_names[:4] == (
+        "name 0",
+        "name 1",
+        "name 2",
+        f"great_white_shark ({wnids(stream.VARIANT)[3]})",
+    )
     assert len(set(source.class_names)) == 200
     assert source == stream.load(str(tree / stream.VARIANT.top))
-    assert read(source).content_hash == read(stream.load(str(tree / stream.VARIANT.top))).content_hash
+    assert (
+        read(source).content_hash == read(stream.load(str(tree / stream.VARIANT.top))).content_hash
+    )
 
 
 def test_the_split_is_drawn_with_its_seed(stream, tree):
     drawn = [stream.load(str(tree), split_seed=seed) for seed in (0, 0, 1)]
-    assert [places(source, "test") == places(drawn[0], "test") for source in drawn] == [True, True, False]
+    assert [places(source, "test") == places(drawn[0], "test") for source in drawn] == [
+        True,
+        True,
+        False,
+    ]
     assert drawn[0].facts.keys() == {"split", "split_seed", "split_hash"}
     assert [(source.facts["split"], source.facts["split_seed"]) for source in drawn] == [
         ("drawn", s) for s in (0, 0, 1)
     ]
-    lines = sorted(f"{split}\t{place}\n" for split in ("train", "test") for place in places(drawn[0], split))
+    lines = sorted(
+        f"{split}\t{place}\n" for split in ("train", "test") for place in places(drawn[0], split)
+    )
     assert drawn[0].facts["split_hash"] == hashlib.sha256("".join(lines).encode()).hexdigest()
     assert drawn[2].facts["split_hash"] != drawn[0].facts["split_hash"]
 
@@ -91,7 +114,9 @@ def test_the_split_follows_no_path_and_no_layout(stream, tree, tmp_path):
     moved, table = stream.load(str(tmp_path / "elsewhere")), stream.load(str(tmp_path / "hub"))
     assert expected.facts == moved.facts == table.facts
     check_whole(table)
-    contents = [[image.read_bytes() for image in source.test.images] for source in (expected, moved)]
+    contents = [
+        [image.read_bytes() for image in source.test.images] for source in (expected, moved)
+    ]
     assert contents[0] == contents[1] == list(table.test.images)
 
 
@@ -135,7 +160,11 @@ def test_parquet_of_the_hub_with_class_ids(stream, tmp_path):
 
 def test_parquet_that_cannot_be_used(stream, tmp_path):
     write_hub_ids(tmp_path / "unnamed", wnids(stream.VARIANT), ["train"], named=False)
-    refused(stream, tmp_path / "unnamed", r"parquet has class ids that the Hub's metadata in it does not name")
+    refused(
+        stream,
+        tmp_path / "unnamed",
+        r"parquet has class ids that the Hub's metadata in it does not name",
+    )
     place = write_hub_texts(tmp_path / "half", wnids(stream.VARIANT), shards=3)
     next(place.glob("*-00001-*")).unlink()
     refused(stream, tmp_path / "half", r"which is not each of 3 files once; get the missing ones")
@@ -146,15 +175,21 @@ def test_wrong_directories_are_refused(stream, tmp_path):
     way = rf"stream\.download=true fetches {archive.url} \(\d,?\d\d\d MB\)|stream\.download=true fetches .* \(688 MB\)"
     refused(stream, tmp_path / "nowhere", rf"does not exist .*; ({way})")
     (tmp_path / "empty").mkdir()
-    refused(stream, tmp_path / "empty", rf"is empty; give a directory that holds the archive as it unpacks \({top}/")
+    refused(
+        stream,
+        tmp_path / "empty",
+        rf"is empty; give a directory that holds the archive as it unpacks \({top}/",
+    )
     refused(stream, tmp_path / "empty", way)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "one.jpg").write_bytes(content(0, 0))
     refused(
         stream,
         tmp_path / "pictures",
-        rf"is no complete {stream.VARIANT.title}: it holds one\.jpg; accepted are the archive as it unpacks \({top}/"
-        rf"<wnid>/ or the <wnid>/ folders themselves\), class folders train/<class>/ and test/<class>/, or parquet "
+        rf"is no complete {stream.VARIANT.title}: it holds one\.jpg; accepted are the archive as "
+        rf"it unpacks \({top}/"
+        rf"<wnid>/ or the <wnid>/ folders themselves\), class folders train/<class>/ and "
+        rf"test/<class>/, or parquet "
         rf"files of the Hub \(in data/ or test/\); ({way})",
     )
     refused(stream, tmp_path / "pictures" / "one.jpg", r"is a file, not a directory", download=True)
@@ -165,7 +200,9 @@ def test_wrong_directories_are_refused(stream, tmp_path):
 def test_wrong_levels_name_the_right_one(stream, tree, tmp_path):
     top = stream.VARIANT.top
     child = tree / top / stream.VARIANT.first_wnid
-    refused(stream, child, rf"it holds art_0\.jpg, .*; stream\.root={tree / top} or {tree} looks right")
+    refused(
+        stream, child, rf"it holds art_0\.jpg, .*; stream\.root={tree / top} or {tree} looks right"
+    )
     twice = tmp_path / top
     shutil.copytree(tree / top, twice / top)
     refused(stream, tmp_path, rf"stream\.root={twice} looks right")
@@ -175,7 +212,11 @@ def test_wrong_levels_name_the_right_one(stream, tree, tmp_path):
     write_classes(tmp_path / "data" / other.top, wnids(other), [0])
     write_classes(tmp_path / "data" / "own" / "train", ["cat", "dog"], [0])
     write_classes(tmp_path / "data" / "own" / "test", ["cat", "dog"], [1])
-    refused(stream, tmp_path / "data", rf"it holds copy, .*; stream\.root={tmp_path / 'data' / 'copy'} looks right")
+    refused(
+        stream,
+        tmp_path / "data",
+        rf"it holds copy, .*; stream\.root={tmp_path / 'data' / 'copy'} looks right",
+    )
 
 
 def test_one_of_the_two_folders_is_not_the_data_set(stream, tmp_path):
@@ -193,7 +234,11 @@ def test_half_an_archive(stream, tmp_path):
     for path in (place / last).iterdir():
         path.unlink()
     text = rf"{stream.VARIANT.top} has images of 199 classes instead of 200 \(if it was unpacked only in part, unpack"
-    refused(stream, tmp_path, rf"{text} {stream.VARIANT.archive.filename} again; stream=folder takes any classes\)")
+    refused(
+        stream,
+        tmp_path,
+        rf"{text} {stream.VARIANT.archive.filename} again; stream=folder takes any classes\)",
+    )
     (place / last).rmdir()
     refused(stream, tmp_path, text, download=True)
 
@@ -225,11 +270,17 @@ def test_the_archive_is_unpacked_only_when_asked(stream, tree, tmp_path, monkeyp
     md5 = hashlib.md5(packed, usedforsecurity=False).hexdigest()
     archive = dataclasses.replace(stream.VARIANT.archive, md5=md5, size=len(packed))
     monkeypatch.setattr(stream, "VARIANT", dataclasses.replace(stream.VARIANT, archive=archive))
-    refused(stream, tmp_path, rf"unpack {archive.filename}; .*stream\.download=true fetches {archive.url}")
+    refused(
+        stream,
+        tmp_path,
+        rf"unpack {archive.filename}; .*stream\.download=true fetches {archive.url}",
+    )
     check_whole(stream.load(str(tmp_path), download=True))
     path.unlink()
     check_whole(stream.load(str(tmp_path), download=True))
     path.write_bytes(b"half")
     shutil.rmtree(tmp_path / stream.VARIANT.top)
-    with pytest.raises(UserError, match=rf"{archive.filename} has 4 bytes instead of {len(packed):,}"):
+    with pytest.raises(
+        UserError, match=rf"{archive.filename} has 4 bytes instead of {len(packed):,}"
+    ):
         stream.load(str(tmp_path), download=True)

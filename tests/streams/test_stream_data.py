@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader
 
 from smope.errors import UserError
 from smope.streams import cifar100, domains, folder, table
-from smope.streams.base import Stream, build_stream
-from smope.streams.reading import read
+from smope.streams.pixels.preload import read
 from smope.streams.source import Source
+from smope.streams.stream import Stream, build_stream
 
 
 def stream_of(source: Source, size: int = 224, eval_crop: float = 0.875) -> Stream:
@@ -27,7 +27,9 @@ def stream_of(source: Source, size: int = 224, eval_crop: float = 0.875) -> Stre
     )
 
 
-@pytest.mark.parametrize(("name", "train", "test"), [("cifar100_subset", 5000, 2000), ("cifar100_20k", 20000, 10000)])
+@pytest.mark.parametrize(
+    ("name", "train", "test"), [("cifar100_subset", 5000, 2000), ("cifar100_20k", 20000, 10000)]
+)
 def test_cifar100(data_root, name, train, test):
     source = cifar100.load(str(data_root / name))
     assert source.class_names == cifar100.CLASS_NAMES
@@ -56,7 +58,9 @@ def test_class_folders_of_photographs(data_root):
 
 
 def test_other_hundred_classes_are_not_cifar(data_root):
-    with pytest.raises(UserError, match=r"100 class folders in train, without apple, .*stream=folder takes any"):
+    with pytest.raises(
+        UserError, match=r"100 class folders in train, without apple, .*stream=folder takes any"
+    ):
         cifar100.load(str(data_root / "caltech100"))
     with pytest.raises(UserError, match=r"cifar100_20k or .*cifar100_subset looks right"):
         cifar100.load(str(data_root))
@@ -64,7 +68,15 @@ def test_other_hundred_classes_are_not_cifar(data_root):
 
 def test_domains_of_pictures(data_root):
     source = domains.load(str(data_root / "pacs"))
-    assert source.class_names == ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+    assert source.class_names == (
+        "dog",
+        "elephant",
+        "giraffe",
+        "guitar",
+        "horse",
+        "house",
+        "person",
+    )
     stream = build_stream(source, image_size=64, seed=0, num_tasks=None)
     assert [task.name for task in stream.tasks] == ["art_painting", "cartoon", "photo", "sketch"]
     assert [(len(task.train), len(task.test)) for task in stream.tasks] == [(140, 70)] * 4
@@ -75,10 +87,18 @@ def test_domains_of_pictures(data_root):
 
 def test_other_directories_are_not_domains(data_root):
     root = data_root / "pacs"
-    for place in (root / "sketch", root / "sketch" / "train", root / "sketch" / "train" / "dog", data_root):
+    for place in (
+        root / "sketch",
+        root / "sketch" / "train",
+        root / "sketch" / "train" / "dog",
+        data_root,
+    ):
         with pytest.raises(UserError, match=rf"stream\.root={root} looks right$"):
             domains.load(str(place))
-    with pytest.raises(UserError, match=rf"stream\.root={root}/art_painting or .*; stream=domains takes all of them"):
+    with pytest.raises(
+        UserError,
+        match=rf"stream\.root={root}/art_painting or .*; stream=domains takes all of them",
+    ):
         folder.load(str(root))
 
 

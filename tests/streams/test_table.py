@@ -11,8 +11,8 @@ import pytest
 
 from smope.errors import UserError
 from smope.streams import table
-from smope.streams.base import build_stream
-from smope.streams.reading import read
+from smope.streams.pixels.preload import read
+from smope.streams.stream import build_stream
 
 
 @pytest.fixture
@@ -44,7 +44,11 @@ def content(source) -> tuple:
 
 def test_a_plain_table(root, pixels):
     source = table.load(write(root, PLAIN))
-    assert source.name == "table" and source.class_names == ("cat", "dog") and source.task_names is None
+    assert (
+        source.name == "table"
+        and source.class_names == ("cat", "dog")
+        and source.task_names is None
+    )
     assert [path.name for path in source.train.images] == ["0.png", "1.png"]
     assert list(source.train.targets) == [1, 0] and list(source.test.targets) == [1, 0]
     assert source.train.pixels(1).tobytes() == pixels(1, 8, 8).tobytes()
@@ -68,7 +72,9 @@ def test_a_plain_table(root, pixels):
         PLAIN.replace(",", "\t"),
         PLAIN.replace(",", " ,  "),
         PLAIN.replace("img/", '"img/').replace(".png,", '.png", '),
-        PLAIN.replace("path,label,split", "Path, LABEL ,Split").replace("train", "Training").replace("test", "TESTING"),
+        PLAIN.replace("path,label,split", "Path, LABEL ,Split")
+        .replace("train", "Training")
+        .replace("test", "TESTING"),
         "\n".join(",".join(reversed(line.split(","))) for line in PLAIN.splitlines()),
         PLAIN.replace("img/", ".\\img\\"),
         PLAIN.replace("img/", "./img/../img//"),
@@ -88,10 +94,16 @@ def test_delimiters_within_values(root, write_image):
     for delimiter in (",", ";", "\t"):
         header = delimiter.join(("path", "label", "split"))
         rows = [f'"a, b;c.png"{delimiter}"dog ""big"", old"{delimiter}train']
-        rows += [f"img/{i}.png{delimiter}'dog'{delimiter}{split}" for i, split in enumerate(("train", "test"))]
+        rows += [
+            f"img/{i}.png{delimiter}'dog'{delimiter}{split}"
+            for i, split in enumerate(("train", "test"))
+        ]
         rows += [f'img/2.png{delimiter}"dog ""big"", old"{delimiter}test']
         source = table.load(write(root, "\n".join([header, *rows])))
-        assert source.class_names == ("'dog'", 'dog "big", old') and source.train.images[0].name == "a, b;c.png"
+        assert (
+            source.class_names == ("'dog'", 'dog "big", old')
+            and source.train.images[0].name == "a, b;c.png"
+        )
 
 
 def test_root_and_absolute_paths(root, tmp_path, monkeypatch):
@@ -113,15 +125,26 @@ def test_labels_are_in_order_and_text(root):
     rows = [f"img/{i}.png,{label},{split}" for i, (label, split) in enumerate(
         (label, split) for label in ("10", "9", "-1") for split in ("train", "test")
     )]  # fmt: skip
-    assert table.load(write(root, "\n".join(["path,label,split", *rows]))).class_names == ("-1", "9", "10")
+    assert table.load(write(root, "\n".join(["path,label,split", *rows]))).class_names == (
+        "-1",
+        "9",
+        "10",
+    )
     rows[0], rows[1] = rows[0].replace(",10,", ",ten,"), rows[1].replace(",10,", ",ten,")
-    assert table.load(write(root, "\n".join(["path,label,split", *rows]))).class_names == ("-1", "9", "ten")
+    assert table.load(write(root, "\n".join(["path,label,split", *rows]))).class_names == (
+        "-1",
+        "9",
+        "ten",
+    )
 
 
 def test_a_fifth_of_each_class_is_drawn_for_testing(root):
     rows = lines_of()
     source = table.load(write(root, "\n".join(rows)))
-    assert Counter(source.train.targets) == {0: 8, 1: 8} and Counter(source.test.targets) == {0: 2, 1: 2}
+    assert Counter(source.train.targets) == {0: 8, 1: 8} and Counter(source.test.targets) == {
+        0: 2,
+        1: 2,
+    }
     assert not set(source.train.images) & set(source.test.images)
     facts = source.facts
     assert (facts["split"], facts["split_seed"], len(facts["split_hash"])) == ("drawn", 0, 64)
@@ -137,11 +160,22 @@ def test_a_fifth_of_each_class_is_drawn_for_testing(root):
 
 
 def test_task_numbers(root):
-    """Tasks 10, 2.0 and 2: in order of number, however they are written; test images follow their class."""
-    rows = ["img/0.png,a,10,train", "img/1.png,b,2.0,train", "img/2.png,a,02,train", "img/3.png,a,10,train"]
+    """Tasks 10, 2.0 and 2: in order of number, however they are written; test images follow their
+    class.
+    """
+    rows = [
+        "img/0.png,a,10,train",
+        "img/1.png,b,2.0,train",
+        "img/2.png,a,02,train",
+        "img/3.png,a,10,train",
+    ]
     tests = ["img/4.png,a,,test", "img/5.png,b,,test"]
     source = table.load(write(root, "\n".join(["path,label,task,split", *rows, *tests])))
-    assert source.task_names == ("2", "10") and list(source.train.tasks) == [1, 0, 0, 1] and source.test.tasks is None
+    assert (
+        source.task_names == ("2", "10")
+        and list(source.train.tasks) == [1, 0, 0, 1]
+        and source.test.tasks is None
+    )
     stream = build_stream(source, image_size=16, seed=0, num_tasks=None, class_order="sorted")
     assert [task.name for task in stream.tasks] == ["2", "10"]
     assert [task.test.targets for task in stream.tasks] == [[1], [0]]
@@ -158,7 +192,10 @@ def test_task_names_come_in_order_of_appearance(root):
         [(0, 0), (0, 1), (1, 0), (1, 1)], 1
     )
     mixed = [row.replace("spring", "1") for row in rows]
-    assert table.load(write(root, "\n".join(["path,label,task", *mixed]))).task_names == ("winter", "1")
+    assert table.load(write(root, "\n".join(["path,label,task", *mixed]))).task_names == (
+        "winter",
+        "1",
+    )
 
 
 def test_an_empty_task_column_is_none(root):
@@ -184,7 +221,9 @@ def refused(path: str, message: str, **options: object) -> None:
 
 
 def test_missing_tables(root):
-    refused(str(root / "no.csv"), r"no\.csv: no such file; give a CSV file with columns path and label$")
+    refused(
+        str(root / "no.csv"), r"no\.csv: no such file; give a CSV file with columns path and label$"
+    )
     refused(str(root / "no" / "no.csv"), r"no such file")
     refused(str(root), r": is a folder; give a CSV file")
     with pytest.raises(UserError, match=r"stream\.root=.*nowhere does not exist"):
@@ -198,18 +237,24 @@ def test_a_first_line_without_the_columns(root, text):
     first = text.strip().split("\n")[0]
     refused(
         write(root, text),
-        rf"the first line must name columns path and label .*, got '{first.replace('|', '.')}'; add such a line$",
+        rf"the first line must name columns path and label .*, got '{first.replace('|', '.')}'; "
+        rf"add such a line$",
     )
 
 
 def test_odd_first_lines(root):
-    refused(write(root, '"path";"label";"path"\n'), r"two columns are called path; rename or remove one")
+    refused(
+        write(root, '"path";"label";"path"\n'), r"two columns are called path; rename or remove one"
+    )
     refused(write(root, "path,label\n\n"), r"has no rows below its first line; add one an image")
     refused(write(root, "x" * 500), r"got 'x{80}'; add")
 
 
 def test_other_encodings(root):
-    refused(write(root, PLAIN.replace("dog", "käfer").encode("latin1")), r"line 2: is not UTF-8 text; save the table")
+    refused(
+        write(root, PLAIN.replace("dog", "käfer").encode("latin1")),
+        r"line 2: is not UTF-8 text; save the table",
+    )
     refused(write(root, PLAIN.encode("utf-16")), r"line 1: is not UTF-8 text")
     assert "käfer" in table.load(write(root, PLAIN.replace("dog", "käfer"))).class_names
 
@@ -224,15 +269,24 @@ ROW = "img/9.png,dog,train"
         ("img/9.png, ,train", r"line 7: has no label; add it"),
         ("img/9.png", r"line 7: has no label; add it"),
         ("img/9.png,dog,", r"line 7: has no split, and other rows have one; write train or test"),
-        ("img/9.png,dog,val", r"line 7: split must be train or test, got val; .*stream\.validation_fraction"),
-        ("img/9,a.png,dog,train", r"line 7: has 4 cells and the first line names 3 columns; put a value with a comma"),
+        (
+            "img/9.png,dog,val",
+            r"line 7: split must be train or test, got val; .*stream\.validation_fraction",
+        ),
+        (
+            "img/9,a.png,dog,train",
+            r"line 7: has 4 cells and the first line names 3 columns; put a value with a comma",
+        ),
         (
             'img/9.png,"dog,train',
             r'the quotes \("\) in a row after line 6 do not match \(unexpected end of data\); close',
         ),
         ('img/9.png,"dog" x,train', r"the quotes .* after line 6 do not match"),
         ('img/9.png,"d\nog",train', r"line 7: its label has a line break"),
-        ("img/9.png,d\x00og,train", r"line 7: its label has a line break or another unprintable sign"),
+        (
+            "img/9.png,d\x00og,train",
+            r"line 7: its label has a line break or another unprintable sign",
+        ),
         (
             "../secret.png,dog,train",
             r"line 7: path \.\./secret\.png leads out of .*photos; move the file there, or give",
@@ -241,16 +295,26 @@ ROW = "img/9.png,dog,train"
         ("..\\secret.png,dog,train", r"line 7: path .* leads out of"),
         ("/etc/passwd,dog,train", r"line 7: path /etc/passwd leads out of"),
         ("../photos2/0.png,dog,train", r"line 7: path .* leads out of"),
-        ("img/99.png,dog,train", r"line 7: there is no file img/99\.png in .*photos \(1 of 5 rows name files that are"),
+        (
+            "img/99.png,dog,train",
+            r"line 7: there is no file img/99\.png in .*photos \(1 of 5 rows name files that are",
+        ),
         ("img,dog,train", r"line 7: there is no file img in"),
         (".,dog,train", r"line 7: there is no file \. in"),
         (
             "img/0.png,cat,train",
-            r"line 7: img/0\.png stands in two rows \(dog train in line 3, cat train in line 7\); keep",
+            r"line 7: img/0\.png stands in two rows \(dog train in line 3, cat train in line 7\); "
+            r"keep",
         ),
-        ("img/0.png,dog,test", r"two rows \(dog train in line 3, dog test in line 7\); keep one of them"),
+        (
+            "img/0.png,dog,test",
+            r"two rows \(dog train in line 3, dog test in line 7\); keep one of them",
+        ),
         ("./img//0.png,dog,train", r"two rows \(dog train in line 3, dog train in line 7\)"),
-        ("img/9.png,dgo,train", r"line 7: class dgo is in no row with split test; correct its name, add images, or"),
+        (
+            "img/9.png,dgo,train",
+            r"line 7: class dgo is in no row with split test; correct its name, add images, or",
+        ),
         ("img/9.png,fox,test", r"line 7: class fox is in no row with split train"),
     ],
 )
@@ -273,23 +337,37 @@ def test_paths_of_a_table_from_elsewhere_stay_in_root(root, tmp_path, write_imag
 
 def test_missing_files_and_a_better_root(root, tmp_path):
     path = write(tmp_path, PLAIN)
-    refused(path, rf"line 2: .* \(4 of 4 rows name files.*; .* as stream\.root; stream\.root={root} looks right$")
+    refused(
+        path,
+        rf"line 2: .* \(4 of 4 rows name files.*; .* as stream\.root; stream\.root={root} looks "
+        rf"right$",
+    )
     refused(write(root / "img", PLAIN), rf"stream\.root={root} looks right$")
     rows = [row.replace(".png,a", ".jpg,a") for row in lines_of()]
-    refused(write(root, "\n".join(rows)), r"line 2: there is no file img/0\.jpg in .* \(10 of 20 rows")
+    refused(
+        write(root, "\n".join(rows)), r"line 2: there is no file img/0\.jpg in .* \(10 of 20 rows"
+    )
 
 
 def test_a_class_that_cannot_be_divided(root):
     rows = [*lines_of(19), "img/19.png,c"]
-    refused(write(root, "\n".join(rows)), r"line 21: class c has a single image, so that none can be drawn for testing")
+    refused(
+        write(root, "\n".join(rows)),
+        r"line 21: class c has a single image, so that none can be drawn for testing",
+    )
     rows = ["path,label,task", "img/0.png,a,1", "img/1.png,a,2", "img/2.png,b,1", "img/3.png,b,1"]
-    refused(write(root, "\n".join(rows)), r"line 2: class a has a single image in each task, so that")
+    refused(
+        write(root, "\n".join(rows)), r"line 2: class a has a single image in each task, so that"
+    )
 
 
 @pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train")])
 def test_a_table_of_one_split(root, split, other):
     text = PLAIN.replace(f",{other}\n", f",{split}\n")
-    refused(write(root, text), rf"no row has split {other}; name some, or leave the column out and 20% of each class")
+    refused(
+        write(root, text),
+        rf"no row has split {other}; name some, or leave the column out and 20% of each class",
+    )
 
 
 def tasks_of(*tasks: str) -> str:
@@ -302,7 +380,8 @@ def tasks_of(*tasks: str) -> str:
     [
         (
             ("1", "", "1", "1"),
-            r"line 3: a train row without a task, where other rows have one; every row needs a task, or",
+            r"line 3: a train row without a task, where other rows have one; every row needs a "
+            r"task, or",
         ),
         (("1", "2", "1", ""), r"line 5: a test row without a task, where other rows have one"),
         (("", "", "1", "2"), r"line 2: a train row without a task"),
@@ -323,10 +402,21 @@ def test_drawn_splits_need_all_tasks(root):
 
 
 def test_tasks_without_images_are_refused(root):
-    with pytest.raises(UserError, match=r"every task needs at least one training image, task 2 \(3\) has none"):
-        build_stream(table.load(write(root, tasks_of("1", "1", "1", "3"))), image_size=16, seed=0, num_tasks=None)
-    with pytest.raises(UserError, match=r"stream\.num_tasks=3, but stream table comes in 2 tasks of its own"):
-        build_stream(table.load(write(root, tasks_of("1", "2", "", ""))), image_size=16, seed=0, num_tasks=3)
+    with pytest.raises(
+        UserError, match=r"every task needs at least one training image, task 2 \(3\) has none"
+    ):
+        build_stream(
+            table.load(write(root, tasks_of("1", "1", "1", "3"))),
+            image_size=16,
+            seed=0,
+            num_tasks=None,
+        )
+    with pytest.raises(
+        UserError, match=r"stream\.num_tasks=3, but stream table comes in 2 tasks of its own"
+    ):
+        build_stream(
+            table.load(write(root, tasks_of("1", "2", "", ""))), image_size=16, seed=0, num_tasks=3
+        )
 
 
 def test_broken_images_are_named(root):

@@ -11,9 +11,9 @@ import pytest
 
 from smope.errors import UserError
 from smope.streams import tiny_imagenet
-from smope.streams.base import build_stream
-from smope.streams.download import Archive
-from smope.streams.reading import read
+from smope.streams.archives.download import Archive
+from smope.streams.pixels.preload import read
+from smope.streams.stream import build_stream
 from tests.streams.class_trees import NUMBERS, check_whole, write, write_classes, write_parquet
 
 WNIDS = tiny_imagenet.WNIDS
@@ -39,14 +39,16 @@ HUB_WORDS = {
     "n14991210": "orange",
 }
 HUB_BY_WORD = {word: wnid for wnid, word in HUB_WORDS.items()}
-HUB_IDS = tuple(HUB_BY_WORD.get(name, wnid) for wnid, name in zip(WNIDS, tiny_imagenet.CLASS_NAMES, strict=True))
-RULE = (
-    r"accepted are the archive as it unpacks \(tiny-imagenet-200/ or the folder above it\), class folders train/<wnid>/"
+HUB_IDS = tuple(
+    HUB_BY_WORD.get(name, wnid) for wnid, name in zip(WNIDS, tiny_imagenet.CLASS_NAMES, strict=True)
 )
+RULE = r"accepted are the archive as it unpacks \(tiny-imagenet-200/ or the folder above it\), class folders train/<wnid>/"
 
 
 def write_archive(root: Path, ends: str = "\n", mark: str = "") -> Path:
-    """What the archive unpacks to; its test images have no labels, and its lists are in an order of no meaning."""
+    """What the archive unpacks to; its test images have no labels, and its lists are in an order
+    of no meaning.
+    """
     place = root / "tiny-imagenet-200"
     write_classes(place / "train", WNIDS, NUMBERS["train"], inner="images")
     for wnid in WNIDS:
@@ -88,9 +90,16 @@ def test_the_archives_layout(tree, place):
 
 def test_classes():
     names = tiny_imagenet.CLASS_NAMES
-    assert len(set(names)) == len(set(WNIDS)) == len(set(HUB_IDS)) == 200 and sorted(WNIDS) == list(WNIDS)
+    assert len(set(names)) == len(set(WNIDS)) == len(set(HUB_IDS)) == 200 and sorted(WNIDS) == list(
+        WNIDS
+    )
     assert len(set(HUB_IDS) - set(WNIDS)) == 18
-    assert (WNIDS[0], names[0], WNIDS[199], names[199]) == ("n01443537", "goldfish", "n12267677", "acorn")
+    assert (WNIDS[0], names[0], WNIDS[199], names[199]) == (
+        "n01443537",
+        "goldfish",
+        "n12267677",
+        "acorn",
+    )
     assert all(name == name.strip() and "\n" not in name for name in names)
 
 
@@ -110,7 +119,9 @@ def test_class_folders(tmp_path, name, inner):
 
 
 def test_validation_images_sorted_into_class_folders(place):
-    """What scripts make of the archive: val/<wnid>/ beside what is left of val/images and its list."""
+    """What scripts make of the archive: val/<wnid>/ beside what is left of val/images and its
+    list.
+    """
     shutil.rmtree(place / "val" / "images")
     (place / "val" / "images").mkdir()
     write_classes(place / "val", WNIDS, NUMBERS["test"], "images")
@@ -148,7 +159,9 @@ def test_tasks(tree):
     stream = build_stream(tiny_imagenet.load(str(tree)), image_size=8, seed=0, num_tasks=10)
     assert stream.class_order[:5] == (131, 181, 22, 172, 144)
     assert [WNIDS[class_id] for class_id in stream.class_order[:2]] == ["n03970156", "n07695742"]
-    assert [(len(task.classes), len(task.train), len(task.test)) for task in stream.tasks] == [(20, 40, 20)] * 10
+    assert [(len(task.classes), len(task.train), len(task.test)) for task in stream.tasks] == [
+        (20, 40, 20)
+    ] * 10
     assert stream.facts == {"test_images": "val"}
 
 
@@ -171,7 +184,9 @@ def refused(place: Path, message: str) -> None:
         tiny_imagenet.load(str(place))
     text = str(caught.value)
     assert (
-        text.startswith(f"stream.root={place} ") and "\n" not in text and "stream.download=true fetches https" in text
+        text.startswith(f"stream.root={place} ")
+        and "\n" not in text
+        and "stream.download=true fetches https" in text
     )
 
 
@@ -183,14 +198,18 @@ def test_missing_roots(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"is empty; give a directory that holds the archive as it unpacks")
     (tmp_path / "tiny-imagenet-200.zip").write_bytes(b"")
-    refused(tmp_path / "tiny-imagenet-200.zip", r"is a file, not a directory; give the directory it unpacks to")
+    refused(
+        tmp_path / "tiny-imagenet-200.zip",
+        r"is a file, not a directory; give the directory it unpacks to",
+    )
 
 
 def test_an_archive_left_packed(tmp_path):
     (tmp_path / "tiny-imagenet-200.zip").write_bytes(b"")
     refused(
         tmp_path,
-        rf"is no complete Tiny-ImageNet: it holds tiny-imagenet-200\.zip; unpack tiny-imagenet-200\.zip; {RULE}",
+        rf"is no complete Tiny-ImageNet: it holds tiny-imagenet-200\.zip; unpack "
+        rf"tiny-imagenet-200\.zip; {RULE}",
     )
 
 
@@ -206,7 +225,8 @@ def test_half_unpacked(place):
     shutil.rmtree(place / "train" / WNIDS[199])
     refused(
         place,
-        r"is no complete Tiny-ImageNet: it has train images of 199 classes instead of 200, none of acorn \(if it was "
+        r"is no complete Tiny-ImageNet: it has train images of 199 classes instead of 200, none "
+        r"of acorn \(if it was "
         r"unpacked only in part, unpack it again; stream=folder takes any classes\); accepted",
     )
     shutil.rmtree(place / "train")
@@ -219,7 +239,8 @@ def test_half_of_the_validation_images(place):
     first = place / "val" / "images" / "val_3.JPEG"
     refused(
         place,
-        rf"197 of the 200 images that val_annotations\.txt names are missing, the first is {first}; unpack tiny",
+        rf"197 of the 200 images that val_annotations\.txt names are missing, the first is "
+        rf"{first}; unpack tiny",
     )
 
 
@@ -236,8 +257,14 @@ def test_missing_annotations(place):
     [
         ("val_4.JPEG", r"line 5 of {path} has 'val_4\.JPEG' alone instead of a key and a value"),
         ("val_3.JPEG\tn01443537\t0", r"lines 4 and 5 of {path} are both of val_3\.JPEG"),
-        ("val_4.JPEG\tn99999999\t0", r"line 5 of {path} has 'n99999999', which is none of the 200 classes"),
-        ("val_900.JPEG\tn01443537\t0", r"1 of the 200 images that .* missing, the first is .*/val_900\.JPEG"),
+        (
+            "val_4.JPEG\tn99999999\t0",
+            r"line 5 of {path} has 'n99999999', which is none of the 200 classes",
+        ),
+        (
+            "val_900.JPEG\tn01443537\t0",
+            r"1 of the 200 images that .* missing, the first is .*/val_900\.JPEG",
+        ),
     ],
 )
 def test_lines_that_cannot_be_read(place, line, message):
@@ -250,13 +277,19 @@ def test_lines_that_cannot_be_read(place, line, message):
 def test_other_class_folders(place):
     (place / "train" / WNIDS[7]).rename(place / "train" / "n99999999")
     refused(
-        place, r"train has images in folders that are none of the data set's classes: n99999999 \(stream=folder takes"
+        place,
+        r"train has images in folders that are none of the data set's classes: n99999999 "
+        r"\(stream=folder takes",
     )
 
 
 def test_partial_parquet(tmp_path):
     place = write_parquet(tmp_path / "data", WNIDS, None)
-    refused(tmp_path, r"train-.*parquet has the label 0, which the Hub's metadata in it does not name; each must be")
+    refused(
+        tmp_path,
+        r"train-.*parquet has the label 0, which the Hub's metadata in it does not name; each "
+        r"must be",
+    )
     next(place.glob("train-*")).unlink()
     refused(tmp_path, r"data has test-.*\.parquet but no parquet file of train images")
 
@@ -276,8 +309,12 @@ def packed(tree: Path, root: Path) -> Archive:
 def test_download(tree, tmp_path, monkeypatch):
     root = tmp_path / "data"
     archive = packed(tree, root)
-    monkeypatch.setattr(tiny_imagenet, "ARCHIVE", Archive(archive.url, archive.filename, "0" * 32, archive.size))
-    with pytest.raises(UserError, match=rf"stream\.download=true: .*zip has md5 {archive.md5} instead of 0{{32}}"):
+    monkeypatch.setattr(
+        tiny_imagenet, "ARCHIVE", Archive(archive.url, archive.filename, "0" * 32, archive.size)
+    )
+    with pytest.raises(
+        UserError, match=rf"stream\.download=true: .*zip has md5 {archive.md5} instead of 0{{32}}"
+    ):
         tiny_imagenet.load(str(root), download=True)
     assert not (root / "tiny-imagenet-200").exists()
     monkeypatch.setattr(tiny_imagenet, "ARCHIVE", archive)

@@ -1,4 +1,6 @@
-"""Signals by which a cluster announces the end of a job: kept until the run is saved, then answered."""
+"""Signals by which a cluster announces the end of a job: kept until the run is saved, then
+answered.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def test_queueing_again_waits_for_the_run(answered: list[int]) -> None:
     assert answered == [signal.SIGUSR2]
 
 
-def test_termination_alone_queues_nothing(answered: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_termination_alone_queues_nothing(
+    answered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with Announced(active=True) as announced:
         signal.raise_signal(signal.SIGTERM)
@@ -41,7 +45,9 @@ def test_termination_alone_queues_nothing(answered: list[int], monkeypatch: pyte
     assert announced.number == signal.SIGTERM and not answered
 
 
-def test_on_slurm_it_waits_for_what_comes(answered: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_slurm_it_waits_for_what_comes(
+    answered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Termination, the run saved, and then the order to queue again: answered."""
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     waited: list[float] = []

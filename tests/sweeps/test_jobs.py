@@ -14,12 +14,15 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from smope.compose import compose, read_overrides, with_sweep
+from smope.config.hydra import compose, with_sweep
+from smope.config.overrides import read_overrides
 from smope.errors import Interrupted, UserError
-from smope.runs import RunDirectory, lock_file
+from smope.storage.files import lock_file
+from smope.storage.run_directory import RunDirectory
+from smope.storage.sweep_manifest import read_manifests
 from smope.sweeps import driver, task
 from smope.sweeps.jobs import Job, State, clear_stub, look, make_job
-from smope.sweeps.plan import plan_jobs, read_manifests, write_manifests
+from smope.sweeps.plan import plan_jobs, write_manifests
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +58,16 @@ HALF = [[0.5, None], [None, None]]
             State.STOPPED,
             "was interrupted after 1 of 2 tasks, goes on",
         ),
-        ({"status": "running", "accuracy_matrix": HALF}, State.STOPPED, "was killed after 1 of 2 tasks, goes on"),
-        ({"status": "failed", "accuracy_matrix": HALF}, State.FAILED, "failed after 1 of 2 tasks, tried again"),
+        (
+            {"status": "running", "accuracy_matrix": HALF},
+            State.STOPPED,
+            "was killed after 1 of 2 tasks, goes on",
+        ),
+        (
+            {"status": "failed", "accuracy_matrix": HALF},
+            State.FAILED,
+            "failed after 1 of 2 tasks, tried again",
+        ),
         (None, State.STOPPED, "was killed before its first task, goes on"),
     ],
 )
@@ -93,15 +104,23 @@ def test_one_that_another_process_trains_is_left_to_it() -> None:
 
 
 def test_the_place_is_found_again_whatever_else_is_swept() -> None:
-    first, second = planned("seed=0,1", "method=ncm,finetune")[0], planned("seed=0", "method=ncm")[0]
+    first, second = (
+        planned("seed=0,1", "method=ncm,finetune")[0],
+        planned("seed=0", "method=ncm")[0],
+    )
     assert first.path.name == f"seed0-ncm-{first.config.config_hash}"
     assert second.path.name == first.config.config_hash
     write(first)
-    assert planned("seed=0", "method=ncm", "trainer.device=cpu", "tracker=csv")[0].path == first.path
+    assert (
+        planned("seed=0", "method=ncm", "trainer.device=cpu", "tracker=csv")[0].path == first.path
+    )
 
 
 def test_what_is_swept_names_the_folder() -> None:
-    names = [one.path.name.rpartition("-")[0] for one in planned("router.top_k=3", "method.blocks=[0,1],[2]", "seed=4")]
+    names = [
+        one.path.name.rpartition("-")[0]
+        for one in planned("router.top_k=3", "method.blocks=[0,1],[2]", "seed=4")
+    ]
     assert names == ["blocks_0_1", "blocks_2"]
     long = planned("stream=digits", f"name={'x' * 200},b")
     assert all(len(one.path.name) < 80 for one in long)
@@ -112,11 +131,17 @@ def test_the_same_computation_is_one_job() -> None:
 
 
 def test_combinations_that_cannot_be_run_are_told_apart() -> None:
-    jobs, errors = plan_jobs(with_sweep(read_overrides(["router.top_k=3,30", "seed=0"], multirun=True)))
+    jobs, errors = plan_jobs(
+        with_sweep(read_overrides(["router.top_k=3,30", "seed=0"], multirun=True))
+    )
     assert [one.label for one in jobs] == ["router.top_k=3"]
     (error,) = errors
-    assert error.startswith("job router.top_k=30: router.top_k must be in 1..method.num_experts=25, got 30; ")
-    with pytest.raises(UserError, match=r"unknown key router\.topk=1; did you mean router\.top_k\?"):
+    assert error.startswith(
+        "job router.top_k=30: router.top_k must be in 1..method.num_experts=25, got 30; "
+    )
+    with pytest.raises(
+        UserError, match=r"unknown key router\.topk=1; did you mean router\.top_k\?"
+    ):
         planned("router.topk=1,2")
 
 
@@ -126,7 +151,11 @@ def test_combinations_that_cannot_be_run_are_told_apart() -> None:
 )
 def test_sweeps_of_conf(sweep: str, number: int) -> None:
     overrides = with_sweep(read_overrides([f"sweep={sweep}"], multirun=True))
-    sizes = [len(list(item.sweep_string_iterator())) for item in overrides.parsed if item.is_sweep_override()]
+    sizes = [
+        len(list(item.sweep_string_iterator()))
+        for item in overrides.parsed
+        if item.is_sweep_override()
+    ]
     product = 1
     for size in sizes:
         product *= size
@@ -136,17 +165,25 @@ def test_sweeps_of_conf(sweep: str, number: int) -> None:
 
 def test_the_command_line_comes_before_the_sweep() -> None:
     jobs = planned("sweep=ablation_small", "seed=7", "variant=full", "name=mine")
-    assert [(one.config.seed, one.config.name, one.path.parent) for one in jobs] == [(7, "mine", Path("runs/mine"))]
+    assert [(one.config.seed, one.config.name, one.path.parent) for one in jobs] == [
+        (7, "mine", Path("runs/mine"))
+    ]
     assert jobs[0].config.trainer["epochs"] == 3, "what the command line leaves open is the sweep's"
 
 
 def test_the_list_of_jobs_is_left_once_for_the_same_jobs() -> None:
     jobs = planned("seed=0,1")
-    for command in (["smope", "train", "-m", "seed=0,1"], ["smope", "train", "-m", "seed=0,1", "tracker=csv"]):
+    for command in (
+        ["smope", "train", "-m", "seed=0,1"],
+        ["smope", "train", "-m", "seed=0,1", "tracker=csv"],
+    ):
         write_manifests(jobs, command)
     (manifest,) = read_manifests(Path("runs/digits"))
     assert manifest["command"] == "smope train -m seed=0,1 tracker=csv"
-    assert [(entry["method"], entry["seed"]) for entry in manifest["jobs"]] == [("smope", 0), ("smope", 1)]
+    assert [(entry["method"], entry["seed"]) for entry in manifest["jobs"]] == [
+        ("smope", 0),
+        ("smope", 1),
+    ]
     Path("runs/digits/sweeps/broken.json").write_text("{")
     assert read_manifests(Path("runs/digits")) == [manifest]
 
@@ -176,14 +213,20 @@ def run_apart(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return given
 
 
-def called(one: Job, monkeypatch: pytest.MonkeyPatch, launcher: str = task.BASIC, jobs: int = 1) -> float | None:
+def called(
+    one: Job, monkeypatch: pytest.MonkeyPatch, launcher: str = task.BASIC, jobs: int = 1
+) -> float | None:
     """What a launcher gets that calls the task of a sweep for one of its jobs."""
     job = SimpleNamespace(num=0)
     hydra = SimpleNamespace(
-        overrides=SimpleNamespace(task=one.texts), launcher=SimpleNamespace(_target_=launcher), job=job
+        overrides=SimpleNamespace(task=one.texts),
+        launcher=SimpleNamespace(_target_=launcher),
+        job=job,
     )
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    planned = {task.key(one.config): one} | {("other", str(number)): one for number in range(1, jobs)}
+    planned = {task.key(one.config): one} | {
+        ("other", str(number)): one for number in range(1, jobs)
+    }
     return task.Task(Path.cwd(), Path("stop"), planned)(OmegaConf.create(one.config.as_dict()))
 
 
@@ -191,7 +234,10 @@ def test_what_another_command_began_meanwhile_is_found_again(
     run_apart: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planned by both as new, in folders that are named after what each of them sweeps."""
-    ours, theirs = planned("seed=0", "method=smope,ncm")[1], planned("seed=0,1", "method=smope,ncm")[1]
+    ours, theirs = (
+        planned("seed=0", "method=smope,ncm")[1],
+        planned("seed=0,1", "method=smope,ncm")[1],
+    )
     assert ours.config == theirs.config and ours.path != theirs.path
     write(theirs, {"status": "interrupted"})
     called(ours, monkeypatch)
@@ -200,7 +246,9 @@ def test_what_another_command_began_meanwhile_is_found_again(
     assert driver._summarise([ours], set(), 0, None) == 0
 
 
-@pytest.mark.parametrize(("status", "score"), [("finished", 0.5), ("interrupted", None), ("running", None)])
+@pytest.mark.parametrize(
+    ("status", "score"), [("finished", 0.5), ("interrupted", None), ("running", None)]
+)
 def test_a_sweeper_hears_of_finished_runs_alone(
     status: str, score: float | None, run_apart: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,12 +260,19 @@ def test_a_sweeper_hears_of_finished_runs_alone(
 def test_jobs_of_submitit_have_the_threads_that_they_were_given(
     run_apart: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slurm's number, or a share of this machine's cores, unless the user said one; others divide them themselves."""
+    """Slurm's number, or a share of this machine's cores, unless the user said one; others divide
+    them themselves.
+    """
     one, local = job("seed=1"), task.SUBMITIT + "submitit_launcher.LocalLauncher"
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     found = []
-    for launcher, jobs, slurm in [(task.BASIC, 3, ""), (local, 3, ""), (local, 20, ""), (local, 3, "6")]:
+    for launcher, jobs, slurm in [
+        (task.BASIC, 3, ""),
+        (local, 3, ""),
+        (local, 20, ""),
+        (local, 3, "6"),
+    ]:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
         called(one, monkeypatch, launcher, jobs)
@@ -229,7 +284,9 @@ def test_jobs_of_submitit_have_the_threads_that_they_were_given(
 
 
 def late_holder(path: Path) -> int:
-    """A process that takes the lock of a run in a moment, as one that is still making its directory."""
+    """A process that takes the lock of a run in a moment, as one that is still making its
+    directory.
+    """
     child = os.fork()
     if child == 0:
         time.sleep(0.2)
@@ -279,7 +336,9 @@ def test_a_look_at_who_trains_keeps_nobody_from_it() -> None:
 
 
 def sweeper(*overrides: str, dry_run: bool = False) -> int:
-    """A sweep in which a plugin decides what to try; driver.multirun is patched, so that it need not be there."""
+    """A sweep in which a plugin decides what to try; driver.multirun is patched, so that it need
+    not be there.
+    """
     path = Path("own/hydra/sweeper/own.yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("_target_: hydra_plugins.own.Own\n")
@@ -289,7 +348,9 @@ def sweeper(*overrides: str, dry_run: bool = False) -> int:
 
 def test_a_sweeper_may_not_choose_by_test_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "multirun", lambda *_: None)
-    with pytest.raises(UserError, match=r"stream\.validation_fraction=null: a sweeper would choose by test scores"):
+    with pytest.raises(
+        UserError, match=r"stream\.validation_fraction=null: a sweeper would choose by test scores"
+    ):
         sweeper("router.top_k=1,3")
     assert sweeper("router.top_k=1,3", "stream.validation_fraction=0.2") == 0
     with pytest.raises(UserError, match="--dry-run: a sweeper decides while it runs"):
@@ -312,6 +373,9 @@ def test_a_sweeper_that_is_stopped_says_how_to_go_on(
         signal.signal(signal.SIGTERM, before)
     assert stopped.value.exit_code == 143
     said = capfd.readouterr()
-    assert "the same command goes on from here: smope train -m stream.validation_fraction=0.2" in said.out
+    assert (
+        "the same command goes on from here: smope train -m stream.validation_fraction=0.2"
+        in said.out
+    )
     assert "stopping: runs save a checkpoint first" in said.err
     assert not list(Path("runs").iterdir()), "the file that asks to stop is gone"

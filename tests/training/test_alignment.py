@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from smope.methods._shared.class_statistics import ClassStatistics
 from smope.methods.base import TaskSpan
 from smope.methods.finetune import Finetune
-from smope.methods.statistics import ClassStatistics
 from smope.training import alignment
 from smope.training.alignment import align_classifier
 from smope.training.schedule import alignment_cosine
@@ -24,7 +24,9 @@ SETTINGS = TrainerSettings(alignment_epochs=2, alignment_samples_per_class=8)
 
 
 def features(seed: int, number: int = 20, width: int = WIDTH) -> Tensor:
-    return torch.randn(number, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        number, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def test_mean_and_variance() -> None:
@@ -42,7 +44,9 @@ def test_one_image_is_a_class_too() -> None:
     statistics.record(0, features(0, number=1), seed=0)
     assert statistics.known.all()
     drawn, _ = statistics.sample(500, torch.Generator().manual_seed(0))
-    assert (drawn - features(0, number=1)).std().item() == pytest.approx(0.01, rel=0.1), "the floor: sqrt(1e-4)"
+    assert (drawn - features(0, number=1)).std().item() == pytest.approx(0.01, rel=0.1), (
+        "the floor: sqrt(1e-4)"
+    )
 
 
 def test_several_centroids_are_the_clusters() -> None:
@@ -134,10 +138,14 @@ class Spy:
 
 
 @pytest.mark.parametrize(("batches", "expected"), [("old_classes", 3), ("all", 5)])
-def test_batches_an_epoch(batches: str, expected: int, method: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_an_epoch(
+    batches: str, expected: int, method: Finetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spy = Spy(monkeypatch)
     align_classifier(method, SECOND, replace(SETTINGS, alignment_batches=batches), seed=0)
-    assert spy.shapes == [(8, 5)] * (2 * expected), "8 rows; all seen classes compete, the sixth does not"
+    assert spy.shapes == [(8, 5)] * (2 * expected), (
+        "8 rows; all seen classes compete, the sixth does not"
+    )
     seen = torch.cat(spy.labels)
     assert set(seen.tolist()) == set(range(5)), "old and new classes"
     assert all(len(set(labels.tolist())) > 1 for labels in spy.labels), "shuffled"
@@ -148,7 +156,9 @@ def test_batches_an_epoch(batches: str, expected: int, method: Finetune, monkeyp
 @pytest.mark.parametrize("lag", [True, False])
 def test_rates(lag: bool, method: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
-    align_classifier(method, SECOND, replace(SETTINGS, schedule_lag=lag, alignment_learning_rate=1e-3), seed=0)
+    align_classifier(
+        method, SECOND, replace(SETTINGS, schedule_lag=lag, alignment_learning_rate=1e-3), seed=0
+    )
     assert spy.rates == [alignment_cosine(1e-3, step, 6, lag) for step in range(6)]
     assert spy.rates[0] == pytest.approx(1e-2 if lag else 1e-3)
     assert spy.decays == {5e-4}
@@ -157,7 +167,9 @@ def test_rates(lag: bool, method: Finetune, monkeypatch: pytest.MonkeyPatch) -> 
 def test_only_the_classifier_changes(method: Finetune) -> None:
     before = {key: value.clone() for key, value in method.state_dict().items()}
     align_classifier(method, SECOND, SETTINGS, seed=0)
-    changed = {key for key, value in method.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {
+        key for key, value in method.state_dict().items() if not torch.equal(value, before[key])
+    }
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
@@ -178,8 +190,12 @@ def test_it_puts_the_classes_right(method: Finetune) -> None:
     drawn, labels = method.statistics.sample(50, torch.Generator().manual_seed(1))
 
     def accuracy() -> float:
-        return (method.classifier(drawn)[:, : SECOND.stop].argmax(1) == labels).double().mean().item()
+        return (
+            (method.classifier(drawn)[:, : SECOND.stop].argmax(1) == labels).double().mean().item()
+        )
 
     before = accuracy()
-    align_classifier(method, SECOND, replace(SETTINGS, alignment_epochs=20, alignment_learning_rate=1e-2), seed=0)
+    align_classifier(
+        method, SECOND, replace(SETTINGS, alignment_epochs=20, alignment_learning_rate=1e-2), seed=0
+    )
     assert before < 0.7 < 0.95 < accuracy()

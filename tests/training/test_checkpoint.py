@@ -1,4 +1,6 @@
-"""The file: what comes back from it, what it refuses to be, and that the files before it outlive a failure."""
+"""The file: what comes back from it, what it refuses to be, and that the files before it outlive a
+failure.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ from smope.methods.base import Method
 from smope.methods.finetune import Finetune
 from smope.methods.smope import SMoPE
 from smope.routers.adaptive_noise import AdaptiveNoise
-from smope.runs import RunDirectory
-from smope.streams.base import Stream
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import Stream
 from smope.training import checkpoint as module
 from smope.training.checkpoint import (
     Checkpoint,
@@ -47,11 +49,15 @@ class Remembering(Finetune):
         super().__init__(tiny_backbone(depth=2), 4)
         draw = torch.Generator().manual_seed(3)
         for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.float32):
-            self.register_buffer(str(dtype).replace("torch.", "in_"), torch.rand(3, 5, generator=draw).to(dtype))
+            self.register_buffer(
+                str(dtype).replace("torch.", "in_"), torch.rand(3, 5, generator=draw).to(dtype)
+            )
         self.register_buffer("flags", torch.tensor([True, False, True]))
         self.register_buffer("number", torch.tensor(2**40 + 1))
         self.register_buffer("nothing", torch.zeros(0, 7))
-        self.register_buffer("odd", torch.tensor([float("nan"), float("inf"), -0.0, 5e-324], dtype=torch.float64))
+        self.register_buffer(
+            "odd", torch.tensor([float("nan"), float("inf"), -0.0, 5e-324], dtype=torch.float64)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +72,31 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 def within(steps: int) -> Within:
     tensors = {"optimizer.0.step": torch.tensor(3.0), "random.cpu": torch.get_rng_state()}
-    return Within(steps, tensors, {"scaler": {"scale": 65536.0}, "random": {"python": [3, [1, 2**31], None]}})
+    return Within(
+        steps, tensors, {"scaler": {"scale": 65536.0}, "random": {"python": [3, [1, 2**31], None]}}
+    )
 
 
-def save(directory: RunDirectory, stream: Stream, tasks: int, steps: int = 0, method: Method | None = None) -> Path:
+def save(
+    directory: RunDirectory,
+    stream: Stream,
+    tasks: int,
+    steps: int = 0,
+    method: Method | None = None,
+) -> Path:
     place = within(steps) if steps else None
-    return save_checkpoint(directory, method or Remembering(), stream, tasks, HISTORY, place, {"config": {"seed": 1}})
+    return save_checkpoint(
+        directory, method or Remembering(), stream, tasks, HISTORY, place, {"config": {"seed": 1}}
+    )
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Bit by bit, so that NaN equals NaN and 0 is not -0."""
     return first.keys() == second.keys() and all(
         (value.dtype, value.shape) == (second[key].dtype, second[key].shape)
-        and torch.equal(value.reshape(-1).view(torch.uint8), second[key].reshape(-1).view(torch.uint8))
+        and torch.equal(
+            value.reshape(-1).view(torch.uint8), second[key].reshape(-1).view(torch.uint8)
+        )
         for key, value in first.items()
     )
 
@@ -134,7 +152,10 @@ def test_names_sort_by_place_and_the_last_two_and_the_last_boundary_are_kept(
 
 
 def test_other_files_are_left_alone(directory: RunDirectory, stream: Stream) -> None:
-    others = [directory.checkpoints / name for name in ("best.safetensors", "001-00000009.unreadable", "notes.txt")]
+    others = [
+        directory.checkpoints / name
+        for name in ("best.safetensors", "001-00000009.unreadable", "notes.txt")
+    ]
     for path in others:
         path.touch()
     for tasks in (1, 2, 3):
@@ -157,7 +178,9 @@ def test_truncated(part: float, directory: RunDirectory, stream: Stream) -> None
         read_checkpoint(path)
 
 
-def test_a_changed_byte_is_never_taken_for_what_was_saved(directory: RunDirectory, stream: Stream) -> None:
+def test_a_changed_byte_is_never_taken_for_what_was_saved(
+    directory: RunDirectory, stream: Stream
+) -> None:
     """Anywhere in the file: the hash covers tensors, their names and kinds, and the record."""
     method = Remembering()
     path = save(directory, stream, 1, 5, method)
@@ -200,11 +223,16 @@ def test_a_pickle_runs_no_code(kind: str, refused: Any, tmp_path: Path) -> None:
     assert not bomb.path.exists()
 
 
-def test_another_format(directory: RunDirectory, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_format(
+    directory: RunDirectory, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "FORMAT_VERSION", 3)
     path = save(directory, stream, 1)
     monkeypatch.undo()
-    with pytest.raises(OtherFormat, match=r"has format version 3, this smope reads 2; use the version of smope in run"):
+    with pytest.raises(
+        OtherFormat,
+        match=r"has format version 3, this smope reads 2; use the version of smope in run",
+    ):
         read_checkpoint(path)
 
 
@@ -213,12 +241,16 @@ def test_tensors_of_somebody_else(directory: RunDirectory) -> None:
     save_file({"classifier.weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match="has format version None"):
         read_checkpoint(path)
-    save_file({"weight": torch.zeros(3)}, path, {"format_version": "2", "facts": "{}", "sha256": "0"})
+    save_file(
+        {"weight": torch.zeros(3)}, path, {"format_version": "2", "facts": "{}", "sha256": "0"}
+    )
     with pytest.raises(UserError, match="is damaged: its content does not match its sha256"):
         read_checkpoint(path)
 
 
-def test_the_one_before_is_used_and_the_others_are_told(directory: RunDirectory, stream: Stream) -> None:
+def test_the_one_before_is_used_and_the_others_are_told(
+    directory: RunDirectory, stream: Stream
+) -> None:
     for steps in (4, 8):
         save(directory, stream, 1, steps)
     told: dict[Path, UserError] = {}
@@ -226,7 +258,9 @@ def test_the_one_before_is_used_and_the_others_are_told(directory: RunDirectory,
     found = last_checkpoint(directory, told.__setitem__)
     assert found is not None
     assert found.path.stem == "001-00000004"
-    assert [(path.stem, "cannot be read" in str(error)) for path, error in told.items()] == [("001-00000008", True)]
+    assert [(path.stem, "cannot be read" in str(error)) for path, error in told.items()] == [
+        ("001-00000008", True)
+    ]
     found.path.write_bytes(b"")
     assert last_checkpoint(directory, told.__setitem__) is None
     assert len(told) == 2
@@ -260,17 +294,23 @@ def test_another_backbone_is_refused(directory: RunDirectory, stream: Stream) ->
     checkpoint = read_checkpoint(save(directory, stream, 1))
     method = Remembering()
     object.__setattr__(method.backbone.identity, "sha256", "f" * 64)
-    with pytest.raises(UserError, match=r"another backbone \(sha256 000000000000, here f{12}\).*backbone\.weights"):
+    with pytest.raises(
+        UserError, match=r"another backbone \(sha256 000000000000, here f{12}\).*backbone\.weights"
+    ):
         restore(method, stream, checkpoint)
 
 
 def test_another_stream_is_refused(directory: RunDirectory, stream: Stream) -> None:
     checkpoint = read_checkpoint(save(directory, stream, 1))
-    with pytest.raises(UserError, match=r"trained on another stream \(sha256 \w{12}, here \w{12}\).*stream\.root"):
+    with pytest.raises(
+        UserError, match=r"trained on another stream \(sha256 \w{12}, here \w{12}\).*stream\.root"
+    ):
         restore(Remembering(), tiny_stream(num_tasks=4), checkpoint)
 
 
-def test_a_state_of_another_kind_or_size_is_refused(directory: RunDirectory, stream: Stream) -> None:
+def test_a_state_of_another_kind_or_size_is_refused(
+    directory: RunDirectory, stream: Stream
+) -> None:
     checkpoint = read_checkpoint(save(directory, stream, 1))
     with pytest.raises(UserError, match=r"does not fit Finetune \(flags differs, 8 in all\)"):
         restore(Finetune(tiny_backbone(depth=2), 4), stream, checkpoint)
@@ -292,9 +332,13 @@ def test_a_full_disk_harms_nothing(
         save(directory, stream, 1, steps, method)
     before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
     monkeypatch.setattr(where, full)
-    with pytest.raises(OSError, match=r"001-00000012\.safetensors: cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        OSError, match=r"001-00000012\.safetensors: cannot be written \(No space left on device\)"
+    ):
         save(directory, stream, 1, 12, method)
-    assert before == {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    assert before == {
+        path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()
+    }
 
 
 def test_no_backbone_is_in_the_file(directory: RunDirectory, stream: Stream) -> None:
@@ -320,11 +364,18 @@ def test_no_backbone_is_in_the_file(directory: RunDirectory, stream: Stream) -> 
         ({"test_images": None}, "test_images"),
     ],
 )
-def test_a_history_that_makes_no_sense_is_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"checkpoint .*1.safetensors: its record of the run makes no .*\({named}\)"):
+def test_a_history_that_makes_no_sense_is_refused(
+    changes: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=rf"checkpoint .*1.safetensors: its record of the run makes no .*\({named}\)",
+    ):
         History.read({**HISTORY, **changes}, tmp_path / "1.safetensors")
 
 
 def test_a_history_comes_back() -> None:
-    history = History([3, 4], accuracy_matrix=[[0.5], [0.5, 1.0]], peak_memory={"process_resident": 7})
+    history = History(
+        [3, 4], accuracy_matrix=[[0.5], [0.5, 1.0]], peak_memory={"process_resident": 7}
+    )
     assert History.read(json.loads(json.dumps(history.as_dict())), Path("1.safetensors")) == history

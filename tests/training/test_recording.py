@@ -1,4 +1,6 @@
-"""What evaluation leaves for the analysis: it says what the matrix says, changes nothing, and survives a break."""
+"""What evaluation leaves for the analysis: it says what the matrix says, changes nothing, and
+survives a break.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from smope.analysis.evidence import Evidence
+from smope.analysis.snapshots import Evidence
 from smope.methods.base import Method
 from smope.methods.finetune import Finetune
 from smope.methods.smope import SMoPE
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.routers.dense import Dense
-from smope.runs import RunDirectory
-from smope.streams.base import Stream
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import Stream
 from smope.training.checkpoint import last_checkpoint
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
@@ -34,12 +36,16 @@ def stream() -> Stream:
 
 def make(router: Any = None) -> SMoPE:
     torch.manual_seed(0)
-    return SMoPE(tiny_backbone(depth=2), 4, router or AdaptiveNoise(3), num_experts=7, blocks=[0, 1])
+    return SMoPE(
+        tiny_backbone(depth=2), 4, router or AdaptiveNoise(3), num_experts=7, blocks=[0, 1]
+    )
 
 
 def train(path: Path, stream: Stream, method: Method, **changes: Any) -> Trainer:
     directory = RunDirectory.create(path, "seed: 0\n")
-    trainer = Trainer(method, stream, tiny_settings(**changes), seed=0, device=CPU, directory=directory)
+    trainer = Trainer(
+        method, stream, tiny_settings(**changes), seed=0, device=CPU, directory=directory
+    )
     trainer.fit()
     return trainer
 
@@ -60,10 +66,16 @@ def folder(trainer: Trainer) -> Path:
 
 def test_the_images_are_described_once_in_the_order_of_tasks(seen: Trainer, stream: Stream) -> None:
     images = read(folder(seen))["images"]
-    assert images["labels"].tolist() == [label for task in stream.tasks for label in task.test.targets]
+    assert images["labels"].tolist() == [
+        label for task in stream.tasks for label in task.test.targets
+    ]
     assert images["tasks"].tolist() == [0] * 10 + [1] * 10
-    assert images["source_index"].tolist() == [i for task in stream.tasks for i in task.test.source_index]
-    assert images["labels"][images["example_of"]].tolist() == [0, 1, 2, 3], "a picture of each class"
+    assert images["source_index"].tolist() == [
+        i for task in stream.tasks for i in task.test.source_index
+    ]
+    assert images["labels"][images["example_of"]].tolist() == [0, 1, 2, 3], (
+        "a picture of each class"
+    )
     first = (255 * stream.tasks[0].test[int(images["example_of"][0])][0]).round()
     assert numpy.array_equal(images["examples"][0], first.permute(1, 2, 0).numpy())
 
@@ -74,7 +86,9 @@ def test_what_was_predicted_gives_the_accuracy_matrix(seen: Trainer) -> None:
     for after, row in enumerate(seen.history.accuracy_matrix):
         predicted = files[f"task-{after + 1:03d}"]["predicted"]
         right = predicted == labels[: len(predicted)]
-        assert [right[tasks[: len(right)] == task].mean() for task in range(after + 1)] == pytest.approx(row)
+        assert [
+            right[tasks[: len(right)] == task].mean() for task in range(after + 1)
+        ] == pytest.approx(row)
 
 
 def test_logits_and_experts_are_those_of_the_method(seen: Trainer, stream: Stream) -> None:
@@ -86,7 +100,9 @@ def test_logits_and_experts_are_those_of_the_method(seen: Trainer, stream: Strea
     assert last["logits"].dtype == numpy.float16
     assert last["logits"].shape == (20, 4)
     assert (last["logits"].max(-1) == 0).all() and last["top"].dtype == numpy.float32
-    assert numpy.allclose(last["logits"][10:] + last["top"][10:, None], logits, atol=1e-2, rtol=1e-3)
+    assert numpy.allclose(
+        last["logits"][10:] + last["top"][10:, None], logits, atol=1e-2, rtol=1e-3
+    )
     assert last["experts.1"].dtype == numpy.uint8
     assert numpy.array_equal(last["experts.1"][10:], method.routings[1].expert_ids.numpy())
     for name, rows in (("keys", method.experts[0].keys), ("values", method.experts[0].values)):
@@ -110,11 +126,15 @@ def test_tasks_to_come_on_request(seen: Trainer, stream: Stream, tmp_path: Path)
 
 
 def same(first: dict[str, numpy.ndarray], second: dict[str, numpy.ndarray]) -> bool:
-    return first.keys() == second.keys() and all(numpy.array_equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(
+        numpy.array_equal(first[key], second[key]) for key in first
+    )
 
 
 @pytest.mark.parametrize("record", ["nothing", "all"])
-def test_no_number_depends_on_it(record: str, seen: Trainer, stream: Stream, tmp_path: Path) -> None:
+def test_no_number_depends_on_it(
+    record: str, seen: Trainer, stream: Stream, tmp_path: Path
+) -> None:
     trainer = train(tmp_path / "run", stream, make(), record=record)
     ours, usual = trainer.method.trained_state(), seen.method.trained_state()
     assert all(torch.equal(ours[key], usual[key]) for key in usual)
@@ -128,7 +148,9 @@ def metrics(path: Path) -> list[dict[str, str]]:
         return [{**row, "images_per_second": ""} for row in csv.DictReader(file)]
 
 
-def test_methods_without_experts_and_with_all_of_them_have_no_choices(stream: Stream, tmp_path: Path) -> None:
+def test_methods_without_experts_and_with_all_of_them_have_no_choices(
+    stream: Stream, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     train(tmp_path / "plain", stream, Finetune(tiny_backbone(depth=1), 4))
     assert set(read(tmp_path / "plain")["task-002"]) == {"logits", "top", "predicted"}
@@ -138,7 +160,9 @@ def test_methods_without_experts_and_with_all_of_them_have_no_choices(stream: St
     assert "experts.0" not in found
 
 
-def test_logits_keep_what_they_differ_by_however_large_they_are(stream: Stream, tmp_path: Path) -> None:
+def test_logits_keep_what_they_differ_by_however_large_they_are(
+    stream: Stream, tmp_path: Path
+) -> None:
     """Discriminants (slda) are all shifted by what is the same for every class."""
 
     class Far(Finetune):
@@ -178,7 +202,9 @@ def test_a_run_broken_off_and_resumed_leaves_the_same_files(
     monkeypatch.setattr(Trainer, owner, real)
     directory = RunDirectory.open(tmp_path / "run")
     assert (directory.analysis / "task-002.safetensors").exists() == (owner == "_save")
-    (directory.analysis / ".task-002.safetensors.1.tmp").touch()  # half written by a process that was killed
+    (
+        directory.analysis / ".task-002.safetensors.1.tmp"
+    ).touch()  # half written by a process that was killed
     directory.remove_leftovers()
     trainer = Trainer(make(), stream, tiny_settings(), seed=0, device=CPU, directory=directory)
     checkpoint = last_checkpoint(directory, lambda _, error: pytest.fail(str(error)))

@@ -1,4 +1,6 @@
-"""Streams in which classes come again: domains that change under the same classes, and blurred boundaries."""
+"""Streams in which classes come again: domains that change under the same classes, and blurred
+boundaries.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ import pytest
 import torch
 
 from smope.errors import UserError
+from smope.methods._shared.class_statistics import ClassStatistics
 from smope.methods.base import Method
 from smope.methods.ncm import NearestClassMean
 from smope.methods.smope import SMoPE
-from smope.methods.statistics import ClassStatistics
 from smope.routers.adaptive_noise import AdaptiveNoise
-from smope.runs import RunDirectory
-from smope.streams.base import Stream
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import Stream
 from smope.training.checkpoint import list_checkpoints, read_checkpoint, restore
 from smope.training.history import History
 from smope.training.trainer import Trainer
@@ -29,7 +31,9 @@ def domains() -> Stream:
 
 @pytest.fixture(scope="module")
 def blurry() -> Stream:
-    return tiny_stream(source=tiny_source(train=12), num_tasks=4, disjoint_classes=0.25, blurry_images=0.5)
+    return tiny_stream(
+        source=tiny_source(train=12), num_tasks=4, disjoint_classes=0.25, blurry_images=0.5
+    )
 
 
 def make(kind: type[Method], classes: int) -> Method:
@@ -42,7 +46,9 @@ def make(kind: type[Method], classes: int) -> Method:
 
 def trainer_of(method: Method, stream: Stream, directory: RunDirectory | None = None) -> Trainer:
     settings = tiny_settings(batch_size=4, epochs=2)
-    return Trainer(method, stream, settings, seed=0, device=torch.device("cpu"), directory=directory)
+    return Trainer(
+        method, stream, settings, seed=0, device=torch.device("cpu"), directory=directory
+    )
 
 
 def test_spans_of_domains(domains):
@@ -75,7 +81,9 @@ def test_class_means_are_of_all_images_so_far(domains):
             features[label].append(method.features(image[None])[0])
     for label, rows in features.items():
         assert method.counts[label] == len(rows) == 15
-        torch.testing.assert_close(method.means[label], torch.stack(rows).mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            method.means[label], torch.stack(rows).mean(0), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_a_gaussian_goes_on_from_what_it_was():
@@ -92,8 +100,12 @@ def test_a_gaussian_goes_on_from_what_it_was():
 
 def test_several_gaussians_a_class_are_refused_before_training(domains):
     torch.manual_seed(0)
-    method = SMoPE(tiny_backbone(depth=2), 4, AdaptiveNoise(3), num_experts=7, blocks=[0, 1], centroids=2)
-    with pytest.raises(UserError, match=r"method\.centroids must be 1 for stream shades, where .*, got 2; leave"):
+    method = SMoPE(
+        tiny_backbone(depth=2), 4, AdaptiveNoise(3), num_experts=7, blocks=[0, 1], centroids=2
+    )
+    with pytest.raises(
+        UserError, match=r"method\.centroids must be 1 for stream shades, where .*, got 2; leave"
+    ):
         trainer_of(method, domains)
 
 
@@ -121,6 +133,9 @@ def test_validation_images_are_not_test_images():
     assert stream.evaluated_on == "validation"
     for task in stream.tasks:
         assert len(task.test) == 6 and len(task.train) == 18
-        shown = {(255 * image).round().byte().permute(1, 2, 0).numpy().tobytes() for image, _ in task.test}
+        shown = {
+            (255 * image).round().byte().permute(1, 2, 0).numpy().tobytes()
+            for image, _ in task.test
+        }
         assert not shown & tests
     assert stream.identity != tiny_stream().identity

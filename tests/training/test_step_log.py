@@ -10,10 +10,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from smope.cli import main
+from smope.cli.main import main
 from smope.methods.smope import SMoPE
-from smope.report.trackers import Tracker
 from smope.routers.topk import TopK
+from smope.trackers.base import Tracker
 from smope.training.step_log import WINDOW, StepLog
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
@@ -60,17 +60,38 @@ def test_nothing_is_gathered_for_who_does_not_want_it() -> None:
 
 def test_a_trainer_tells_every_step_once() -> None:
     torch.manual_seed(0)
-    method, listener = SMoPE(tiny_backbone(depth=2), 4, router=TopK(2), num_experts=4, blocks=[0]), Listener()
-    Trainer(method, tiny_stream(), tiny_settings(epochs=2), seed=0, device=torch.device("cpu"), tracker=listener).fit()
+    method, listener = (
+        SMoPE(tiny_backbone(depth=2), 4, router=TopK(2), num_experts=4, blocks=[0]),
+        Listener(),
+    )
+    Trainer(
+        method,
+        tiny_stream(),
+        tiny_settings(epochs=2),
+        seed=0,
+        device=torch.device("cpu"),
+        tracker=listener,
+    ).fit()
     assert list(listener.rows) == list(range(1, listener.epochs[-1] + 1))
-    assert {"loss", "cross_entropy", "learning_rate", "learning_rate_group_1"} <= set(listener.rows[1])
+    assert {"loss", "cross_entropy", "learning_rate", "learning_rate_group_1"} <= set(
+        listener.rows[1]
+    )
     for row in listener.rows.values():
-        parts = [value for name, value in row.items() if name != "loss" and not name.startswith("learning_rate")]
+        parts = [
+            value
+            for name, value in row.items()
+            if name != "loss" and not name.startswith("learning_rate")
+        ]
         assert row["loss"] == pytest.approx(sum(parts), abs=1e-6)
 
 
 def test_steps_of_a_run_average_to_its_epochs(tmp_path: Path) -> None:
-    quick = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=64", "method=finetune"]
+    quick = [
+        "experiment=smoke",
+        "backbone.image_size=8",
+        "trainer.batch_size=64",
+        "method=finetune",
+    ]
     assert main(["train", *quick, "tracker=tensorboard", f"run_dir={tmp_path / 'run'}"]) == 0
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         epochs = list(csv.DictReader(file))

@@ -1,4 +1,6 @@
-"""The training loop: what it measures, where its random numbers come from, and what it refuses before it starts."""
+"""The training loop: what it measures, where its random numbers come from, and what it refuses
+before it starts.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from smope.methods.finetune import Finetune
 from smope.methods.ncm import NearestClassMean
 from smope.methods.smope import SMoPE
 from smope.routers.adaptive_noise import AdaptiveNoise
-from smope.runs import RunDirectory
-from smope.streams.base import Stream
+from smope.storage.run_directory import RunDirectory
+from smope.streams.stream import Stream
 from smope.training import device
 from smope.training.checkpoint import list_checkpoints
 from smope.training.history import History
@@ -52,7 +54,9 @@ def make(kind: type[Method], classes: int = 4, **options: Any) -> Any:
 
 def trainer_of(method: Method, stream: Stream, seed: int = 0, **changes: Any) -> Trainer:
     directory, history = changes.pop("directory", None), changes.pop("history", None)
-    trainer = Trainer(method, stream, tiny_settings(**changes), seed=seed, device=CPU, directory=directory)
+    trainer = Trainer(
+        method, stream, tiny_settings(**changes), seed=seed, device=CPU, directory=directory
+    )
     trainer.history = history or trainer.history
     return trainer
 
@@ -74,7 +78,9 @@ def test_the_matrix_is_lower_triangular_in_fractions() -> None:
     assert history.test_images == [5, 5, 5, 5]
     assert all(value * 5 in range(6) for row in history.accuracy_matrix for value in row)
     full = history.full_matrix()
-    assert [[value is None for value in row] for row in full] == [[j > t for j in range(4)] for t in range(4)]
+    assert [[value is None for value in row] for row in full] == [
+        [j > t for j in range(4)] for t in range(4)
+    ]
     assert len(history.seconds_per_task) == 4
     assert sum(history.seconds.values()) == pytest.approx(sum(history.seconds_per_task))
 
@@ -132,12 +138,15 @@ def test_a_method_without_phases_has_checkpoints_at_task_boundaries(tmp_path: Pa
 
 def same_batches(first: list[Any], second: list[Any]) -> bool:
     return len(first) == len(second) and all(
-        (a[0], a[1]) == (b[0], b[1]) and torch.equal(a[2], b[2]) for a, b in zip(first, second, strict=True)
+        (a[0], a[1]) == (b[0], b[1]) and torch.equal(a[2], b[2])
+        for a, b in zip(first, second, strict=True)
     )
 
 
 def test_batches_do_not_depend_on_what_ran_before(augmented: Stream) -> None:
-    """The second task's images and their order are the same whether the first was trained in this process or not."""
+    """The second task's images and their order are the same whether the first was trained in this
+    process or not.
+    """
     whole = make(Watched)
     trainer_of(whole, augmented).fit()
     torch.manual_seed(77)
@@ -169,7 +178,9 @@ def test_the_seed_changes_the_order(augmented: Stream) -> None:
         runs.append(make(Watched))
         trainer_of(runs[-1], augmented, seed=seed, epochs=1).fit()
     assert same_batches(runs[0].batches, runs[1].batches)
-    assert [labels for _, labels, _ in runs[0].batches] != [labels for _, labels, _ in runs[2].batches]
+    assert [labels for _, labels, _ in runs[0].batches] != [
+        labels for _, labels, _ in runs[2].batches
+    ]
 
 
 def test_workers_change_no_number(augmented: Stream) -> None:
@@ -195,20 +206,26 @@ def test_activation_checkpointing_changes_no_number(augmented: Stream) -> None:
 
 
 def test_compiled_it_learns_the_same(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through both tasks, dense and sparse, in training and evaluation, with batches of several sizes."""
+    """Through both tasks, dense and sparse, in training and evaluation, with batches of several
+    sizes.
+    """
     monkeypatch.setattr(device, "COMPILER", "aot_eager")  # all of it but the generated code
     torch.compiler.reset()
     runs = [make(SMoPE), make(SMoPE)]
     for method, on in zip(runs, (False, True), strict=True):
         trainer_of(method, stream, compile=on, epochs=2).fit()
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
-    for (name, ours), theirs in zip(runs[0].trained_state().items(), runs[1].trained_state().values(), strict=True):
+    for (name, ours), theirs in zip(
+        runs[0].trained_state().items(), runs[1].trained_state().values(), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"trainer\.compile=true needs a C\+\+ compiler.*set it to false"):
+    with pytest.raises(
+        UserError, match=r"trainer\.compile=true needs a C\+\+ compiler.*set it to false"
+    ):
         device.prepare_backbone(make(Finetune), tiny_settings(compile=True), CPU)
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"trainer\.compile=true needs triton.*pip install triton"):
@@ -227,7 +244,9 @@ def test_statistics_are_of_every_training_image(which: str, stream: Stream) -> N
         for label in task.classes:
             own = features[labels == label]
             assert len(own) == 12
-            torch.testing.assert_close(method.statistics.mean[label, 0], own.mean(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                method.statistics.mean[label, 0], own.mean(0), rtol=1e-4, atol=1e-5
+            )
             torch.testing.assert_close(
                 method.statistics.variance[label, 0], own.var(0, correction=0), rtol=1e-3, atol=1e-5
             )
@@ -244,7 +263,9 @@ def test_statistics_of_augmented_images_differ(augmented: Stream) -> None:
 
 def test_a_batch_larger_than_a_task(stream: Stream) -> None:
     trainer_of(make(Finetune), stream, batch_size=24)
-    with pytest.raises(UserError, match=r"trainer\.batch_size=25 is larger than the 24 training images of task 1"):
+    with pytest.raises(
+        UserError, match=r"trainer\.batch_size=25 is larger than the 24 training images of task 1"
+    ):
         trainer_of(make(Finetune), stream, batch_size=25)
     trainer_of(make(NearestClassMean), stream, batch_size=25)
 
@@ -252,7 +273,9 @@ def test_a_batch_larger_than_a_task(stream: Stream) -> None:
 def test_a_later_task_that_is_too_small() -> None:
     source = tiny_source(train=6)
     stream = tiny_stream(source=source, num_tasks=2, classes_per_task=[3, 1])
-    with pytest.raises(UserError, match=r"batch_size=8 is larger than the 6 training images of task 2"):
+    with pytest.raises(
+        UserError, match=r"batch_size=8 is larger than the 6 training images of task 2"
+    ):
         trainer_of(make(Finetune), stream)
 
 
@@ -293,11 +316,15 @@ def test_on_task_end_is_called_after_each_checkpoint(stream: Stream, tmp_path: P
 
 
 def test_the_method_is_given_the_trainer_s_loader_for_usage(augmented: Stream) -> None:
-    """One pass over whole, shuffled, augmented batches; every image's K hits in every block and head."""
+    """One pass over whole, shuffled, augmented batches; every image's K hits in every block and
+    head.
+    """
     method = make(SMoPE)
     trainer_of(method, augmented, batch_size=7).fit()
     for bank in method.experts:
-        assert bank.counts.sum(-1).tolist() == [2 * 21 * 3] * 2, "two tasks of 21 whole-batch images, three experts"
+        assert bank.counts.sum(-1).tolist() == [2 * 21 * 3] * 2, (
+            "two tasks of 21 whole-batch images, three experts"
+        )
 
 
 @pytest.fixture
@@ -317,9 +344,15 @@ def test_onednn_only_where_it_is_exact(matmul: Any) -> None:
     assert matmul.fp32_precision == ("bf16" if chosen else "ieee")
     draw = torch.Generator().manual_seed(1)
     for rows, width, wide in ((197, 192, 576), (1576, 768, 3072), (17, 32, 96)):
-        left, right = torch.randn(rows, width, generator=draw), torch.randn(wide, width, generator=draw)
+        left, right = (
+            torch.randn(rows, width, generator=draw),
+            torch.randn(wide, width, generator=draw),
+        )
         exact = left.double() @ right.double().T
-        for product in (torch.nn.functional.linear(left, right), torch.bmm(left[None], right.T[None])[0]):
+        for product in (
+            torch.nn.functional.linear(left, right),
+            torch.bmm(left[None], right.T[None])[0],
+        ):
             assert (product.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
@@ -328,7 +361,9 @@ def test_onednn_only_where_it_is_exact(matmul: Any) -> None:
 def test_onednn_is_left_where_it_is_not_exact(
     kind: str, least: int, matmul: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch 2.11 on a processor with bfloat16 units: products in a batch are reduced, single ones only if large."""
+    """torch 2.11 on a processor with bfloat16 units: products in a batch are reduced, single ones
+    only if large.
+    """
     matmul.fp32_precision = "ieee"
     monkeypatch.setattr(device, "_onednn_has_effect", lambda: True)
     module = {"linear": torch.nn.functional, "bmm": torch}[kind]
@@ -336,15 +371,23 @@ def test_onednn_is_left_where_it_is_not_exact(
 
     def reduced(left: Tensor, right: Tensor) -> Tensor:
         large = left.numel() * right.shape[-2 if kind == "linear" else -1] > least
-        return exact(left.bfloat16().float(), right.bfloat16().float()) if large else exact(left, right)
+        return (
+            exact(left.bfloat16().float(), right.bfloat16().float())
+            if large
+            else exact(left, right)
+        )
 
     monkeypatch.setattr(module, kind, reduced)
     assert not device.prefer_onednn()
     assert matmul.fp32_precision == "ieee"
 
 
-def test_onednn_is_left_where_it_has_no_effect(matmul: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the record does not name what is not used, and attention takes the kernel that is faster without it."""
+def test_onednn_is_left_where_it_has_no_effect(
+    matmul: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the record does not name what is not used, and attention takes the kernel that is
+    faster without it.
+    """
     matmul.fp32_precision = "ieee"
     monkeypatch.setattr(device, "_onednn_has_effect", lambda: False)
     assert not device.prefer_onednn()
@@ -363,7 +406,10 @@ def test_deterministic_kernels() -> None:
 def test_a_device_that_is_not_there() -> None:
     assert device.resolve_device("cpu") == CPU
     index = torch.cuda.device_count()
-    with pytest.raises(UserError, match=rf"trainer\.device=cuda:{index}: this machine has no such device; use .*auto"):
+    with pytest.raises(
+        UserError,
+        match=rf"trainer\.device=cuda:{index}: this machine has no such device; use .*auto",
+    ):
         device.resolve_device(f"cuda:{index}")
 
 

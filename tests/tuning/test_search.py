@@ -1,4 +1,6 @@
-"""A search on the smallest runs: its files, its end, what happens to killed trials and to trials without a score."""
+"""A search on the smallest runs: its files, its end, what happens to killed trials and to trials
+without a score.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 import smope
-from smope.cli import main
+from smope.cli.main import main
 from smope.errors import UserError
 from smope.tuning import search
 from smope.tuning.settings import TuneSettings
@@ -26,7 +28,10 @@ SMALL = [
     "experiment=smoke", "backbone.image_size=8", "method=finetune", "trainer.batch_size=64", "trainer.device=cpu",
     "tune.first_tasks=2", "tune.startup_trials=2", "tune.space.trainer.weight_decay=[0.0,0.1]",
 ]  # fmt: skip
-SPACE: Space = {"trainer.learning_rate": Range(1e-3, 1e-1, log=True), "method.router_loss": Choices(("code", "paper"))}
+SPACE: Space = {
+    "trainer.learning_rate": Range(1e-3, 1e-1, log=True),
+    "method.router_loss": Choices(("code", "paper")),
+}
 
 
 def tune(*arguments: str) -> int:
@@ -62,12 +67,17 @@ def test_the_files_and_the_screen(finished: Path) -> None:
     assert {row["ranked_on"] for row in table} == {"validation"}
     assert {row["state"] for row in table} <= {"finished", "ended early"}
     best = json.loads((study / "best.json").read_text())
-    highest = max((row for row in table if row["state"] == "finished"), key=lambda row: float(row["score"]))
+    highest = max(
+        (row for row in table if row["state"] == "finished"), key=lambda row: float(row["score"])
+    )
     assert float(highest["score"]) == pytest.approx(100 * best["value"], abs=0.01)
     assert best["values"].keys() == {"trainer.learning_rate", "trainer.weight_decay"}
     assert best["ranked_on"] == "validation" and "marked" not in best
     assert best["train_command"] in screen
-    assert "final average accuracy on 288 validation images of the first 2 of 2 tasks, 4 trials in all" in screen
+    assert (
+        "final average accuracy on 288 validation images of the first 2 of 2 tasks, 4 trials in all"
+        in screen
+    )
     assert "the search sees every task of the stream" in screen
     assert re.search(r"^trials: \d finished", screen, re.M)
     assert f"study: {study.relative_to(finished)}" in screen
@@ -94,7 +104,8 @@ def test_the_train_command_is_the_configuration_as_given(finished: Path) -> None
     assert words[:2] == ["smope", "train"]
     assert words[2:7] == SMALL[:5]
     assert not any(word.startswith(("tune", "stream.validation")) for word in words)
-    from smope.compose import compose, read_overrides
+    from smope.config.hydra import compose
+    from smope.config.overrides import read_overrides
 
     config = compose(read_overrides(words[2:]))
     assert config.trainer["learning_rate"] == best["values"]["trainer.learning_rate"]
@@ -113,9 +124,14 @@ def test_the_same_command_again_has_nothing_to_do(
 
 
 def test_interrupted_and_given_again_it_ends_as_undisturbed(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Trial 1 is left after its first task as by a kill; the next process takes it up from its checkpoint."""
+    """Trial 1 is left after its first task as by a kill; the next process takes it up from its
+    checkpoint.
+    """
     monkeypatch.chdir(tmp_path)
     original = search._Reports.after_task
 
@@ -128,7 +144,8 @@ def test_interrupted_and_given_again_it_ends_as_undisturbed(
         patch.setattr(search._Reports, "after_task", stop)
         assert tune("tune.trials=4") == 130
     assert (
-        "stopped in trial 1; the same command goes on with it: smope tune experiment=smoke" in capsys.readouterr().out
+        "stopped in trial 1; the same command goes on with it: smope tune experiment=smoke"
+        in capsys.readouterr().out
     )
     assert tune("tune.trials=4") == 0
     screen = capsys.readouterr().out
@@ -136,8 +153,17 @@ def test_interrupted_and_given_again_it_ends_as_undisturbed(
     assert "resuming after task 1" in (study_in(tmp_path) / "trials/1/train.log").read_text()
     undisturbed, disturbed = rows(study_in(finished)), rows(study_in(tmp_path))
     assert disturbed.pop(1)["state"] == "killed"
-    keys = ("state", "score", "after task 1", "after task 2", "trainer.learning_rate", "trainer.weight_decay")
-    assert [[row[key] for key in keys] for row in disturbed] == [[row[key] for key in keys] for row in undisturbed]
+    keys = (
+        "state",
+        "score",
+        "after task 1",
+        "after task 2",
+        "trainer.learning_rate",
+        "trainer.weight_decay",
+    )
+    assert [[row[key] for key in keys] for row in disturbed] == [
+        [row[key] for key in keys] for row in undisturbed
+    ]
 
 
 def test_a_trial_without_a_score_is_noted_and_three_in_a_row_stop(
@@ -147,7 +173,9 @@ def test_a_trial_without_a_score_is_noted_and_three_in_a_row_stop(
     wild = "tune.space.trainer.learning_rate={low: 2e37, high: 3e37}"
     assert tune(wild, "tune.trials=5", "tune.folder=wild") == 2
     captured = capsys.readouterr()
-    assert re.search(r"^trial 0: no score: the loss became (nan|inf) in step \d+ of task 1", captured.out, re.M)
+    assert re.search(
+        r"^trial 0: no score: the loss became (nan|inf) in step \d+ of task 1", captured.out, re.M
+    )
     assert "the configuration's own values lie outside the space and are not tried" in captured.out
     assert re.search(r"3 trials in a row have no score.* give the same command again", captured.err)
     table = rows(tmp_path / "wild")
@@ -176,9 +204,14 @@ def test_a_folder_with_another_study_is_refused(
     monkeypatch.chdir(finished)
     folder = study_in(finished)
     assert tune(f"tune.folder={folder}", "trainer.epochs=2") == 2
-    assert re.search(r"holds a study with trainer\.epochs=1, asked for is trainer\.epochs=2", capsys.readouterr().err)
+    assert re.search(
+        r"holds a study with trainer\.epochs=1, asked for is trainer\.epochs=2",
+        capsys.readouterr().err,
+    )
     assert tune(f"tune.folder={folder}", "tune.score=cumulative_average_accuracy") == 2
-    assert re.search(r"holds a study with score=final_average_accuracy, asked", capsys.readouterr().err)
+    assert re.search(
+        r"holds a study with score=final_average_accuracy, asked", capsys.readouterr().err
+    )
     assert tune(f"tune.folder={finished}") == 2
     assert re.search(r"is not empty and holds no study; name a new folder", capsys.readouterr().err)
 
@@ -187,8 +220,21 @@ def test_a_method_without_steps_has_no_learning_rate_to_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["tune", "experiment=smoke", "backbone.image_size=8", "method=ncm", "tune.first_tasks=1"]) == 2
-    assert "method ncm takes no training steps and has no key in the space" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "tune",
+                "experiment=smoke",
+                "backbone.image_size=8",
+                "method=ncm",
+                "tune.first_tasks=1",
+            ]
+        )
+        == 2
+    )
+    assert (
+        "method ncm takes no training steps and has no key in the space" in capsys.readouterr().err
+    )
     assert not (tmp_path / "studies").exists()
 
 
@@ -196,7 +242,9 @@ def test_a_method_without_steps_has_no_learning_rate_to_search(
 
 
 def test_a_folder_that_another_process_begins_at_this_moment_is_joined(tmp_path: Path) -> None:
-    """What write_atomically has there for a moment is no stranger's; a record that nothing describes is."""
+    """What write_atomically has there for a moment is no stranger's; a record that nothing
+    describes is.
+    """
     description: dict[str, Any] = {"protocol": {}, "space": {}, "config": {}}
     (tmp_path / ".study.json.1.tmp").touch()
     join(tmp_path, description)
@@ -214,12 +262,18 @@ def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_of_two_processes_that_begin_a_study_one_waits_for_the_other(tmp_path: Path) -> None:
-    """The second is at its start while the first holds the lock, and is then refused by what that one wrote."""
+    """The second is at its start while the first holds the lock, and is then refused by what that
+    one wrote.
+    """
     held = lock_in_another_process(tmp_path / ".lock")
     written = json.dumps({"protocol": {"score": "first"}, "space": {}, "config": {}})
-    let_go = threading.Timer(0.3, lambda: ((tmp_path / "study.json").write_text(written), held.kill()))
+    let_go = threading.Timer(
+        0.3, lambda: ((tmp_path / "study.json").write_text(written), held.kill())
+    )
     let_go.start()
-    with pytest.raises(UserError, match="holds a study with score=first, asked for is score=second"):
+    with pytest.raises(
+        UserError, match="holds a study with score=first, asked for is score=second"
+    ):
         join(tmp_path, {"protocol": {"score": "second"}, "space": {}, "config": {}})
     let_go.join()
     held.wait()
@@ -228,7 +282,7 @@ def test_of_two_processes_that_begin_a_study_one_waits_for_the_other(tmp_path: P
 def lock_in_another_process(path: Path) -> subprocess.Popen[str]:
     """A process that holds the lock until it is killed."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom smope.runs import lock_file\n"
+        "import sys\nfrom pathlib import Path\nfrom smope.storage.run_directory import lock_file\n"
         "file = lock_file(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()"
     )
     process = subprocess.Popen(
@@ -255,7 +309,9 @@ def test_a_killed_trial_is_given_out_again_three_times(tmp_path: Path) -> None:
         study.let_go()
     assert values[0] == values[1] == values[2]
     fresh = study.claim()  # given up: values of its own, in a place of its own
-    assert fresh is not None and fresh.run_dir == tmp_path / "trials/3" and fresh.values != values[0]
+    assert (
+        fresh is not None and fresh.run_dir == tmp_path / "trials/3" and fresh.values != values[0]
+    )
 
 
 def test_a_trial_that_a_living_process_is_at_stays_its_own(tmp_path: Path) -> None:

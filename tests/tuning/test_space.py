@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 import smope
-from smope.compose import compose, conf_dir, read_overrides
-from smope.config import flatten
+from smope.config.conf_files import conf_dir
+from smope.config.hydra import compose
+from smope.config.identity import flatten
+from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from smope.tuning.settings import TuneSettings, read_settings, separate
 from smope.tuning.space import Choices, Range, Space, make_space, present, without_steps
@@ -36,7 +38,9 @@ def test_the_shipped_space_is_that_of_the_method() -> None:
     assert list(space_of("router=topk")) == [RATE, "method.expert_rate_factor"]
 
 
-@pytest.mark.parametrize("method", sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "method", sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+)
 def test_the_shipped_space_fits_every_method_and_holds_its_defaults(method: str) -> None:
     config = compose(read_overrides([f"method={method}"]))
     _, file, changes = read_settings([], (conf_dir(),))
@@ -76,7 +80,9 @@ def test_the_whole_space_at_once() -> None:
         (Choices(("code", [1, 2], None)), ["code", [1, 2], None], ["paper", [1], 1]),
     ],
 )
-def test_what_a_dimension_holds(dimension: Range | Choices, inside: list[Any], outside: list[Any]) -> None:
+def test_what_a_dimension_holds(
+    dimension: Range | Choices, inside: list[Any], outside: list[Any]
+) -> None:
     assert all(map(dimension.holds, inside))
     assert not any(map(dimension.holds, outside))
 
@@ -90,9 +96,13 @@ def test_defaults_outside_the_space_are_no_trial() -> None:
 def test_a_method_without_steps() -> None:
     space: Space = {RATE: Range(0.1, 0.2), "method.diagonal": Range(0.1, 1.0)}
     assert list(without_steps(space, {}, "fecam")) == ["method.diagonal"]
-    with pytest.raises(UserError, match=rf"tune\.space\.{RATE}: method fecam takes no training steps; leave it out"):
+    with pytest.raises(
+        UserError, match=rf"tune\.space\.{RATE}: method fecam takes no training steps; leave it out"
+    ):
         without_steps(space, {RATE: [1, 2]}, "fecam")
-    with pytest.raises(UserError, match=r"method ncm takes no training steps and has no key in the space"):
+    with pytest.raises(
+        UserError, match=r"method ncm takes no training steps and has no key in the space"
+    ):
         without_steps({RATE: Range(0.1, 0.2)}, {}, "ncm")
 
 
@@ -100,10 +110,16 @@ def test_a_method_without_steps() -> None:
     ("texts", "message"),
     [
         (["tune.trails=3"], r"unknown key tune\.trails=3; did you mean tune\.trials\?"),
-        (["tune=defalt"], r"tune=defalt is no choice; choose one of default; did you mean tune=default\?"),
+        (
+            ["tune=defalt"],
+            r"tune=defalt is no choice; choose one of default; did you mean tune=default\?",
+        ),
         (["tune.trials=0"], r"tune\.trials must be at least 1, got 0; write tune\.trials=20"),
         (["tune.trials=many"], r"tune\.trials must be a whole number, got many"),
-        (["tune.first_tasks=9"], r"tune\.first_tasks=9: the stream has stream\.num_tasks=5; write tune\.first_tasks=4"),
+        (
+            ["tune.first_tasks=9"],
+            r"tune\.first_tasks=9: the stream has stream\.num_tasks=5; write tune\.first_tasks=4",
+        ),
         (["tune.rank_on=tset"], r"tune\.rank_on must be one of validation, test, got tset"),
         (["tune.rank_on=test"], r"tune\.rank_on=test: values chosen on test images .* add --force"),
         (["tune.space=5"], r"tune\.space=5: must map keys to ranges or lists"),
@@ -112,9 +128,18 @@ def test_a_method_without_steps() -> None:
             r"no such key in this configuration; did you mean tune\.space\.tra",
         ),
         ([f"tune.space.{RATE}={{low: 2, high: 1}}"], r"low must be below high, got low=2 high=1"),
-        ([f"tune.space.{RATE}={{low: 0, high: 1, log: true}}"], r"log: true needs low above 0 and no step"),
-        ([f"tune.space.{RATE}={{low: 0, high: 1, step: 0.3}}"], r"step must be above 0 and lead from low to high"),
-        ([f"tune.space.{RATE}={{low: 1, high: 2, logg: true}}"], r"unknown 'logg'; write a range as \{low: 1e-4"),
+        (
+            [f"tune.space.{RATE}={{low: 0, high: 1, log: true}}"],
+            r"log: true needs low above 0 and no step",
+        ),
+        (
+            [f"tune.space.{RATE}={{low: 0, high: 1, step: 0.3}}"],
+            r"step must be above 0 and lead from low to high",
+        ),
+        (
+            [f"tune.space.{RATE}={{low: 1, high: 2, logg: true}}"],
+            r"unknown 'logg'; write a range as \{low: 1e-4",
+        ),
         ([f"tune.space.{RATE}={{low: 1}}"], r"a range needs low and high"),
         (
             [f"tune.space.{RATE}={{low: -1, high: 1}}"],
@@ -129,22 +154,54 @@ def test_a_method_without_steps() -> None:
             ["tune.space.router.top_k={low: 1, high: 30}"],
             r"router\.top_k must be in 1\.\.method\.num_experts=25, got 30",
         ),
-        (["tune.space.method.router_loss=[code,papr]"], r"papr must be one of code, paper; correct the list"),
-        (["tune.space.method.router_loss=[code,code]"], r"must be different values, got \[code,code\]"),
-        (["tune.space.method.router_loss={low: 1, high: 2}"], r"one of code, paper, which has no range"),
-        (["tune.space.method=[smope,coda]"], r"method is a group; a search is over keys of one choice"),
+        (
+            ["tune.space.method.router_loss=[code,papr]"],
+            r"papr must be one of code, paper; correct the list",
+        ),
+        (
+            ["tune.space.method.router_loss=[code,code]"],
+            r"must be different values, got \[code,code\]",
+        ),
+        (
+            ["tune.space.method.router_loss={low: 1, high: 2}"],
+            r"one of code, paper, which has no range",
+        ),
+        (
+            ["tune.space.method=[smope,coda]"],
+            r"method is a group; a search is over keys of one choice",
+        ),
         (["tune.space.seed=[0,1]"], r"seed does not change what a method learns"),
-        (["tune.space.trainer.device=[cpu,cuda]"], r"trainer\.device does not change what a method learns"),
-        (["tune.space.stream.num_tasks=[2,5]"], r"scores could not be compared; of the stream only stream\.crop_scale"),
-        (["method=coda", "tune.space.router.epsilon=[0.1,0.2]"], r"this method has no router, so it has no effect"),
-        (["stream.validation_fraction=null"], r"stream\.validation_fraction must be above 0 for `smope tune`"),
-        (["tune.rank_on=test", "stream.validation_fraction=0.1", "--force"], r"has no effect with tune\.rank_on=test"),
-        (["run_dir=x"], r"run_dir belongs to `smope train`; .* say tune\.folder=\.\.\. for another"),
+        (
+            ["tune.space.trainer.device=[cpu,cuda]"],
+            r"trainer\.device does not change what a method learns",
+        ),
+        (
+            ["tune.space.stream.num_tasks=[2,5]"],
+            r"scores could not be compared; of the stream only stream\.crop_scale",
+        ),
+        (
+            ["method=coda", "tune.space.router.epsilon=[0.1,0.2]"],
+            r"this method has no router, so it has no effect",
+        ),
+        (
+            ["stream.validation_fraction=null"],
+            r"stream\.validation_fraction must be above 0 for `smope tune`",
+        ),
+        (
+            ["tune.rank_on=test", "stream.validation_fraction=0.1", "--force"],
+            r"has no effect with tune\.rank_on=test",
+        ),
+        (
+            ["run_dir=x"],
+            r"run_dir belongs to `smope train`; .* say tune\.folder=\.\.\. for another",
+        ),
         (["trainer.epoch=3"], r"unknown key trainer\.epoch=3; did you mean trainer\.epochs\?"),
         (["tune.trials=1,2"], r"tune\.trials=1,2: must be a single value"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(texts: list[str], message: str, mistake: Callable[..., str]) -> None:
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    texts: list[str], message: str, mistake: Callable[..., str]
+) -> None:
     line = mistake("tune", *texts)
     assert re.search(message, line), line
 
@@ -169,13 +226,23 @@ def test_a_file_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_optuna_that_is_missing_is_told_with_its_extra_and_before_torch(tmp_path: Path) -> None:
     program = (
         "import importlib.util, sys\nfind = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name == 'optuna' else find(name, *rest)\n"
-        "from smope.cli import main\ncode = main(['tune'])\nprint(*sys.modules)\nsys.exit(code)"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'optuna' else find(name, "
+        "*rest)\n"
+        "from smope.cli.main import main\ncode = "
+        "main(['tune'])\nprint(*sys.modules)\nsys.exit(code)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(smope.__file__).parent.parent)}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 2
-    assert done.stderr == "smope: error: smope tune needs Optuna, which is not installed; pip install 'smope[tune]'\n"
+    assert (
+        done.stderr == "smope: error: smope tune needs Optuna, which is not installed; pip install "
+        "'smope[tune]'\n"
+    )
     assert not {"torch", "optuna", "numpy"} & set(done.stdout.split())

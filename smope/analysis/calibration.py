@@ -1,0 +1,101 @@
+"""Confidence: does a probability of 0.8 mean that 8 of 10 are right, and are new classes preferred?
+
+Probabilities are the softmax over the classes seen so far. Methods whose logits are cosines (ncm)
+have no temperature and are under-confident by construction: compare their ranking, not their
+calibration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import pandas
+from numpy.typing import NDArray
+
+from smope.analysis.runs import Run
+from smope.analysis.snapshots import Snapshot
+
+BINS = 15
+
+
+def reliability(confidence: NDArray, correct: NDArray, bins: int = BINS) -> pandas.DataFrame:
+    """Per bin of equal width over (0, 1]: columns low, high, images, confidence, accuracy (means;
+    NaN where empty).
+    """
+    edges = numpy.linspace(0, 1, bins + 1)
+    index = numpy.clip(numpy.ceil(numpy.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
+    groups: Any = pandas.DataFrame(
+        {"confidence": confidence, "accuracy": numpy.asarray(correct, float)}
+    ).groupby(index)
+    table: Any = groups.mean().reindex(range(bins))
+    table.insert(0, "images", groups.size().reindex(range(bins), fill_value=0))
+    table.insert(0, "high", edges[1:])
+    table.insert(0, "low", edges[:-1])
+    return table
+
+
+def expected_calibration_error(confidence: NDArray, correct: NDArray, bins: int = BINS) -> float:
+    """ECE: mean over images of |accuracy - mean confidence| of the image's bin; 0 is perfect.
+
+    Guo et al. 2017 (arXiv 1706.04599), 15 bins of equal width.
+    """
+    table: Any = reliability(confidence, correct, bins)
+    gaps = (table["accuracy"] - table["confidence"]).abs().fillna(0.0)
+    return float((gaps * table["images"]).sum() / table["images"].sum())
+
+
+def brier_score(probabilities: NDArray, labels: NDArray) -> float:
+    """Mean over images of sum over classes of (probability - [class is the label])²: 0 is perfect,
+    2 the worst.
+
+    Brier 1950, the form for several classes. A label that is no column of `probabilities` counts as
+    none of them.
+    """
+    target = numpy.arange(probabilities.shape[1]) == numpy.asarray(labels)[:, None]
+    return float(((probabilities - target) ** 2).sum(-1).mean())
+
+
+def calibration(run: Run) -> pandas.DataFrame:
+    """After each task, over the images of the tasks seen.
+
+    Columns after_task, accuracy, confidence (mean of the largest probability), ece, brier, and how
+    far the newest task is preferred, from the second task on: prediction_bias, the share of
+    predictions minus the share of images that are of new classes (0: none); margin_old and
+    margin_new, the mean over images of old and of new classes of (largest logit of a new class -
+    largest logit of an old one). Bias towards new classes: Wu et al. 2019 (arXiv 1905.13260).
+    """
+    return pandas.DataFrame([_calibration(run, after) for after in run.evidence.recorded])
+
+
+def _calibration(run: Run, after: int) -> dict[str, float]:
+    snapshot = run.evidence.after(after)
+    seen = snapshot.seen
+    probabilities, correct = snapshot.probabilities[seen], snapshot.correct[seen]
+    confidence = probabilities.max(-1)
+    earlier = {label for classes in run.classes_of_tasks[: after - 1] for label in classes}
+    new = numpy.array([label not in earlier for label in range(snapshot.logits.shape[1])])
+    return {
+        "after_task": after,
+        "accuracy": float(correct.mean()),
+        "confidence": float(confidence.mean()),
+        "ece": expected_calibration_error(confidence, correct),
+        "brier": brier_score(probabilities, snapshot.labels[seen]),
+        **_bias(snapshot, new),
+    }
+
+
+def _bias(snapshot: Snapshot, new: NDArray[numpy.bool_]) -> dict[str, float]:
+    """How far new classes are preferred to old ones; NaN where there are only old ones or only new
+    ones.
+    """
+    if new.all() or not new.any():
+        return dict.fromkeys(("prediction_bias", "margin_old", "margin_new"), float("nan"))
+    known = snapshot.seen & (snapshot.labels < len(new))
+    logits, is_new = snapshot.logits[known], new[snapshot.labels[known]]
+    margin = logits[:, new].max(-1) - logits[:, ~new].max(-1)
+    return {
+        "prediction_bias": float(new[snapshot.predicted[known]].mean() - is_new.mean()),
+        "margin_old": float(margin[~is_new].mean()) if not is_new.all() else float("nan"),
+        "margin_new": float(margin[is_new].mean()) if is_new.any() else float("nan"),
+    }

@@ -1,0 +1,103 @@
+"""Which mistakes are made: within the image's own task, or into another one.
+
+An error is *within the task* where the predicted class is one of the image's own task, else
+*between tasks*. The first kind is what a task-incremental learner would get wrong as well; the
+second comes from not knowing the task.
+"""
+
+from __future__ import annotations
+
+import numpy
+import pandas
+from numpy.typing import NDArray
+
+from smope.analysis.runs import Run
+from smope.analysis.snapshots import Snapshot
+from smope.errors import UserError
+
+
+def _membership(run: Run) -> NDArray[numpy.bool_]:
+    """(T, classes): which classes each task has."""
+    table = numpy.zeros((run.num_tasks, len(run.record["class_names"])), dtype=bool)
+    for task, classes in enumerate(run.classes_of_tasks):
+        table[task, classes] = True
+    return table
+
+
+def split_errors(run: Run) -> pandas.DataFrame:
+    """After each task, over the images of all tasks seen, as fractions of these images.
+
+    Columns after_task, images, accuracy, within_task, between_tasks (these three add to 1),
+    into_newest (the part of between_tasks that went to the newest task), told_task (accuracy where
+    only the image's own task's classes compete, which is task-incremental accuracy). A sum over
+    images: the accuracy is the sample-weighted one.
+    """
+    return pandas.DataFrame([_split(run, after) for after in run.evidence.recorded])
+
+
+def _split(run: Run, after: int) -> dict[str, float]:
+    snapshot, member = run.evidence.after(after), _membership(run)
+    seen = snapshot.seen
+    labels, predicted, tasks = snapshot.labels[seen], snapshot.predicted[seen], snapshot.tasks[seen]
+    wrong = predicted != labels
+    within = wrong & member[tasks, predicted]
+    between = wrong & ~within
+    newest = between & member[after - 1, predicted]
+    return {
+        "after_task": after,
+        "images": int(seen.sum()),
+        "accuracy": float((~wrong).mean()),
+        "within_task": float(within.mean()),
+        "between_tasks": float(between.mean()),
+        "into_newest": float(newest.mean()),
+        "told_task": float(_told(snapshot, member).mean()),
+    }
+
+
+def _told(snapshot: Snapshot, member: NDArray[numpy.bool_]) -> NDArray[numpy.bool_]:
+    """Whether each seen image is classified right among its own task's classes."""
+    seen = snapshot.seen
+    allowed = member[snapshot.tasks[seen]][:, : snapshot.logits.shape[1]]
+    logits = numpy.where(allowed, snapshot.logits[seen], -numpy.inf)
+    return logits.argmax(-1) == snapshot.labels[seen]
+
+
+def task_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
+    """Row: task of the image; column: task of the predicted class; fractions of the row's images,
+    rows add to 1.
+
+    UserError where classes belong to several tasks: then a prediction names no task.
+    """
+    if not run.class_incremental:
+        raise UserError(
+            f"{run.path}: classes come in several tasks, so a predicted class names no task; "
+            f"leave it out"
+        )
+    snapshot = run.evidence.after(after) if after else run.evidence.last
+    task_of = _membership(run).argmax(0)
+    seen = snapshot.seen
+    counts = _pairs(snapshot.tasks[seen], task_of[snapshot.predicted[seen]], snapshot.tasks_done)
+    table = counts / counts.sum(1, keepdims=True)
+    names = range(1, snapshot.tasks_done + 1)
+    return pandas.DataFrame(
+        table, pandas.Index(names, name="task"), pandas.Index(names, name="predicted task")
+    )
+
+
+def class_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
+    """Row: class of the image; column: predicted class; numbers of images, as Avalanche's
+    ConfusionMatrix.
+    """
+    snapshot = run.evidence.after(after) if after else run.evidence.last
+    classes = snapshot.logits.shape[1]
+    known = snapshot.seen & (snapshot.labels < classes)
+    table = _pairs(snapshot.labels[known], snapshot.predicted[known], classes)
+    names = run.record["class_names"][:classes]
+    return pandas.DataFrame(
+        table, pandas.Index(names, name="class"), pandas.Index(names, name="predicted")
+    )
+
+
+def _pairs(rows: NDArray, columns: NDArray, size: int) -> NDArray[numpy.int64]:
+    """How often each pair of numbers below `size` occurs, (size, size)."""
+    return numpy.bincount(rows * size + columns, minlength=size * size).reshape(size, size)

@@ -1,0 +1,72 @@
+"""Telling images of classes that come later from images of known classes: future tasks are a free
+open-set test.
+
+Needs runs with trainer.record=all.
+"""
+
+from __future__ import annotations
+
+import numpy
+import pandas
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from smope.analysis.runs import Run
+from smope.errors import UserError
+
+
+def auroc(known: NDArray, unknown: NDArray) -> float:
+    """Probability that a known image scores higher than an unknown one, ties counting half: 0.5 is
+    chance.
+    """
+    return float(
+        roc_auc_score([1] * len(known) + [0] * len(unknown), numpy.concatenate([known, unknown]))
+    )
+
+
+def fpr95(known: NDArray, unknown: NDArray) -> float:
+    """Fraction of unknown images that are taken for known where 95 % of the known ones are: 0 is
+    perfect.
+
+    The threshold is the highest at which at least 95 % of known images score as much or more.
+    """
+    ordered = numpy.sort(known)[::-1]
+    threshold = ordered[int(numpy.ceil(0.95 * len(ordered) - 1e-9)) - 1]
+    return float((numpy.asarray(unknown) >= threshold).mean())
+
+
+def open_set(run: Run) -> pandas.DataFrame:
+    """After each task but the last: columns after_task, known, unknown (images), and AUROC and
+    FPR95 of two scores.
+
+    probability_*: the largest softmax probability (Hendrycks and Gimpel 2017, arXiv 1610.02136);
+    logit_*: the largest logit (Hendrycks et al. 2022, arXiv 1911.11132). Unknown are images of
+    tasks to come whose class is not seen yet.
+    """
+    rows = []
+    for after in (after for after in run.evidence.recorded if after < run.num_tasks):
+        snapshot = run.evidence.after(after)
+        classes = snapshot.logits.shape[1]
+        unknown = ~snapshot.seen & (snapshot.labels >= classes)
+        known = snapshot.seen & (snapshot.labels < classes)
+        if not unknown.any():
+            continue
+        row: dict[str, float] = {
+            "after_task": after,
+            "known": int(known.sum()),
+            "unknown": int(unknown.sum()),
+        }
+        for name, values in (("probability", snapshot.probabilities), ("logit", snapshot.logits)):
+            best = values.max(-1)
+            row |= {
+                f"{name}_auroc": auroc(best[known], best[unknown]),
+                f"{name}_fpr95": fpr95(best[known], best[unknown]),
+            }
+        rows.append(row)
+    if not rows:
+        raise UserError(
+            f"{run.path}: no images of classes to come were evaluated; train it again with "
+            f"trainer.record=all, on a "
+            "stream whose tasks bring new classes"
+        )
+    return pandas.DataFrame(rows)

@@ -1,0 +1,171 @@
+"""What evaluation kept after each task, as arrays (training/recording.py says what is written).
+
+Shapes: N test images of all tasks, M of them evaluated, C classes seen, L prompted blocks, H heads,
+E experts, K chosen experts, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from smope.errors import UserError
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One evaluation, after `tasks_done` tasks.
+
+    logits (M, C) float32, predicted, labels and tasks (M,) int64, tasks counted from 0; experts (M,
+    L, H, K), keys and values (L, H, E, D), counts (L, H, E), each None where the method has none.
+    """
+
+    tasks_done: int
+    logits: NDArray[numpy.float32]
+    predicted: NDArray[numpy.int64]
+    labels: NDArray[numpy.int64]
+    tasks: NDArray[numpy.int64]
+    experts: NDArray[numpy.int64] | None = None
+    keys: NDArray[numpy.float32] | None = None
+    values: NDArray[numpy.float32] | None = None
+    counts: NDArray[numpy.int64] | None = None
+
+    @property
+    def seen(self) -> NDArray[numpy.bool_]:
+        """(M,) which images belong to the tasks seen so far; the others were evaluated beforehand."""
+        return self.tasks < self.tasks_done
+
+    @property
+    def correct(self) -> NDArray[numpy.bool_]:
+        return self.predicted == self.labels
+
+    @cached_property
+    def probabilities(self) -> NDArray[numpy.float64]:
+        """Softmax over the C classes seen so far, (M, C)."""
+        logits = self.logits.astype(numpy.float64)
+        powers = numpy.exp(logits - logits.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
+    @property
+    def num_experts(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+
+class Evidence:
+    """The files in analysis/ of a run directory, read when asked for.
+
+    tasks_done: how many tasks run.json tells of, None for all. A run that was killed between the
+    two, or that was resumed from an older checkpoint, has files of later tasks, which belong to no
+    row of its accuracy matrix.
+    """
+
+    def __init__(self, run_dir: Path, tasks_done: int | None = None) -> None:
+        self.run_dir = run_dir
+        self.tasks_done = tasks_done
+        self._snapshots: dict[int, Snapshot] = {}
+
+    @cached_property
+    def _images(self) -> dict[str, NDArray]:
+        return _read(self.run_dir / "analysis" / "images.safetensors", self.run_dir)
+
+    @property
+    def labels(self) -> NDArray[numpy.int64]:
+        """(N,) of every task's test images."""
+        return self._images["labels"].astype(numpy.int64)
+
+    @property
+    def tasks(self) -> NDArray[numpy.int64]:
+        """(N,) which task evaluates the image, counted from 0."""
+        return self._images["tasks"].astype(numpy.int64)
+
+    @property
+    def examples(self) -> tuple[NDArray[numpy.uint8], NDArray[numpy.int64]]:
+        """A few images (n, s, s, 3), and which of the N they are."""
+        return self._images["examples"], self._images["example_of"].astype(numpy.int64)
+
+    @property
+    def recorded(self) -> list[int]:
+        """After which of the tasks done there is a snapshot, counted from 1; there may be gaps."""
+        paths = (self.run_dir / "analysis").glob("task-*.safetensors")
+        numbers = sorted(int(path.stem.partition("-")[2]) for path in paths)
+        return [
+            number for number in numbers if self.tasks_done is None or number <= self.tasks_done
+        ]
+
+    def after(self, tasks_done: int) -> Snapshot:
+        """The evaluation after `tasks_done` tasks; UserError where none was kept."""
+        if tasks_done not in self._snapshots:
+            path = self.run_dir / "analysis" / f"task-{tasks_done:03d}.safetensors"
+            arrays = _read(path, self.run_dir)
+            count = len(arrays["predicted"])
+            self._snapshots[tasks_done] = Snapshot(
+                tasks_done,
+                _logits(arrays),
+                arrays["predicted"].astype(numpy.int64),
+                self.labels[:count],
+                self.tasks[:count],
+                experts=_blocks(arrays, "experts", 1),
+                keys=_blocks(arrays, "keys", 0),
+                values=_blocks(arrays, "values", 0),
+                counts=_blocks(arrays, "counts", 0),
+            )
+        return self._snapshots[tasks_done]
+
+    @property
+    def last(self) -> Snapshot:
+        """The latest evaluation; UserError where there is none."""
+        return self.after(self.recorded[-1] if self.recorded else 1)
+
+
+def _blocks(arrays: dict[str, NDArray], name: str, axis: int) -> NDArray | None:
+    """The arrays of all blocks as one; None where there is none, or where blocks are of different
+    shapes.
+    """
+    found = [arrays[key] for key in sorted(arrays, key=_number) if key.startswith(f"{name}.")]
+    if not found or len({array.shape for array in found}) > 1:
+        return None
+    stacked = numpy.stack(found, axis=axis)
+    return stacked.astype(numpy.int64) if stacked.dtype.kind in "ui" else stacked
+
+
+def _logits(arrays: dict[str, NDArray]) -> NDArray[numpy.float32]:
+    """With the largest of each image put back; older records have them as they were, without
+    `top`.
+    """
+    logits = arrays["logits"].astype(numpy.float32)
+    return logits + arrays["top"][:, None] if "top" in arrays else logits
+
+
+def _number(key: str) -> tuple[str, int]:
+    name, _, number = key.partition(".")
+    return name, int(number or 0)
+
+
+def _read(path: Path, run_dir: Path) -> dict[str, NDArray]:
+    if not path.is_file():
+        raise UserError(
+            f"{run_dir}: holds no analysis/{path.name}: this run kept no logits "
+            f"(trainer.record=nothing, or an older "
+            "version of smope, or a task not yet learned); train it again with trainer.record=seen"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            version = (file.metadata() or {}).get("format_version")
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:  # damaged files are met with nearly every class of exception
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); train the run again"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: has format version {version}, this smope reads {FORMAT_VERSION}; use the "
+            f"run's smope"
+        )
+    return arrays

@@ -1,0 +1,1 @@
+"""The `smope` command: main.py finds the subcommand, every other file is one."""

@@ -1,0 +1,124 @@
+"""`smope audit RUN`: whether a run's numbers can be trusted, a verdict a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smope.cli.parser import Parser
+from smope.config.config import Config, load_config
+from smope.errors import UserError
+from smope.storage.files import write_atomically
+from smope.storage.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from smope.audit.restored_run import Verdict
+
+EPILOG = """\
+The run is rebuilt from its directory and looked at as it was after its last finished task: whether logits depend on
+the batch, on the order of images or on the time; whether evaluation is one; images shared by training and test;
+frozen weights; the accuracy matrix and its scores. Tolerances and their reasons: smope/audit/checks.py. The verdicts
+are stored as audit.json in the run directory; nothing else is written. A check that cannot be made of this run is
+marked - and passes for nothing. Exit code 1 where a check fails.
+
+examples:
+  smope audit runs/demo/2026-01-31_12-00-00
+  smope audit runs/demo/2026-01-31_12-00-00 --strict    one shared image is too many"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Exit code 1 where a check fails; UserError where there is no run to look at."""
+    options = _parser().parse_args(argv)
+    if options.images < 0:
+        raise UserError(
+            f"--images must be 0 or more, got {options.images}; write for example --images 64"
+        )
+    directory, config = _open(options.run, options.device)
+
+    from smope.audit.checks import run_checks
+    from smope.audit.restored_run import document, open_subject
+
+    subject, verdict = open_subject(directory, config, images=options.images, strict=options.strict)
+    verdicts = [verdict]
+    show = (lambda _: None) if options.json else _show
+    show(verdict)
+    if subject is not None:
+        for verdict in run_checks(subject):
+            verdicts.append(verdict)
+            show(verdict)
+    content = document(verdicts, subject, options.strict)
+    if options.json:
+        print(json.dumps(content, indent=1))
+    else:
+        print(_summary(verdicts, content))
+    _store(directory.path, content)
+    return 0 if content["passed"] else 1
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "smope audit", "Whether a run's numbers can be trusted: a verdict a line.", EPILOG
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
+    parser.add_argument(
+        "--strict", action="store_true", help="fail on any image in both training and test"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=64,
+        help="test images to compare one by one (default: 64; 0: all)",
+    )
+    parser.add_argument(
+        "--device", default=None, help="auto, cpu, cuda, cuda:N or mps (default: the run's own)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what audit.json holds")
+    return parser
+
+
+def _open(path: Path, device: str | None) -> tuple[RunDirectory, Config]:
+    if path.is_file():
+        raise UserError(
+            f"RUN={path}: is a file; smope audit looks at a run directory, runs/<name>/<time>, "
+            f"and at nothing else yet"
+        )
+    directory = RunDirectory.open(path)
+    return directory, load_config(path, moved={"trainer.device": device} if device else None)
+
+
+def _show(verdict: Verdict) -> None:
+    outcome = {True: "ok", False: "FAILED", None: "-"}[verdict.passed]
+    print(f"{outcome:<6}  {verdict.check:<22}  {verdict.text}", flush=True)
+
+
+def _summary(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
+    """How many checks passed, how many could not be made, and what of the run is still to come."""
+    outcomes = [verdict.passed for verdict in verdicts]
+    text = f"{outcomes.count(True)} of {len(outcomes)} checks passed"
+    if None in outcomes:
+        text += f", {outcomes.count(None)} could not be made"
+    done, tasks = content["tasks_done"], content["tasks"]
+    if done is None:
+        return f"{text}; the others need a state that fits"
+    return (
+        text
+        if done == tasks
+        else f"{text}; of {tasks} tasks {done} are learned, and nothing is said of the others"
+    )
+
+
+def _store(run_dir: Path, content: dict[str, Any]) -> None:
+    """A run directory that cannot be written, in an archive say, can be audited all the same."""
+    path = run_dir / "audit.json"
+    try:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        print(
+            f"smope: {path}: cannot be written ({error.strerror}); the verdicts stand",
+            file=sys.stderr,
+        )
+        return
+    print(f"stored in {path}", file=sys.stderr)

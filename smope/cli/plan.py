@@ -1,0 +1,167 @@
+"""`smope plan`: what a run or a sweep will take in time, memory and money, before it is started."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smope.cli.parser import Parser
+from smope.config.config import Config
+from smope.config.hydra import compose, with_sweep
+from smope.config.identity import flatten, immaterial
+from smope.config.overrides import Overrides, combinations, read_overrides
+from smope.config.value_types import shown
+from smope.errors import UserError
+from smope.planning.hardware import UTILISATION, listing, peak
+from smope.storage.run_directory import RunDirectory
+
+EPILOG = f"""\
+Counted are steps, images, operations and memory, on the real configuration. Seconds come from one of three sources:
+  (nothing)         a few steps are timed here, some seconds for each phase
+  --from RUN        the rates of a finished run, scaled by the operations of an image
+  --hardware NAME   the vendor's peak rate times an assumed share of it ({UTILISATION:g} unless you say --utilisation)
+Each line says which it is. Runs of a sweep that differ in seed, names or places alone are planned once.
+
+examples:
+  smope plan                                               the demo, measured here
+  smope plan experiment=paper_cifar100 stream.root=~/cifar100 --hardware a100 --price 2.5
+  smope plan method=smope,coda seed=0,1,2                  a sweep
+  smope plan sweep=ablation_small                          one of conf/sweep
+  smope plan trainer.epochs=20 --from runs/digits/2026-01-31_12-00-00
+  smope plan --list                                        the table of hardware"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Entry point of the command; returns the exit code."""
+    options = _parser().parse_intermixed_args(argv)
+    if options.list:
+        print(listing())
+        return 0
+    _check(options)
+    groups = _groups(
+        with_sweep(read_overrides(options.overrides, options.config_dir, multirun=True))
+    )
+    record = _record(options.source) if options.source else None
+    if options.hardware:
+        for config, _ in groups:
+            peak(options.hardware, config.trainer["precision"])
+    from smope.planning.lines import as_dict, lines, total
+    from smope.planning.make_plan import make_plan
+
+    plans = []
+    for config, labels in groups:
+        plans.append(
+            make_plan(config, labels, record, options.source, options.hardware, options.utilisation)
+        )
+        if not options.json:
+            print("\n".join([*lines(plans[-1]), ""]), flush=True)
+    if options.json:
+        print(json.dumps([as_dict(item) for item in plans], indent=1, ensure_ascii=False))
+    else:
+        print("\n".join([*total(plans, options.price), "nothing was trained or written"]))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "smope plan",
+        "Estimate time, memory and cost of a run or a sweep before it is started.",
+        EPILOG,
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="as for `smope train`; a,b for a sweep"
+    )
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="accepted and not needed: a,b is a sweep here"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="RUN",
+        help="take the rates of this finished run",
+    )
+    parser.add_argument(
+        "--hardware", metavar="NAME", help="take a peak rate from the table that --list shows"
+    )
+    parser.add_argument(
+        "--utilisation", type=float, metavar="SHARE", help="of the peak, with --hardware"
+    )
+    parser.add_argument(
+        "--price", type=float, metavar="P", help="of an hour of the machine, in your currency"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="the table of hardware, with its sources"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--config-dir",
+        metavar="DIR",
+        help="a folder of your own laid out like conf/, searched as well",
+    )
+    return parser
+
+
+def _check(options: Any) -> None:
+    if options.source and options.hardware:
+        raise UserError("--from and --hardware are two sources of one rate; leave one of them out")
+    if options.utilisation is not None and not options.hardware:
+        raise UserError("--utilisation belongs to --hardware; add it, or leave --utilisation out")
+    if options.utilisation is not None and not 0 < options.utilisation <= 1:
+        raise UserError(
+            f"--utilisation must be above 0 and at most 1, got {options.utilisation:g}; write 0.3"
+        )
+    if options.price is not None and not (math.isfinite(options.price) and options.price >= 0):
+        raise UserError(
+            f"--price must be a finite number, 0 or more, got {options.price:g}; write for "
+            f"example 2.5"
+        )
+
+
+def _groups(overrides: Overrides) -> list[tuple[Config, list[str]]]:
+    """Configurations that take different work, each with what tells its runs apart."""
+    swept = [item.key_or_group for item in overrides.parsed if item.is_sweep_override()]
+    found: dict[str, tuple[Config, list[str]]] = {}
+    singles = list(combinations(overrides))
+    if not singles:
+        raise UserError(
+            "a sweep whose values a sweeper decides cannot be planned; write its values as a,b"
+        )
+    for single in singles:
+        config = compose(single)
+        texts = [
+            text.lstrip("+") for text in single.texts if text.lstrip("+").partition("=")[0] in swept
+        ]
+        found.setdefault(_work(config), (config, []))[1].append(" ".join(texts) or "as given")
+    return list(found.values())
+
+
+def _work(config: Config) -> str:
+    """What decides how much a run computes."""
+    flat: Mapping[str, Any] = flatten(config.as_dict())
+    kept = (
+        "trainer.device",
+        "trainer.record",
+        "trainer.activation_checkpointing",
+        "stream.root",
+        "stream.table",
+    )
+    return shown(
+        [
+            f"{key}={shown(value)}"
+            for key, value in flat.items()
+            if not immaterial(key, flat) or key in kept
+        ]
+    )
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record = RunDirectory.open(path.expanduser(), "--from").read_record()
+    if record.get("status") != "finished":
+        raise UserError(
+            f"--from {path}: is not finished, so its rates are not known; name a finished run"
+        )
+    return record

@@ -1,0 +1,110 @@
+"""`smope train`: compose and validate the configuration, choose the run directory, hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smope.cli.parser import Parser
+from smope.config.config import Config
+from smope.config.overrides import Overrides, read_overrides
+from smope.distributed import torchrun
+from smope.errors import UserError
+from smope.run.plan import override_value, plan
+
+
+def run(argv: Sequence[str]) -> int:
+    """Entry point of the command; returns the exit code."""
+    if "-h" in argv or "--help" in argv:
+        from smope.cli.train_help import train_help
+
+        print(train_help(_parser()))
+        return 0
+    options = _parser().parse_intermixed_args(argv)
+    overrides = read_overrides(options.overrides, options.config_dir, multirun=options.multirun)
+    if options.multirun and torchrun.world_size() > 1:
+        raise UserError(
+            "-m starts runs one after the other, torchrun processes of one; start torchrun for "
+            "each run"
+        )
+    if options.multirun and options.report:
+        raise UserError(
+            "--report belongs to a single run; with -m, afterwards: smope report runs/<name>"
+        )
+    if options.multirun:
+        return _train_many(overrides, ["smope", "train", *argv], options.dry_run)
+    if "sweep" in overrides.given:
+        raise UserError(f"sweep={override_value(overrides, 'sweep')} is many runs; add -m")
+    config, run_dir, resume = plan(overrides)
+    _hand_over(config, run_dir, resume=resume, dry_run=options.dry_run)
+    if options.report and not options.dry_run and torchrun.rank() == 0:
+        from smope.cli.report import run as report
+
+        report([str(run_dir)])
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "smope train",
+        "Train a method on a stream of tasks. Without overrides: SMoPE on handwritten digits.",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="a group's choice or a key's value"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show configuration, tasks and cost; train and write nothing",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write the run's report.html when it has finished"
+    )
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="one run for each combination of key=a,b values",
+    )
+    parser.add_argument(
+        "--config-dir",
+        metavar="DIR",
+        help="a folder of your own laid out like conf/, searched as well",
+    )
+    return parser
+
+
+def _hand_over(
+    config: Config, run_dir: Path, *, resume: bool = False, dry_run: bool = False
+) -> dict[str, Any] | None:
+    """The first import of torch: everything that can be refused without it has been."""
+    if dry_run and torchrun.rank() > 0:
+        return None
+    from smope.run.dry_run import describe
+    from smope.run.train import train
+
+    if dry_run:
+        print(describe(config))
+        return None
+    return train(config, run_dir, resume=resume)
+
+
+def _train_many(overrides: Overrides, command: Sequence[str], dry_run: bool) -> int:
+    """Every combination is a run of its own, kept in a place that only its configuration decides
+    about.
+    """
+    from smope.sweeps.driver import run_sweep
+
+    for key in ("run_dir", "resume"):
+        if override_value(overrides, key) is not None:
+            raise UserError(
+                f"{key} belongs to a single run; with -m each has its own folder in runs/<name>/, "
+                f"and the same command "
+                "goes on with all of them: leave it out"
+            )
+    return run_sweep(overrides, command, _show if dry_run else None)
+
+
+def _show(config: Config, run_dir: Path) -> None:
+    _hand_over(config, run_dir, dry_run=True)

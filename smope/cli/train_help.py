@@ -1,0 +1,68 @@
+"""The text of `smope train --help`: groups, choices and keys as conf/ has them, comments included."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from smope.config.conf_files import ALL_GROUPS, choices, conf_dir
+
+INDENT: Any = {"initial_indent": "  ", "subsequent_indent": "      ", "break_on_hyphens": False}
+EXAMPLES = """\
+examples:
+  smope train                                         SMoPE on handwritten digits, embedded backbone
+  smope train experiment=smoke                        the same in seconds
+  smope train router.top_k=3 trainer.epochs=10        change keys
+  smope train -m method=smope,ncm seed=0,1,2          six runs; the same command again goes on with what is missing
+  smope train -m sweep=ablation_small hydra/launcher=joblib   a sweep of conf/sweep/, two runs at once: see SWEEPS.md
+  smope train stream=folder stream.root=~/photos stream.num_tasks=5 backbone=vit_small
+                                                      images in train/<class>/ and test/<class>/
+  smope train resume=runs/digits/2026-01-31_12-00-00  continue from its last checkpoint
+  smope train experiment=smoke --dry-run              look before training"""
+
+
+def train_help(parser: argparse.ArgumentParser) -> str:
+    folder = conf_dir()
+    main = (folder / "train.yaml").read_text(encoding="utf-8")
+    defaults = dict(re.findall(r"^\s+- (\w+): (\w+)", main, flags=re.MULTILINE))
+    sections = [
+        parser.format_help().rstrip(),
+        "groups (group=choice) and, below the default choice, its keys (group.key=value):",
+    ]
+    sections += [_group(folder, group, defaults.get(group, "null")) for group in ALL_GROUPS]
+    sections += ["keys of the run:\n" + _keys(main.partition("_self_")[2]), EXAMPLES]
+    return "\n\n".join(sections)
+
+
+def _group(folder: Path, group: str, default: str) -> str:
+    names = choices(group, [folder])
+    heading = textwrap.fill(f"{group}={default}   choices: {', '.join(names)}", 100, **INDENT)
+    texts = [
+        path.read_text(encoding="utf-8")
+        for path in _files(folder / group, default)
+        if path.is_file()
+    ]
+    return "\n".join([heading, _keys("\n".join(texts))]).rstrip()
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """The file of a choice, and what all choices of its group share."""
+    return [folder / f"{name}.yaml", folder / "_shared.yaml"]
+
+
+def _keys(text: str) -> str:
+    """Lines `key: value  # comment` of YAML files, the first of each key, without what is Hydra's, and
+                       comment lines.
+
+    A choice's own file comes before what its group shares, so that the first is the one that
+    counts.
+    """
+    lines: dict[str, str] = {}
+    for line in text.splitlines():
+        key = re.match(r"(?!_target_:|hydra:|defaults:)(\w+):", line)
+        if key:
+            lines.setdefault(key[1], f"    {line}")
+    return "\n".join(lines.values())

@@ -1,0 +1,3 @@
+"""From YAML files and command-line overrides to a validated configuration, before torch is
+imported.
+"""

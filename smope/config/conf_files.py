@@ -1,0 +1,103 @@
+"""The files of conf/: where they are, which choices a group has, and reading one of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smope.config.identity import GROUPS
+from smope.errors import UserError
+
+# Groups whose files set keys of several others; nothing is chosen unless asked.
+SETTINGS = ("experiment", "variant", "sweep")
+ALL_GROUPS = (*GROUPS, *SETTINGS)
+MOST_NAMED = 18  # choices that a message names
+
+
+def conf_dir() -> Path:
+    """The folder of shipped YAML files: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise UserError(
+        f"no conf/train.yaml in {package} or {package.parent}; not all is installed: install "
+        f"smope again"
+    )
+
+
+def choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
+    """Names that `group=` accepts: the stems of its YAML files; one that starts with _ is for
+    others to include.
+    """
+    return sorted(
+        {path.stem for folder in config_dirs for path in (folder / group).glob("[!_]*.yaml")}
+    )
+
+
+def config_folders(config_dir: str | None) -> tuple[Path, ...]:
+    if config_dir is None:
+        return (conf_dir(),)
+    path = Path(config_dir).expanduser().resolve()
+    if not path.is_dir():
+        raise UserError(
+            f"--config-dir {config_dir}: no such folder; name one laid out like conf/ (method/, "
+            f"...)"
+        )
+    return conf_dir(), path
+
+
+def known_choices(group: str, value: str, known: Sequence[str]) -> str:
+    """The way out of a choice that is none: the nearest first, then all others where one line
+    takes them.
+    """
+    near = difflib.get_close_matches(value, known, n=1)
+    if len(known) <= MOST_NAMED:
+        named = ", ".join(known)
+        return (
+            f"did you mean {group}={near[0]}? Choices are {named}"
+            if near
+            else f"choose one of {named}"
+        )
+    rest = f"`smope train --help` lists all {len(known)}"
+    if near:
+        return f"did you mean {group}={near[0]}? {rest}"
+    return f"choose one of {', '.join(known[: MOST_NAMED // 2])}, ...; {rest}"
+
+
+def load_choice(group: str, name: str, config_dirs: Sequence[Path]) -> dict[str, Any]:
+    """The values of a choice's file, for a group that no run's configuration has; the user's own
+    folder goes first.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    known = choices(group, config_dirs)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {group}={near[0]}?" if near else ""
+        raise UserError(f"{group}={name} is no choice; choose one of {', '.join(known)}{hint}")
+    path = next(
+        p for folder in reversed(config_dirs) if (p := folder / group / f"{name}.yaml").is_file()
+    )
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: is not readable YAML ({first_line(error)}); correct it"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a mapping of keys; correct it")
+    return {str(key): value for key, value in values.items()}
+
+
+def first_line(error: BaseException) -> str:
+    lines = [
+        line.strip()
+        for line in str(error).splitlines()
+        if line.strip() and not line.startswith("See https://")
+    ]
+    return lines[0] if lines else type(error).__name__

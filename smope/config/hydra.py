@@ -1,0 +1,151 @@
+"""Composing the files of conf/ and overrides by Hydra, whose errors become one line here."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from smope.config.config import Config, validate
+from smope.config.overrides import Overrides, read_overrides
+from smope.errors import UserError
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+
+# Launchers are configured under the names that their plugins have for them, which Hydra warns about
+# in every process.
+warnings.filterwarnings(
+    "ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema"
+)
+
+
+def compose(overrides: Overrides) -> Config:
+    """The validated configuration of one run."""
+    return validate(compose_values(overrides), overrides.given)
+
+
+def with_sweep(overrides: Overrides) -> Overrides:
+    """The overrides of a multirun, and those of its sweep's file (hydra.sweeper.params) that they
+    leave open.
+    """
+    from hydra.types import RunMode
+
+    with hydra_over(overrides) as (hydra, texts):
+        composed = hydra.compose_config(
+            "train", texts, RunMode.MULTIRUN, from_shell=False, with_log_configuration=False
+        )
+        params = dict(composed.hydra.sweeper.get("params") or {})
+    texts = [f"{key}={value}" for key, value in params.items() if key not in overrides.given]
+    folder = str(overrides.config_dirs[1]) if len(overrides.config_dirs) > 1 else None
+    added = read_overrides(texts, folder, multirun=True)
+    return Overrides(
+        added.texts + overrides.texts, added.parsed + overrides.parsed, overrides.config_dirs
+    )
+
+
+def compose_values(overrides: Overrides, *, multirun: bool = False) -> dict[str, Any]:
+    """Plain values as Hydra composes them, not validated.
+
+    Of a multirun: what is swept is as without an override.
+    """
+    from hydra.types import RunMode
+
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    with hydra_over(overrides) as (hydra, texts):
+        composed = hydra.compose_config(
+            "train", texts, mode, from_shell=False, with_log_configuration=False
+        )
+        return plain_values(composed)
+
+
+def plain_values(composed: Any) -> dict[str, Any]:
+    """A composed configuration as plain values, interpolations resolved, without Hydra's own
+    settings.
+    """
+    from omegaconf import OmegaConf
+
+    data = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items() if key != "hydra"}
+
+
+def launch(overrides: Overrides, jobs: Sequence[Sequence[str]], task: Callable[[Any], Any]) -> None:
+    """Give each job, a list of overrides, to the launcher that `overrides` choose; returns when it
+    has run them all.
+    """
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    with hydra_over(overrides) as (hydra, texts):
+        config = hydra.compose_config(
+            "train", texts, RunMode.MULTIRUN, from_shell=False, with_log_configuration=False
+        )
+        _no_idle_workers(config, len(jobs))
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=_callbacks(config))
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=task, config=config
+        )
+        launcher.launch(jobs, initial_job_idx=0)
+
+
+def _no_idle_workers(config: Any, jobs: int) -> None:
+    """As many of joblib's workers as there are jobs at most: one that never had any would die of
+    Ctrl-C.
+    """
+    from omegaconf import open_dict, read_write
+
+    wanted = config.hydra.launcher.get("n_jobs", 1)
+    if (wanted if wanted > 0 else os.cpu_count() or 1) > jobs:
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.launcher.n_jobs = jobs
+
+
+def _callbacks(config: Any) -> Any:
+    from hydra._internal.callbacks import Callbacks
+
+    return Callbacks(config)
+
+
+def multirun(overrides: Overrides, task: Callable[[Any], Any]) -> None:
+    """Run what Hydra's sweeper thinks of through its launcher; raises what the first failed job
+    raised.
+    """
+    with hydra_over(overrides) as (hydra, texts):
+        hydra.multirun(
+            config_name="train", task_function=task, overrides=texts, with_log_configuration=False
+        )
+
+
+@contextmanager
+def hydra_over(overrides: Overrides) -> Iterator[tuple[Hydra, list[str]]]:
+    """A Hydra over conf/ (and the user's folder), its exceptions as UserError."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    main, *extra = overrides.config_dirs
+    quoted = [QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in extra]
+    texts = overrides.texts + ([f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else [])
+    try:
+        with initialize_config_dir(str(main), version_base="1.3", job_name="smope"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            yield hydra, texts
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(_translate(error)) from error
+
+
+def _translate(error: Exception) -> str:
+    """One line for an error of Hydra, OmegaConf or YAML that no check of ours foresaw."""
+    key = getattr(error, "full_key", None)
+    where = f"{key}: " if key and not key.startswith("hydra.") else ""
+    lines = " ".join(
+        str(error).partition("Config search path")[0].partition("full_key:")[0].split()
+    )
+    return f"{where}{lines or type(error).__name__}; `smope train --help` lists groups and keys"

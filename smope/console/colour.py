@@ -1,0 +1,44 @@
+"""The accuracy matrix in colour, where a terminal has colours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+from smope.console.tables import matrix_table
+
+FIRST, CELL = 10, 7  # widths of the columns of matrix_table
+# From dark blue over grey to yellow, as the report's maps: number of the background among 256,
+# number of the text.
+SHADES = ((17, 15), (60, 15), (102, 16), (143, 16), (185, 16))
+
+
+def has_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether to write colours: to a terminal that has them, unless NO_COLOR is set
+    (no-color.org).
+    """
+    plain = environment.get("NO_COLOR") or environment.get("TERM") in (None, "dumb")
+    return stream.isatty() and not plain
+
+
+def coloured_matrix(matrix: Sequence[Sequence[float | None]]) -> str:
+    """matrix_table with the cells of its rows on colours from dark (0 %) to bright (100 %)."""
+    head, *lines = matrix_table(matrix).splitlines()
+    return "\n".join(
+        [head, *(_painted(line, row) for line, row in zip(lines, matrix, strict=True))]
+    )
+
+
+def _painted(line: str, row: Sequence[float | None]) -> str:
+    cells = [line[FIRST + CELL * column :][:CELL] for column in range(len(row))]
+    painted = [
+        cell if value is None else _shade(cell, value)
+        for cell, value in zip(cells, row, strict=True)
+    ]
+    return line[:FIRST] + "".join(painted) + line[FIRST + CELL * len(row) :]
+
+
+def _shade(cell: str, value: float) -> str:
+    background, text = SHADES[min(int(value * len(SHADES)), len(SHADES) - 1)]
+    return f" \x1b[48;5;{background};38;5;{text}m{cell[1:]}\x1b[0m"

@@ -1,0 +1,73 @@
+"""Lines and progress bars: bars on a terminal only, lines everywhere and in the run's log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from smope.console.colour import has_colour
+
+
+class Bar:
+    """A progress bar, or nothing where the output is not a terminal."""
+
+    def __init__(self, bar: tqdm | None) -> None:
+        self._bar = bar
+
+    def update(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
+
+class Progress:
+    """Prints lines (also to `log`, if given) and shows bars on a terminal; `quiet` prints nothing."""
+
+    def __init__(self, log: Path | None, *, quiet: bool = False) -> None:
+        self._log = log
+        self._quiet = quiet
+        self._bars = not quiet and sys.stdout.isatty()
+
+    def line(self, text: str, coloured: str | None = None) -> None:
+        """Print a line, or several; `coloured` instead where the terminal has colours."""
+        if not self._quiet:
+            tqdm.write(
+                coloured if coloured is not None and has_colour(sys.stdout) else text,
+                file=sys.stdout,
+            )
+            sys.stdout.flush()
+        self._write(text)
+
+    def detail(self, text: str) -> None:
+        """A line that a bar replaces where there are bars; the log has it anyway."""
+        self._write(text)
+        if not self._quiet and not self._bars:
+            print(text, flush=True)
+
+    def _write(self, text: str) -> None:
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    @contextmanager
+    def bar(self, total: int, description: str, done: int = 0) -> Iterator[Bar]:
+        """A bar of `total` steps, of which some may be `done`; it disappears when it ends."""
+        if not self._bars:
+            yield Bar(None)
+            return
+        with tqdm(
+            total=total,
+            initial=done,
+            desc=description,
+            leave=False,
+            file=sys.stdout,
+            dynamic_ncols=True,
+        ) as bar:
+            yield Bar(bar)

@@ -1,0 +1,86 @@
+"""Tables in plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def matrix_table(matrix: Sequence[Sequence[float | None]]) -> str:
+    """The accuracy matrix in percent: one row after each task, one column a task, and the mean
+    over seen tasks.
+    """
+    tasks = len(matrix)
+    lines = ["after task" + "".join(f"{task + 1:>7}" for task in range(tasks)) + "    mean"]
+    for index, row in enumerate(matrix):
+        seen = [value for value in row if value is not None]
+        cells = "".join(f"{'' if value is None else f'{100 * value:.1f}':>7}" for value in row)
+        mean = f"{100 * sum(seen) / len(seen):.1f}" if seen else ""
+        lines.append(f"{index + 1:>10}{cells}{mean:>8}")
+    return "\n".join(lines)
+
+
+def score_lines(record: Mapping[str, Any]) -> str:
+    """The scores of run.json in percent, each with its name."""
+    names = {
+        "final_average_accuracy": "final average accuracy (FAA)",
+        "cumulative_average_accuracy": "cumulative average accuracy (CAA)",
+        "forgetting": "forgetting",
+        "sample_weighted_accuracy": f"accuracy over all {record['evaluated_on']} images",
+    }
+    return "\n".join(f"{title:<34}{percent(record[name]):>7} %" for name, title in names.items())
+
+
+def cost_table(cost: Mapping[str, Any]) -> str:
+    """The block `cost` of run.json: what training and classifying an image cost, then the run as a
+    whole.
+    """
+    flops, rate, seconds = cost["gflops_per_image"], cost["images_per_second"], cost["seconds"]
+    whole, parameters = flops["without_cls_saving"], cost["trainable_parameters"]
+
+    def row(title: str, train: float | None, infer: float | None) -> str:
+        return f"{title:<42}" + "".join(f"{_number(value):>12}" for value in (train, infer))
+
+    def gflops(title: str, found: Mapping[str, Any], counter: str) -> str:
+        return row(title, found["train_gflops"][counter], found["infer_gflops"][counter])
+
+    memory = {
+        "cuda_allocated": "on the CUDA device",
+        "process_resident": "resident set of the process",
+    }
+    peaks = [
+        f"{_megabytes(size)} {memory[what]}" for what, size in cost["peak_memory_bytes"].items()
+    ]
+    waiting = (
+        ""
+        if cost["waiting_share"] is None
+        else f" ({percent(cost['waiting_share'])} % of it waiting for images)"
+    )
+    lines = [
+        f"{'cost of an image':<42}{'training':>12}{'inference':>12}",
+        gflops("GFLOPs, PyTorch's count", flops, "torch"),
+        gflops("  with all rows of the last block", whole, "torch"),
+        gflops("GFLOPs, the papers' convention", flops, "paper_convention"),
+        gflops("  with all rows of the last block", whole, "paper_convention"),
+        row("images a second", rate["train"], rate["infer"]),
+        f"trained parameters: {parameters['prompt']:,} in prompts, {parameters['classifier']:,} "
+        f"in the classifier; "
+        f"stored state {_megabytes(cost['stored_state_bytes'])}",
+        f"seconds: {seconds['train']:.1f} training{waiting}, {seconds['align']:.1f} alignment, "
+        f"{seconds['eval']:.1f} evaluation",
+        f"peak memory: {', '.join(peaks) or 'not known on this system'}",
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    """Two decimals, or two digits of what is small."""
+    return "-" if value is None else f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.2g}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

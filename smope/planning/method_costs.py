@@ -1,0 +1,72 @@
+"""What each method of conf/method trains and computes, counted on the real objects, beside what its
+paper says.
+
+One setting for all: a ViT-B/16 at 224 pixels with random weights, the first of ten tasks of twenty
+classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from smope.backbones.vit import Backbone, load_backbone
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
+from smope.methods.base import TaskSpan
+from smope.metrics.cost import count_flops, count_parameters
+from smope.metrics.flops import Gflops
+from smope.run.build import make_method
+
+BACKBONE, CLASSES, TASKS = "vit_base_patch16_224", 200, 10
+
+
+def method_rows(names: Sequence[str], config_dir: str | None = None) -> Iterator[dict[str, Any]]:
+    """A row of plain values for each name, published numbers in the same units as ours.
+
+    train_gflops, infer_gflops: torch: what runs here, by PyTorch's counter; paper_convention: as
+    papers count, whose
+                                programs compute all rows of the last block.
+    cls_saving:                 how much less it is that the last block computes here, in both
+                                countings.
+    """
+    backbone = load_backbone(BACKBONE, weights="random", pixel_statistics="none")
+    for name in names:
+        yield _row(name, _copy(backbone), config_dir)
+
+
+def _copy(backbone: Backbone) -> Backbone:
+    """A backbone of its own, frozen, for a method to wrap; the weights, which nobody changes here,
+    are shared.
+    """
+    shared = {id(parameter): parameter.requires_grad_(False) for parameter in backbone.parameters()}
+    return copy.deepcopy(backbone, shared)
+
+
+def _row(name: str, backbone: Backbone, config_dir: str | None) -> dict[str, Any]:
+    config = compose(read_overrides([f"method={name}"], config_dir))
+    with torch.random.fork_rng(devices=[]):
+        method = make_method(config.method, config.router, backbone, CLASSES, TASKS)
+    card, trained = method.card, count_parameters(method)
+    flops = count_flops(method, TaskSpan(0, 0, CLASSES // TASKS))
+    published = card.published_parameters
+    return {
+        "name": name,
+        "source": card.source,
+        "note": card.note,
+        "trainable_parameters": {**trained, "total": sum(trained.values())},
+        "published_parameters": None if published is None else round(1e6 * published),
+        "published_gflops": None if card.published_gflops is None else list(card.published_gflops),
+        **{phase: _as_papers_count(flops, phase) for phase in ("train_gflops", "infer_gflops")},
+        "cls_saving": flops["cls_saving"],
+    }
+
+
+def _as_papers_count(flops: dict[str, Any], phase: str) -> Gflops:
+    return {
+        **flops[phase],
+        "paper_convention": flops["without_cls_saving"][phase]["paper_convention"],
+    }

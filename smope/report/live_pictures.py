@@ -1,0 +1,34 @@
+"""Pictures that trackers show while a run is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def live_pictures(
+    matrix: Sequence[Sequence[float]], run_dir: Path, config: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """PNGs: the matrix as a heat map, and the load of experts where choices were recorded."""
+    import pandas
+
+    from smope.analysis.experts import block_numbers, load_of
+    from smope.analysis.snapshots import Evidence
+    from smope.report.figures import heat_map, load_map
+    from smope.report.style import png
+
+    names = range(1, len(matrix) + 1)
+    frame = pandas.DataFrame(
+        [[*row, *[float("nan")] * (len(matrix) - len(row))] for row in matrix],
+        pandas.Index(names, name="after task"), pandas.Index(names, name="task"),
+    )  # fmt: skip
+    pictures = {"accuracy_matrix_map": png(heat_map("matrix", "", frame, text="").drawing)}
+    evidence = Evidence(run_dir)
+    if len(matrix) in evidence.recorded:
+        last = evidence.after(len(matrix))
+        if last.experts is not None:
+            load = load_of(last.experts[last.seen], last.num_experts)
+            blocks = block_numbers(config, len(load))
+            pictures["expert_load"] = png(load_map("load", "", load, blocks, text="").drawing)
+    return pictures

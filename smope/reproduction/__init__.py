@@ -1,0 +1,1 @@
+"""Repeating published results and comparing with them."""

@@ -1,0 +1,22 @@
+"""What the stream of a configuration finds on disk; apart from build.py, so that looking at data
+imports no torch.
+"""
+
+from __future__ import annotations
+
+from hydra.utils import get_object
+
+from smope.config.config import STREAM_BUILDER, Config
+from smope.config.signatures import keys_of
+from smope.streams.source import Source
+
+
+def make_source(config: Config) -> Source:
+    """The images of a configuration's stream, none of them decoded."""
+    common = keys_of(STREAM_BUILDER, "stream")
+    own = {
+        key: value
+        for key, value in config.stream.items()
+        if key not in ("_target_", "name", *common)
+    }
+    return get_object(config.stream["_target_"])(**own)

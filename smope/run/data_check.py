@@ -1,0 +1,128 @@
+"""The check of a data set: its images found, read, judged and divided into tasks as training
+would, nothing trained.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smope.config.config import Config
+from smope.errors import UserError
+from smope.run.build_source import make_source
+from smope.streams.checking.findings import LEVELS, Finding, findings, uneven_tasks
+from smope.streams.checking.inspection import (
+    Inspection,
+    TaskContents,
+    incomplete_folder,
+    inspect,
+    task_contents,
+)
+from smope.streams.partition import divide, hold_out
+from smope.streams.source import Source
+
+PARTITION_KEYS = (
+    "num_tasks",
+    "classes_per_task",
+    "class_order",
+    "disjoint_classes",
+    "blurry_images",
+)
+
+
+@dataclass
+class Report:
+    """All that was found. inspection: None where not even the files could be listed; tasks: None
+    without any.
+
+    mark: by which `stream` was recognised, "" where the user said it. content_hash: what run.json
+    would record, None where training refuses the layout. evaluated_on: which images the tasks'
+    `test` are, "test" or "validation".
+    """
+
+    root: Path
+    stream: str
+    mark: str = ""
+    content_hash: str | None = None
+    evaluated_on: str = "test"
+    inspection: Inspection | None = None
+    tasks: list[TaskContents] | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    def count(self, level: str) -> int:
+        """How many findings are of this level."""
+        return sum(finding.level == level for finding in self.findings)
+
+
+def check(root: Path, config: Config, mark: str = "") -> Report:
+    """The report on the stream of `config`, findings worst first.
+
+    Only what no stream can say raises UserError.
+    """
+    report = Report(root, config.stream["name"], mark)
+    base = Path(config.stream.get("root") or root.parent)
+    source = _source(config, base, report)
+    refused = any(finding.level == "error" for finding in report.findings)
+    if source is not None:
+        report.inspection = inspect(source, base)
+        report.findings += findings(report.inspection)
+        report.content_hash = None if refused else report.inspection.content_hash
+        if not refused and not any(finding.kind == "missing_class" for finding in report.findings):
+            _divide(report.inspection.source, config, report)
+    report.findings.sort(key=lambda finding: LEVELS.index(finding.level))
+    return report
+
+
+def _source(config: Config, base: Path, report: Report) -> Source | None:
+    """The images as training would find them; where it refuses a folder, those that are there
+    nevertheless.
+    """
+    with _said_by_streams() as said:
+        try:
+            return make_source(config)
+        except UserError as error:
+            report.findings.append(
+                Finding("layout", "error", f"training refuses this data set: {error}")
+            )
+            return incomplete_folder(base) if report.stream == "folder" else None
+        finally:
+            report.findings += [Finding("stream", "warning", text) for text in said]
+
+
+def _divide(source: Source, config: Config, report: Report) -> None:
+    """The tasks of the images that can be read, or why there are none."""
+    stream = config.stream
+    if source.train.tasks is None and stream["num_tasks"] is None:
+        report.findings.append(
+            Finding("tasks", "note", "stream.num_tasks=N shows what each of N tasks would hold")
+        )
+        return
+    try:
+        if stream["validation_fraction"] is not None:
+            source = hold_out(source, stream["validation_fraction"], config.seed)
+            report.evaluated_on = "validation"
+        partition = divide(source, seed=config.seed, **{key: stream[key] for key in PARTITION_KEYS})
+    except UserError as error:
+        report.findings.append(Finding("tasks", "error", f"training refuses these tasks: {error}"))
+        return
+    report.tasks = task_contents(source, partition)
+    report.findings += uneven_tasks(report.tasks)
+
+
+@contextmanager
+def _said_by_streams() -> Iterator[list[str]]:
+    """What streams log while they look for images, for the report instead of the screen."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("smope.streams")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True

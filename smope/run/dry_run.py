@@ -1,0 +1,64 @@
+"""What a run would do, without training: `smope train --dry-run`."""
+
+from __future__ import annotations
+
+from smope.config.config import Config
+from smope.distributed import collectives
+from smope.metrics.cost import count_flops, count_parameters
+from smope.run.build import Experiment, build
+from smope.run.prepare import make_trainer
+from smope.training.workload import count_training
+
+
+def describe(config: Config) -> str:
+    """What a run would do, without training: its configuration, its parts, its tasks and its cost."""
+    experiment = build(config)
+    stream, trainer = experiment.stream, make_trainer(experiment)
+    infer = count_flops(experiment.method, trainer.spans[0])["infer_gflops"]["torch"]
+    lines = [
+        config.to_yaml(),
+        summary(experiment),
+        "",
+        f"{'task':>4}{'train':>8}{'test':>7}{'steps':>8}  classes",
+    ]
+    for span, task in zip(trainer.spans, stream.tasks, strict=True):
+        shown = ", ".join(task.class_names[:6]) + (
+            f" and {len(task.classes) - 6} more" if len(task.classes) > 6 else ""
+        )
+        lines.append(
+            f"{span.index + 1:>4}{len(task.train):>8}{len(task.test):>7}{trainer.steps(span):>8}  "
+            f"{shown}"
+        )
+    phases = count_training(trainer)
+    steps, batch = sum(phase.steps for phase in phases), experiment.settings.batch_size
+    operations = batch * sum(phase.steps * phase.gflops for phase in phases)
+    trained = [
+        f"{phase.gflops:.2f} to train on ({phase.name}, {phase.tasks})"
+        for phase in phases
+        if phase.steps
+    ]
+    lines += [
+        "",
+        f"GFLOPs of an image: {', '.join([f'{infer:.2f} to classify', *trained])}",
+        f"cost of the run: {steps:,} training steps, {steps * batch:,} images, "
+        f"{operations / 1e3:,.1f} TFLOPs, "
+        "and the passes for usage, statistics and evaluation; `smope plan` estimates its seconds",
+        "nothing was trained or written (--dry-run)",
+    ]
+    return "\n".join(lines)
+
+
+def summary(experiment: Experiment) -> str:
+    """Two lines that say what is trained on what."""
+    config, stream, backbone = experiment.config, experiment.stream, experiment.backbone
+    parameters = count_parameters(experiment.method)
+    together = f", {collectives.world()} processes" if collectives.world() > 1 else ""
+    frozen, own = ("frozen", "prompt") if backbone.frozen else ("trained", "backbone")
+    return (
+        f"{type(experiment.method).__name__} on {stream.name}: {len(stream.class_names)} classes "
+        f"in {len(stream.tasks)} tasks, seed {config.seed}, {experiment.device}{together}\n"
+        f"backbone {backbone.identity.name} ({backbone.identity.source}), {backbone.image_size} "
+        f"px, {frozen}; "
+        f"training {parameters['prompt']:,} {own} and {parameters['classifier']:,} classifier "
+        f"parameters"
+    )

@@ -1,0 +1,109 @@
+"""What overrides ask for: a new run or an old one to resume, its configuration and its directory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from smope.config.config import MISSING, Config, absolute_paths, load_config, read_config
+from smope.config.hydra import compose, compose_values
+from smope.config.identity import flatten, may_move
+from smope.config.overrides import Overrides
+from smope.config.ranges import check_rule
+from smope.config.value_types import shown
+from smope.distributed import torchrun
+from smope.errors import UserError
+from smope.storage.run_directory import RunDirectory
+
+RUNS = Path("runs")
+
+
+def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
+    """What the overrides ask for: a configuration, its run directory, and whether to resume there."""
+    resumed = override_value(overrides, "resume")
+    if resumed is not None:
+        check_rule("resume", resumed)
+        run_dir = Path(resumed).expanduser()
+        return _resumed_config(overrides, run_dir), run_dir, True
+    config = compose(overrides)
+    return config, new_run_dir(config), False
+
+
+def new_run_dir(config: Config) -> Path:
+    """`run_dir` where it is set, else runs/<name>/<time>.
+
+    Nothing is created; a folder in use is refused.
+    """
+    if config.run_dir is None:
+        folder = RUNS / config.name
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+        taken = (
+            folder / (stamp if number == 1 else f"{stamp}_{number}")
+            for number in range(1, sys.maxsize)
+        )
+        return next(path for path in taken if not path.exists())
+    path = Path(config.run_dir).expanduser()
+    if torchrun.rank() == 0:  # the others of one run may find what it has begun already
+        RunDirectory.check_free(path)
+    return path
+
+
+def override_value(overrides: Overrides, key: str) -> Any:
+    """What the user wrote for `key`, the last time."""
+    values = [item.value() for item in overrides.parsed if item.key_or_group == key]
+    return values[-1] if values else None
+
+
+def _resumed_config(overrides: Overrides, run_dir: Path) -> Config:
+    """The configuration that `run_dir` holds; overrides may say where things are now, and not
+    change anything else.
+    """
+    RunDirectory.open(run_dir, "resume")
+    settings = flatten(read_config(run_dir))
+    # a group comes before its keys
+    given = sorted(key for key in overrides.given if may_move(key, settings))
+    moved = {key: override_value(overrides, key) for key in given}
+    if "tracker" in moved:
+        moved["tracker"] = compose_values(overrides)["tracker"]
+    saved = load_config(run_dir, moved=moved)
+    changed = _changed(overrides, saved)
+    if changed:
+        raise UserError(
+            f"resume={run_dir} continues with that run's own configuration, but "
+            f"{', '.join(changed)} "
+            "differs from it; leave the override out, or start a new run (where things are, "
+            "workers, device, "
+            "checkpoints and tracker may change)"
+        )
+    return saved
+
+
+def _changed(overrides: Overrides, saved: Config) -> list[str]:
+    """What the overrides set otherwise than the saved configuration has it, as key=value.
+
+    A chosen group sets all its keys, an experiment those in which it differs from the defaults.
+    """
+    asked, defaults = (
+        _flat_values(overrides),
+        _flat_values(Overrides([], [], overrides.config_dirs)),
+    )
+    named = overrides.given
+    old = flatten(saved.as_dict())
+    changed = []
+    for key, value in asked.items():
+        is_set = key in named or key.partition(".")[0] in named or value != defaults.get(key)
+        if (
+            is_set
+            and value not in (MISSING, old.get(key))
+            and not (key in ("resume", "run_dir") or may_move(key, old))
+        ):
+            changed.append(f"{key}={shown(value)}")
+    return changed
+
+
+def _flat_values(overrides: Overrides) -> dict[str, Any]:
+    values = compose_values(overrides)
+    absolute_paths(values)
+    return flatten(values)

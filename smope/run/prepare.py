@@ -1,0 +1,50 @@
+"""The objects of a run, and the trainer for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from smope.config.config import Config
+from smope.errors import UserError
+from smope.run.build import Experiment, build
+from smope.run.memory_advice import is_out_of_memory
+from smope.training.trainer import Trainer
+
+
+def prepare(config: Config, tasks: int | None = None) -> tuple[Experiment, Trainer]:
+    """The objects of a run, or of its first `tasks` tasks with a method made for them all, and its
+    trainer.
+
+    MemoryError, saying what is too large, where there is no room for them.
+    """
+    try:
+        experiment = build(config)
+        if tasks is not None:
+            experiment = _first_tasks(experiment, tasks)
+        return experiment, make_trainer(experiment)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            "out of memory before training: backbone, experts and class statistics do not fit; "
+            "choose a smaller "
+            "backbone, method.num_experts or method.centroids, or a device with more memory"
+        ) from error
+
+
+def _first_tasks(experiment: Experiment, tasks: int) -> Experiment:
+    stream = experiment.stream
+    if tasks > len(stream.tasks):
+        raise UserError(
+            f"first_tasks={tasks}: stream {stream.name} has {len(stream.tasks)} tasks; ask for as "
+            f"many or less"
+        )
+    return replace(experiment, stream=replace(stream, tasks=stream.tasks[:tasks]))
+
+
+def make_trainer(experiment: Experiment) -> Trainer:
+    """The trainer of an experiment, its method on the device and in the precision of the settings."""
+    seed, settings = experiment.config.seed, experiment.settings
+    return Trainer(
+        experiment.method, experiment.stream, settings, seed=seed, device=experiment.device
+    )

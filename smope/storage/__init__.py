@@ -1,0 +1,1 @@
+"""Files that runs leave behind, and how they are written and read."""

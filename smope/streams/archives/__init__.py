@@ -1,0 +1,1 @@
+"""Data sets as published archives: where they are, and fetching them."""

@@ -1,0 +1,262 @@
+"""What a data set holds, image by image: every file read once, decoded as for training, and
+described.
+
+findings.py says what of it is wrong or unusual; `smope data check` shows both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy
+from PIL import ExifTags, Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from smope.errors import UserError
+from smope.streams import folder
+from smope.streams.partition import Partition
+from smope.streams.pixels.cache import original
+from smope.streams.pixels.decode import Picture, decode, encoded
+from smope.streams.pixels.preload import SPLITS, content_line
+from smope.streams.source import ImageSet, Source
+
+# What is not plain RGB of 8 bits, and how decoding (pixels/decode.py) treats it.
+TRAITS = {
+    "grayscale": "the gray value becomes red, green and blue",
+    "palette": "each pixel takes its colour from the palette",
+    "alpha": "laid over white",
+    "CMYK": "converted to RGB without a colour profile",
+    "16-bit": "reduced to 8 bits a channel",
+    "other-mode": "converted to RGB",
+    "EXIF-rotated": "turned or mirrored as the camera noted",
+    "animated or multi-page": "the first picture of the file counts",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One image as it was found.
+
+    label: its class id. problem: why it cannot be read; what follows is then empty. content:
+    SHA-256 (hex) of the encoded image. pixels: SHA-256 (hex) of size and decoded pixels. size:
+    (width, height) once decoded.
+    traits: keys of TRAITS.
+    """
+
+    split: str
+    name: str
+    label: int
+    problem: str = ""
+    content: str = ""
+    pixels: str = ""
+    size: tuple[int, int] = (0, 0)
+    traits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskContents:
+    """What a task holds: its classes in the order of their labels, and how many images."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A source with those images that can be read, and what every image, broken ones included, is
+    like.
+
+    content_hash: of the images that can be read, as run.json records it. unused: names of files
+    that lie beside the images and do not belong to the source.
+    """
+
+    source: Source
+    looks: tuple[Look, ...]
+    content_hash: str
+    unused: tuple[str, ...]
+
+    @property
+    def readable(self) -> list[Look]:
+        return [look for look in self.looks if not look.problem]
+
+    def counts(self, split: str) -> list[int]:
+        """How many readable images of a split each class has."""
+        counts = [0] * len(self.source.class_names)
+        for look in self.readable:
+            counts[look.label] += look.split == split
+        return counts
+
+
+def inspect(source: Source, root: Path | None = None) -> Inspection:
+    """Look at every image of `source`; what lies under `root` is named relative to it."""
+    looks, lines, kept = [], [], {split: [] for split in SPLITS}
+    total = len(source.train) + len(source.test)
+    with (
+        warnings.catch_warnings(),
+        tqdm(total=total, desc="reading images", leave=False, disable=None) as bar,
+    ):
+        warnings.simplefilter("ignore")  # Pillow's remarks on metadata that nobody reads here
+        for split in SPLITS:
+            for index, look in enumerate(_looks(source, split, root)):
+                bar.update()
+                looks.append(look)
+                if not look.problem:
+                    kept[split].append(index)
+                    lines.append(content_line(source, split, index, look.content))
+    readable = replace(
+        source, **{split: getattr(source, split).choose(kept[split]) for split in SPLITS}
+    )
+    content_hash = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    return Inspection(readable, tuple(looks), content_hash, tuple(_unused_files(source, root)))
+
+
+def task_contents(source: Source, partition: Partition) -> list[TaskContents]:
+    """What each task of `partition` holds."""
+    contents = []
+    for index, (train, test) in enumerate(zip(partition.train, partition.test, strict=True)):
+        present = {source.train.targets[image] for image in train}
+        classes = tuple(
+            source.class_names[target] for target in partition.order if target in present
+        )
+        name = source.task_names[index] if source.task_names else f"task {index + 1}"
+        contents.append(TaskContents(name, classes, len(train), len(test)))
+    return contents
+
+
+def incomplete_folder(root: Path) -> Source | None:
+    """What there is of root/train/<class>/ and root/test/<class>/, classes that lack images
+    included.
+
+    So that all gaps of a folder that folder.load refuses can be named; None without any class
+    folder.
+    """
+    if not folder.has_layout(root):
+        return None
+    names = sorted({name for split in SPLITS for name in folder.subdirectories(root / split)})
+    if not names:
+        return None
+    sets = {}
+    for split in SPLITS:
+        files = [folder.image_files(root / split / name) for name in names]
+        targets = [target for target, paths in enumerate(files) for _ in paths]
+        sets[split] = ImageSet(targets, [path for paths in files for path in paths])
+    return Source("folder", tuple(names), sets["train"], sets["test"])
+
+
+def _looks(source: Source, split: str, root: Path | None) -> Iterator[Look]:
+    """A look at each image of a split, in order."""
+    images: ImageSet = getattr(source, split)
+
+    def look(index: int) -> Look:
+        return _look(
+            original(images.images[index]),
+            Look(split, _name(images, split, index, root), images.targets[index]),
+        )
+
+    chunk = 256  # a bounded number at a time, so that an interrupted check ends soon
+    with ThreadPoolExecutor(
+        min(8, os.cpu_count() or 1)
+    ) as pool:  # Pillow decodes outside Python's lock
+        for start in range(0, len(images), chunk):
+            yield from pool.map(look, range(start, min(start + chunk, len(images))))
+
+
+def _name(images: ImageSet, split: str, index: int, root: Path | None) -> str:
+    if images.names is None and not isinstance(images.images[index], Path):
+        return f"{split} image {index}"
+    return _relative(images.name(index), root)
+
+
+def _relative(name: str, root: Path | None) -> str:
+    return name.replace(f"{root}{os.sep}", "", 1) if root else name
+
+
+def _look(image: Picture, blank: Look) -> Look:
+    """`blank` with what the image is like, or with why it cannot be read."""
+    content = None
+    try:
+        content = encoded(image, blank.name)
+        picture = (
+            decode(content, blank.name) if isinstance(content, bytes) else Image.fromarray(content)
+        )
+    except UserError as error:
+        return replace(blank, problem="the file is empty" if content == b"" else _reason(error))
+    return replace(
+        blank,
+        content=hashlib.sha256(
+            content if isinstance(content, bytes) else content.tobytes()
+        ).hexdigest(),
+        pixels=pixel_hash(numpy.asarray(picture)),
+        size=picture.size,
+        traits=_traits(content) if isinstance(content, bytes) else (),
+    )
+
+
+def pixel_hash(pixels: numpy.ndarray) -> str:
+    """SHA-256 (hex) of the size and the RGB pixels (height, width, 3) of a picture, whatever file
+    it came from.
+    """
+    digest = hashlib.sha256(f"{pixels.shape[1::-1]}".encode())
+    digest.update(numpy.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()
+
+
+def _reason(error: UserError) -> str:
+    """Why an image cannot be read, without its name and the way out, which a list of many says
+    once.
+    """
+    cause = error.__cause__
+    if isinstance(cause, UnidentifiedImageError):
+        return "not a known image format"
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+
+
+def _traits(content: bytes) -> tuple[str, ...]:
+    """What is unusual about an encoded image that can be decoded."""
+    with Image.open(io.BytesIO(content)) as opened:
+        base, _, depth = opened.mode.partition(";")
+        base = base.rstrip("Aa")  # LA, PA, RGBA
+        has = {
+            "grayscale": base in ("1", "L", "I"),
+            "palette": base == "P",
+            "alpha": opened.has_transparency_data,
+            "CMYK": base == "CMYK",
+            # 16-bit colours are reduced while they are read; the mode is then RGB
+            "16-bit": base == "I" or depth.startswith("16") or ";16" in str(opened.tile),
+            "other-mode": base not in ("1", "L", "I", "P", "RGB", "CMYK"),
+            "EXIF-rotated": opened.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1),
+            "animated or multi-page": _has_more_pictures(opened),
+        }
+    return tuple(trait for trait in TRAITS if has[trait])
+
+
+def _has_more_pictures(opened: Image.Image) -> bool:
+    try:
+        return getattr(opened, "is_animated", False)
+    except Exception:  # raised by what comes after the first picture, which can be decoded
+        return True
+
+
+def _unused_files(source: Source, root: Path | None) -> list[str]:
+    """Files in the folders of the images that are none of the source's, without hidden ones."""
+    used = {
+        image
+        for images in (source.train, source.test)
+        for image in images.images
+        if isinstance(image, Path)
+    }
+    beside = (path for place in {image.parent for image in used} for path in place.iterdir())
+    return sorted(
+        _relative(str(path), root)
+        for path in beside
+        if path not in used and path.name[0] != "." and path.is_file()
+    )

@@ -1,0 +1,1 @@
+"""How data sets lay out their images and lists on disk."""

@@ -1,0 +1,153 @@
+"""Parquet files of images as the Hugging Face Hub has them: encoded images, labels, class names in
+the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smope.errors import UserError
+
+IMAGE_COLUMNS = ("img", "image")
+KINDS = {int: "a number", str: "a text"}
+NUMBERED = re.compile(r"-(\d+)-of-(\d+)\b")  # the Hub's names: test-00000-of-00005.parquet
+
+Refused = Callable[[str], UserError]
+"""Makes the error of a file that cannot be used from a text that names it."""
+
+
+@dataclass
+class Rows:
+    """The rows of some files; all lists but `class_names` have an item a row.
+
+    images: encoded. labels: class ids, or class names where the column holds text. files: what the
+    image's file was called, None where that was not kept. names: what errors call the image. texts:
+    the columns asked for, empty where a file has none. class_names: by class id, from the Hub's
+    metadata; None where it has none.
+    """
+
+    images: list[bytes] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    files: list[str | None] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    class_names: list[str] | None = None
+
+
+def shards(place: Path, subdirectories: Sequence[str]) -> dict[str, list[Path]]:
+    """The files train-*.parquet and test-*.parquet by split, in the first of `place` and its
+    folders that has some.
+
+    A split without files has no key, and there is none at all where no directory has files.
+    """
+    for directory in (place, *(place / name for name in subdirectories)):
+        found = {split: sorted(directory.glob(f"{split}-*.parquet")) for split in ("train", "test")}
+        if any(found.values()):
+            return {split: files for split, files in found.items() if files}
+    return {}
+
+
+def read(
+    root: str,
+    files: Sequence[Path],
+    labels: Mapping[str, type[int] | type[str]],
+    refused: Refused,
+    texts: Sequence[str] = (),
+) -> Rows:
+    """The rows of `files`, from their column img or image and the first of the columns `labels`
+    that they have.
+
+    An image is a struct with its bytes, or the bytes themselves. `labels` says what each label
+    column holds; `texts` are columns to read as well where they are there. UserError made by
+    `refused` for a file that is missing, damaged or has other columns, and one naming stream.root
+    where pyarrow is not installed.
+    """
+    _require_whole_set(files, refused)
+    rows = Rows()
+    for path in files:
+        table = _table(root, path, refused)
+        names = _append(rows, path, table, labels, refused, texts)
+        if path != files[0] and names != rows.class_names:
+            raise refused(f"{path} and {files[0].name} name their classes differently")
+        rows.class_names = names
+    return rows
+
+
+def _require_whole_set(files: Sequence[Path], refused: Refused) -> None:
+    numbers = [NUMBERED.search(path.name) for path in files]
+    found = sorted((int(match[2]), int(match[1])) for match in numbers if match)
+    if found and found != [(found[0][0], number) for number in range(found[0][0])]:
+        raise refused(
+            f"{files[0].parent} has "
+            f"{', '.join(path.name for path in files[:3])}{', ...' * (len(files) > 3)}, which "
+            f"is not each of {found[0][0]} files once; get the missing ones or remove what does "
+            f"not belong to them"
+        )
+
+
+def _table(root: str, path: Path, refused: Refused) -> Any:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(
+            f"stream.root={root} holds parquet files, which need pyarrow; install it with pip "
+            f"install pyarrow"
+        ) from error
+    try:
+        return parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise refused(f"cannot read {path} ({' '.join(str(error).split())})") from error
+
+
+def _append(
+    rows: Rows,
+    path: Path,
+    table: Any,
+    labels: Mapping[str, type[int] | type[str]],
+    refused: Refused,
+    texts: Sequence[str],
+) -> list[str] | None:
+    """Add the rows of a file's table to `rows`; its class names."""
+    image, label = (
+        next((name for name in some if name in table.column_names), None)
+        for some in (IMAGE_COLUMNS, labels)
+    )
+    if image is None or label is None:
+        found = ", ".join(table.column_names)
+        raise refused(
+            f"{path} has columns {found} and not {_either(IMAGE_COLUMNS)} and "
+            f"{_either(list(labels))}"
+        )
+    cells = [
+        cell if isinstance(cell, dict) else {"bytes": cell}
+        for cell in table.column(image).to_pylist()
+    ]
+    images: list[Any] = [cell.get("bytes") for cell in cells]
+    targets = table.column(label).to_pylist()
+    if not {bytes} >= set(map(type, images)) or not {labels[label]} >= set(map(type, targets)):
+        raise refused(
+            f"{path} has rows without image bytes in {image} or {KINDS[labels[label]]} in {label}"
+        )
+    rows.images += images
+    rows.labels += targets
+    rows.files += [_file_name(cell.get("path")) for cell in cells]
+    rows.names += [f"row {row} of {path}" for row in range(len(cells))]
+    for name in texts:
+        column = table.column(name).to_pylist() if name in table.column_names else [""] * len(cells)
+        rows.texts.setdefault(name, []).extend(map(str, column))
+    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    return metadata.get("info", {}).get("features", {}).get(label, {}).get("names")
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] + "".join(f" (or {name})" for name in names[1:])
+
+
+def _file_name(path: str | None) -> str | None:
+    return re.split(r"[/\\]", path)[-1] if path else None

@@ -1,0 +1,1 @@
+"""Experiment trackers beside the run directory: CSV, TensorBoard, Weights & Biases."""
