@@ -42,8 +42,8 @@ WIDTH_AND_HEADS = {"vit_tiny_patch16_224": (192, 3), "vit_base_patch16_224": (76
 class Setting:
     """What a group of variants that are measured in turns has in common.
 
-    steps: taken one after the other between two looks at the clock, which a GPU has to be waited for. compiler: of the
-    variants that are compiled.
+    steps: taken one after the other between two looks at the clock, for which a GPU is waited for.
+    compiler: of the variants that are compiled.
     """
 
     backbone: str
