@@ -53,7 +53,8 @@ TOY_RUN = (
     "backbone.pixel_statistics=none",
     "backbone.image_size=32",
     "trainer.dense_epochs=0",
-    "trainer.batch_size=64",
+    "trainer.batch_size=32",
+    "trainer.frozen_steps=0",
     "trainer.num_workers=0",
     "stream.validation_fraction=0.8",
 )
