@@ -192,6 +192,8 @@ def runs(wanted: dict[str, Sequence[str]], place: Place, seconds: float) -> list
     for name, child in children.items():
         code = finish(child, until - time.monotonic())
         rows.append(outcome(name, wanted[name], folders[name], code))
+    if all(row["exit_code"] > 0 for row in rows):  # those that were ended have a negative one
+        raise RuntimeError(rows[0]["said"])
     return rows
 
 
