@@ -27,6 +27,7 @@ from authors_program import AuthorsProgram
 from smope.backbones.vit import load_backbone
 from smope.methods.base import TaskSpan
 from smope.methods.smope import SMoPE
+from smope.methods.smope_plus import SMoPEPlus
 from smope.metrics.cost import saved_bytes
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.device import prefer_onednn
@@ -39,7 +40,11 @@ WIDTH_AND_HEADS = {"vit_tiny_patch16_224": (192, 3), "vit_base_patch16_224": (76
 
 @dataclass(frozen=True)
 class Setting:
-    """What a group of variants that are measured in turns has in common."""
+    """What a group of variants that are measured in turns has in common.
+
+    steps: taken one after the other between two looks at the clock, for which a GPU is waited for.
+    compiler: of the variants that are compiled.
+    """
 
     backbone: str
     batch: int
@@ -47,11 +52,14 @@ class Setting:
     dtype: str = "float32"
     phase: Literal["train", "infer"] = "train"
     image_size: int = 224
+    steps: int = 1
+    compiler: str = "inductor"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """plain, plain_torch_default, smope, dense, smope_compiled, smope_recompute or authors."""
+    """plain, plain_torch_default, plain_compiled, smope, dense, smope_compiled, smope_recompute,
+    smope_plus (what it does with images of later tasks: one pass, and no step) or authors."""
 
     variant: str
     num_experts: int | None = None
@@ -75,6 +83,8 @@ def build(
     if variant.variant.startswith("plain"):
         vit = timm.create_model(setting.backbone, num_classes=0, img_size=setting.image_size).eval()
         _share_weights(vit.requires_grad_(False).to(setting.device), setting)
+        if variant.variant == "plain_compiled":
+            vit.compile(backend=setting.compiler)
         return _plain(vit, images, setting), vit
     if variant.variant == "authors":
         assert checkout and variant.num_experts and variant.top_k and variant.task is not None
@@ -122,13 +132,14 @@ def _method(setting: Setting, variant: Variant) -> SMoPE:
     )
     _share_weights(backbone.vit, setting)
     router = AdaptiveNoise(variant.top_k or 5, 0.4)
-    method = SMoPE(backbone, CLASSES, router, num_experts=variant.num_experts or 25).to(
+    kind = SMoPEPlus if variant.variant == "smope_plus" else SMoPE
+    method = kind(backbone, CLASSES, router, num_experts=variant.num_experts or 25).to(
         setting.device
     )
     method.dense = variant.variant == "dense"
     backbone.recompute = variant.variant == "smope_recompute"
     if variant.variant == "smope_compiled":
-        backbone.compile()
+        backbone.compile(backend=setting.compiler)
     for bank in method.experts:
         # as after a task: about half of the experts are used more than the mean
         bank.counts.random_(9)
@@ -154,6 +165,13 @@ def _smope(
         with torch.no_grad(), autocast(setting.dtype, torch.device(setting.device)):
             method(images)
 
+    def look() -> None:
+        with torch.no_grad(), autocast(setting.dtype, torch.device(setting.device)):
+            method.features(images)
+
+    if variant.variant == "smope_plus":
+        method.eval()
+        return look
     return train if setting.phase == "train" else infer
 
 
@@ -170,24 +188,37 @@ def torch_default_products() -> Iterator[None]:
 
 
 def timed(run: Callable[[], Any], setting: Setting) -> float:
+    """Seconds of a step, the mean of `setting.steps` of them."""
     if setting.device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    run()
+    for _ in range(setting.steps):
+        run()
     if setting.device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / setting.steps
 
 
 def measure(
-    setting: Setting, variants: list[Variant], seconds: float, checkout: Path | None = None
+    setting: Setting,
+    variants: list[Variant],
+    seconds: float,
+    checkout: Path | None = None,
+    look: Callable[[Callable[[], Any], Variant], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row a variant, SPARSE and PLAIN among them, in turns with SPARSE. At least three rounds,
-    more while they fit into `seconds`.
+    """Rows of variants that are measured in turns with SPARSE.
+
+    Args:
+        setting: What they have in common.
+        variants: One a row, SPARSE and PLAIN among them.
+        seconds: For all rounds together; at least three are taken.
+        checkout: Of the authors' program, where that is a variant.
+        look: Gives more columns of a variant's row, from its step.
     """
     built = {variant: build(setting, variant, checkout) for variant in variants}
     kept = {variant: _first_call(*built[variant], setting, variant) for variant in variants}
     peaks = {variant: _cuda_peak(built[variant][0], setting) for variant in variants}
+    more = {variant: look(built[variant][0], variant) if look else {} for variant in variants}
     runs = {variant: run for variant, (run, _) in built.items()}
     rounds = list[Round]()
     start = time.perf_counter()
@@ -196,7 +227,7 @@ def measure(
     ):
         before = rounds[-1][SPARSE][1] if rounds else timed(runs[SPARSE], setting)
         rounds.append(_round(runs, len(rounds), setting, before))
-    return [_row(setting, variant, rounds, kept, peaks) for variant in variants]
+    return [_row(setting, variant, rounds, kept, peaks) | more[variant] for variant in variants]
 
 
 Round = dict[Variant, tuple[float, float]]
@@ -231,7 +262,7 @@ def _first_call(
     """Warms up; the bytes that it keeps, where the autograd hooks see them (a compiled graph keeps
     them itself).
     """
-    if setting.phase == "infer" or variant.variant == "smope_compiled":
+    if setting.phase == "infer" or variant.variant.endswith("compiled"):
         run()
         return None
     return saved_bytes(run, module)
@@ -268,6 +299,7 @@ def _row(
         **asdict(setting),
         **asdict(variant),
         "ratio_to_plain": to_smope / plain,
+        "peak_bytes": peaks[variant],
         "peak_memory_ratio": against_plain(peaks),
         "saved_bytes_ratio": against_plain(kept),
         "ratio_to_smope": to_smope,
