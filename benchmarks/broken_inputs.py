@@ -360,7 +360,7 @@ def _(place: Place) -> Iterator[list[str]]:
         step(self, *batch)
 
     with (
-        mock.patch("smope.streams.pixels.preload.KEPT_BYTES", 0),
+        mock.patch("smope.streams.pixels.preload.MEMORY_LIMIT_BYTES", 0),
         mock.patch.object(RunningPhase, "step", spoil),
     ):
         yield place.folder("stream.cache_gb=0", "trainer.batch_size=4", "trainer.frozen_steps=1")

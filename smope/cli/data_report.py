@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from smope.streams.checking.findings import KINDS, Item
-from smope.streams.checking.inspection import Inspection, Look, TaskContents
+from smope.streams.checking.findings import KINDS, FindingItem
+from smope.streams.checking.inspection import InspectedImage, Inspection, TaskContents
 
 if TYPE_CHECKING:
-    from smope.run.data_check import Report
+    from smope.run.data_check import DataReport
 
 SHOWN_ITEMS = {"error": 20, "warning": 10, "note": 3}  # on the screen, of each finding
 SHOWN_NAMES = 4  # of images that are the same picture
 SHOWN_CLASSES = 5
 
 
-def document(report: Report) -> dict[str, Any]:
+def document(report: DataReport) -> dict[str, Any]:
     """Everything, as plain values; None for what could not be found out."""
     return {
         "root": str(report.root),
@@ -33,7 +33,7 @@ def document(report: Report) -> dict[str, Any]:
     }
 
 
-def lines(report: Report) -> Iterator[str]:
+def lines(report: DataReport) -> Iterator[str]:
     """The report for the screen: every finding, of each its first images."""
     yield f"{report.root} as stream={report.stream}" + (
         f", recognised by {report.mark}" if report.mark else ""
@@ -44,7 +44,7 @@ def lines(report: Report) -> Iterator[str]:
         yield from _tasks(report.tasks, report.evaluated_on)
     if report.content_hash is not None:
         broken = report.inspection is not None and len(report.inspection.readable) < len(
-            report.inspection.looks
+            report.inspection.images
         )
         yield f"\ncontent hash{' of the images that can be read' * broken}, as in run.json: {report.content_hash}"
     for finding in report.findings:
@@ -69,7 +69,8 @@ def _contents(inspection: Inspection | None) -> dict[str, Any]:
             for name, train, test in zip(inspection.source.class_names, *counts, strict=True)
         ],
         "image_sizes": [
-            {"name": look.name, "width": look.size[0], "height": look.size[1]} for look in extremes
+            {"name": image.name, "width": image.size[0], "height": image.size[1]}
+            for image in extremes
         ],
     }
 
@@ -81,15 +82,17 @@ def _spread(inspection: Inspection, split: str) -> dict[str, Any]:
     counts = inspection.counts(split)
     return {
         "images": sum(counts),
-        "unreadable": sum(look.split == split and look.problem != "" for look in inspection.looks),
+        "unreadable": sum(
+            image.split == split and image.problem != "" for image in inspection.images
+        ),
         "fewest": min(counts),
         "median": statistics.median(counts),
         "most": max(counts),
     }
 
 
-def _smallest_and_largest(inspection: Inspection) -> list[Look]:
-    by_area = sorted(inspection.readable, key=lambda look: look.size[0] * look.size[1])
+def _smallest_and_largest(inspection: Inspection) -> list[InspectedImage]:
+    by_area = sorted(inspection.readable, key=lambda image: image.size[0] * image.size[1])
     return [by_area[0], by_area[-1]] if by_area else []
 
 
@@ -106,7 +109,7 @@ def _overview(inspection: Inspection) -> Iterator[str]:
         yield from _uneven_classes(kind, inspection.source.class_names, inspection.counts(split))
     extremes = _smallest_and_largest(inspection)
     if extremes:
-        yield f"image sizes: {' to '.join(f'{look.size[0]}x{look.size[1]} ({look.name})' for look in extremes)}"
+        yield f"image sizes: {' to '.join(f'{image.size[0]}x{image.size[1]} ({image.name})' for image in extremes)}"
 
 
 def _uneven_classes(kind: str, names: Sequence[str], counts: Sequence[int]) -> Iterator[str]:
@@ -134,13 +137,13 @@ def _tasks(tasks: Sequence[TaskContents], evaluated_on: str) -> Iterator[str]:
         yield f"{task.name:<{width}}{len(task.classes):>9,}{task.train:>10,}{task.test:>12,}   {names}"
 
 
-def _text(item: Item) -> str:
+def _text(item: FindingItem) -> str:
     more = len(item.names) - SHOWN_NAMES
     names = " = ".join(item.names[:SHOWN_NAMES]) + (f" and {more:,} more" if more > 0 else "")
     return f"{names}: {item.detail}" if item.detail else names
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: DataReport) -> str:
     errors, warnings = report.count("error"), report.count("warning")
     found = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
     return found if errors or warnings else "nothing is wrong"

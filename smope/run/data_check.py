@@ -34,7 +34,7 @@ PARTITION_KEYS = (
 
 
 @dataclass
-class Report:
+class DataReport:
     """All that was found. inspection: None where not even the files could be listed; tasks: None
     without any.
 
@@ -57,12 +57,12 @@ class Report:
         return sum(finding.level == level for finding in self.findings)
 
 
-def check(root: Path, config: Config, mark: str = "") -> Report:
+def check(root: Path, config: Config, mark: str = "") -> DataReport:
     """The report on the stream of `config`, findings worst first.
 
     Only what no stream can say raises UserError.
     """
-    report = Report(root, config.stream["name"], mark)
+    report = DataReport(root, config.stream["name"], mark)
     base = Path(config.stream.get("root") or root.parent)
     source = _source(config, base, report)
     refused = any(finding.level == "error" for finding in report.findings)
@@ -76,7 +76,7 @@ def check(root: Path, config: Config, mark: str = "") -> Report:
     return report
 
 
-def _source(config: Config, base: Path, report: Report) -> Source | None:
+def _source(config: Config, base: Path, report: DataReport) -> Source | None:
     """The images as training would find them; where it refuses a folder, those that are there
     nevertheless.
     """
@@ -92,7 +92,7 @@ def _source(config: Config, base: Path, report: Report) -> Source | None:
             report.findings += [Finding("stream", "warning", text) for text in said]
 
 
-def _divide(source: Source, config: Config, report: Report) -> None:
+def _divide(source: Source, config: Config, report: DataReport) -> None:
     """The tasks of the images that can be read, or why there are none."""
     stream = config.stream
     if source.train.tasks is None and stream["num_tasks"] is None:

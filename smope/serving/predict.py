@@ -24,7 +24,7 @@ from smope.methods.base import Method
 from smope.run.artefact import Artefact, read_model
 from smope.serving.rebuild import rebuild
 from smope.streams.pixels.decode import decode
-from smope.streams.pixels.transforms import Evaluation, collate, part, resample
+from smope.streams.pixels.transforms import Evaluation, collate, cut, resample
 from smope.training.device import prefer_onednn, resolve_device
 from smope.training.precision import evaluated, full_precision
 
@@ -145,7 +145,7 @@ class Classifier:
             picture = decode(image)
         except UserError as error:
             return error
-        batch = collate([(*part(numpy.asarray(picture), self.transform, NO_DRAW), 0)])
+        batch = collate([(*cut(numpy.asarray(picture), self.transform, NO_DRAW), 0)])
         pixels = batch.pixels.to(self.device)
         return resample(batch._replace(pixels=pixels), self.transform.image_size, self.dtype)[0]
 

@@ -19,7 +19,7 @@ from smope.streams import folder
 from smope.streams.archives import locate
 from smope.streams.archives.download import Archive
 from smope.streams.layouts import parquet
-from smope.streams.pixels.decode import Picture
+from smope.streams.pixels.decode import StoredImage
 from smope.streams.source import ImageSet, Source
 
 _NAMES = """
@@ -48,7 +48,7 @@ _PYTHON_FILES = ("train", "test", "meta")
 _PARQUET_PLACES = ("data", "cifar100")
 
 # images of one split, their class ids, and what errors call each image
-_Split = tuple[list[Picture], list[int], list[str] | None]
+_Split = tuple[list[StoredImage], list[int], list[str] | None]
 
 
 def load(root: str, download: bool = False) -> Source:

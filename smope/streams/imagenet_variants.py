@@ -20,7 +20,7 @@ from smope.streams.archives import locate
 from smope.streams.archives.download import Archive
 from smope.streams.layouts import parquet
 from smope.streams.layouts.splits import TEST_FRACTION, held_out, split_hash
-from smope.streams.pixels.decode import Picture
+from smope.streams.pixels.decode import StoredImage
 from smope.streams.source import ImageSet, Source
 
 NUM_CLASSES = 200
@@ -53,7 +53,7 @@ class Item(NamedTuple):
 
     wnid: str
     file: str
-    picture: Picture
+    picture: StoredImage
     name: str
     split: str | None
 

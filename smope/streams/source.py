@@ -14,8 +14,8 @@ from typing import Any
 import numpy
 
 from smope.errors import UserError
-from smope.streams.pixels.cache import Kept, original
-from smope.streams.pixels.decode import Picture, decode
+from smope.streams.pixels.cache import CachedImage, original_image
+from smope.streams.pixels.decode import StoredImage, decode
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ImageSet:
     """
 
     targets: Sequence[int]
-    images: Sequence[Picture | Kept]
+    images: Sequence[StoredImage | CachedImage]
     names: Sequence[str] | None = None
     tasks: Sequence[int] | None = None
 
@@ -40,7 +40,7 @@ class ImageSet:
 
     def name(self, index: int) -> str:
         """What errors call image `index`."""
-        image = original(self.images[index])
+        image = original_image(self.images[index])
         return (
             self.names[index]
             if self.names
@@ -54,7 +54,7 @@ class ImageSet:
         decoded.
         """
         image = self.images[index]
-        if isinstance(image, Kept):
+        if isinstance(image, CachedImage):
             return image.pixels(self.name(index))
         return (
             image

@@ -12,7 +12,7 @@ import pytest
 from smope.errors import UserError
 from smope.streams import cub200
 from smope.streams.archives.download import Archive
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.stream import build_stream
 from tests.streams.class_trees import NUMBERS, check_whole, write, write_classes, write_parquet
 
@@ -110,7 +110,8 @@ def test_all_layouts_have_the_same_hash(tree, tmp_path):
         write_classes(tmp_path / split, NUMBERED, numbers)
     write_parquet(tmp_path / "hub", NUMBERED, NUMBERED)
     hashes = {
-        read(cub200.load(str(root))).content_hash for root in (tree, tmp_path, tmp_path / "hub")
+        preload_images(cub200.load(str(root))).content_hash
+        for root in (tree, tmp_path, tmp_path / "hub")
     }
     assert len(hashes) == 1
 

@@ -15,7 +15,7 @@ import pytest
 
 from smope.errors import UserError
 from smope.streams import imagenet_a, imagenet_r
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.source import Source
 from tests.streams.imagenet_trees import (
     STYLES,
@@ -85,7 +85,8 @@ def test_what_the_archive_unpacks_to(stream, tree):
     assert len(set(source.class_names)) == 200
     assert source == stream.load(str(tree / stream.VARIANT.top))
     assert (
-        read(source).content_hash == read(stream.load(str(tree / stream.VARIANT.top))).content_hash
+        preload_images(source).content_hash
+        == preload_images(stream.load(str(tree / stream.VARIANT.top))).content_hash
     )
 
 
@@ -145,7 +146,7 @@ def test_parquet_of_the_hub_with_texts(stream, tmp_path):
     assert source.class_names[:2] == ("word 0", "word 1")
     assert source.train.name(0).startswith("row ") and source.train.name(0).endswith(".parquet")
     assert source == stream.load(str(place))
-    assert len(read(source).source.train) == 800
+    assert len(preload_images(source).source.train) == 800
 
 
 def test_parquet_of_the_hub_with_class_ids(stream, tmp_path):

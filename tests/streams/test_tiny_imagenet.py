@@ -12,7 +12,7 @@ import pytest
 from smope.errors import UserError
 from smope.streams import tiny_imagenet
 from smope.streams.archives.download import Archive
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.stream import build_stream
 from tests.streams.class_trees import NUMBERS, check_whole, write, write_classes, write_parquet
 
@@ -152,7 +152,7 @@ def test_all_layouts_have_the_same_hash(tree, tmp_path):
         write_classes(tmp_path / "folders" / name, WNIDS, numbers)
     write_parquet(tmp_path / "hub", HUB_IDS, sorted(HUB_IDS), {"train": "train", "test": "valid"})
     roots = (tree, tmp_path / "folders", tmp_path / "hub")
-    assert len({read(tiny_imagenet.load(str(root))).content_hash for root in roots}) == 1
+    assert len({preload_images(tiny_imagenet.load(str(root))).content_hash for root in roots}) == 1
 
 
 def test_tasks(tree):

@@ -9,22 +9,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smope.streams.checking.inspection import TRAITS, Inspection, Look, TaskContents
+from smope.streams.checking.inspection import TRAITS, InspectedImage, Inspection, TaskContents
 
 LEVELS = ("error", "warning", "note")
 KINDS = {"train": "training", "test": "test"}
-MOST_OVERLAP = 0.01  # of the test images may be among the training images before that is an error
+MAX_OVERLAP_FRACTION = (
+    0.01  # of the test images may be among the training images before that is an error
+)
 # images that a class should have, and a tenth of what the median class has
-FEWEST = {
+MIN_CLASS_IMAGES = {
     "train": 5,
     "test": 2,
 }
-SMALL_SIDE = 32  # pixels
-LONG_SHAPE = 4  # longer over shorter side
+SMALL_SIDE_PIXELS = 32  # pixels
+MAX_ASPECT_RATIO = 4  # longer over shorter side
 
 
 @dataclass(frozen=True)
-class Item:
+class FindingItem:
     """An image or class, or images that belong together; `detail` says what is the matter with
     them.
     """
@@ -43,7 +45,7 @@ class Finding:
     kind: str
     level: Literal["error", "warning", "note"]
     text: str
-    items: tuple[Item, ...] = ()
+    items: tuple[FindingItem, ...] = ()
 
 
 def findings(inspection: Inspection) -> Iterator[Finding]:
@@ -73,7 +75,9 @@ def _number(count: int, one: str, many: str = "") -> str:
 
 
 def _unreadable(inspection: Inspection) -> Iterator[Finding]:
-    items = tuple(Item((look.name,), look.problem) for look in inspection.looks if look.problem)
+    items = tuple(
+        FindingItem((image.name,), image.problem) for image in inspection.images if image.problem
+    )
     if items:
         text = f"{_number(len(items), 'image')} cannot be read; replace or remove {'it' if len(items) == 1 else 'them'}"
         yield Finding(
@@ -90,32 +94,38 @@ def _missing_classes(inspection: Inspection) -> Iterator[Finding]:
         ]
         if missing:
             text = f"{_number(len(missing), 'class has', 'classes have')} no readable {kind} images"
-            yield Finding("missing_class", "error", text, tuple(Item((name,)) for name in missing))
+            yield Finding(
+                "missing_class", "error", text, tuple(FindingItem((name,)) for name in missing)
+            )
 
 
 def _overlap(inspection: Inspection) -> Iterator[Finding]:
     """Test images whose very pixels are among the training images, however their files differ."""
     shared = [
-        same for same in _equal(inspection.readable) if {look.split for look in same} == set(KINDS)
+        same
+        for same in _equal(inspection.readable)
+        if {image.split for image in same} == set(KINDS)
     ]
-    overlapping = sum(look.split == "test" for same in shared for look in same)
+    overlapping = sum(image.split == "test" for same in shared for image in same)
     if overlapping:
         total = sum(inspection.counts("test"))
         are = "is" if overlapping == 1 else "are"
         share = f"{overlapping:,} of {total:,} test images ({100 * overlapping / total:.3g} %)"
         text = f"{share} {are} among the training images, pixel for pixel"
-        level = "error" if overlapping > MOST_OVERLAP * total else "warning"
-        yield Finding("in_both_splits", level, text, tuple(Item(_names(same)) for same in shared))
+        level = "error" if overlapping > MAX_OVERLAP_FRACTION * total else "warning"
+        yield Finding(
+            "in_both_splits", level, text, tuple(FindingItem(_names(same)) for same in shared)
+        )
 
 
 def _contradictions(inspection: Inspection) -> Iterator[Finding]:
     names = inspection.source.class_names
     items = []
     for same in _equal(inspection.readable):
-        labels = sorted({look.label for look in same})
+        labels = sorted({image.label for image in same})
         if len(labels) > 1:
             items.append(
-                Item(_names(same), "classes " + ", ".join(names[label] for label in labels))
+                FindingItem(_names(same), "classes " + ", ".join(names[label] for label in labels))
             )
     if items:
         text = f"{_number(len(items), 'picture is', 'pictures are')} in more than one class"
@@ -125,7 +135,7 @@ def _contradictions(inspection: Inspection) -> Iterator[Finding]:
 def _small_classes(inspection: Inspection) -> Iterator[Finding]:
     for split, kind in KINDS.items():
         counts = inspection.counts(split)
-        least = max(FEWEST[split], statistics.median(counts) / 10)
+        least = max(MIN_CLASS_IMAGES[split], statistics.median(counts) / 10)
         few = [
             (name, n)
             for name, n in zip(inspection.source.class_names, counts, strict=True)
@@ -134,7 +144,7 @@ def _small_classes(inspection: Inspection) -> Iterator[Finding]:
         if few:
             text = f"{_number(len(few), 'class has', 'classes have')} fewer than {least:.3g} {kind} images"
             items = tuple(
-                Item((name,), _number(n, "image"))
+                FindingItem((name,), _number(n, "image"))
                 for name, n in sorted(few, key=lambda pair: pair[1])
             )
             yield Finding("small_class", "warning", text, items)
@@ -142,7 +152,9 @@ def _small_classes(inspection: Inspection) -> Iterator[Finding]:
 
 def _traits(inspection: Inspection) -> Iterator[Finding]:
     for trait, treatment in TRAITS.items():
-        items = tuple(Item((look.name,)) for look in inspection.readable if trait in look.traits)
+        items = tuple(
+            FindingItem((image.name,)) for image in inspection.readable if trait in image.traits
+        )
         if items:
             text = f"{_number(len(items), f'{trait} image')}: {treatment}, in training and prediction alike"
             yield Finding(trait.lower().replace(" ", "_").replace("-", "_"), "warning", text, items)
@@ -150,31 +162,40 @@ def _traits(inspection: Inspection) -> Iterator[Finding]:
 
 def _repeated(inspection: Inspection) -> Iterator[Finding]:
     for split, kind in KINDS.items():
-        groups = list(_equal([look for look in inspection.readable if look.split == split]))
+        groups = list(_equal([image for image in inspection.readable if image.split == split]))
         repeats = sum(len(same) - 1 for same in groups)
         if repeats:
             text = f"{_number(repeats, f'{kind} image repeats', f'{kind} images repeat')} another {kind} image"
             yield Finding(
-                f"repeated_in_{split}", "note", text, tuple(Item(_names(same)) for same in groups)
+                f"repeated_in_{split}",
+                "note",
+                text,
+                tuple(FindingItem(_names(same)) for same in groups),
             )
 
 
 def _sizes(inspection: Inspection) -> Iterator[Finding]:
-    small = [look for look in inspection.readable if min(look.size) < SMALL_SIDE]
-    long = [look for look in inspection.readable if max(look.size) > LONG_SHAPE * min(look.size)]
+    small = [image for image in inspection.readable if min(image.size) < SMALL_SIDE_PIXELS]
+    long = [
+        image
+        for image in inspection.readable
+        if max(image.size) > MAX_ASPECT_RATIO * min(image.size)
+    ]
     texts = (
-        ("small_image", small, f"less than {SMALL_SIDE} pixels wide or high"),
+        ("small_image", small, f"less than {SMALL_SIDE_PIXELS} pixels wide or high"),
         (
             "long_image",
             long,
-            f"more than {LONG_SHAPE} times as long as wide; evaluation sees the central square",
+            f"more than {MAX_ASPECT_RATIO} times as long as wide; evaluation sees the central square",
         ),
     )
-    for kind, looks, text in texts:
-        if looks:
-            items = tuple(Item((look.name,), "{}x{}".format(*look.size)) for look in looks)
+    for kind, images, text in texts:
+        if images:
+            items = tuple(
+                FindingItem((image.name,), "{}x{}".format(*image.size)) for image in images
+            )
             yield Finding(
-                kind, "note", f"{_number(len(looks), 'image is', 'images are')} {text}", items
+                kind, "note", f"{_number(len(images), 'image is', 'images are')} {text}", items
             )
 
 
@@ -182,20 +203,20 @@ def _unused(inspection: Inspection) -> Iterator[Finding]:
     if inspection.unused:
         text = f"{_number(len(inspection.unused), 'file lies', 'files lie')} beside the images and will not be used"
         yield Finding(
-            "unused_file", "note", text, tuple(Item((name,)) for name in inspection.unused)
+            "unused_file", "note", text, tuple(FindingItem((name,)) for name in inspection.unused)
         )
 
 
-def _equal(looks: Sequence[Look]) -> Iterator[list[Look]]:
+def _equal(images: Sequence[InspectedImage]) -> Iterator[list[InspectedImage]]:
     """The images that are equal pixel for pixel, together, where there is more than one."""
-    groups: dict[str, list[Look]] = {}
-    for look in looks:
-        groups.setdefault(look.pixels, []).append(look)
+    groups: dict[str, list[InspectedImage]] = {}
+    for image in images:
+        groups.setdefault(image.pixels, []).append(image)
     return (same for same in groups.values() if len(same) > 1)
 
 
-def _names(looks: Sequence[Look]) -> tuple[str, ...]:
-    return tuple(look.name for look in looks)
+def _names(images: Sequence[InspectedImage]) -> tuple[str, ...]:
+    return tuple(image.name for image in images)
 
 
 def _span(counts: Sequence[int]) -> str:

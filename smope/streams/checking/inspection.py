@@ -22,8 +22,8 @@ from tqdm import tqdm
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.partition import Partition
-from smope.streams.pixels.cache import original
-from smope.streams.pixels.decode import Picture, decode, encoded
+from smope.streams.pixels.cache import original_image
+from smope.streams.pixels.decode import StoredImage, decode, encoded
 from smope.streams.pixels.preload import SPLITS, content_line
 from smope.streams.source import ImageSet, Source
 
@@ -41,7 +41,7 @@ TRAITS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class InspectedImage:
     """One image as it was found.
 
     label: its class id. problem: why it cannot be read; what follows is then empty. content:
@@ -80,43 +80,43 @@ class Inspection:
     """
 
     source: Source
-    looks: tuple[Look, ...]
+    images: tuple[InspectedImage, ...]
     content_hash: str
     unused: tuple[str, ...]
 
     @property
-    def readable(self) -> list[Look]:
-        return [look for look in self.looks if not look.problem]
+    def readable(self) -> list[InspectedImage]:
+        return [image for image in self.images if not image.problem]
 
     def counts(self, split: str) -> list[int]:
         """How many readable images of a split each class has."""
         counts = [0] * len(self.source.class_names)
-        for look in self.readable:
-            counts[look.label] += look.split == split
+        for image in self.readable:
+            counts[image.label] += image.split == split
         return counts
 
 
 def inspect(source: Source, root: Path | None = None) -> Inspection:
-    """Look at every image of `source`; what lies under `root` is named relative to it."""
-    looks, lines, kept = [], [], {split: [] for split in SPLITS}
+    """Read and decode every image of `source`; what lies under `root` is named relative to it."""
+    inspected, lines = [], []
+    readable_index: dict[str, list[int]] = {split: [] for split in SPLITS}
     total = len(source.train) + len(source.test)
     with (
         warnings.catch_warnings(),
         tqdm(total=total, desc="reading images", leave=False, disable=None) as bar,
     ):
-        warnings.simplefilter("ignore")  # Pillow's remarks on metadata that nobody reads here
+        warnings.simplefilter("ignore")  # Pillow's remarks on metadata, which is not used here
         for split in SPLITS:
-            for index, look in enumerate(_looks(source, split, root)):
+            for index, image in enumerate(_inspect_split(source, split, root)):
                 bar.update()
-                looks.append(look)
-                if not look.problem:
-                    kept[split].append(index)
-                    lines.append(content_line(source, split, index, look.content))
-    readable = replace(
-        source, **{split: getattr(source, split).choose(kept[split]) for split in SPLITS}
-    )
+                inspected.append(image)
+                if not image.problem:
+                    readable_index[split].append(index)
+                    lines.append(content_line(source, split, index, image.content))
+    splits = {split: getattr(source, split).choose(readable_index[split]) for split in SPLITS}
     content_hash = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-    return Inspection(readable, tuple(looks), content_hash, tuple(_unused_files(source, root)))
+    unused = tuple(_unused_files(source, root))
+    return Inspection(replace(source, **splits), tuple(inspected), content_hash, unused)
 
 
 def task_contents(source: Source, partition: Partition) -> list[TaskContents]:
@@ -152,22 +152,19 @@ def incomplete_folder(root: Path) -> Source | None:
     return Source("folder", tuple(names), sets["train"], sets["test"])
 
 
-def _looks(source: Source, split: str, root: Path | None) -> Iterator[Look]:
-    """A look at each image of a split, in order."""
+def _inspect_split(source: Source, split: str, root: Path | None) -> Iterator[InspectedImage]:
+    """Each image of a split, in order."""
     images: ImageSet = getattr(source, split)
 
-    def look(index: int) -> Look:
-        return _look(
-            original(images.images[index]),
-            Look(split, _name(images, split, index, root), images.targets[index]),
-        )
+    def inspect_one(index: int) -> InspectedImage:
+        blank = InspectedImage(split, _name(images, split, index, root), images.targets[index])
+        return _describe(original_image(images.images[index]), blank)
 
     chunk = 256  # a bounded number at a time, so that an interrupted check ends soon
-    with ThreadPoolExecutor(
-        min(8, os.cpu_count() or 1)
-    ) as pool:  # Pillow decodes outside Python's lock
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:  # Pillow decodes outside Python's lock
         for start in range(0, len(images), chunk):
-            yield from pool.map(look, range(start, min(start + chunk, len(images))))
+            yield from pool.map(inspect_one, range(start, min(start + chunk, len(images))))
 
 
 def _name(images: ImageSet, split: str, index: int, root: Path | None) -> str:
@@ -180,7 +177,7 @@ def _relative(name: str, root: Path | None) -> str:
     return name.replace(f"{root}{os.sep}", "", 1) if root else name
 
 
-def _look(image: Picture, blank: Look) -> Look:
+def _describe(image: StoredImage, blank: InspectedImage) -> InspectedImage:
     """`blank` with what the image is like, or with why it cannot be read."""
     content = None
     try:

@@ -45,9 +45,9 @@ HEAD = struct.Struct("<8sQQ32s")
 ROW = numpy.dtype(
     [("sha256", "V32"), ("start", "<u8"), ("height", "<u4"), ("width", "<u4"), ("crc", "<u4")]
 )
-NOT_KEPT = 2**64 - 1  # the start of an image whose pixels are not there
+NO_PIXELS_OFFSET = 2**64 - 1  # the start of an image whose pixels are not there
 SUFFIX = ".pixels"
-LEFT_OVER = 24 * 3600  # seconds after which a file that nobody finished is nobody's
+STALE_FILE_SECONDS = 24 * 3600  # seconds after which a file that nobody finished is nobody's
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -113,8 +113,8 @@ class PixelFile:
         return self._rows.get(bytes.fromhex(sha256))
 
     @property
-    def keeps_pixels(self) -> bool:
-        return not (self._index["start"] == NOT_KEPT).any()
+    def has_pixels(self) -> bool:
+        return not (self._index["start"] == NO_PIXELS_OFFSET).any()
 
     @property
     def total(self) -> int:
@@ -132,7 +132,7 @@ class PixelFile:
         start, height, width = (
             int(self._index[name][row]) for name in ("start", "height", "width")
         )
-        if start == NOT_KEPT:
+        if start == NO_PIXELS_OFFSET:
             return None
         try:
             found = numpy.frombuffer(self._map, numpy.uint8, self.nbytes(row), start)
@@ -155,7 +155,7 @@ class PixelFile:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedImage:
     """An image whose pixels are in the cache; `original` is what they were decoded from."""
 
     file: PixelFile
@@ -167,9 +167,9 @@ class Kept:
         return numpy.asarray(decode.decode(self.original, name)) if found is None else found
 
 
-def original(image: decode.Picture | Kept) -> decode.Picture:
+def original_image(image: decode.StoredImage | CachedImage) -> decode.StoredImage:
     """The image as its source has it."""
-    return image.original if isinstance(image, Kept) else image
+    return image.original if isinstance(image, CachedImage) else image
 
 
 class PixelCache:
@@ -198,7 +198,7 @@ class PixelCache:
         except (OSError, ValueError, struct.error) as error:
             _log.warning("the image cache %s is damaged (%s) and is written again", path, error)
             return None
-        if not found.keeps_pixels and found.total <= min(self.limit, _free(self.folder) / 2):
+        if not found.has_pixels and found.total <= min(self.limit, _free(self.folder) / 2):
             return None
         with suppress(OSError):
             os.utime(path)
@@ -236,7 +236,7 @@ class PixelCache:
                 total -= taken
         for path in self.folder.glob(f".*{SUFFIX}.*.tmp"):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > LEFT_OVER:
+                if time.time() - path.stat().st_mtime > STALE_FILE_SECONDS:
                     path.unlink()
 
 
@@ -266,7 +266,7 @@ class PixelWriter:
         key = bytes.fromhex(sha256)
         if self._file is None or key in self._rows:
             return
-        start, crc = NOT_KEPT, 0
+        start, crc = NO_PIXELS_OFFSET, 0
         try:
             # more than was expected
             if self._keep and self._end + pixels.nbytes > self._cache.limit:
@@ -288,7 +288,8 @@ class PixelWriter:
         self._file.seek(HEAD.size)
         self._file.truncate()
         self._rows = {
-            key: (NOT_KEPT, height, width, 0) for key, (_, height, width, _) in self._rows.items()
+            key: (NO_PIXELS_OFFSET, height, width, 0)
+            for key, (_, height, width, _) in self._rows.items()
         }
 
     def finish(self) -> PixelFile | None:

@@ -26,11 +26,11 @@ SUFFIXES = (
     ".webp",
 )
 
-Picture = Path | bytes | numpy.ndarray
+StoredImage = Path | bytes | numpy.ndarray
 """An image file, the bytes of one, or RGB pixels (height, width, 3) uint8."""
 
 
-def encoded(image: Picture, name: str) -> bytes | numpy.ndarray:
+def encoded(image: StoredImage, name: str) -> bytes | numpy.ndarray:
     """The bytes of an image file, or pixels as they are; UserError naming `name` where it cannot
     be read.
     """
@@ -42,7 +42,7 @@ def encoded(image: Picture, name: str) -> bytes | numpy.ndarray:
         raise _unreadable(name, error) from error
 
 
-def size(image: Picture) -> tuple[int, int] | None:
+def size(image: StoredImage) -> tuple[int, int] | None:
     """Height and width, as the header of an image file has them, perhaps swapped; None where it
     cannot be read.
     """

@@ -19,20 +19,26 @@ import numpy
 from tqdm import tqdm
 
 from smope.errors import UserError
-from smope.streams.pixels.cache import Kept, PixelCache, PixelFile, PixelWriter, original
+from smope.streams.pixels.cache import (
+    CachedImage,
+    PixelCache,
+    PixelFile,
+    PixelWriter,
+    original_image,
+)
 from smope.streams.pixels.decode import decode, encoded, size
 from smope.streams.source import ImageSet, Source
 
 # decoded bytes of a whole source, training and test images, that stay in memory
-KEPT_BYTES = 256 * 2**20
+MEMORY_LIMIT_BYTES = 256 * 2**20
 SPLITS = ("train", "test")
-MEASURED = 200  # images whose size tells that of all
+SAMPLED_IMAGES = 200  # images whose size tells that of all
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Contents:
+class PreloadedSource:
     """A source whose images can all be decoded.
 
     content_hash: SHA-256 (hex) of all images with their classes (and given tasks), whatever their
@@ -45,7 +51,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _ReadImage:
     """An image that was looked at: the SHA-256 of its encoded form, and its pixels or its row in
     the cache.
     """
@@ -55,11 +61,11 @@ class _Seen:
     row: int | None = None
 
 
-def read(
+def preload_images(
     source: Source,
     broken_images: Literal["error", "skip"] = "error",
     cache: PixelCache | None = None,
-) -> Contents:
+) -> PreloadedSource:
     """Look at every image of `source` once, keep the pixels where they fit into 256 MB, and hash
     the contents.
 
@@ -76,7 +82,7 @@ def read(
     writer = (
         cache.writer(path, _expected_bytes(source)) if cache and path and known is None else None
     )
-    if known is not None and not known.keeps_pixels and known.total <= KEPT_BYTES:
+    if known is not None and not known.has_pixels and known.total <= MEMORY_LIMIT_BYTES:
         known = None  # they belong in memory
     try:
         found, skipped = _look(source, broken_images, hashes, known, writer)
@@ -91,7 +97,7 @@ def read(
     ]
     content_hash = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
     splits = {split: _readable(getattr(source, split), found[split], file) for split in SPLITS}
-    return Contents(replace(source, **splits), content_hash, tuple(skipped))
+    return PreloadedSource(replace(source, **splits), content_hash, tuple(skipped))
 
 
 def _look(
@@ -100,13 +106,13 @@ def _look(
     hashes: dict[str, list[str]] | None,
     known: PixelFile | None,
     writer: PixelWriter | None,
-) -> tuple[dict[str, dict[int, _Seen]], list[str]]:
+) -> tuple[dict[str, dict[int, _ReadImage]], list[str]]:
     """What can be read of each split by index, pixels of all or none, and the names of what is
     left out.
     """
     total = len(source.train) + len(source.test)
-    found: dict[str, dict[int, _Seen]] = {split: {} for split in SPLITS}
-    skipped, free = [], KEPT_BYTES
+    found: dict[str, dict[int, _ReadImage]] = {split: {} for split in SPLITS}
+    skipped, free = [], MEMORY_LIMIT_BYTES
     # delay: small data sets are read before a bar would have been worth drawing; None: no bar
     # without a terminal
     with tqdm(total=total, desc="reading images", delay=2, leave=False, disable=None) as bar:
@@ -137,23 +143,23 @@ def _look(
 
 def _reader(
     images: ImageSet, hashes: Sequence[str] | None, known: PixelFile | None
-) -> Callable[[int], _Seen | UserError]:
+) -> Callable[[int], _ReadImage | UserError]:
     """What looks at one image: by the cache where that knows it, else by decoding."""
-    in_memory = known is not None and known.keeps_pixels and known.total <= KEPT_BYTES
+    in_memory = known is not None and known.has_pixels and known.total <= MEMORY_LIMIT_BYTES
 
-    def one(index: int) -> _Seen | UserError:
+    def one(index: int) -> _ReadImage | UserError:
         row = known.row(hashes[index]) if known and hashes and hashes[index] else None
         if known is not None and hashes is not None and row is not None:
             pixels = known.pixels(row) if in_memory else None
             if pixels is not None or not in_memory:
-                return _Seen(hashes[index], pixels, row)
+                return _ReadImage(hashes[index], pixels, row)
         name = images.name(index)
         try:
-            content = encoded(original(images.images[index]), name)
+            content = encoded(original_image(images.images[index]), name)
             pixels = numpy.asarray(decode(content, name)) if isinstance(content, bytes) else content
         except UserError as error:
             return error
-        return _Seen(_sha256(content), pixels)
+        return _ReadImage(_sha256(content), pixels)
 
     return one
 
@@ -176,7 +182,7 @@ def _hashes(source: Source) -> dict[str, list[str]]:
     def of(images: ImageSet) -> Callable[[int], str]:
         def one(index: int) -> str:
             try:
-                return _sha256(encoded(original(images.images[index]), ""))
+                return _sha256(encoded(original_image(images.images[index]), ""))
             except UserError:
                 return ""
 
@@ -202,8 +208,10 @@ def _has_files(source: Source) -> bool:
 
 def _expected_bytes(source: Source) -> int:
     """About how much the decoded images take: from the sizes of some, which their headers say."""
-    every = [original(image) for split in (source.train, source.test) for image in split.images]
-    measured = [size(image) for image in every[:: max(1, len(every) // MEASURED)]]
+    every = [
+        original_image(image) for split in (source.train, source.test) for image in split.images
+    ]
+    measured = [size(image) for image in every[:: max(1, len(every) // SAMPLED_IMAGES)]]
     known = [3 * height * width for height, width in filter(None, measured)]
     return round(len(every) * sum(known) / len(known)) if known else 0
 
@@ -214,17 +222,19 @@ def content_line(source: Source, split: str, index: int, sha256: str) -> str:
     return f"{split}\0{source.class_names[images.targets[index]]}{task}\0{sha256}\n"
 
 
-def _readable(images: ImageSet, found: dict[int, _Seen], file: PixelFile | None) -> ImageSet:
+def _readable(images: ImageSet, found: dict[int, _ReadImage], file: PixelFile | None) -> ImageSet:
     """The images that can be decoded, as pixels where those are in memory or in the cache."""
     chosen = images if len(found) == len(images) else images.choose(list(found))
     pixels = [seen.pixels for seen in found.values()]
     if all(image is not None for image in pixels):
         return replace(chosen, images=pixels, names=None)
-    if file is None or not file.keeps_pixels:
+    if file is None or not file.has_pixels:
         return chosen
     rows = [file.row(seen.sha256) for seen in found.values()]
     pictures = [
-        image if row is None or isinstance(image, numpy.ndarray | Kept) else Kept(file, row, image)
+        image
+        if row is None or isinstance(image, numpy.ndarray | CachedImage)
+        else CachedImage(file, row, image)
         for image, row in zip(chosen.images, rows, strict=True)
     ]
     return replace(chosen, images=pictures)
