@@ -415,7 +415,7 @@ def _(place: Place) -> Iterator[list[str]]:
 
     root = place.scratch / "root"
     root.mkdir()
-    with tarfile.open(root / cifar100.ARCHIVE.filename, "w:gz") as whole:
+    with tarfile.open(root / cifar100.DATASET.archive.filename, "w:gz") as whole:
         whole.addfile(tarfile.TarInfo("../../evil"), io.BytesIO())
     with mock.patch("smope.streams.archives.download._check"):  # which would refuse it for its md5
         yield [

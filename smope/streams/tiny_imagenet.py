@@ -7,16 +7,20 @@ field tests on.
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from functools import partial
 from pathlib import Path
 
-from smope.errors import UserError
-from smope.streams import folder
-from smope.streams.archives import locate
 from smope.streams.archives.download import Archive
-from smope.streams.layouts import key_value, known_classes
-from smope.streams.layouts.parquet import Refused
+from smope.streams.archives.official_dataset import MakeError
+from smope.streams.layouts import key_value
+from smope.streams.layouts.known_classes import (
+    ClassParquet,
+    KnownClassesDataset,
+    Splits,
+    holds_classes,
+    read_class_folders,
+)
 from smope.streams.source import ImageSet, Source
 
 # WordNet ids (wnids) of wnids.txt, sorted, and the first of each one's names, as words.txt has them
@@ -77,124 +81,90 @@ _CLASS_IDS = {wnid: class_id for class_id, wnid in enumerate(WNIDS)}
 _CLASS_IDS |= {
     other: _CLASS_IDS[wnid] for other, wnid in (item.split(":") for item in _HUB_IDS.split())
 }
-PUBLISHED = {"train": 100_000, "test": 10_000}  # images
-# md5: its owner publishes none, this one is recorded by Avalanche and many other loaders
-ARCHIVE = Archive(
-    url="https://cs231n.stanford.edu/tiny-imagenet-200.zip",
-    filename="tiny-imagenet-200.zip",
-    md5="90528d7ca1a48142e341f4ef8d21d0de",
-    size=248100043,
+class_id_of = _CLASS_IDS.get
+# what folders or parquet files of test images may be called: the first that exists counts
+TEST_NAMES = ("test", "val", "valid", "validation")
+
+
+class WnidFolders:
+    """Layout: folders train/<wnid>/ and test/<wnid>/, the latter under any of the test names; or,
+    as the archive unpacks, the test images in val/images and their classes in a list.
+    """
+
+    def is_in(self, directory: Path) -> bool:
+        marks = (directory / "wnids.txt", directory / "val" / "val_annotations.txt")
+        if any(map(os.path.isfile, marks)):
+            return True
+        return any(holds_classes(directory / name, class_id_of) for name in ("train", *TEST_NAMES))
+
+    def looks_right(self, directory: Path) -> bool:
+        return True
+
+    def read(self, root: str, directory: Path, make_error: MakeError) -> Splits:
+        train = read_class_folders(directory / "train", class_id_of, make_error)
+        for name in TEST_NAMES:
+            if holds_classes(directory / name, class_id_of):
+                test = read_class_folders(directory / name, class_id_of, make_error)
+                return Splits(train, test, name)
+        return Splits(train, _annotated_images(directory / "val", make_error), "val")
+
+
+DATASET = KnownClassesDataset(
+    name="tiny_imagenet",
+    title="Tiny-ImageNet",
+    # md5: its owner publishes none, this one is recorded by Avalanche and many other loaders
+    archive=Archive(
+        url="https://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        filename="tiny-imagenet-200.zip",
+        md5="90528d7ca1a48142e341f4ef8d21d0de",
+        size=248100043,
+    ),
+    top="tiny-imagenet-200",
+    accepted=(
+        "the archive as it unpacks (tiny-imagenet-200/ or the folder above it), class folders "
+        "train/<wnid>/ and test/<wnid>/ or val/<wnid>/, or parquet files train-*.parquet and "
+        "valid-*.parquet (in data/)"
+    ),
+    layouts=(ClassParquet(class_id_of, TEST_NAMES), WnidFolders()),
+    class_names=CLASS_NAMES,
+    published={"train": 100_000, "test": 10_000},
 )
-_TOP = "tiny-imagenet-200"
-LAYOUTS = (
-    f"the archive as it unpacks ({_TOP}/ or the folder above it), class folders train/<wnid>/ and "
-    f"test/<wnid>/ or "
-    "val/<wnid>/, or parquet files train-*.parquet and valid-*.parquet (in data/)"
-)
-_TEST_NAMES = ("test", "val", "valid", "validation")
-_class_id = _CLASS_IDS.get
 
 
 def load(root: str, download: bool = False) -> Source:
-    """Tiny-ImageNet under `root` or tiny-imagenet-200 in it: as the archive unpacks, class folders
-    or Hub parquet.
+    """Tiny-ImageNet; run.json says as `test_images` what its folder of test images is called.
 
-    Class folders are train/<wnid>/ and those of the first of test, val, valid and validation that
-    has any, parquet files likewise; the archive has none for its test images, which are those of
-    val/images. run.json says where they are from as `test_images`. Class ids are the places in the
-    sorted wnids in every layout. Other numbers of images are welcome (a line warns of them), but
-    all 200 classes must have training and test images. Where there is no layout at all and
-    `download`, the official archive is fetched into `root`. UserError naming stream.root, what was
-    found and what is accepted.
+    The test images are those of the first of test, val, valid and validation that has any. Class
+    ids are the places in the sorted wnids in every layout. Other numbers of images than the
+    official ones are accepted, with a warning, but all 200 classes must have training and test
+    images.
+
+    Args:
+        root: folder that holds the unpacked archive, class folders or parquet files.
+        download: fetch the official archive into `root` where it holds none of these.
+
+    Raises:
+        UserError: names stream.root, what is wrong with it and what is accepted.
     """
-    place = locate.directory(root, ARCHIVE, _is_there, download, LAYOUTS)
-    refused = partial(_refused, root)
-    directory = _directory(place)
-    if directory is None:
-        hint = locate.left_packed(place) or folder.better_root(place, _is_there)
-        raise refused(f"it holds {folder.shortened(folder.visible(place))}{hint}")
-    test_name, splits = _splits(root, directory, refused)
-    known_classes.check(root, splits, CLASS_NAMES, PUBLISHED, refused)
-    return Source(
-        "tiny_imagenet",
-        CLASS_NAMES,
-        splits["train"],
-        splits["test"],
-        facts={"test_images": test_name},
-    )
+    source, test_name = DATASET.load(root, download)
+    return dataclasses.replace(source, facts={"test_images": test_name})
 
 
-def _splits(root: str, directory: Path, refused: Refused) -> tuple[str, dict[str, ImageSet]]:
-    """What the folder or the files of the test images are called, and the images."""
-    shards = _shards(directory)
-    if shards:
-        test_name = shards["test"][0].name.partition("-")[0] if shards["test"] else ""
-        return test_name, known_classes.from_parquet(root, shards, _class_id, refused)
-    splits = known_classes.from_folders({"train": directory / "train"}, _class_id, refused)
-    for name in _TEST_NAMES:
-        if known_classes.holds(directory / name, _class_id):
-            return name, splits | known_classes.from_folders(
-                {"test": directory / name}, _class_id, refused
-            )
-    return "val", splits | {"test": _annotated(directory / "val", refused)}
-
-
-def _refused(root: str, what: str) -> UserError:
-    ends = f"accepted are {LAYOUTS}; {locate.way_to_get(ARCHIVE)}"
-    return UserError(f"stream.root={root} is no complete Tiny-ImageNet: {what}; {ends}")
-
-
-def _directory(place: Path) -> Path | None:
-    """Which of `place` and its folder tiny-imagenet-200 has one of the layouts, complete or not."""
-    for candidate in (place / _TOP, place):
-        marks = (candidate / "wnids.txt", candidate / "val" / "val_annotations.txt")
-        if any(map(os.path.isfile, marks)) or _shards(candidate):
-            return candidate
-        if any(
-            known_classes.holds(candidate / name, _class_id) for name in ("train", *_TEST_NAMES)
-        ):
-            return candidate
-    return None
-
-
-def _is_there(place: Path) -> bool:
-    return _directory(place) is not None
-
-
-def _shards(place: Path) -> dict[str, list[Path]]:
-    """The parquet files by split, in the first of `place` and its folder data that has some."""
-    for directory in (place, place / "data"):
-        files = {
-            name: sorted(directory.glob(f"{name}-*.parquet")) for name in ("train", *_TEST_NAMES)
-        }
-        if any(files.values()):
-            return {
-                "train": files["train"],
-                "test": next((files[name] for name in _TEST_NAMES if files[name]), []),
-            }
-    return {}
-
-
-def _annotated(val: Path, refused: Refused) -> ImageSet:
+def _annotated_images(directory: Path, make_error: MakeError) -> ImageSet:
     """The images of val/images by val_annotations.txt, whose lines are file, wnid and a box,
-    parted by tabs.
+    separated by tabs.
     """
-    annotations = val / "val_annotations.txt"
-    items = []
-    for name, value in key_value.read(annotations, refused).items():
+    annotations = directory / "val_annotations.txt"
+    targets, paths = [], []
+    for name, value in key_value.read(annotations, make_error).items():
         wnid = value.text.split()[0]
-        target = _class_id(wnid)
+        target = class_id_of(wnid)
         if target is None:
-            raise refused(
+            raise make_error(
                 f"line {value.line} of {annotations} has {wnid[:80]!r}, which is none of the 200 "
                 f"classes"
             )
-        items.append((target, val / "images" / name))
-    missing = [path for _, path in items if not path.is_file()]
-    if missing:
-        raise refused(
-            f"{len(missing):,} of the {len(items):,} images that {annotations.name} names are "
-            f"missing, the first is "
-            f"{missing[0]}; unpack {ARCHIVE.filename} again"
-        )
-    return ImageSet([target for target, _ in items], [path for _, path in items])
+        targets.append(target)
+        paths.append(directory / "images" / name)
+    key_value.require_files(paths, annotations.name, DATASET.archive, make_error)
+    return ImageSet(targets, paths)

@@ -275,8 +275,8 @@ def test_the_archive_is_unpacked_only_when_asked(tmp_path, monkeypatch):
     path = write_archive(tmp_path)
     content = path.read_bytes()
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    archive = dataclasses.replace(cifar100.ARCHIVE, md5=md5, size=len(content))
-    monkeypatch.setattr(cifar100, "ARCHIVE", archive)
+    archive = dataclasses.replace(cifar100.DATASET.archive, md5=md5, size=len(content))
+    monkeypatch.setattr(cifar100, "DATASET", dataclasses.replace(cifar100.DATASET, archive=archive))
     refused(
         tmp_path,
         r"stream\.download=true fetches https://www\.cs\.toronto\.edu/.*python\.tar\.gz \(\d+ "

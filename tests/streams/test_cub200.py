@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import random
@@ -136,7 +137,8 @@ def test_other_numbers_of_images_are_warned_of(tree, monkeypatch, caplog):
     assert "has 400 train images instead of the published 5,994" in caplog.text
     assert "has 200 test images instead of the published 5,794" in caplog.text
     caplog.clear()
-    monkeypatch.setattr(cub200, "PUBLISHED", {"train": 400, "test": 200})
+    smaller = dataclasses.replace(cub200.DATASET, published={"train": 400, "test": 200})
+    monkeypatch.setattr(cub200, "DATASET", smaller)
     with caplog.at_level(logging.WARNING):
         cub200.load(str(tree))
     assert not caplog.text
@@ -328,7 +330,7 @@ def packed(tree: Path, root: Path) -> Archive:
         archive.add(tree.parent / "attributes.txt", "attributes.txt")
     content = path.read_bytes()
     return Archive(
-        cub200.ARCHIVE.url,
+        cub200.DATASET.archive.url,
         path.name,
         hashlib.md5(content, usedforsecurity=False).hexdigest(),
         len(content),
@@ -343,7 +345,7 @@ def test_download(tree, tmp_path, monkeypatch):
     ):
         cub200.load(str(root), download=True)
     assert not (root / "CUB_200_2011").exists()
-    monkeypatch.setattr(cub200, "ARCHIVE", archive)
+    monkeypatch.setattr(cub200, "DATASET", dataclasses.replace(cub200.DATASET, archive=archive))
     check_whole(cub200.load(str(root), download=True))
     assert (root / "attributes.txt").is_file()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import random
@@ -303,21 +304,21 @@ def packed(tree: Path, root: Path) -> Archive:
             archive.write(file, file.relative_to(tree.parent))
     content = path.read_bytes()
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return Archive(tiny_imagenet.ARCHIVE.url, path.name, md5, len(content))
+    return Archive(tiny_imagenet.DATASET.archive.url, path.name, md5, len(content))
 
 
 def test_download(tree, tmp_path, monkeypatch):
     root = tmp_path / "data"
     archive = packed(tree, root)
-    monkeypatch.setattr(
-        tiny_imagenet, "ARCHIVE", Archive(archive.url, archive.filename, "0" * 32, archive.size)
-    )
+    official = tiny_imagenet.DATASET
+    other = dataclasses.replace(archive, md5="0" * 32)
+    monkeypatch.setattr(tiny_imagenet, "DATASET", dataclasses.replace(official, archive=other))
     with pytest.raises(
         UserError, match=rf"stream\.download=true: .*zip has md5 {archive.md5} instead of 0{{32}}"
     ):
         tiny_imagenet.load(str(root), download=True)
     assert not (root / "tiny-imagenet-200").exists()
-    monkeypatch.setattr(tiny_imagenet, "ARCHIVE", archive)
+    monkeypatch.setattr(tiny_imagenet, "DATASET", dataclasses.replace(official, archive=archive))
     check_whole(tiny_imagenet.load(str(root), download=True))
 
 

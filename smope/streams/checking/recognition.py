@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smope.errors import UserError
-from smope.streams import folder, imagenet_a, imagenet_r, imagenet_variants
+from smope.streams import folder, imagenet_a, imagenet_r
+from smope.streams.imagenet_variants import wnid_folders
 from smope.streams.layouts import parquet
 
 LAYOUTS = (
@@ -104,7 +105,7 @@ def _official(root: Path) -> Iterator[tuple[str, str]]:
 
 def _wnid_folders(root: Path) -> Iterator[tuple[str, str]]:
     """The two variants of ImageNet have folders of the same kind, and differ in the first of them."""
-    names = [name for name in folder.subdirectories(root) if imagenet_variants.WNID.fullmatch(name)]
+    names = wnid_folders(root)
     variants = (imagenet_r.VARIANT, imagenet_a.VARIANT)
     fitting = [variant for variant in variants if names[:1] == [variant.first_wnid]] or variants
     if names:
