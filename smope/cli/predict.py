@@ -97,7 +97,7 @@ def _check(options: Namespace) -> None:
     if options.csv and (options.csv.is_dir() or not options.csv.parent.is_dir()):
         raise UserError(
             f"--csv={options.csv}: must be a file in a folder that is there; write for example "
-            f"--csv out.csv"
+            "--csv out.csv"
         )
 
 
@@ -112,8 +112,7 @@ def _remark(classifier: Classifier) -> None:
     if artefact.tasks_done < artefact.total_tasks:
         print(
             f"{artefact.tasks_done} of {artefact.total_tasks} tasks are learned: "
-            f"{len(classifier.class_names)} of "
-            f"{artefact.num_classes} classes can be told",
+            f"{len(classifier.class_names)} of {artefact.num_classes} classes can be told",
             file=sys.stderr,
         )
 

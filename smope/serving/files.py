@@ -22,7 +22,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
             if not inside:
                 raise UserError(
                     f"IMAGE={path}: no image file in this folder ({', '.join(SUFFIXES)}); name "
-                    f"another"
+                    "another"
                 )
             found += inside
         elif path.exists():

@@ -80,7 +80,7 @@ class Classifier:
         if images.ndim != 4 or images.shape[1:] != (3, side, side):
             raise UserError(
                 f"images must be (B, 3, {side}, {side}), got {tuple(images.shape)}; or use "
-                f"predict(paths)"
+                "predict(paths)"
             )
         if not images.is_floating_point() or (
             len(images) and not (images.min() >= 0 and images.max() <= 1)

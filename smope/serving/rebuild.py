@@ -71,7 +71,6 @@ def _check_identity(artefact: Artefact, found: BackboneIdentity, where: str) -> 
     if found.sha256 != wanted["sha256"]:
         raise UserError(
             f"weights={where}: is not what the model was trained on (sha256 {found.sha256[:12]}, "
-            f"wanted "
-            f"{wanted['sha256'][:12]}); give the file of {wanted['name']} that the run read from "
-            f"{wanted['source']}"
+            f"wanted {wanted['sha256'][:12]}); give the file of {wanted['name']} that the run "
+            f"read from {wanted['source']}"
         )

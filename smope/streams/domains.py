@@ -64,8 +64,7 @@ def _domains(root: str, place: Path, wanted: Sequence[int | str] | None) -> list
             absent = [split for split in SPLITS if not (place / name / split).is_dir()]
             raise UserError(
                 f"stream.root={root}: domain {name} has no folder "
-                f"{' and no folder '.join(absent)}; add it, or choose "
-                f"domains with "
+                f"{' and no folder '.join(absent)}; add it, or choose domains with "
                 f"stream.domains={_listed(complete)}{folder.better_root(place, folder.holds_domains)}"
             )
     return chosen
@@ -82,7 +81,7 @@ def _class_names(root: str, place: Path, domains: Sequence[str]) -> tuple[str, .
     if not class_names:
         raise UserError(
             f"stream.root={root} must hold {LAYOUT}; its domains have no class folders, add one a "
-            f"class"
+            "class"
         )
     for name in class_names:
         for (domain, split), names in held.items():
@@ -90,10 +89,9 @@ def _class_names(root: str, place: Path, domains: Sequence[str]) -> tuple[str, .
                 other, where = next(key for key in held if name in held[key])
                 raise UserError(
                     f"stream.root={root}: every domain must hold the same classes in train and "
-                    f"test, but domain "
-                    f"{domain} has no {split}/{name} and domain {other} has {where}/{name}; add "
-                    f"it with images, "
-                    f"remove class {name} from all domains, or choose domains with stream.domains"
+                    f"test, but domain {domain} has no {split}/{name} and domain {other} has "
+                    f"{where}/{name}; add it with images, remove class {name} from all domains, "
+                    "or choose domains with stream.domains"
                 )
     return tuple(class_names)
 

@@ -48,7 +48,7 @@ def existing_directory(root: str, layout: str = LAYOUT) -> Path:
     if not place.exists():
         raise UserError(
             f"stream.root={root} does not exist (looked in {place.absolute()}); give an existing "
-            f"directory"
+            "directory"
         )
     if not place.is_dir():
         raise UserError(
@@ -143,14 +143,14 @@ def _class_names(root: str, place: Path) -> tuple[str, ...]:
     if not names:
         raise UserError(
             f"stream.root={root} must hold {LAYOUT}; its train folder has no class folders, add "
-            f"one a class"
+            "one a class"
         )
     absent = [name for name in names if not (place / "test" / name).is_dir()]
     if absent:
         raise UserError(
             f"stream.root={root}: every class needs a test folder, there is none for "
-            f"{shortened(absent)}; "
-            f"add {place / 'test' / absent[0]} with images or remove the class from train"
+            f"{shortened(absent)}; add {place / 'test' / absent[0]} with images or remove the "
+            "class from train"
         )
     return tuple(names)
 

@@ -86,12 +86,12 @@ def _from_lists(root: str, directory: Path, contents: VariantContents) -> Source
             f"stream.root={root}: {len(missing):,} of the {len(lists.splits):,} images listed in "
             f"{directory} are not in {contents.directory}, the first is {missing[0]}; unpack "
             f"{VARIANT.archive.filename} again, or give lists of these images as "
-            f"stream.split_lists"
+            "stream.split_lists"
         )
     if len(lists.wnids) != len(contents.wnids):
         raise UserError(
             f"stream.split_lists={directory}: {len(lists.wnids)} of the {len(contents.wnids)} "
-            f"classes are listed; give lists of all classes"
+            "classes are listed; give lists of all classes"
         )
     unlisted = splits.count(None)
     if unlisted:

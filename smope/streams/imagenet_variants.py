@@ -86,8 +86,8 @@ class Variant:
             self.top,
             accepted=(
                 f"the archive as it unpacks ({self.top}/<wnid>/ or the <wnid>/ folders "
-                f"themselves), class folders train/<class>/ and test/<class>/, or parquet files of "
-                f"the Hub (in data/ or test/)"
+                "themselves), class folders train/<class>/ and test/<class>/, or parquet files "
+                "of the Hub (in data/ or test/)"
             ),
             layouts=(WnidFolders(self), SplitFolders(self), HubParquet()),
         )
@@ -194,9 +194,9 @@ def read_variant(variant: Variant, root: str, download: bool) -> VariantContents
     wnids = contents.wnids
     if len(wnids) != NUM_CLASSES:
         raise make_error(
-            f"{contents.directory} has images of {len(wnids)} classes instead of {NUM_CLASSES} (if "
-            f"it was unpacked only in part, unpack {variant.archive.filename} again; stream=folder "
-            f"takes any classes)"
+            f"{contents.directory} has images of {len(wnids)} classes instead of {NUM_CLASSES} "
+            f"(if it was unpacked only in part, unpack {variant.archive.filename} again; "
+            "stream=folder takes any classes)"
         )
     if variant.is_other(wnids):
         raise make_error(

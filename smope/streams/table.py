@@ -152,8 +152,8 @@ def _header(table: str, text: str) -> tuple[str, list[str]]:
         first = next((line for line in text.splitlines() if line.strip()), "")
         raise UserError(
             f"stream.table={table}: the first line must name columns path and label (and may name "
-            f"task and split), "
-            f"separated by comma, semicolon or tab, got {first[:80]!r}; add such a line"
+            f"task and split), separated by comma, semicolon or tab, got {first[:80]!r}; add such "
+            "a line"
         )
     repeated = [name for name in COLUMNS if names.count(name) > 1]
     if repeated:
@@ -208,8 +208,7 @@ def _row(table: str, line: int, cells: dict[str, str], place: Path) -> Row:
             table,
             line,
             f"split must be train or test, got {split}; to hold images out for validation, call "
-            f"them train and "
-            "set stream.validation_fraction, or remove the row",
+            "them train and set stream.validation_fraction, or remove the row",
         )
     # tables written on Windows have backslashes; normalised here, so that the path that is checked
     # is the one opened
@@ -219,8 +218,7 @@ def _row(table: str, line: int, cells: dict[str, str], place: Path) -> Row:
             table,
             line,
             f"path {cells['path']} leads out of {place}; move the file there, or give a "
-            f"stream.root that holds it "
-            "and paths from there",
+            "stream.root that holds it and paths from there",
         )
     return Row(
         line,
@@ -246,8 +244,8 @@ def _require_files(table: str, place: Path, rows: Sequence[Row]) -> None:
             table,
             missing[0].line,
             f"there is no file {name} in {place} ({len(missing)} of {len(rows)} rows name files "
-            f"that are not there); "
-            f"correct the paths, or give the folder that they start from as stream.root{right}",
+            "that are not there); correct the paths, or give the folder that they start from as "
+            f"stream.root{right}",
         )
 
 
@@ -264,7 +262,7 @@ def _require_one_row_a_file(table: str, place: Path, rows: Sequence[Row]) -> Non
                 table,
                 row.line,
                 f"{os.path.relpath(row.path, place)} stands in two rows ({said[0]}, {said[1]}); "
-                f"keep one of them",
+                "keep one of them",
             )
 
 
@@ -285,8 +283,8 @@ def _with_drawn_split(table: str, rows: Sequence[Row], seed: int) -> list[Row]:
             table,
             alone[0].line,
             f"class {alone[0].label} has a single "
-            f"image{' in each task' if alone[0].task else ''}, so that none can be "
-            "drawn for testing; add images, remove the class, or add a column split",
+            f"image{' in each task' if alone[0].task else ''}, so that none can be drawn for "
+            "testing; add images, remove the class, or add a column split",
         )
     return [
         row._replace(split="test" if index in test else "train") for index, row in enumerate(rows)
@@ -306,8 +304,7 @@ def _require_splits(table: str, rows: Sequence[Row]) -> None:
         if not found:
             raise UserError(
                 f"stream.table={table}: no row has split {split}; name some, or leave the column "
-                f"out and "
-                f"{TEST_FRACTION:.0%} of each class are drawn for testing"
+                f"out and {TEST_FRACTION:.0%} of each class are drawn for testing"
             )
     for row in rows:
         for split, found in labels.items():
@@ -316,7 +313,7 @@ def _require_splits(table: str, rows: Sequence[Row]) -> None:
                     table,
                     row.line,
                     f"class {row.label} is in no row with split {split}; correct its name, add "
-                    f"images, or remove it",
+                    "images, or remove it",
                 )
 
 
@@ -333,8 +330,7 @@ def _require_tasks(table: str, rows: Sequence[Row], task_names: Sequence[str]) -
                 table,
                 row.line,
                 f"a {row.split} row without a task, where other rows have one; every row needs a "
-                f"task, or every "
-                "training row and no test row",
+                "task, or every training row and no test row",
             )
         if row.split == "train":
             first[row.label] = min(number[row.task], first.get(row.label, len(task_names)))
@@ -344,6 +340,5 @@ def _require_tasks(table: str, rows: Sequence[Row], task_names: Sequence[str]) -
                 table,
                 row.line,
                 f"tests class {row.label} in task {row.task}, but its first training image comes "
-                f"in task "
-                f"{task_names[first[row.label]]}; give it that task or a later one",
+                f"in task {task_names[first[row.label]]}; give it that task or a later one",
             )

@@ -95,8 +95,7 @@ def fetch_archive(archive: Archive, root: Path) -> None:
         where = f" ({error.filename})" if error.filename else ""
         raise _refused(
             f"cannot read or write in {root}: {error.strerror or error}{where}; make room there, "
-            f"or give another "
-            "stream.root that you may write to; what is downloaded is kept"
+            "or give another stream.root that you may write to; what is downloaded is kept"
         ) from error
 
 
@@ -136,9 +135,8 @@ def _check_room(archive: Archive, root: Path, needed: int) -> None:
     if free < needed:
         raise _refused(
             f"{archive.filename} needs {_megabytes(needed)} more in {root} to be downloaded and "
-            f"unpacked, and "
-            f"{_megabytes(free)} are free; make room or give another stream.root; what is "
-            f"downloaded is kept"
+            f"unpacked, and {_megabytes(free)} are free; make room or give another stream.root; "
+            "what is downloaded is kept"
         )
 
 
@@ -214,8 +212,7 @@ def _receive(archive: Archive, part: Path) -> None:
         if archive.size not in (None, total):
             raise _refused(
                 f"{archive.url} has {total:,} bytes instead of {archive.size:,}, so it is not the "
-                f"known file; "
-                f"look at the address in a browser, {_by_hand(archive, part.parent)}"
+                f"known file; look at the address in a browser, {_by_hand(archive, part.parent)}"
             )
         # once more for what is unpacked
         _check_room(archive, part.parent, 2 * (total or 0) - start)
@@ -250,7 +247,7 @@ def _connect(archive: Archive, part: Path) -> tuple[http.client.HTTPResponse, in
     if start:
         _line(
             f"{part} cannot be continued, {archive.url} has changed or is only sent as a whole; "
-            f"starting over"
+            "starting over"
         )
     answer = answer or _open(archive, part, {})
     assert answer is not None
@@ -332,8 +329,7 @@ def _unpack(archive: Archive, path: Path) -> None:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         raise _refused(
             f"{path} is damaged or no {'zip' if path.suffix == '.zip' else 'tar'} archive "
-            f"({reason}); "
-            f"delete it and run again, {_by_hand(archive, root)}"
+            f"({reason}); delete it and run again, {_by_hand(archive, root)}"
         ) from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -341,7 +337,7 @@ def _unpack(archive: Archive, path: Path) -> None:
         names = ", ".join(str(root / name) for name in sorted(left))
         _line(
             f"left as it was, because it existed: {names}; to have it unpacked afresh, move it "
-            f"away and run again"
+            "away and run again"
         )
     if done:
         names = ", ".join(str(root / top.name) for top in done)
@@ -378,8 +374,7 @@ def _extract(archive: Archive, path: Path, place: Path) -> set[str]:
 def _unsafe(path: Path, name: str) -> UserError:
     return _refused(
         f"{path} holds {name!r}, which would be written outside its folder or is no file; nothing "
-        f"was unpacked, "
-        "delete the archive and get it from another source"
+        "was unpacked, delete the archive and get it from another source"
     )
 
 

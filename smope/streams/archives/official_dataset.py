@@ -105,7 +105,7 @@ class OfficialDataset(Generic[Contents]):
         size = "" if self.archive.size is None else f" ({self.archive.size / 1e6:,.0f} MB)"
         return (
             f"stream.download=true fetches {self.archive.url}{size} into a stream.root that has "
-            f"none of it"
+            "none of it"
         )
 
 

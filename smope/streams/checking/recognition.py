@@ -12,8 +12,7 @@ from smope.streams.layouts import parquet
 
 LAYOUTS = (
     "train/<class>/ and test/<class>/, the same in a folder for each domain, a .csv table, and "
-    "what the archives of "
-    "CIFAR-100, CUB-200, ImageNet-R, ImageNet-A and Tiny-ImageNet unpack to"
+    "what the archives of CIFAR-100, CUB-200, ImageNet-R, ImageNet-A and Tiny-ImageNet unpack to"
 )
 PARQUET_PLACES = ("data", "cifar100", "test")
 PARQUET_STREAMS = ("imagenet_r", "imagenet_a", "cub200", "tiny_imagenet")

@@ -52,7 +52,7 @@ class KnownClassesDataset(OfficialDataset[Splits]):
                 root,
                 f"it has {split} images of {len(present)} classes instead of "
                 f"{len(self.class_names)}, none of {folder.shortened(absent)} (if it was unpacked "
-                f"only in part, unpack it again; stream=folder takes any classes)",
+                "only in part, unpack it again; stream=folder takes any classes)",
             )
         if len(images) != self.published[split]:
             _log.warning(
@@ -170,7 +170,7 @@ def read_class_parquet(
             called = f"calls {names[label]!r}" if label in names else "does not name"
             raise make_error(
                 f"{shards[0]} has the label {label}, which the Hub's metadata in it {called}; "
-                f"each must be named as one of the data set's classes"
+                "each must be named as one of the data set's classes"
             )
         target_of[label] = target
     return ImageSet([target_of[label] for label in rows.labels], rows.images, rows.names)

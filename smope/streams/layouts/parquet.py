@@ -93,9 +93,9 @@ def _require_whole_set(files: Sequence[Path], make_error: MakeError) -> None:
     if found and found != [(found[0][0], number) for number in range(found[0][0])]:
         raise make_error(
             f"{files[0].parent} has "
-            f"{', '.join(path.name for path in files[:3])}{', ...' * (len(files) > 3)}, which "
-            f"is not each of {found[0][0]} files once; get the missing ones or remove what does "
-            f"not belong to them"
+            f"{', '.join(path.name for path in files[:3])}{', ...' * (len(files) > 3)}, which is "
+            f"not each of {found[0][0]} files once; get the missing ones or remove what does not "
+            "belong to them"
         )
 
 
@@ -106,7 +106,7 @@ def _table(root: str, path: Path, make_error: MakeError) -> Any:
     except ImportError as error:
         raise UserError(
             f"stream.root={root} holds parquet files, which need pyarrow; install it with pip "
-            f"install pyarrow"
+            "install pyarrow"
         ) from error
     try:
         return parquet.read_table(path)

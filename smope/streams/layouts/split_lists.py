@@ -69,7 +69,7 @@ def read_lists(directory: Path) -> SplitLists:
         raise _refused(
             directory,
             f"the targets of {len(wnids)} classes must be the numbers 0 to {len(wnids) - 1}, one "
-            f"each",
+            "each",
         )
     return SplitLists(splits, wnids)
 
@@ -83,7 +83,7 @@ def _refused(directory: Path, what: str) -> UserError:
     return UserError(
         f"stream.split_lists={directory}: {what}; it must be a folder with the published "
         f"{' and '.join(FILES.values())} (null draws a split where neither of them lies in "
-        f"stream.root)"
+        "stream.root)"
     )
 
 

@@ -97,12 +97,12 @@ class Evaluation:
         if self.image_size < 1:
             raise UserError(
                 f"image_size must be at least 1 pixel, got {self.image_size}; use the backbone's "
-                f"own size"
+                "own size"
             )
         if not 0 < self.eval_crop <= 1:
             raise UserError(
-                f"stream.eval_crop must be above 0 and at most 1, got {self.eval_crop}; "
-                "use 0.875 for photographs, 1.0 for no crop"
+                f"stream.eval_crop must be above 0 and at most 1, got {self.eval_crop}; use 0.875 "
+                "for photographs, 1.0 for no crop"
             )
 
     def window(self, height: int, width: int, generator: random.Random) -> Window:
@@ -137,8 +137,8 @@ class Training:
         scale = self.crop_scale
         if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
             raise UserError(
-                "stream.crop_scale must be [least, most] with 0 < least <= most <= 1, "
-                f"got {list(scale)}; use [0.08,1.0], or null for no random crop"
+                "stream.crop_scale must be [least, most] with 0 < least <= most <= 1, got "
+                f"{list(scale)}; use [0.08,1.0], or null for no random crop"
             )
 
     def window(self, height: int, width: int, generator: random.Random) -> Window:
