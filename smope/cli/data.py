@@ -1,5 +1,5 @@
-"""`smope data check ROOT`: what a data set holds, what of it is wrong, and what each task would
-get.
+"""`smope data check ROOT`: what a data set holds, what is wrong with it, and what each task would
+hold.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from smope.config.overrides import read_overrides
 from smope.errors import UserError
 
 EPILOG = """\
-Errors, exit code 1: images that cannot be read, classes without images, a layout or tasks that training refuses, and
-more than 1 % of the test images among the training images, compared pixel for pixel. Fewer of these, small classes
-and unusual colour modes are warnings; --strict makes them errors. Notes never fail. Nothing is written.
+Errors (exit code 1): images that cannot be read, classes without images, a layout or tasks that
+training refuses, and more than 1 % of the test images among the training images, compared pixel for
+pixel. Fewer of these, small classes and unusual colour modes are warnings; --strict makes them
+errors. Notes never fail. Nothing is written.
 
 examples:
   smope data check ~/photos                          class folders in train/ and test/
@@ -29,7 +30,7 @@ examples:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Exit code 1 where something is wrong with the data; UserError where something is with the
+    """Exit code 1 if something is wrong with the data; UserError if something is wrong with the
     command.
     """
     options = _parser().parse_intermixed_args(argv)
@@ -42,7 +43,8 @@ def run(argv: Sequence[str]) -> int:
     report = check(root, config, mark)
     if options.strict:
         report.findings = [
-            replace(it, level="error") if it.level == "warning" else it for it in report.findings
+            replace(finding, level="error") if finding.level == "warning" else finding
+            for finding in report.findings
         ]
     text = json.dumps(document(report), indent=1) if options.json else "\n".join(lines(report))
     # the name of a file need not be valid text
@@ -83,8 +85,8 @@ def _parser() -> Parser:
 
 
 def _root(text: str | None) -> Path:
-    """ROOT as an absolute path, whether it exists or not: some streams can fetch what is missing."""
-    if text is None:  # not left to the parser, which would call the overrides missing as well
+    """ROOT as an absolute path. It need not exist, since some streams can download their data."""
+    if text is None:  # the parser's own error would call the overrides missing as well
         raise UserError("smope data: which folder? Write smope data check ROOT")
     root = Path(os.path.abspath(Path(text).expanduser()))
     if not root.exists() and "=" in text:
@@ -93,10 +95,8 @@ def _root(text: str | None) -> Path:
 
 
 def _configuration(root: Path, texts: Sequence[str], config_dir: str | None) -> tuple[Config, str]:
-    """The configuration that training would have, and by which mark its stream was recognised, ""
-    if it was said.
-
-    A number of tasks that the stream leaves to the user may be missing: then it is None.
+    """The configuration that training would have, and by which name on disk its stream was
+    recognised ("" if the user chose it). A missing number of tasks becomes None.
     """
     given = read_overrides(texts, config_dir).given
     key = "stream.table" if root.is_file() else "stream.root"

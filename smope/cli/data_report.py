@@ -1,4 +1,4 @@
-"""What `smope data check` found, as text for the screen and as plain values for JSON."""
+"""The result of `smope data check`, as text for the screen and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN_CLASSES = 5
 
 
 def document(report: DataReport) -> dict[str, Any]:
-    """Everything, as plain values; None for what could not be found out."""
+    """Everything as plain values; None for what is unknown."""
     return {
         "root": str(report.root),
         "stream": report.stream,
@@ -34,19 +34,15 @@ def document(report: DataReport) -> dict[str, Any]:
 
 
 def lines(report: DataReport) -> Iterator[str]:
-    """The report for the screen: every finding, of each its first images."""
-    yield f"{report.root} as stream={report.stream}" + (
-        f", recognised by {report.mark}" if report.mark else ""
-    )
+    """The report for the screen: every finding, with the first of its items."""
+    recognised = f", recognised by {report.mark}" if report.mark else ""
+    yield f"{report.root} as stream={report.stream}{recognised}"
     if report.inspection is not None:
         yield from _overview(report.inspection)
     if report.tasks is not None:
         yield from _tasks(report.tasks, report.evaluated_on)
     if report.content_hash is not None:
-        broken = report.inspection is not None and len(report.inspection.readable) < len(
-            report.inspection.images
-        )
-        yield f"\ncontent hash{' of the images that can be read' * broken}, as in run.json: {report.content_hash}"
+        yield _content_hash(report)
     for finding in report.findings:
         most = SHOWN_ITEMS[finding.level]
         yield f"\n{finding.level}: {finding.text}"
@@ -54,6 +50,13 @@ def lines(report: DataReport) -> Iterator[str]:
         if len(finding.items) > most:
             yield f"  and {len(finding.items) - most:,} more, all in --json"
     yield f"\n{_verdict(report)}"
+
+
+def _content_hash(report: DataReport) -> str:
+    inspection = report.inspection
+    some_are_broken = inspection is not None and any(image.problem for image in inspection.images)
+    of_readable = " of the images that can be read" if some_are_broken else ""
+    return f"\ncontent hash{of_readable}, as in run.json: {report.content_hash}"
 
 
 def _contents(inspection: Inspection | None) -> dict[str, Any]:
@@ -76,15 +79,14 @@ def _contents(inspection: Inspection | None) -> dict[str, Any]:
 
 
 def _spread(inspection: Inspection, split: str) -> dict[str, Any]:
-    """Readable images of a split: in all, in the smallest, the median and the largest class; and
+    """Readable images of a split, in all and in the smallest, the median and the largest class; and
     unreadable ones.
     """
     counts = inspection.counts(split)
+    broken = [image for image in inspection.images if image.split == split and image.problem]
     return {
         "images": sum(counts),
-        "unreadable": sum(
-            image.split == split and image.problem != "" for image in inspection.images
-        ),
+        "unreadable": len(broken),
         "fewest": min(counts),
         "median": statistics.median(counts),
         "most": max(counts),
@@ -97,53 +99,61 @@ def _smallest_and_largest(inspection: Inspection) -> list[InspectedImage]:
 
 
 def _overview(inspection: Inspection) -> Iterator[str]:
-    classes = len(inspection.source.class_names)
-    yield f"\n{classes:,} class{'es' * (classes != 1)}\n"
-    yield f"{'':<10}{'images':>9}{'unreadable':>12}     a class: {'fewest':>7}{'median':>9}{'most':>9}"
+    class_names = inspection.source.class_names
+    yield f"\n{len(class_names):,} class{'es' * (len(class_names) != 1)}\n"
+    of_a_class = f"     a class: {'fewest':>7}{'median':>9}{'most':>9}"
+    yield f"{'':<10}{'images':>9}{'unreadable':>12}{of_a_class}"
     for split, kind in KINDS.items():
         row = _spread(inspection, split)
         spread = f"{row['fewest']:>21,}{row['median']:>9,g}{row['most']:>9,}"
         yield f"{kind:<10}{row['images']:>9,}{row['unreadable']:>12,}{spread}"
     yield ""
     for split, kind in KINDS.items():
-        yield from _uneven_classes(kind, inspection.source.class_names, inspection.counts(split))
-    extremes = _smallest_and_largest(inspection)
+        yield from _uneven_classes(kind, class_names, inspection.counts(split))
+    extremes = [
+        f"{image.size[0]}x{image.size[1]} ({image.name})"
+        for image in _smallest_and_largest(inspection)
+    ]
     if extremes:
-        yield f"image sizes: {' to '.join(f'{image.size[0]}x{image.size[1]} ({image.name})' for image in extremes)}"
+        yield f"image sizes: {' to '.join(extremes)}"
 
 
 def _uneven_classes(kind: str, names: Sequence[str], counts: Sequence[int]) -> Iterator[str]:
-    """All classes by their number of images, or the first and last few; nothing where they all
-    have the same.
+    """All classes by their number of images, or the first and last few; nothing if all classes have
+    the same number.
     """
-    ordered = [f"{name} {count:,}" for count, name in sorted(zip(counts, names, strict=True))]
     if min(counts) == max(counts):
         return
+    ordered = [f"{name} {count:,}" for count, name in sorted(zip(counts, names, strict=True))]
     if len(ordered) <= 2 * SHOWN_CLASSES:
         yield f"{kind} images a class: {', '.join(ordered)}"
-    else:
-        yield f"classes with the fewest {kind} images: {', '.join(ordered[:SHOWN_CLASSES])}"
-        yield f"classes with the most {kind} images: {', '.join(ordered[: -SHOWN_CLASSES - 1 : -1])}"
+        return
+    yield f"classes with the fewest {kind} images: {', '.join(ordered[:SHOWN_CLASSES])}"
+    largest_first = ordered[::-1][:SHOWN_CLASSES]
+    yield f"classes with the most {kind} images: {', '.join(largest_first)}"
 
 
 def _tasks(tasks: Sequence[TaskContents], evaluated_on: str) -> Iterator[str]:
     width = max(len(task.name) for task in tasks)
     yield f"\n{'':<{width}}{'classes':>9}{'training':>10}{evaluated_on:>12}"
     for task in tasks:
-        more = len(task.classes) - SHOWN_CLASSES
-        names = ", ".join(task.classes[:SHOWN_CLASSES]) + (
-            f" and {more:,} more" if more > 0 else ""
-        )
-        yield f"{task.name:<{width}}{len(task.classes):>9,}{task.train:>10,}{task.test:>12,}   {names}"
+        names = _first_few(", ", task.classes, SHOWN_CLASSES)
+        counts = f"{len(task.classes):>9,}{task.train:>10,}{task.test:>12,}"
+        yield f"{task.name:<{width}}{counts}   {names}"
 
 
 def _text(item: FindingItem) -> str:
-    more = len(item.names) - SHOWN_NAMES
-    names = " = ".join(item.names[:SHOWN_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+    names = _first_few(" = ", item.names, SHOWN_NAMES)
     return f"{names}: {item.detail}" if item.detail else names
+
+
+def _first_few(separator: str, names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def _verdict(report: DataReport) -> str:
     errors, warnings = report.count("error"), report.count("warning")
-    found = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
-    return found if errors or warnings else "nothing is wrong"
+    if not errors and not warnings:
+        return "nothing is wrong"
+    return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"

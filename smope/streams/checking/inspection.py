@@ -1,7 +1,6 @@
-"""What a data set holds, image by image: every file read once, decoded as for training, and
-described.
+"""Reading every image of a data set once, decoding it as for training, and describing it.
 
-findings.py says what of it is wrong or unusual; `smope data check` shows both.
+findings.py says what is wrong or unusual; `smope data check` shows both.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.partition import Partition
 from smope.streams.pixels.cache import original_image
-from smope.streams.pixels.decode import StoredImage, decode, encoded
+from smope.streams.pixels.decode import StoredImage, decode, read_encoded
 from smope.streams.pixels.preload import SPLITS, content_line
 from smope.streams.source import ImageSet, Source
 
-# What is not plain RGB of 8 bits, and how decoding (pixels/decode.py) treats it.
+# Everything that is not plain 8-bit RGB, and what decoding (pixels/decode.py) does with it.
 TRAITS = {
     "grayscale": "the gray value becomes red, green and blue",
     "palette": "each pixel takes its colour from the palette",
@@ -42,11 +41,13 @@ TRAITS = {
 
 @dataclass(frozen=True, slots=True)
 class InspectedImage:
-    """One image as it was found.
+    """One image.
 
-    label: its class id. problem: why it cannot be read; what follows is then empty. content:
-    SHA-256 (hex) of the encoded image. pixels: SHA-256 (hex) of size and decoded pixels. size:
-    (width, height) once decoded.
+    label: its class id.
+    problem: why it cannot be read; the fields after it are then empty.
+    content: SHA-256 (hex) of the encoded image.
+    pixels: SHA-256 (hex) of size and decoded pixels.
+    size: (width, height) of the decoded image.
     traits: keys of TRAITS.
     """
 
@@ -72,11 +73,12 @@ class TaskContents:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A source with those images that can be read, and what every image, broken ones included, is
-    like.
+    """What a data set holds.
 
-    content_hash: of the images that can be read, as run.json records it. unused: names of files
-    that lie beside the images and do not belong to the source.
+    source: without the images that cannot be read.
+    images: every image, those that cannot be read included.
+    content_hash: of the images that can be read, as run.json records it.
+    unused: names of files that lie beside the images and do not belong to the source.
     """
 
     source: Source
@@ -120,7 +122,12 @@ def inspect(source: Source, root: Path | None = None) -> Inspection:
 
 
 def task_contents(source: Source, partition: Partition) -> list[TaskContents]:
-    """What each task of `partition` holds."""
+    """What each task holds.
+
+    Args:
+        source: that `partition` divides.
+        partition: the tasks as indices into it.
+    """
     contents = []
     for index, (train, test) in enumerate(zip(partition.train, partition.test, strict=True)):
         present = {source.train.targets[image] for image in train}
@@ -133,11 +140,8 @@ def task_contents(source: Source, partition: Partition) -> list[TaskContents]:
 
 
 def incomplete_folder(root: Path) -> Source | None:
-    """What there is of root/train/<class>/ and root/test/<class>/, classes that lack images
-    included.
-
-    So that all gaps of a folder that folder.load refuses can be named; None without any class
-    folder.
+    """The images of root/train/<class>/ and root/test/<class>/, also where classes lack images, so
+    that all gaps of a folder that folder.load refuses can be reported. None without class folders.
     """
     if not folder.has_layout(root):
         return None
@@ -178,39 +182,34 @@ def _relative(name: str, root: Path | None) -> str:
 
 
 def _describe(image: StoredImage, blank: InspectedImage) -> InspectedImage:
-    """`blank` with what the image is like, or with why it cannot be read."""
+    """Complete `blank` with the description of the image, or with why it cannot be read."""
     content = None
     try:
-        content = encoded(image, blank.name)
-        picture = (
-            decode(content, blank.name) if isinstance(content, bytes) else Image.fromarray(content)
+        content = read_encoded(image, blank.name)
+        pixels = (
+            numpy.asarray(decode(content, blank.name)) if isinstance(content, bytes) else content
         )
     except UserError as error:
         return replace(blank, problem="the file is empty" if content == b"" else _reason(error))
+    is_encoded = isinstance(content, bytes)
     return replace(
         blank,
-        content=hashlib.sha256(
-            content if isinstance(content, bytes) else content.tobytes()
-        ).hexdigest(),
-        pixels=pixel_hash(numpy.asarray(picture)),
-        size=picture.size,
-        traits=_traits(content) if isinstance(content, bytes) else (),
+        content=hashlib.sha256(content if is_encoded else content.tobytes()).hexdigest(),
+        pixels=pixel_hash(pixels),
+        size=(pixels.shape[1], pixels.shape[0]),
+        traits=_traits(content) if is_encoded else (),
     )
 
 
 def pixel_hash(pixels: numpy.ndarray) -> str:
-    """SHA-256 (hex) of the size and the RGB pixels (height, width, 3) of a picture, whatever file
-    it came from.
-    """
+    """SHA-256 (hex) of a picture's size and RGB pixels, (height, width, 3), whatever its file."""
     digest = hashlib.sha256(f"{pixels.shape[1::-1]}".encode())
     digest.update(numpy.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()
 
 
 def _reason(error: UserError) -> str:
-    """Why an image cannot be read, without its name and the way out, which a list of many says
-    once.
-    """
+    """Why an image cannot be read, without its name and advice, which a list need not repeat."""
     cause = error.__cause__
     if isinstance(cause, UnidentifiedImageError):
         return "not a known image format"
@@ -239,7 +238,7 @@ def _traits(content: bytes) -> tuple[str, ...]:
 def _has_more_pictures(opened: Image.Image) -> bool:
     try:
         return getattr(opened, "is_animated", False)
-    except Exception:  # raised by what comes after the first picture, which can be decoded
+    except Exception:  # something is wrong after the first picture, which can be decoded
         return True
 
 
@@ -251,7 +250,8 @@ def _unused_files(source: Source, root: Path | None) -> list[str]:
         for image in images.images
         if isinstance(image, Path)
     }
-    beside = (path for place in {image.parent for image in used} for path in place.iterdir())
+    directories = {image.parent for image in used}
+    beside = (path for directory in directories for path in directory.iterdir())
     return sorted(
         _relative(str(path), root)
         for path in beside

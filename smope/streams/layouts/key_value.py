@@ -1,6 +1,4 @@
-"""Text files with a key and a value a line, as data sets have them: image numbers and paths, file
-names and classes.
-"""
+"""Text files with a key and a value in each line, such as image numbers and paths."""
 
 from __future__ import annotations
 
@@ -13,18 +11,24 @@ from smope.streams.archives.official_dataset import MakeError
 
 
 class Value(NamedTuple):
-    """What follows a key, and the number of the line, from 1."""
+    """The text after a key, and the number of its line, from 1."""
 
     text: str
     line: int
 
 
 def read(path: Path, make_error: MakeError) -> dict[str, Value]:
-    """The rest of each line by its first word, in the order of the file.
+    """Read a file with a key and a value in each line.
 
-    Line ends of any system, a byte order mark at the start and empty lines do not matter. `make_error`
-    makes the error of a file that is missing or no UTF-8 text, and of a line that has a single word
-    or a key for the second time.
+    Line ends of any system, a byte order mark and empty lines are accepted.
+
+    Args:
+        path: the file.
+        make_error: makes the error of a missing file, a file that is not UTF-8 text, a line with a
+            single word, and a repeated key.
+
+    Returns:
+        What follows the first word of each line, by that word, in the order of the file.
     """
     if not path.is_file():
         raise make_error(f"{path} is missing")

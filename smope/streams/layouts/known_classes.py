@@ -1,4 +1,4 @@
-"""Data sets whose classes are known beforehand, as class folders and as parquet files of the Hub."""
+"""Data sets with known classes, as class folders and as parquet files of the Hub."""
 
 from __future__ import annotations
 

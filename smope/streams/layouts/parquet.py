@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ NUMBERED = re.compile(r"-(\d+)-of-(\d+)\b")  # the Hub's names: test-00000-of-00
 
 @dataclass
 class Rows:
-    """The rows of some files; all lists but `class_names` have an item a row.
+    """The rows of some files; all lists but `class_names` have one item a row.
 
-    images: encoded. labels: class ids, or class names where the column holds text. files: what the
-    image's file was called, None where that was not kept. names: what errors call the image. texts:
-    the columns asked for, empty where a file has none. class_names: by class id, from the Hub's
-    metadata; None where it has none.
+    images: encoded images.
+    labels: class ids, or class names where the column holds text.
+    files: what the image's file was called, None where the name was not stored.
+    names: what errors call the image.
+    texts: the extra columns, "" in each row of a file that lacks the column.
+    class_names: by class id, from the Hub's metadata; None where there are none.
     """
 
     images: list[bytes] = field(default_factory=list)
@@ -68,13 +70,19 @@ def read(
     make_error: MakeError,
     texts: Sequence[str] = (),
 ) -> Rows:
-    """The rows of `files`, from their column img or image and the first of the columns `labels`
-    that they have.
+    """Read parquet files of images.
 
-    An image is a struct with its bytes, or the bytes themselves. `labels` says what each label
-    column holds; `texts` are columns to read as well where they are there. UserError made by
-    `make_error` for a file that is missing, damaged or has other columns, and one naming stream.root
-    where pyarrow is not installed.
+    Images are in a column img or image, as structs with their bytes or as the bytes themselves.
+
+    Args:
+        root: what the user gave as stream.root.
+        files: all files of one split.
+        labels: the type of each column that may hold the labels; the first that exists is read.
+        make_error: makes the error of a missing or damaged file and of other columns.
+        texts: columns of text that are read as well where they exist.
+
+    Raises:
+        UserError: from `make_error`, or because pyarrow is not installed.
     """
     _require_whole_set(files, make_error)
     rows = Rows()
@@ -89,13 +97,16 @@ def read(
 
 def _require_whole_set(files: Sequence[Path], make_error: MakeError) -> None:
     numbers = [NUMBERED.search(path.name) for path in files]
-    found = sorted((int(match[2]), int(match[1])) for match in numbers if match)
-    if found and found != [(found[0][0], number) for number in range(found[0][0])]:
+    numbered = sorted((int(match[2]), int(match[1])) for match in numbers if match)
+    if not numbered:
+        return
+    count = numbered[0][0]
+    if numbered != [(count, number) for number in range(count)]:
         raise make_error(
             f"{files[0].parent} has "
             f"{', '.join(path.name for path in files[:3])}{', ...' * (len(files) > 3)}, which is "
-            f"not each of {found[0][0]} files once; get the missing ones or remove what does not "
-            "belong to them"
+            f"not each of {count} files once; get the missing ones or remove what does not belong "
+            "to them"
         )
 
 
@@ -122,15 +133,13 @@ def _append(
     make_error: MakeError,
     texts: Sequence[str],
 ) -> list[str] | None:
-    """Add the rows of a file's table to `rows`; its class names."""
-    image, label = (
-        next((name for name in some if name in table.column_names), None)
-        for some in (IMAGE_COLUMNS, labels)
-    )
+    """Add the rows of a file's table to `rows`, and return its class names."""
+    image = _first_column(table, IMAGE_COLUMNS)
+    label = _first_column(table, labels)
     if image is None or label is None:
-        found = ", ".join(table.column_names)
+        columns = ", ".join(table.column_names)
         raise make_error(
-            f"{path} has columns {found} and not {_either(IMAGE_COLUMNS)} and "
+            f"{path} has columns {columns} and not {_either(IMAGE_COLUMNS)} and "
             f"{_either(list(labels))}"
         )
     cells = [
@@ -139,7 +148,8 @@ def _append(
     ]
     images: list[Any] = [cell.get("bytes") for cell in cells]
     targets = table.column(label).to_pylist()
-    if not {bytes} >= set(map(type, images)) or not {labels[label]} >= set(map(type, targets)):
+    all_bytes = all(isinstance(content, bytes) for content in images)
+    if not all_bytes or any(type(target) is not labels[label] for target in targets):
         raise make_error(
             f"{path} has rows without image bytes in {image} or {KINDS[labels[label]]} in {label}"
         )
@@ -152,6 +162,10 @@ def _append(
         rows.texts.setdefault(name, []).extend(map(str, column))
     metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     return metadata.get("info", {}).get("features", {}).get(label, {}).get("names")
+
+
+def _first_column(table: Any, names: Iterable[str]) -> str | None:
+    return next((name for name in names if name in table.column_names), None)
 
 
 def _either(names: Sequence[str]) -> str:

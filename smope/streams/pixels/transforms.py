@@ -10,7 +10,8 @@ other and with Pillow to 2/255. A part that already has the wanted size is not c
 
 Mean and standard deviation are not applied here: pixel statistics belong to the backbone.
 
-Letters: B batch, S side of the result, h and w height and width of the largest picture in the batch.
+Letters: B batch, S side of the result, h and w height and width of the largest picture in the
+batch.
 """
 
 from __future__ import annotations

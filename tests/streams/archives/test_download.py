@@ -282,12 +282,12 @@ def stop_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next download ends with `error` after its first chunk."""
 
     def stopped(chunks: Iterator[bytes], *arguments: object) -> Iterator[bytes]:
-        monkeypatch.setattr(download, "_shown", whole)
+        monkeypatch.setattr(download, "_with_progress", whole)
         yield next(chunks)
         raise error
 
-    whole = download._shown
-    monkeypatch.setattr(download, "_shown", stopped)
+    whole = download._with_progress
+    monkeypatch.setattr(download, "_with_progress", stopped)
 
 
 def test_a_disk_that_fills_up_keeps_the_part(server, tmp_path, monkeypatch):
@@ -456,7 +456,7 @@ def test_what_a_killed_run_left_is_cleared(server, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_of_two_processes_the_second_waits(server, tmp_path, capsys):
-    with download._alone(tmp_path / ".birds.tar.gz.lock"):
+    with download._lock(tmp_path / ".birds.tar.gz.lock"):
         second = threading.Thread(target=fetch_archive, args=(archive(server), tmp_path))
         second.start()
         second.join(0.3)

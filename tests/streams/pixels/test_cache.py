@@ -195,7 +195,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(
     if call == "truncate":
         monkeypatch.setattr(cache, "limit", 4000)
         monkeypatch.setattr(
-            cache, "writer", lambda path, _: caching.PixelWriter(cache, path, keep=True)
+            cache, "writer", lambda path, _: caching.PixelWriter(cache, path, with_pixels=True)
         )
 
     class Full:
@@ -251,7 +251,7 @@ def test_the_least_recently_used_goes_first(source, cache) -> None:
     cache.limit = 2 * size + 500
     preload_images(parts[1], cache=cache)
     first, second = (
-        cache.path(split for split in preload._hashes(part)["train"]) for part in parts[:2]
+        cache.path(split for split in preload._hash_encoded(part)["train"]) for part in parts[:2]
     )
     for age, path in ((200, first), (100, second)):
         os.utime(path, (time.time() - age,) * 2)
