@@ -82,7 +82,7 @@ def check(root: Path, config: Config, mark: str = "") -> DataReport:
 
 
 def _source(config: Config, base: Path, report: DataReport) -> Source | None:
-    """The images as training would find them; of a folder that training refuses, those that exist."""
+    """The images as training would find them; those that exist of a folder that it refuses."""
     with _captured_warnings() as warnings:
         try:
             return make_source(config)

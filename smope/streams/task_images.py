@@ -38,8 +38,8 @@ class TaskImages(TaskAwareSupervisedClassificationDataset):
     dataset when they start, so a loader with persistent workers would stay in its first epoch.
 
     For Avalanche this is an AvalancheDataset like any other. `eval()` shows the same images through
-    the evaluation transform. `train()`, `subset()` and `concat()`, which strategies and plugins
-    call, return Avalanche's own datasets over the same images. Their items are (image, label, task
+    the evaluation transform. Its other operations, such as `train()`, `subset()` and `concat()`,
+    return Avalanche's own datasets over the same images. Their items are (image, label, task
     label), and their training augmentation draws from torch's global generator, because strategies
     never call `set_epoch`. The task label is always 0.
 
@@ -84,7 +84,7 @@ class TaskImages(TaskAwareSupervisedClassificationDataset):
         self.unresampled = UnresampledImages(selection, self.transform)
 
     @property
-    def transform(self) -> Transform:
+    def transform(self) -> Transform:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The transform that items are shown through."""
         return getattr(self._transforms, self._shown)
 
@@ -102,15 +102,20 @@ class TaskImages(TaskAwareSupervisedClassificationDataset):
         return self._selection[item][0].pixels
 
     def choose(self, items: Sequence[int]) -> TaskImages:
-        """The images at these positions, in this order, with the same draws as here."""
+        """The images at these positions, in this order; each epoch draws the same for them."""
         return TaskImages(self._selection.choose(items), self._transforms, self._shown)
 
     def join(self, others: Sequence[TaskImages]) -> TaskImages:
-        """These images and then those of other tasks of the same stream, with the same draws."""
+        """These images and then those of other tasks of the same stream; each epoch draws the same
+        for them.
+        """
         selection = join_selections([images._selection for images in (self, *others)])
         return TaskImages(selection, self._transforms, self._shown)
 
-    def __getitem__(self, item: int) -> Any:
+    def __getitem__(self, item: Any) -> Any:
+        """(image, label) at a position; of a slice, the chosen images."""
+        if isinstance(item, slice):
+            return self.choose(range(len(self))[item])
         batch = collate([self.unresampled[item]])
         return resample(batch, self.transform.image_size)[0], self._selection.targets[item]
 
@@ -119,15 +124,22 @@ class TaskImages(TaskAwareSupervisedClassificationDataset):
         if group_name == "eval":
             # a copy: its epoch must not change with that of these images
             return TaskImages(copy(self._selection), self._transforms, "eval")
-        return _avalanche_dataset(self).with_transforms(group_name)
+        return super().with_transforms(group_name)
 
     def subset(self, indices: Any) -> Any:
         """Avalanche's subset of these images; `choose` gives ours."""
-        return _avalanche_dataset(self).subset(indices)
+        return self._avalanche_dataset().subset(indices)
 
     def concat(self, other: Any) -> Any:
         """Avalanche's concatenation; `join` gives ours."""
-        return _avalanche_dataset(self).concat(other)
+        return self._avalanche_dataset().concat(other)
+
+    def _shallow_clone_dataset(self) -> Any:
+        """What Avalanche's other operations change and return, such as `freeze_transforms`."""
+        return self._avalanche_dataset()._shallow_clone_dataset()
+
+    def _avalanche_dataset(self) -> TaskAwareSupervisedClassificationDataset:
+        return TaskAwareSupervisedClassificationDataset([self])
 
 
 def collate_with_task_labels(items: Sequence[Sequence[Any]]) -> list[Tensor]:
@@ -135,7 +147,3 @@ def collate_with_task_labels(items: Sequence[Sequence[Any]]) -> list[Tensor]:
     expect them.
     """
     return default_collate([(image, label, 0) for image, label, *_ in items])
-
-
-def _avalanche_dataset(images: TaskImages) -> TaskAwareSupervisedClassificationDataset:
-    return TaskAwareSupervisedClassificationDataset([images])

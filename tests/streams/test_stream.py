@@ -243,6 +243,15 @@ def test_avalanche_s_subsets_and_concatenations(build):
     assert list(both.targets) == [*first.targets, *second.targets]
 
 
+def test_avalanche_s_other_operations_work_on_its_own_datasets(build):
+    dataset = build().benchmark.train_stream[0].dataset
+    relabelled = dataset.update_data_attribute("targets", [7] * len(dataset))
+    assert list(relabelled.targets) == [7] * len(dataset) != list(dataset.targets)
+    replaced = dataset.replace_current_transform_group(lambda image: image.pixels.shape)
+    assert replaced[1] == [(32, 32, 3), dataset.targets[1], 0]
+    assert len(dataset[2:6]) == 4 and torch.equal(dataset[2:6][1][0], dataset[3][0])
+
+
 def test_the_epochs_of_a_task_s_two_sights_are_independent(build):
     task = build().tasks[0]
     task.train.set_epoch(3)

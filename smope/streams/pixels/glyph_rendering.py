@@ -40,7 +40,12 @@ FACES = (
     "STIXGeneralBolIta",
 )
 
-STREAM_CHARACTERS = "ABDEFGHJKLMNPQRTYabdefghijkmnqrtyΓΔΘΞΠΣΦΨΩαβγδεζηθλμξπρστφχψωБДЖИЛЦЧШЩЪЫЭЮЯбÇÖŠÜ≠&@#%?!$€§¶+=<>{}√∞∫"
+STREAM_CHARACTERS = (
+    "ABDEFGHJKLMNPQRTYabdefghijkmnqrty"
+    "ΓΔΘΞΠΣΦΨΩαβγδεζηθλμξπρστφχψω"
+    "БДЖИЛЦЧШЩЪЫЭЮЯб"
+    "ÇÖŠÜ≠&@#%?!$€§¶+=<>{}√∞∫"
+)
 
 RENDER_SIZE = 64
 """Pixels of the em square at which bitmaps are drawn and compared."""
