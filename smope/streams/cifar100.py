@@ -14,34 +14,22 @@ import numpy
 
 from smope.streams import folder
 from smope.streams.archives.download import Archive
-from smope.streams.archives.official_dataset import MakeError, OfficialDataset
+from smope.streams.archives.official_dataset import Layout, MakeError, OfficialDataset
 from smope.streams.layouts import parquet
+from smope.streams.layouts.known_classes import read_class_names
 from smope.streams.source import ImageSet, Source
 
-_NAMES = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
-dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
-leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
-otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
-road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
-sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-wardrobe whale willow_tree wolf woman worm
-"""
-CLASS_NAMES = tuple(_NAMES.split())  # CIFAR's numbering, which is alphabetical
+CLASS_NAMES = read_class_names("cifar100")  # CIFAR's numbering, which is alphabetical
 PYTHON_DIRECTORY = "cifar-100-python"
 PYTHON_FILES = ("train", "test", "meta")
 PARQUET_DIRECTORIES = ("data", "cifar100")
 
 
-class PythonFiles:
+class PythonFiles(Layout[Source]):
     """Layout: the official archive, pickled files train, test and meta, as torchvision reads it."""
 
     def is_in(self, directory: Path) -> bool:
         return self._files_directory(directory) is not None
-
-    def looks_right(self, directory: Path) -> bool:
-        return True
 
     def read(self, root: str, directory: Path, make_error: MakeError) -> Source:
         place = self._files_directory(directory)
@@ -75,7 +63,7 @@ class PythonFiles:
         return None
 
 
-class ClassFolders:
+class ClassFolders(Layout[Source]):
     """Layout: folders train/<class>/ and test/<class>/ of exactly CIFAR-100's classes."""
 
     def is_in(self, directory: Path) -> bool:
@@ -97,14 +85,11 @@ class ClassFolders:
         return Source(DATASET.name, source.class_names, source.train, source.test)
 
 
-class HubParquet:
+class HubParquet(Layout[Source]):
     """Layout: parquet files train-*.parquet and test-*.parquet of the Hub."""
 
     def is_in(self, directory: Path) -> bool:
         return bool(parquet.shards(directory, PARQUET_DIRECTORIES))
-
-    def looks_right(self, directory: Path) -> bool:
-        return True
 
     def read(self, root: str, directory: Path, make_error: MakeError) -> Source:
         shards = parquet.shards(directory, PARQUET_DIRECTORIES)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from smope.streams import folder
 from smope.streams.archives.download import Archive
-from smope.streams.archives.official_dataset import MakeError, OfficialDataset
+from smope.streams.archives.official_dataset import Layout, MakeError, OfficialDataset
 from smope.streams.layouts import parquet
 from smope.streams.layouts.splits import TEST_FRACTION, held_out, split_hash
 from smope.streams.pixels.decode import StoredImage
@@ -102,7 +102,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class WnidFolders:
+class WnidFolders(Layout[VariantContents]):
     """Layout: the folders <wnid>/ of the archive."""
 
     variant: Variant
@@ -124,7 +124,7 @@ class WnidFolders:
 
 
 @dataclass(frozen=True)
-class SplitFolders:
+class SplitFolders(Layout[VariantContents]):
     """Layout: folders train/<class>/ and test/<class>/."""
 
     variant: Variant
@@ -143,7 +143,7 @@ class SplitFolders:
         return VariantContents(directory, images, _words_of_readme(directory))
 
 
-class HubParquet:
+class HubParquet(Layout[VariantContents]):
     """Layout: parquet files of the Hub; images stay in memory as they are encoded, about 2 GB of
     ImageNet-R.
     """

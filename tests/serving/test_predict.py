@@ -24,9 +24,9 @@ from smope.serving import predict
 from smope.serving.predict import Classifier
 from smope.streams.pixels.decode import decode
 from smope.training.trainer import Trainer
+from tests.run.test_artefact import content_hash
 
 from .conftest import SMALL
-from .test_artefact import content_hash
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from smope.errors import UserError
 from smope.streams import folder
@@ -19,20 +20,20 @@ MakeError = Callable[[str], UserError]
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 
-class Layout(Protocol[Contents]):
+class Layout(ABC, Generic[Contents]):
     """One way in which copies of a data set are laid out on disk."""
 
+    @abstractmethod
     def is_in(self, directory: Path) -> bool:
-        """True where `directory` has this layout, complete or not."""
-        ...
+        """True if `directory` has this layout, complete or not."""
 
     def looks_right(self, directory: Path) -> bool:
-        """True where `directory`, which has this layout, seems to hold this very data set."""
-        ...
+        """True if `directory`, which has this layout, seems to hold this very data set."""
+        return True
 
+    @abstractmethod
     def read(self, root: str, directory: Path, make_error: MakeError) -> Contents:
         """What `directory` holds; `root` is what the user gave. Errors are made by `make_error`."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from smope.streams import folder
 from smope.streams.partition import Partition
 from smope.streams.pixels.cache import original_image
 from smope.streams.pixels.decode import StoredImage, decode, read_encoded
-from smope.streams.pixels.preload import SPLITS, content_line
+from smope.streams.pixels.preload import SPLITS, content_line, map_in_threads
 from smope.streams.source import ImageSet, Source
 
 # Everything that is not plain 8-bit RGB, and what decoding (pixels/decode.py) does with it.
@@ -164,11 +163,7 @@ def _inspect_split(source: Source, split: str, root: Path | None) -> Iterator[In
         blank = InspectedImage(split, _name(images, split, index, root), images.targets[index])
         return _describe(original_image(images.images[index]), blank)
 
-    chunk = 256  # a bounded number at a time, so that an interrupted check ends soon
-    workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:  # Pillow decodes outside Python's lock
-        for start in range(0, len(images), chunk):
-            yield from pool.map(inspect_one, range(start, min(start + chunk, len(images))))
+    return map_in_threads(images, inspect_one)
 
 
 def _name(images: ImageSet, split: str, index: int, root: Path | None) -> str:

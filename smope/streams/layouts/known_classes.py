@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smope.streams import folder
-from smope.streams.archives.official_dataset import MakeError, OfficialDataset
+from smope.streams.archives.official_dataset import Layout, MakeError, OfficialDataset
 from smope.streams.layouts import parquet
 from smope.streams.source import ImageSet, Source
 
@@ -62,7 +62,7 @@ class KnownClassesDataset(OfficialDataset[Splits]):
 
 
 @dataclass(frozen=True)
-class ClassFolders:
+class ClassFolders(Layout[Splits]):
     """Layout: folders train/<class>/ and test/<class>/."""
 
     class_id: ClassId
@@ -81,7 +81,7 @@ class ClassFolders:
 
 
 @dataclass(frozen=True)
-class ClassParquet:
+class ClassParquet(Layout[Splits]):
     """Layout: parquet files of the Hub, in the folder itself or in data/; the first of `test_names`
     that has files holds the test images.
     """
@@ -91,9 +91,6 @@ class ClassParquet:
 
     def is_in(self, directory: Path) -> bool:
         return bool(self._shards(directory))
-
-    def looks_right(self, directory: Path) -> bool:
-        return True
 
     def read(self, root: str, directory: Path, make_error: MakeError) -> Splits:
         shards = self._shards(directory)
@@ -111,6 +108,12 @@ class ClassParquet:
 
     def _shards(self, directory: Path) -> dict[str, list[Path]]:
         return parquet.shards(directory, ("data",), self.test_names)
+
+
+def read_class_names(stream: str) -> tuple[str, ...]:
+    """The lines of class_names/<stream>.txt, one for each class."""
+    path = Path(__file__).parents[1] / "class_names" / f"{stream}.txt"
+    return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
 def holds_classes(directory: Path, class_id: ClassId) -> bool:

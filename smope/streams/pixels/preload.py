@@ -132,7 +132,7 @@ def _read_all(
         for split in SPLITS:
             image_set: ImageSet = getattr(source, split)
             reader = _reader(image_set, hashes[split] if hashes else None, cached_file)
-            for index, image in enumerate(_map_in_threads(image_set, reader)):
+            for index, image in enumerate(map_in_threads(image_set, reader)):
                 bar.update()
                 if isinstance(image, UserError):
                     if broken_images == "error":
@@ -188,7 +188,7 @@ def _reader(
     return read_image
 
 
-def _map_in_threads(images: ImageSet, function: Callable[[int], Result]) -> Iterator[Result]:
+def map_in_threads(images: ImageSet, function: Callable[[int], Result]) -> Iterator[Result]:
     """function(index) of each image in order, in several threads: Pillow and hashlib release
     Python's lock.
     """
@@ -210,7 +210,7 @@ def _hash_encoded(source: Source) -> dict[str, list[str]]:
             except UserError:
                 return ""
 
-        return list(_map_in_threads(images, hash_one))
+        return list(map_in_threads(images, hash_one))
 
     return {"train": hashes_of(source.train), "test": hashes_of(source.test)}
 
