@@ -32,14 +32,17 @@ class PythonFiles(Layout[Source]):
         return self._files_directory(directory) is not None
 
     def read(self, root: str, directory: Path, make_error: MakeError) -> Source:
-        place = self._files_directory(directory)
-        assert place is not None
-        missing = [name for name in PYTHON_FILES if not (place / name).is_file()]
+        files_directory = self._files_directory(directory)
+        assert files_directory is not None
+        missing = [name for name in PYTHON_FILES if not (files_directory / name).is_file()]
         if missing:
-            present = folder.shortened(folder.visible(place))
-            raise make_error(f"{place} holds {present} but no file {missing[0]}")
-        class_names = _unpickle(place / "meta", make_error).get("fine_label_names")
-        splits = {split: self._read_split(place / split, make_error) for split in ("train", "test")}
+            present = folder.shortened(folder.visible(files_directory))
+            raise make_error(f"{files_directory} holds {present} but no file {missing[0]}")
+        class_names = _unpickle(files_directory / "meta", make_error).get("fine_label_names")
+        splits = {
+            split: self._read_split(files_directory / split, make_error)
+            for split in ("train", "test")
+        }
         return _in_official_order(class_names, splits, make_error)
 
     def _read_split(self, path: Path, make_error: MakeError) -> ImageSet:
@@ -97,9 +100,9 @@ class HubParquet(Layout[Source]):
         splits = {}
         for split in ("train", "test"):
             if split not in shards:
-                place = next(iter(shards.values()))[0].parent
-                present = folder.shortened(folder.visible(place))
-                raise make_error(f"{place} holds {present} but no {split}-*.parquet")
+                files_directory = next(iter(shards.values()))[0].parent
+                present = folder.shortened(folder.visible(files_directory))
+                raise make_error(f"{files_directory} holds {present} but no {split}-*.parquet")
             rows = parquet.read(root, shards[split], {"fine_label": int}, make_error)
             splits[split] = ImageSet(rows.labels, rows.images, rows.names)
             class_names = rows.class_names

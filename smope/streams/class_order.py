@@ -75,16 +75,16 @@ def _given_order(
         "number from 0"
     )
     # names replace numbers: the text "7" means the class that is called 7, where there is one
-    known = {str(i): i for i in range(len(class_names))}
-    known |= {name: i for i, name in enumerate(class_names)}
+    id_of = {str(i): i for i in range(len(class_names))}
+    id_of |= {name: i for i, name in enumerate(class_names)}
     ids = []
     for item in order:
         is_id = (
             isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(class_names)
         )
-        if not is_id and not (isinstance(item, str) and item in known):
+        if not is_id and not (isinstance(item, str) and item in id_of):
             raise UserError(f"{rule}, got {item!r}; remove it or use class_order=paper")
-        ids.append(item if isinstance(item, int) else known[item])
+        ids.append(item if isinstance(item, int) else id_of[item])
     repeated = sorted({i for i in ids if ids.count(i) > 1})
     if repeated:
         raise UserError(

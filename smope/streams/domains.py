@@ -29,11 +29,13 @@ def load(root: str, domains: list[int | str] | None = None) -> Source:
     Raises:
         UserError: names stream.root or stream.domains, the domain, and what is wrong with it.
     """
-    place = folder.existing_directory(root, LAYOUT)
-    names = _domains(root, place, domains)
-    class_names = _class_names(root, place, names)
+    directory = folder.existing_directory(root, LAYOUT)
+    names = _domains(root, directory, domains)
+    class_names = _class_names(root, directory, names)
     train, test = (
-        _joined([folder.class_images(root, place / name / split, class_names) for name in names])
+        _joined(
+            [folder.class_images(root, directory / name / split, class_names) for name in names]
+        )
         for split in SPLITS
     )
     return Source("domains", class_names, train, test, task_names=tuple(names))
@@ -47,12 +49,12 @@ def _joined(domains: Sequence[ImageSet]) -> ImageSet:
     )
 
 
-def _domains(root: str, place: Path, wanted: Sequence[int | str] | None) -> list[str]:
+def _domains(root: str, directory: Path, wanted: Sequence[int | str] | None) -> list[str]:
     """The names of the domains in the order of the tasks."""
-    names = folder.by_name(folder.subdirectories(place))
-    complete = [name for name in names if folder.has_layout(place / name)]
-    if folder.has_layout(place) or not complete:
-        raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(place)}")
+    names = folder.by_name(folder.subdirectories(directory))
+    complete = [name for name in names if folder.has_layout(directory / name)]
+    if folder.has_layout(directory) or not complete:
+        raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(directory)}")
     chosen = names if wanted is None else [str(name) for name in wanted]
     if not chosen or len(set(chosen)) != len(chosen):
         raise UserError(
@@ -61,26 +63,26 @@ def _domains(root: str, place: Path, wanted: Sequence[int | str] | None) -> list
         )
     for name in chosen:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            similar = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
             raise UserError(
                 f"stream.domains: {root} has no domain {name}, it has {', '.join(names)}{hint}"
             )
         if name not in complete:
-            absent = [split for split in SPLITS if not (place / name / split).is_dir()]
-            right = folder.better_root(place, folder.holds_domains)
+            absent = [split for split in SPLITS if not (directory / name / split).is_dir()]
+            proposal = folder.better_root(directory, folder.holds_domains)
             raise UserError(
                 f"stream.root={root}: domain {name} has no folder "
                 f"{' and no folder '.join(absent)}; add it, or choose domains with "
-                f"stream.domains={_listed(complete)}{right}"
+                f"stream.domains={_listed(complete)}{proposal}"
             )
     return chosen
 
 
-def _class_names(root: str, place: Path, domains: Sequence[str]) -> tuple[str, ...]:
+def _class_names(root: str, directory: Path, domains: Sequence[str]) -> tuple[str, ...]:
     """The classes, which must be the same in every domain, in training and in testing."""
     classes_of = {
-        (domain, split): folder.subdirectories(place / domain / split)
+        (domain, split): folder.subdirectories(directory / domain / split)
         for domain in domains
         for split in SPLITS
     }
@@ -93,12 +95,12 @@ def _class_names(root: str, place: Path, domains: Sequence[str]) -> tuple[str, .
     for name in class_names:
         for (domain, split), names in classes_of.items():
             if name not in names:
-                other, where = next(key for key in classes_of if name in classes_of[key])
+                other, split_of_other = next(key for key in classes_of if name in classes_of[key])
                 raise UserError(
                     f"stream.root={root}: every domain must hold the same classes in train and "
                     f"test, but domain {domain} has no {split}/{name} and domain {other} has "
-                    f"{where}/{name}; add it with images, remove class {name} from all domains, "
-                    "or choose domains with stream.domains"
+                    f"{split_of_other}/{name}; add it with images, remove class {name} from all "
+                    "domains, or choose domains with stream.domains"
                 )
     return tuple(class_names)
 
@@ -107,13 +109,13 @@ def _listed(names: Sequence[str]) -> str:
     return f"[{','.join(names)}]"
 
 
-def _describe(place: Path) -> str:
+def _describe(directory: Path) -> str:
     """What a directory without domains holds, and what to do about it."""
-    holds = f"it holds {folder.shortened(folder.visible(place))}"
-    right = folder.better_root(place, folder.holds_domains)
-    if folder.has_layout(place):
-        return f"{holds} as a single domain does, and stream=folder takes that{right}"
+    holds = f"it holds {folder.shortened(folder.visible(directory))}"
+    proposal = folder.better_root(directory, folder.holds_domains)
+    if folder.has_layout(directory):
+        return f"{holds} as a single domain does, and stream=folder takes that{proposal}"
     way_out = (
         "; give the directory above the domains, or divide the images of each into train and test"
     )
-    return f"{holds}, no folder with train and test in it{right or way_out}"
+    return f"{holds}, no folder with train and test in it{proposal or way_out}"

@@ -25,18 +25,20 @@ def load(root: str) -> Source:
     files and files without an image suffix are skipped. UserError names stream.root and what is
     wrong with it.
     """
-    place = existing_directory(root)
-    if not has_layout(place):
-        raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(place)}")
-    class_names = _class_names(root, place)
-    extra = sorted(set(subdirectories(place / "test")) - set(class_names))
+    directory = existing_directory(root)
+    if not has_layout(directory):
+        raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(directory)}")
+    class_names = _class_names(root, directory)
+    extra = sorted(set(subdirectories(directory / "test")) - set(class_names))
     if extra:
         _log.warning(
             "stream.root=%s: test folders without a training folder are left out: %s",
             root,
             shortened(extra),
         )
-    train, test = (class_images(root, place / split, class_names) for split in ("train", "test"))
+    train, test = (
+        class_images(root, directory / split, class_names) for split in ("train", "test")
+    )
     return Source("folder", class_names, train, test)
 
 
@@ -53,44 +55,44 @@ def existing_directory(root: str, layout: str = LAYOUT) -> Path:
     Raises:
         UserError: it is missing, a file, empty or may not be read.
     """
-    place = Path(root).expanduser()
-    if not place.exists():
+    directory = Path(root).expanduser()
+    if not directory.exists():
         raise UserError(
-            f"stream.root={root} does not exist (looked in {place.absolute()}); give an existing "
-            "directory"
+            f"stream.root={root} does not exist (looked in {directory.absolute()}); give an "
+            "existing directory"
         )
-    if not place.is_dir():
+    if not directory.is_dir():
         raise UserError(
             f"stream.root={root} is a file, not a directory; give the directory it unpacks to"
         )
-    if not os.access(place, READABLE):
+    if not os.access(directory, READABLE):
         raise UserError(
             f"stream.root={root} may not be read; change its permissions or give another directory"
         )
-    if not visible(place):
+    if not visible(directory):
         raise UserError(f"stream.root={root} is empty; give a directory that holds {layout}")
-    return place
+    return directory
 
 
-def has_layout(place: Path) -> bool:
-    """True if `place` has folders train and test."""
-    return os.path.isdir(place / "train") and os.path.isdir(place / "test")
+def has_layout(directory: Path) -> bool:
+    """True if `directory` has folders train and test."""
+    return os.path.isdir(directory / "train") and os.path.isdir(directory / "test")
 
 
-def holds_domains(place: Path) -> bool:
-    """True if `place` has several folders and each of them has folders train and test."""
-    names = subdirectories(place)
-    return len(names) > 1 and all(has_layout(place / name) for name in names)
+def holds_domains(directory: Path) -> bool:
+    """True if `directory` has several folders and each of them has folders train and test."""
+    names = subdirectories(directory)
+    return len(names) > 1 and all(has_layout(directory / name) for name in names)
 
 
-def visible(place: Path) -> list[str]:
-    """Names in `place`, sorted, without hidden ones."""
-    return sorted(name for name in os.listdir(place) if not name.startswith("."))
+def visible(directory: Path) -> list[str]:
+    """Names in `directory`, sorted, without hidden ones."""
+    return sorted(name for name in os.listdir(directory) if not name.startswith("."))
 
 
-def subdirectories(place: Path) -> list[str]:
-    """Names of the folders in `place`, sorted, without hidden ones."""
-    return [name for name in visible(place) if (place / name).is_dir()]
+def subdirectories(directory: Path) -> list[str]:
+    """Names of the folders in `directory`, sorted, without hidden ones."""
+    return [name for name in visible(directory) if (directory / name).is_dir()]
 
 
 def by_name(names: Iterable[str]) -> list[str]:
@@ -108,35 +110,35 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def better_root(place: Path, looks_right: Callable[[Path], bool]) -> str:
+def better_root(directory: Path, looks_right: Callable[[Path], bool]) -> str:
     """Propose another root, as the end of an error's text.
 
     Args:
-        place: the directory that is not right.
+        directory: the directory that is not right.
         looks_right: tells which directories are.
 
     Returns:
-        Text naming directories one level below or up to three above `place` that look right; "" if
-        there are none.
+        Text naming directories one level below or up to three above that look right; "" if there
+        are none.
     """
-    absolute = place.absolute()
-    near = [absolute / name for name in subdirectories(place)] + list(absolute.parents)[:3]
+    absolute = directory.absolute()
+    near = [absolute / name for name in subdirectories(directory)] + list(absolute.parents)[:3]
     right = [str(path) for path in near if os.access(path, READABLE) and looks_right(path)]
     return f"; stream.root={' or '.join(right[:3])} looks right" if right else ""
 
 
-def _describe(place: Path) -> str:
+def _describe(directory: Path) -> str:
     """What a directory of the wrong layout holds, and what to do about it."""
-    names = subdirectories(place)
-    holds = f"it holds {shortened(visible(place))}"
-    right = better_root(place, has_layout)
-    if right and holds_domains(place):
-        return f"{holds}{right}; stream=domains takes all of them"
-    if right:
-        return f"{holds}{right}"
+    names = subdirectories(directory)
+    holds = f"it holds {shortened(visible(directory))}"
+    proposal = better_root(directory, has_layout)
+    if proposal and holds_domains(directory):
+        return f"{holds}{proposal}; stream=domains takes all of them"
+    if proposal:
+        return f"{holds}{proposal}"
     by_lower_case = {name.lower(): name for name in names}
     if "train" not in by_lower_case:
-        if any(_has_image_files(place / name) for name in names):
+        if any(_has_image_files(directory / name) for name in names):
             return (
                 f"{holds}; move the class folders into train and some images of each class into "
                 "test/<class>"
@@ -150,22 +152,22 @@ def _describe(place: Path) -> str:
     return f"{holds}; rename {' and '.join(wrong)}"
 
 
-def _has_image_files(place: Path) -> bool:
-    return any(name.lower().endswith(SUFFIXES) for name in visible(place))
+def _has_image_files(directory: Path) -> bool:
+    return any(name.lower().endswith(SUFFIXES) for name in visible(directory))
 
 
-def _class_names(root: str, place: Path) -> tuple[str, ...]:
-    names = subdirectories(place / "train")
+def _class_names(root: str, directory: Path) -> tuple[str, ...]:
+    names = subdirectories(directory / "train")
     if not names:
         raise UserError(
             f"stream.root={root} must hold {LAYOUT}; its train folder has no class folders, add "
             "one a class"
         )
-    absent = [name for name in names if not (place / "test" / name).is_dir()]
+    absent = [name for name in names if not (directory / "test" / name).is_dir()]
     if absent:
         raise UserError(
             f"stream.root={root}: every class needs a test folder, there is none for "
-            f"{shortened(absent)}; add {place / 'test' / absent[0]} with images or remove the "
+            f"{shortened(absent)}; add {directory / 'test' / absent[0]} with images or remove the "
             "class from train"
         )
     return tuple(names)

@@ -114,10 +114,11 @@ class WnidFolders(Layout[VariantContents]):
         return self.variant.has_classes(wnid_folders(directory))
 
     def read(self, root: str, directory: Path, make_error: MakeError) -> VariantContents:
-        whole = directory.absolute()
-        if whole.name in ("train", "test") and folder.has_layout(whole.parent):
+        absolute = directory.absolute()
+        if absolute.name in ("train", "test") and folder.has_layout(absolute.parent):
             raise make_error(
-                f"it is one of two folders, train and test; stream.root={whole.parent} looks right"
+                f"it is one of two folders, train and test; stream.root={absolute.parent} looks "
+                "right"
             )
         images = _read_class_folders(directory, wnid_folders(directory), None)
         return VariantContents(directory, images, _words_of_readme(directory))

@@ -249,13 +249,13 @@ def _require_files(table: str, directory: Path, rows: Sequence[TableRow]) -> Non
     missing = [row for row in rows if not os.path.isfile(row.path)]
     if missing:
         name = os.path.relpath(missing[0].path, directory)
-        right = folder.better_root(directory, lambda other_root: (other_root / name).is_file())
+        proposal = folder.better_root(directory, lambda other_root: (other_root / name).is_file())
         raise _row_error(
             table,
             missing[0].line,
             f"there is no file {name} in {directory} ({len(missing)} of {len(rows)} rows name "
             "files that are not there); correct the paths, or give the folder that they start "
-            f"from as stream.root{right}",
+            f"from as stream.root{proposal}",
         )
 
 

@@ -20,7 +20,10 @@ from tests.streams.class_trees import NUMBERS, check_whole, write, write_classes
 NAMES = cub200.CLASS_NAMES
 NUMBERED = [f"{number:03d}.{name}" for number, name in enumerate(NAMES, start=1)]
 LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
-RULE = r"accepted are the archive as it unpacks \(CUB_200_2011/ or the folder above it\), class folders train/<class>/"
+RULE = (
+    r"accepted are the archive as it unpacks \(CUB_200_2011/ or the folder above it\), "
+    r"class folders train/<class>/"
+)
 
 
 def write_archive(root: Path, ends: str = "\n", mark: str = "") -> Path:

@@ -173,7 +173,10 @@ def test_parquet_that_cannot_be_used(stream, tmp_path):
 
 def test_wrong_directories_are_refused(stream, tmp_path):
     top, archive = stream.VARIANT.top, stream.VARIANT.archive
-    way = rf"stream\.download=true fetches {archive.url} \(\d,?\d\d\d MB\)|stream\.download=true fetches .* \(688 MB\)"
+    way = (
+        rf"stream\.download=true fetches {archive.url} \(\d,?\d\d\d "
+        r"MB\)|stream\.download=true fetches .* \(688 MB\)"
+    )
     refused(stream, tmp_path / "nowhere", rf"does not exist .*; ({way})")
     (tmp_path / "empty").mkdir()
     refused(
@@ -234,7 +237,10 @@ def test_half_an_archive(stream, tmp_path):
     last = wnids(stream.VARIANT)[-1]
     for path in (place / last).iterdir():
         path.unlink()
-    text = rf"{stream.VARIANT.top} has images of 199 classes instead of 200 \(if it was unpacked only in part, unpack"
+    text = (
+        rf"{stream.VARIANT.top} has images of 199 classes instead of 200 \(if it was "
+        r"unpacked only in part, unpack"
+    )
     refused(
         stream,
         tmp_path,
@@ -247,7 +253,10 @@ def test_half_an_archive(stream, tmp_path):
 def test_the_other_data_set_is_noticed(stream, tmp_path):
     other = next(module.VARIANT for module in (imagenet_r, imagenet_a) if module is not stream)
     write_classes(tmp_path, wnids(other), [0, 1])
-    text = rf"is {other.first_wnid} instead of {stream.VARIANT.first_wnid}, so this is another data set"
+    text = (
+        rf"is {other.first_wnid} instead of {stream.VARIANT.first_wnid}, so this is "
+        r"another data set"
+    )
     refused(stream, tmp_path, text)
 
 

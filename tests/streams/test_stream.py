@@ -357,3 +357,14 @@ assert "avalanche" in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "QP solver" not in done.stderr + done.stdout
+
+
+def test_only_building_a_stream_imports_avalanche():
+    code = """
+import sys
+import smope.audit.checks, smope.planning.measuring, smope.run.train, smope.serving.predict
+import smope.training.trainer
+assert "avalanche" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -29,7 +29,10 @@ def write(root: Path, text: str | bytes, name: str = "images.csv") -> str:
     return str(root / name)
 
 
-PLAIN = "path,label,split\nimg/0.png,dog,train\nimg/1.png,cat,train\nimg/2.png,dog,test\nimg/3.png,cat,test\n"
+PLAIN = (
+    ""
+    "path,label,split\nimg/0.png,dog,train\nimg/1.png,cat,train\nimg/2.png,dog,test\nimg/3.png,cat,test\n"
+)
 
 
 def lines_of(rows: int = 20, columns: str = "path,label", tasks: bool = False) -> list[str]:
@@ -282,7 +285,8 @@ ROW = "img/9.png,dog,train"
         ),
         (
             'img/9.png,"dog,train',
-            r'the quotes \("\) in a row after line 6 do not match \(unexpected end of data\); close',
+            r'the quotes \("\) in a row after line 6 do not match \(unexpected end '
+            r"of data\); close",
         ),
         ('img/9.png,"dog" x,train', r"the quotes .* after line 6 do not match"),
         ('img/9.png,"d\nog",train', r"line 7: its label has a line break"),
@@ -390,7 +394,8 @@ def tasks_of(*tasks: str) -> str:
         (("", "", "1", "2"), r"line 2: a train row without a task"),
         (
             ("2", "1", "1", "1"),
-            r"line 4: tests class dog in task 1, but its first training image comes in task 2; give",
+            r"line 4: tests class dog in task 1, but its first training image comes "
+            r"in task 2; give",
         ),
     ],
 )

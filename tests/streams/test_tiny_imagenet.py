@@ -43,7 +43,10 @@ HUB_BY_WORD = {word: wnid for wnid, word in HUB_WORDS.items()}
 HUB_IDS = tuple(
     HUB_BY_WORD.get(name, wnid) for wnid, name in zip(WNIDS, tiny_imagenet.CLASS_NAMES, strict=True)
 )
-RULE = r"accepted are the archive as it unpacks \(tiny-imagenet-200/ or the folder above it\), class folders train/<wnid>/"
+RULE = (
+    r"accepted are the archive as it unpacks \(tiny-imagenet-200/ or the folder above "
+    r"it\), class folders train/<wnid>/"
+)
 
 
 def write_archive(root: Path, ends: str = "\n", mark: str = "") -> Path:
@@ -194,7 +197,8 @@ def refused(place: Path, message: str) -> None:
 def test_missing_roots(tmp_path):
     refused(
         tmp_path / "nowhere",
-        r"does not exist .* fetches https://cs231n\.stanford\.edu/tiny-imagenet-200\.zip \(248 MB\)",
+        r"does not exist .* fetches "
+        r"https://cs231n\.stanford\.edu/tiny-imagenet-200\.zip \(248 MB\)",
     )
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"is empty; give a directory that holds the archive as it unpacks")

@@ -63,11 +63,13 @@ class OfficialDataset(Generic[Contents]):
             UserError: names stream.root, what is wrong with it, what is accepted and where to get
                 the archive.
         """
-        place = self._existing_directory(root, download)
-        match = self._find(place)
+        root_directory = self._existing_directory(root, download)
+        match = self._find(root_directory)
         if match is None:
-            hint = _packed_archive(place) or folder.better_root(place, self._looks_right)
-            holds = folder.shortened(folder.visible(place))
+            hint = _packed_archive(root_directory) or folder.better_root(
+                root_directory, self._looks_right
+            )
+            holds = folder.shortened(folder.visible(root_directory))
             raise self.error(root, f"it holds {holds}{hint}")
         layout, directory = match
         return layout.read(root, directory, partial(self.error, root))
@@ -80,17 +82,17 @@ class OfficialDataset(Generic[Contents]):
         )
 
     def _existing_directory(self, root: str, download: bool) -> Path:
-        place = Path(root).expanduser()
-        if download and not place.is_file() and self._find(place) is None:
-            fetch_archive(self.archive, place)
+        root_directory = Path(root).expanduser()
+        if download and not root_directory.is_file() and self._find(root_directory) is None:
+            fetch_archive(self.archive, root_directory)
         try:
             return folder.existing_directory(root, self.accepted)
         except UserError as error:
             raise UserError(f"{error}; {self._way_to_get()}") from error
 
-    def _find(self, place: Path) -> tuple[Layout[Contents], Path] | None:
-        """A layout that the folder `top` or `place` itself has, and which of the two it is."""
-        for directory in (place / self.top, place):
+    def _find(self, root_directory: Path) -> tuple[Layout[Contents], Path] | None:
+        """The first layout of the folder `top` or of `root_directory`, and the one that has it."""
+        for directory in (root_directory / self.top, root_directory):
             if not os.path.isdir(directory) or not os.access(directory, folder.READABLE):
                 continue
             for layout in self.layouts:
@@ -98,8 +100,8 @@ class OfficialDataset(Generic[Contents]):
                     return layout, directory
         return None
 
-    def _looks_right(self, place: Path) -> bool:
-        match = self._find(place)
+    def _looks_right(self, root_directory: Path) -> bool:
+        match = self._find(root_directory)
         return match is not None and match[0].looks_right(match[1])
 
     def _way_to_get(self) -> str:
@@ -110,7 +112,7 @@ class OfficialDataset(Generic[Contents]):
         )
 
 
-def _packed_archive(place: Path) -> str:
-    """Text naming the first archive in `place` that is not unpacked yet, if there is one."""
-    archives = [name for name in folder.visible(place) if name.endswith(ARCHIVE_SUFFIXES)]
+def _packed_archive(directory: Path) -> str:
+    """Text naming the first archive in a directory, which is not unpacked yet, if there is one."""
+    archives = [name for name in folder.visible(directory) if name.endswith(ARCHIVE_SUFFIXES)]
     return f"; unpack {archives[0]}" if archives else ""

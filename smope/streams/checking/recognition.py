@@ -30,9 +30,9 @@ def recognise(root: Path) -> tuple[str, str]:
     if mark_of:
         choices = " or ".join(f"stream={stream} ({mark})" for stream, mark in mark_of.items())
         raise UserError(f"ROOT={root} may be several data sets; say which with {choices}")
-    near = folder.better_root(root, lambda place: any(_marks(place))) if root.is_dir() else ""
+    proposal = folder.better_root(root, lambda path: any(_marks(path))) if root.is_dir() else ""
     way_out = (
-        near.replace("stream.root=", "ROOT=")
+        proposal.replace("stream.root=", "ROOT=")
         or f"; recognised are {LAYOUTS}; say stream=NAME for others"
     )
     raise UserError(f"ROOT={root} is no data set that is recognised: it {_describe(root)}{way_out}")

@@ -40,26 +40,26 @@ class Rows:
 
 
 def shards(
-    place: Path, subdirectories: Sequence[str], test_names: Sequence[str] = ("test",)
+    parent: Path, subdirectories: Sequence[str], test_names: Sequence[str] = ("test",)
 ) -> dict[str, list[Path]]:
     """The parquet files of each split, in the first folder that has some.
 
     Args:
-        place: the folder that is looked in first.
-        subdirectories: folders in `place` that are looked in after that.
+        parent: the folder that is looked in first.
+        subdirectories: folders in `parent` that are looked in after that.
         test_names: test images are in `<name>-*.parquet` with the first of these names that exists.
 
     Returns:
         Sorted paths by "train" and "test"; a split without files has no key.
     """
-    for directory in (place, *(place / name for name in subdirectories)):
+    for directory in (parent, *(parent / name for name in subdirectories)):
         files = {
             name: sorted(directory.glob(f"{name}-*.parquet")) for name in ("train", *test_names)
         }
         test = next((files[name] for name in test_names if files[name]), [])
         if files["train"] or test:
-            found = {"train": files["train"], "test": test}
-            return {split: paths for split, paths in found.items() if paths}
+            files_of = {"train": files["train"], "test": test}
+            return {split: paths for split, paths in files_of.items() if paths}
     return {}
 
 

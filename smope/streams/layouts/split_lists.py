@@ -75,9 +75,9 @@ def holds_lists(directory: Path) -> bool:
     return any((directory / name).is_file() for name in FILES.values())
 
 
-def _refused(directory: Path, what: str) -> UserError:
+def _refused(directory: Path, problem: str) -> UserError:
     return UserError(
-        f"stream.split_lists={directory}: {what}; it must be a folder with the published "
+        f"stream.split_lists={directory}: {problem}; it must be a folder with the published "
         f"{' and '.join(FILES.values())} (null draws a split where neither of them lies in "
         "stream.root)"
     )
@@ -85,8 +85,8 @@ def _refused(directory: Path, what: str) -> UserError:
 
 def _entries(directory: Path, name: str) -> zip[tuple[Any, Any]]:
     if not (directory / name).is_file():
-        what = "it is a file" if directory.is_file() else f"no {name} is there"
-        raise _refused(directory, what)
+        problem = "it is a file" if directory.is_file() else f"no {name} is there"
+        raise _refused(directory, problem)
     try:
         # bytes: the reader knows the marks that editors on Windows put at the start
         table = yaml.load((directory / name).read_bytes(), Loader=LOADER)

@@ -229,8 +229,8 @@ def _expected_bytes(source: Source) -> int:
     """An estimate of the size of all decoded images, from the headers of some."""
     images = [original_image(image) for image in [*source.train.images, *source.test.images]]
     sizes = [read_size(image) for image in images[:: max(1, len(images) // SAMPLED_IMAGES)]]
-    known = [3 * height * width for height, width in filter(None, sizes)]
-    return round(len(images) * sum(known) / len(known)) if known else 0
+    byte_counts = [3 * height * width for height, width in filter(None, sizes)]
+    return round(len(images) * sum(byte_counts) / len(byte_counts)) if byte_counts else 0
 
 
 def content_line(source: Source, split: str, index: int, sha256: str) -> str:

@@ -69,7 +69,7 @@ def refused(wanted: Archive, root: Path, message: str) -> None:
 
 
 def half(server: Server, root: Path) -> None:
-    """A first run that brings 50,000 bytes: its connection ends, and the next one brings nothing."""
+    """A first run that brings 50,000 bytes: its connection ends, the next one brings nothing."""
     server.cuts = [50_000, 0]
     refused(archive(server), root, "cannot get")
 
@@ -228,7 +228,10 @@ def test_a_wrong_checksum_is_never_used(server, tmp_path):
 
 
 def test_a_wrong_size_is_seen_before_the_download(server, tmp_path):
-    message = rf"has {len(server.content):,} bytes instead of 3, so it is not the known file; look at the address"
+    message = (
+        rf"has {len(server.content):,} bytes instead of 3, so it is not the known file; "
+        r"look at the address"
+    )
     refused(archive(server, size=3), tmp_path, message)
     assert tops(tmp_path) == []
     (tmp_path / "birds.tar.gz").write_bytes(b"half")
@@ -292,7 +295,10 @@ def stop_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_disk_that_fills_up_keeps_the_part(server, tmp_path, monkeypatch):
     stop_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), monkeypatch)
-    message = rf"cannot read or write in {re.escape(str(tmp_path))}: No space left on device; make room there"
+    message = (
+        rf"cannot read or write in {re.escape(str(tmp_path))}: No space left on device; "
+        r"make room there"
+    )
     refused(archive(server), tmp_path, message)
     kept = (tmp_path / "birds.tar.gz.part").stat().st_size
     fetch_archive(archive(server), tmp_path)

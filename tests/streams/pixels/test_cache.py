@@ -288,7 +288,7 @@ def test_sizes_that_were_guessed_too_small_leave_an_index_too(source, cache, mon
 
 
 def test_half_of_what_is_free_stays_free(source, cache, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(caching, "_free", lambda folder: 10_000.0)
+    monkeypatch.setattr(caching, "_free_bytes", lambda folder: 10_000.0)
     with caplog.at_level(logging.WARNING):
         assert CachedImage not in kinds(preload_images(source, cache=cache))
     assert "more than half of what is free in" in caplog.text
@@ -390,10 +390,10 @@ def test_where_it_is(tmp_path, monkeypatch) -> None:
 def test_an_index_alone_is_kept_where_the_disk_has_no_room_for_pixels(
     source, cache, decoded, monkeypatch
 ) -> None:
-    monkeypatch.setattr(caching, "_free", lambda folder: 10)
+    monkeypatch.setattr(caching, "_free_bytes", lambda folder: 10)
     preload_images(source, cache=cache)
     decoded.clear()
     preload_images(source, cache=cache)
     assert decoded == []
-    monkeypatch.setattr(caching, "_free", lambda folder: 10**9)
+    monkeypatch.setattr(caching, "_free_bytes", lambda folder: 10**9)
     assert CachedImage in kinds(preload_images(source, cache=cache)), "there is room now"

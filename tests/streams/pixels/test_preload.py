@@ -113,6 +113,9 @@ def test_labels_of_classes_that_there_are_not(label, split, word):
         for name in ("train", "test")
     }
     sets[split] = ImageSet([0, 1, label], [numpy.zeros((4, 4, 3), numpy.uint8)] * 3)
-    message = rf"stream pets: {word} image number 2 has label {label}, and the classes are 0\.\.1; correct the labels"
+    message = (
+        rf"stream pets: {word} image number 2 has label {label}, and the classes are "
+        r"0\.\.1; correct the labels"
+    )
     with pytest.raises(UserError, match=message):
         Source("pets", ("cat", "dog"), sets["train"], sets["test"])
