@@ -360,7 +360,7 @@ def _(place: Place) -> Iterator[list[str]]:
         step(self, *batch)
 
     with (
-        mock.patch("smope.streams.pixels.preload.KEPT_BYTES", 0),
+        mock.patch("smope.streams.pixels.preload.MEMORY_LIMIT_BYTES", 0),
         mock.patch.object(RunningPhase, "step", spoil),
     ):
         yield place.folder("stream.cache_gb=0", "trainer.batch_size=4", "trainer.frozen_steps=1")
@@ -415,7 +415,7 @@ def _(place: Place) -> Iterator[list[str]]:
 
     root = place.scratch / "root"
     root.mkdir()
-    with tarfile.open(root / cifar100.ARCHIVE.filename, "w:gz") as whole:
+    with tarfile.open(root / cifar100.DATASET.archive.filename, "w:gz") as whole:
         whole.addfile(tarfile.TarInfo("../../evil"), io.BytesIO())
     with mock.patch("smope.streams.archives.download._check"):  # which would refuse it for its md5
         yield [

@@ -11,7 +11,7 @@ Tolerances, and why:
                a CPU.
     MOVED, WHOLE (smope/run/reevaluate.py) of the accuracies evaluated again.
     SCORE      a score and the same computed from the matrix: the last digits that JSON keeps.
-    MOST_OVERLAP (smope/streams/checking/findings.py) of the test images among the training images:
+    MAX_OVERLAP_FRACTION (smope/streams/checking/findings.py) of the test images among the training images:
         1 %.
 """
 
@@ -21,7 +21,8 @@ import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +33,13 @@ from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.methods.base import Method
 from smope.metrics import accuracy_matrix as metrics
 from smope.run.reevaluate import WHOLE, evaluate_again
-from smope.streams.checking.findings import MOST_OVERLAP
+from smope.streams.checking.findings import MAX_OVERLAP_FRACTION
 from smope.streams.checking.inspection import pixel_hash
 from smope.streams.pixels.transforms import Evaluation
-from smope.streams.stream import TaskImages
 from smope.training.history import History
+
+if TYPE_CHECKING:
+    from smope.streams.task_images import TaskImages
 
 FLOAT64, FLOAT32, REPEAT, SCORE = 1e-9, 1e-3, 1e-5, 1e-12
 RAISED = 1e6  # added to the logits of classes still to come
@@ -161,15 +164,14 @@ def _few_images(subject: Subject) -> Iterator[TaskImages]:
     """The first task's test images reduced to the sample, for a look at the trainer's own
     evaluation.
     """
-    images, chosen = subject.trainer.stream.tasks[0].test, subject.sample[0]
-    targets, source_index = images.targets, images.source_index
-    images.targets, images.source_index = (
-        [values[i] for i in chosen] for values in (targets, source_index)
-    )
+    stream = subject.trainer.stream
+    first, *others = stream.tasks
+    images = first.test.choose(subject.sample[0])
+    subject.trainer.stream = replace(stream, tasks=(replace(first, test=images), *others))
     try:
         yield images
     finally:
-        images.targets, images.source_index = targets, source_index
+        subject.trainer.stream = stream
 
 
 def evaluation_transforms(subject: Subject) -> Verdict:
@@ -184,7 +186,7 @@ def evaluation_transforms(subject: Subject) -> Verdict:
             windows = []
             for epoch in (0, 1, 2):
                 images.set_epoch(epoch)
-                windows.append(images.part(index)[1])
+                windows.append(images.unresampled[index][1])
             height, width = images.pixels(index).shape[:2]
             odd += any(
                 window != expected.window(height, width, random.Random(0)) for window in windows
@@ -212,7 +214,7 @@ def overlap(subject: Subject) -> Verdict:
         for index in range(len(task.test))
     ]
     shared, total = sum(hashed in trained for hashed in tests), len(tests)
-    allowed = 0 if subject.strict else int(MOST_OVERLAP * total)
+    allowed = 0 if subject.strict else int(MAX_OVERLAP_FRACTION * total)
     text = (
         f"{shared:,} of {total:,} {stream.evaluated_on} images ({100 * shared / total:.3g} %) are "
         f"among the training "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from smope.run.resume import process
 from smope.storage.run_directory import RunDirectory, tasks_done
 from smope.storage.versions import installed_versions
 from smope.streams.pixels.transforms import collate, resample
-from smope.streams.stream import TaskImages
 from smope.training.checkpoint import Checkpoint, last_checkpoint, restore
 from smope.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from smope.streams.task_images import TaskImages
 
 AUDIT_FORMAT_VERSION = 1
 
@@ -72,7 +74,7 @@ class Subject:
     def sampled(self) -> Tensor:
         """The sample as (n, 3, S, S) float32 in [0, 1], task after task."""
         parts = [
-            images.parts[index]
+            images.unresampled[index]
             for images, chosen in zip(self.tests(), self.sample, strict=True)
             for index in chosen
         ]

@@ -1,4 +1,6 @@
-"""`smope data check ROOT`: the content of a data set, what is wrong with it, and its tasks."""
+"""`smope data check ROOT`: what a data set holds, what is wrong with it, and what each task would
+hold.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from smope.config.overrides import read_overrides
 from smope.errors import UserError
 
 EPILOG = """\
-Errors, with exit code 1: images that cannot be read, classes without images, a layout or tasks that
+Errors (exit code 1): images that cannot be read, classes without images, a layout or tasks that
 training refuses, and more than 1 % of the test images among the training images, compared pixel for
-pixel. A smaller overlap, small classes and unusual colour modes are warnings; --strict makes them
+pixel. Fewer of these, small classes and unusual colour modes are warnings; --strict makes them
 errors. Notes never fail. Nothing is written.
 
 examples:
@@ -28,7 +30,9 @@ examples:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command. Exit code 1 if something is wrong with the data."""
+    """Exit code 1 if something is wrong with the data; UserError if something is wrong with the
+    command.
+    """
     options = _parser().parse_intermixed_args(argv)
     root = _root(options.root)
     config, mark = _configuration(root, options.overrides, options.config_dir)
@@ -39,7 +43,8 @@ def run(argv: Sequence[str]) -> int:
     report = check(root, config, mark)
     if options.strict:
         report.findings = [
-            replace(it, level="error") if it.level == "warning" else it for it in report.findings
+            replace(finding, level="error") if finding.level == "warning" else finding
+            for finding in report.findings
         ]
     text = json.dumps(document(report), indent=1) if options.json else "\n".join(lines(report))
     # the name of a file need not be valid text
@@ -80,8 +85,8 @@ def _parser() -> Parser:
 
 
 def _root(text: str | None) -> Path:
-    """ROOT as an absolute path. It need not exist, for some streams can download their data."""
-    if text is None:  # the parser would say that the overrides are missing as well
+    """ROOT as an absolute path. It need not exist, since some streams can download their data."""
+    if text is None:  # the parser's own error would call the overrides missing as well
         raise UserError("smope data: which folder? Write smope data check ROOT")
     root = Path(os.path.abspath(Path(text).expanduser()))
     if not root.exists() and "=" in text:
@@ -90,10 +95,8 @@ def _root(text: str | None) -> Path:
 
 
 def _configuration(root: Path, texts: Sequence[str], config_dir: str | None) -> tuple[Config, str]:
-    """The configuration that training would have, and what the stream was recognised by.
-
-    The second is "" if the user chose the stream. If the user has to set the number of tasks and
-    did not, it is None.
+    """The configuration that training would have, and by which name on disk its stream was
+    recognised ("" if the user chose it). A missing number of tasks becomes None.
     """
     given = read_overrides(texts, config_dir).given
     key = "stream.table" if root.is_file() else "stream.root"

@@ -1,4 +1,4 @@
-"""`smope predict RUN IMAGE ...`: classify images with what a run has learned."""
+"""`smope predict RUN IMAGE ...`: classify images with the model of a run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from smope.errors import UserError
 if TYPE_CHECKING:
     from smope.serving.predict import Classifier, Prediction
 
-MAX_COLUMN_CHARACTERS = 60
+MAX_COLUMN_WIDTH = 60
 EPILOG = """\
-Prints one line for each image: file, class, probability. Only classes that the run has seen can be
-predicted; a probability is the softmax over them and need not be calibrated. Folders are searched
-for image files at any depth, in the order of their names. An image that cannot be read is named and
-left out; the exit code is then 1.
+Each line is one image: file, class, probability. Only classes that the run has seen are considered.
+A probability is the softmax over their logits and may not be calibrated. Of a folder, the image
+files in it and below are classified, in the order of their names. An image that cannot be read is
+reported and left out; the exit code is then 1.
 
 examples:
-  smope predict runs/demo/2026-01-31_12-00-00 photo.jpg the class of one image
-  smope predict RUN photos --top 3 --csv classes.csv    a folder: the three best classes of each
+  smope predict runs/demo/2026-01-31_12-00-00 photo.jpg    the class of one image
+  smope predict RUN photos --top 3 --csv classes.csv       a folder, three classes each, as a table
   smope predict model.safetensors photos --weights vit.safetensors
-                                                        on another machine, with two files"""
+                                                           on another machine: the model's file and
+                                                           the backbone's"""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command. Exit code 1 if an image could not be read."""
+    """Exit code 1 if an image could not be read."""
     options = _parser().parse_intermixed_args(argv)
     _check(options)
 
@@ -45,17 +46,20 @@ def run(argv: Sequence[str]) -> int:
 
     classifier = load(options.run, options.device, options.weights)
     broken: list[UserError] = []
-    predictions = classifier.predict(
-        files, top=options.top, on_broken=lambda error: _report_broken(error, broken)
-    )
+
+    def report_broken(error: UserError) -> None:
+        broken.append(error)
+        print(error, file=sys.stderr)
+
+    stream = classifier.predict(files, top=options.top, on_broken=report_broken)
     if options.json:
-        kept = list(predictions)
-        _print(json.dumps(_document(classifier, kept, broken), indent=1))
+        predictions = list(stream)
+        _print(json.dumps(_document(classifier, predictions, broken), indent=1))
     else:
-        _remark(classifier)
-        kept = list(_printed(predictions, files))
+        _warn_of_unfinished_run(classifier)
+        predictions = list(_printed(stream, files))
     if options.csv:
-        _write(options.csv, kept, options.top)
+        _write_table(options.csv, predictions, options.top)
     if broken:
         print(f"{len(broken)} of {len(files)} images could not be read", file=sys.stderr)
     return 1 if broken else 0
@@ -64,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         "smope predict",
-        "Classify images with what a run has learned; its data set is not needed.",
+        "Classify images with the model of a run; its data set is not needed.",
         EPILOG,
     )
     parser.add_argument(
@@ -92,7 +96,7 @@ def _parser() -> Parser:
 
 
 def _check(options: Namespace) -> None:
-    """UserError for a wrong option, before anything heavy is imported."""
+    """UserError for wrong options, before anything heavy is imported."""
     if options.top < 1:
         raise UserError(
             f"--top={options.top}: must be at least 1; leave it out for the best class alone"
@@ -100,30 +104,23 @@ def _check(options: Namespace) -> None:
     if options.csv and (options.csv.is_dir() or not options.csv.parent.is_dir()):
         raise UserError(
             f"--csv={options.csv}: must be a file in a folder that is there; write for example "
-            f"--csv out.csv"
+            "--csv out.csv"
         )
 
 
-def _report_broken(error: UserError, broken: list[UserError]) -> None:
-    broken.append(error)
-    print(error, file=sys.stderr)
-
-
-def _remark(classifier: Classifier) -> None:
-    """Warn if the run is not finished."""
+def _warn_of_unfinished_run(classifier: Classifier) -> None:
     artefact = classifier.artefact
     if artefact.tasks_done < artefact.total_tasks:
         print(
             f"{artefact.tasks_done} of {artefact.total_tasks} tasks are learned: "
-            f"{len(classifier.class_names)} of "
-            f"{artefact.num_classes} classes can be told",
+            f"{len(classifier.class_names)} of {artefact.num_classes} classes can be told",
             file=sys.stderr,
         )
 
 
 def _printed(predictions: Iterable[Prediction], files: Sequence[Path]) -> Iterator[Prediction]:
-    """Print each prediction on a line of its own and pass it on."""
-    width = min(MAX_COLUMN_CHARACTERS, max(len(str(file)) for file in files))
+    """Yield predictions, and print each on a line as soon as it is known."""
+    width = min(MAX_COLUMN_WIDTH, max(len(str(file)) for file in files))
     for prediction in predictions:
         guesses = (f"{name}  {100 * probability:6.2f} %" for name, probability in prediction.top)
         _print(f"{prediction.path!s:<{width}}  {'  '.join(guesses)}")
@@ -131,7 +128,7 @@ def _printed(predictions: Iterable[Prediction], files: Sequence[Path]) -> Iterat
 
 
 def _print(text: str) -> None:
-    # the name of a file need not be valid text
+    # a file name need not be valid text
     print(text.encode(errors="backslashreplace").decode(), flush=True)
 
 
@@ -159,8 +156,8 @@ def _document(
     }
 
 
-def _write(path: Path, predictions: Iterable[Prediction], top: int) -> None:
-    """Write the table: path, class, probability, then class_2, probability_2 and so on."""
+def _write_table(path: Path, predictions: Iterable[Prediction], top: int) -> None:
+    """Columns path, class, probability, and class_2, probability_2 and so on for the next best."""
     from smope.storage.files import write_atomically
 
     text = io.StringIO(newline="")

@@ -9,20 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from smope.errors import UserError
 from smope.methods.base import Phase, TaskSpan
-from smope.streams.stream import TaskImages
 from smope.training.alignment import align_classifier
 from smope.training.loading import choose_workers, in_order, load, shuffled
 from smope.training.phase import RunningPhase
 from smope.training.precision import autocast
 from smope.training.trainer import Trainer
 from smope.training.workload import Kind, Workload, alignment_steps
+
+if TYPE_CHECKING:
+    from smope.streams.task_images import TaskImages
 
 LONGEST = 5.0  # seconds of a step; fewer images are measured where a whole batch would take longer
 ROOM = 0.5  # of the memory that is free, for what a step keeps

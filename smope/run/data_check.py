@@ -1,6 +1,4 @@
-"""The check of a data set: its images found, read, judged and divided into tasks as training
-would, nothing trained.
-"""
+"""Checking a data set: reading all its images and dividing them into tasks as training would."""
 
 from __future__ import annotations
 
@@ -34,13 +32,14 @@ PARTITION_KEYS = (
 
 
 @dataclass
-class Report:
-    """All that was found. inspection: None where not even the files could be listed; tasks: None
-    without any.
+class DataReport:
+    """The result of a check.
 
-    mark: by which `stream` was recognised, "" where the user said it. content_hash: what run.json
-    would record, None where training refuses the layout. evaluated_on: which images the tasks'
-    `test` are, "test" or "validation".
+    mark: the name on disk by which `stream` was recognised, "" where the user chose the stream.
+    content_hash: what run.json would record; None where training refuses the data set.
+    evaluated_on: which images the tasks are evaluated on, "test" or "validation".
+    inspection: None where not even the files could be listed.
+    tasks: None where the images cannot be divided into tasks.
     """
 
     root: Path
@@ -53,16 +52,22 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
     def count(self, level: str) -> int:
-        """How many findings are of this level."""
+        """The number of findings of this level."""
         return sum(finding.level == level for finding in self.findings)
 
 
-def check(root: Path, config: Config, mark: str = "") -> Report:
-    """The report on the stream of `config`, findings worst first.
+def check(root: Path, config: Config, mark: str = "") -> DataReport:
+    """Check the stream of a configuration. What training would refuse becomes a finding.
 
-    Only what no stream can say raises UserError.
+    Args:
+        root: the data set as the user named it.
+        config: the configuration that training would have.
+        mark: by which name on disk the stream was recognised.
+
+    Returns:
+        The report, with the worst findings first.
     """
-    report = Report(root, config.stream["name"], mark)
+    report = DataReport(root, config.stream["name"], mark)
     base = Path(config.stream.get("root") or root.parent)
     source = _source(config, base, report)
     refused = any(finding.level == "error" for finding in report.findings)
@@ -76,11 +81,9 @@ def check(root: Path, config: Config, mark: str = "") -> Report:
     return report
 
 
-def _source(config: Config, base: Path, report: Report) -> Source | None:
-    """The images as training would find them; where it refuses a folder, those that are there
-    nevertheless.
-    """
-    with _said_by_streams() as said:
+def _source(config: Config, base: Path, report: DataReport) -> Source | None:
+    """The images as training would find them; those that exist of a folder that it refuses."""
+    with _captured_warnings() as warnings:
         try:
             return make_source(config)
         except UserError as error:
@@ -89,11 +92,11 @@ def _source(config: Config, base: Path, report: Report) -> Source | None:
             )
             return incomplete_folder(base) if report.stream == "folder" else None
         finally:
-            report.findings += [Finding("stream", "warning", text) for text in said]
+            report.findings += [Finding("stream", "warning", text) for text in warnings]
 
 
-def _divide(source: Source, config: Config, report: Report) -> None:
-    """The tasks of the images that can be read, or why there are none."""
+def _divide(source: Source, config: Config, report: DataReport) -> None:
+    """Add the tasks of the images that can be read to the report, or why there are none."""
     stream = config.stream
     if source.train.tasks is None and stream["num_tasks"] is None:
         report.findings.append(
@@ -113,16 +116,16 @@ def _divide(source: Source, config: Config, report: Report) -> None:
 
 
 @contextmanager
-def _said_by_streams() -> Iterator[list[str]]:
-    """What streams log while they look for images, for the report instead of the screen."""
-    said: list[str] = []
+def _captured_warnings() -> Iterator[list[str]]:
+    """Collect what streams log, for the report instead of the screen."""
+    messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("smope.streams")
     logger.addHandler(handler)
     logger.propagate = False
     try:
-        yield said
+        yield messages
     finally:
         logger.removeHandler(handler)
         logger.propagate = True

@@ -1,1 +1,1 @@
-"""Using what a run has learned: the file that holds it, and classifying images with it."""
+"""Classifying images with a trained model."""

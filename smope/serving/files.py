@@ -1,4 +1,4 @@
-"""Which image files are meant by paths; imports no torch, so that a wrong path is answered at once."""
+"""Finding image files. Imports no torch, so that a wrong path is reported at once."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from smope.streams.pixels.decode import SUFFIXES
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Files as they are named, whatever their suffix; of folders the image files in them and below,
-    sorted, without hidden ones. UserError for a path that is not there, and a folder without an
-    image.
+    """Files whatever their suffix, and of folders the image files in them and below, sorted,
+    without hidden ones. UserError for a missing path and for a folder without images.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = image_files(path)
             if not inside:
                 raise UserError(
                     f"IMAGE={path}: no image file in this folder ({', '.join(SUFFIXES)}); name "
-                    f"another"
+                    "another"
                 )
-            found += inside
+            files += inside
         elif path.exists():
-            found.append(path)
+            files.append(path)
         else:
             raise UserError(
                 f"IMAGE={path}: no such file or folder; give image files or folders of them"
             )
-    return found
+    return files

@@ -1,4 +1,4 @@
-"""From an artefact to the method that it is of, on the same backbone."""
+"""Rebuilding a trained method from an artefact, on the same backbone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ from smope.run.build import check_target, make_backbone, make_method
 def rebuild(
     artefact: Artefact, device: torch.device, dtype: torch.dtype, weights: str | None = None
 ) -> Method:
-    """The method in evaluation mode; no random number of the caller's is drawn.
+    """Rebuild a method in evaluation mode. The caller's random generators are left as they were.
 
-    weights: where the backbone's weights are now; None: where the run found them. UserError where
-    these are others, or the artefact does not fit what is installed.
+    Args:
+        artefact: what was saved of the method.
+        device: where it is rebuilt.
+        dtype: of its parameters.
+        weights: where the backbone's weights are now; None for where the run read them.
+
+    Raises:
+        UserError: the weights are others, or the artefact does not fit what is installed.
     """
     for group, kind in (
         (artefact.backbone, Backbone),
@@ -26,7 +32,7 @@ def rebuild(
         (artefact.router, Router),
     ):
         check_target(group, kind)
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn, and then replaced
+    with torch.random.fork_rng(devices=[]):  # weights are drawn first, and then replaced
         backbone = _backbone(artefact, weights)
         method = make_method(
             artefact.method, artefact.router, backbone, artefact.num_classes, artefact.total_tasks
@@ -36,8 +42,8 @@ def rebuild(
 
 
 def _backbone(artefact: Artefact, weights: str | None) -> Backbone:
-    """The backbone of the run: its weights from their file, or none yet where the artefact has
-    them.
+    """The backbone of the run, with weights from their file, or with random ones where the artefact
+    holds the weights.
     """
     mean, std = artefact.identity["mean"], artefact.identity["std"]
     changes = {
@@ -48,30 +54,29 @@ def _backbone(artefact: Artefact, weights: str | None) -> Backbone:
     }
     if artefact.has_backbone:
         return make_backbone({**artefact.backbone, **changes, "weights": "random"})
-    where = weights or artefact.backbone["weights"]
-    if where == "random":
+    source = weights or artefact.backbone["weights"]
+    if source == "random":
         raise UserError(
             "backbone.weights=random: these were drawn for the run and are in no file; train on "
             "others"
         )
     try:
-        backbone = make_backbone({**artefact.backbone, **changes, "weights": where})
+        backbone = make_backbone({**artefact.backbone, **changes, "weights": source})
     except UserError as error:
-        if weights is not None:  # the user knows them by this name
+        if weights is not None:  # the argument that the user gave is called so
             raise UserError(str(error).replace("backbone.weights", "weights")) from error
         raise UserError(
             f"{error}; with weights=FILE (--weights FILE) say where the weights are now"
         ) from error
-    _check_identity(artefact, backbone.identity, where)
+    _check_identity(artefact, backbone.identity, source)
     return backbone
 
 
-def _check_identity(artefact: Artefact, found: BackboneIdentity, where: str) -> None:
-    wanted = artefact.identity
-    if found.sha256 != wanted["sha256"]:
+def _check_identity(artefact: Artefact, identity: BackboneIdentity, source: str) -> None:
+    expected = artefact.identity
+    if identity.sha256 != expected["sha256"]:
         raise UserError(
-            f"weights={where}: is not what the model was trained on (sha256 {found.sha256[:12]}, "
-            f"wanted "
-            f"{wanted['sha256'][:12]}); give the file of {wanted['name']} that the run read from "
-            f"{wanted['source']}"
+            f"weights={source}: is not what the model was trained on (sha256 "
+            f"{identity.sha256[:12]}, wanted {expected['sha256'][:12]}); give the file of "
+            f"{expected['name']} that the run read from {expected['source']}"
         )

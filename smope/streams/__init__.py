@@ -1,7 +1,6 @@
-"""Streams: image sources cut into class-incremental tasks, one source a file
-(`smope.streams.digits`, ...).
+"""Streams of tasks from image data sets.
 
-`smope.streams.stream` holds what they share: `ImageSet` and `Source` (what a source file returns
-from `load`) and `build_stream`, which turns a source into tasks. Importing this package imports
-none of them.
+Each source of images is one file, such as `smope.streams.digits`, with a function `load` that
+returns a `smope.streams.source.Source`. `smope.streams.stream.build_stream` divides a source into
+tasks. Importing this package imports none of them.
 """

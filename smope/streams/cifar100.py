@@ -4,144 +4,149 @@ layouts.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import pickle
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from smope.declare.texts import ImageFolder
-from smope.errors import UserError
 from smope.streams import folder
-from smope.streams.archives import locate
 from smope.streams.archives.download import Archive
+from smope.streams.archives.official_dataset import Layout, MakeError, OfficialDataset
 from smope.streams.layouts import parquet
-from smope.streams.pixels.decode import Picture
+from smope.streams.layouts.known_classes import read_class_names
 from smope.streams.source import ImageSet, Source
 
-_NAMES = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
-can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
-dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
-lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree
-pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea
-seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table
-tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman
-worm
-"""
-CLASS_NAMES = tuple(_NAMES.split())  # CIFAR's numbering, which is alphabetical
-LAYOUTS = (
-    "torchvision's cifar-100-python/ (files train, test, meta), class folders train/<class>/ "
-    "and test/<class>/, or parquet files train-*.parquet and test-*.parquet (in data/ or cifar100/)"
-)
-# md5: from the table on the owner's page https://www.cs.toronto.edu/~kriz/cifar.html
-ARCHIVE = Archive(
-    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-    filename="cifar-100-python.tar.gz",
-    md5="eb9058c3a382ffc7106e4002c42a8d85",
-    size=169001437,
-)
-_PYTHON_FILES = ("train", "test", "meta")
-_PARQUET_PLACES = ("data", "cifar100")
-
-# images of one split, their class ids, and what errors call each image
-_Split = tuple[list[Picture], list[int], list[str] | None]
+CLASS_NAMES = read_class_names("cifar100")  # CIFAR's numbering, which is alphabetical
+PYTHON_DIRECTORY = "cifar-100-python"
+PYTHON_FILES = ("train", "test", "meta")
+PARQUET_DIRECTORIES = ("data", "cifar100")
 
 
-def load(root: ImageFolder, download: bool = False) -> Source:
-    """CIFAR-100 under `root`, in the first layout found there: torchvision's, class folders, Hub
-    parquet.
+class PythonFiles(Layout[Source]):
+    """Layout: the official archive, pickled files train, test and meta, as torchvision reads it."""
 
-    Class ids are CIFAR's own (alphabetical) in every layout. Any number of images a class will do,
-    so subsets are welcome, but all 100 classes must have training and test images. Where there is
-    no layout at all and `download`, the official archive is fetched into `root`. UserError naming
-    stream.root, what was found and what is accepted.
-    """
-    place = locate.directory(root, ARCHIVE, _has_layout, download, LAYOUTS)
-    python = _python_directory(place)
-    if python is not None:
-        return _from_python(root, python)
-    if folder.has_layout(place):
-        return _from_folders(root, place)
-    shards = parquet.shards(place, _PARQUET_PLACES)
-    if shards:
-        return _from_parquet(root, shards)
-    hint = locate.left_packed(place) or folder.better_root(place, _is_cifar)
-    raise _refused(root, f"it holds {folder.shortened(folder.visible(place))}{hint}")
+    def is_in(self, directory: Path) -> bool:
+        return self._files_directory(directory) is not None
 
+    def read(self, root: str, directory: Path, make_error: MakeError) -> Source:
+        files_directory = self._files_directory(directory)
+        assert files_directory is not None
+        missing = [name for name in PYTHON_FILES if not (files_directory / name).is_file()]
+        if missing:
+            present = folder.shortened(folder.visible(files_directory))
+            raise make_error(f"{files_directory} holds {present} but no file {missing[0]}")
+        class_names = _unpickle(files_directory / "meta", make_error).get("fine_label_names")
+        splits = {
+            split: self._read_split(files_directory / split, make_error)
+            for split in ("train", "test")
+        }
+        return _in_official_order(class_names, splits, make_error)
 
-def _refused(root: str, found: str) -> UserError:
-    return UserError(
-        f"stream.root={root} is no complete CIFAR-100: {found}; accepted are {LAYOUTS}; "
-        f"{locate.way_to_get(ARCHIVE)}"
-    )
-
-
-def _has_layout(place: Path) -> bool:
-    layouts = (
-        _python_directory(place),
-        folder.has_layout(place),
-        parquet.shards(place, _PARQUET_PLACES),
-    )
-    return any(layouts)
-
-
-def _is_cifar(place: Path) -> bool:
-    if folder.has_layout(place):
-        return folder.subdirectories(place / "train") == list(CLASS_NAMES)
-    return _has_layout(place)
-
-
-def _python_directory(place: Path) -> Path | None:
-    """The directory of torchvision's layout, complete or not."""
-    for candidate in (place / "cifar-100-python", place):
-        if candidate.name == "cifar-100-python" and candidate.is_dir():
-            return candidate
-        if any((candidate / name).is_file() for name in _PYTHON_FILES):
-            return candidate
-    return None
-
-
-def _from_folders(root: str, place: Path) -> Source:
-    for split in ("train", "test"):
-        names = set(folder.subdirectories(place / split))
-        if names != set(CLASS_NAMES):
-            missing, unknown = sorted(set(CLASS_NAMES) - names), sorted(names - set(CLASS_NAMES))
-            details = [f"{len(names)} class folders in {split}"]
-            details += [f"without {folder.shortened(missing)}"] if missing else []
-            details += [f"with unknown {folder.shortened(unknown)}"] if unknown else []
-            raise _refused(root, f"it holds {', '.join(details)} (stream=folder takes any classes)")
-    return dataclasses.replace(folder.load(root), name="cifar100")
-
-
-def _from_python(root: str, place: Path) -> Source:
-    missing = [name for name in _PYTHON_FILES if not (place / name).is_file()]
-    if missing:
-        found = folder.shortened(folder.visible(place))
-        raise _refused(root, f"{place} holds {found} but no file {missing[0]}")
-    names = _unpickle(root, place / "meta").get("fine_label_names")
-    splits = {}
-    for split in ("train", "test"):
-        table = _unpickle(root, place / split)
+    def _read_split(self, path: Path, make_error: MakeError) -> ImageSet:
+        table = _unpickle(path, make_error)
         pixels: Any = table.get("data")
         targets = table.get("fine_labels")
         if getattr(pixels, "dtype", None) != numpy.uint8 or pixels.shape[1:] != (3072,):
-            raise _refused(root, f"{place / split} has no uint8 array `data` of 3,072 columns")
+            raise make_error(f"{path} has no uint8 array `data` of 3,072 columns")
         if not isinstance(targets, list) or len(targets) != len(pixels):
-            raise _refused(root, f"{place / split} has no list `fine_labels` with a label a row")
+            raise make_error(f"{path} has no list `fine_labels` with a label a row")
         images = list(numpy.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)))
-        splits[split] = (images, [int(target) for target in targets], None)
-    return _source(root, names, splits)
+        return ImageSet([int(target) for target in targets], images)
+
+    def _files_directory(self, directory: Path) -> Path | None:
+        """The directory of the files, complete or not."""
+        for candidate in (directory / PYTHON_DIRECTORY, directory):
+            if candidate.name == PYTHON_DIRECTORY and candidate.is_dir():
+                return candidate
+            if any((candidate / name).is_file() for name in PYTHON_FILES):
+                return candidate
+        return None
+
+
+class ClassFolders(Layout[Source]):
+    """Layout: folders train/<class>/ and test/<class>/ of exactly CIFAR-100's classes."""
+
+    def is_in(self, directory: Path) -> bool:
+        return folder.has_layout(directory)
+
+    def looks_right(self, directory: Path) -> bool:
+        return folder.subdirectories(directory / "train") == list(CLASS_NAMES)
+
+    def read(self, root: str, directory: Path, make_error: MakeError) -> Source:
+        for split in ("train", "test"):
+            names = set(folder.subdirectories(directory / split))
+            missing, unknown = sorted(set(CLASS_NAMES) - names), sorted(names - set(CLASS_NAMES))
+            if missing or unknown:
+                details = [f"{len(names)} class folders in {split}"]
+                details += [f"without {folder.shortened(missing)}"] if missing else []
+                details += [f"with unknown {folder.shortened(unknown)}"] if unknown else []
+                raise make_error(f"it holds {', '.join(details)} (stream=folder takes any classes)")
+        source = folder.load(root)
+        return Source(DATASET.name, source.class_names, source.train, source.test)
+
+
+class HubParquet(Layout[Source]):
+    """Layout: parquet files train-*.parquet and test-*.parquet of the Hub."""
+
+    def is_in(self, directory: Path) -> bool:
+        return bool(parquet.shards(directory, PARQUET_DIRECTORIES))
+
+    def read(self, root: str, directory: Path, make_error: MakeError) -> Source:
+        shards = parquet.shards(directory, PARQUET_DIRECTORIES)
+        class_names = None
+        splits = {}
+        for split in ("train", "test"):
+            if split not in shards:
+                files_directory = next(iter(shards.values()))[0].parent
+                present = folder.shortened(folder.visible(files_directory))
+                raise make_error(f"{files_directory} holds {present} but no {split}-*.parquet")
+            rows = parquet.read(root, shards[split], {"fine_label": int}, make_error)
+            splits[split] = ImageSet(rows.labels, rows.images, rows.names)
+            class_names = rows.class_names
+        return _in_official_order(class_names, splits, make_error)
+
+
+DATASET = OfficialDataset(
+    name="cifar100",
+    title="CIFAR-100",
+    # md5: from the table on the owner's page https://www.cs.toronto.edu/~kriz/cifar.html
+    archive=Archive(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        filename="cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        size=169001437,
+    ),
+    top="",
+    accepted=(
+        "torchvision's cifar-100-python/ (files train, test, meta), class folders train/<class>/ "
+        "and test/<class>/, or parquet files train-*.parquet and test-*.parquet (in data/ or "
+        "cifar100/)"
+    ),
+    layouts=(PythonFiles(), ClassFolders(), HubParquet()),
+)
+
+
+def load(root: ImageFolder, download: bool = False) -> Source:
+    """CIFAR-100 with CIFAR's own class ids, which are alphabetical, in every layout.
+
+    A subset is accepted if all 100 classes have training and test images.
+
+    Args:
+        root: folder that holds torchvision's layout, class folders or the Hub's parquet files.
+        download: fetch the official archive into `root` where it holds none of these.
+
+    Raises:
+        UserError: names stream.root, what is wrong with it and what is accepted.
+    """
+    return DATASET.read(root, download)
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values and nothing else: an unpickled file could otherwise run any
-    code.
-    """
+    """Reads arrays and plain values and nothing else: unpickling can otherwise run any code."""
 
     ALLOWED = (
         ("numpy._core.multiarray", "_reconstruct"),
@@ -161,44 +166,37 @@ class _DataUnpickler(pickle.Unpickler):
         return super().find_class(module_name, global_name)
 
 
-def _unpickle(root: str, path: Path) -> dict[str, Any]:
+def _unpickle(path: Path, make_error: MakeError) -> dict[str, Any]:
     try:
         table = _DataUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise nearly every class of exception
-        raise _refused(root, f"cannot read {path} ({error})") from error
+        raise make_error(f"cannot read {path} ({error})") from error
     if not isinstance(table, dict):
-        raise _refused(root, f"{path} holds no dictionary")
+        raise make_error(f"{path} holds no dictionary")
     return {key.decode() if isinstance(key, bytes) else key: value for key, value in table.items()}
 
 
-def _from_parquet(root: str, shards: dict[str, list[Path]]) -> Source:
-    names = None
-    splits = {}
-    for split in ("train", "test"):
-        if split not in shards:
-            place = next(iter(shards.values()))[0].parent
-            found = folder.shortened(folder.visible(place))
-            raise _refused(root, f"{place} holds {found} but no {split}-*.parquet")
-        rows = parquet.read(root, shards[split], {"fine_label": int}, partial(_refused, root))
-        splits[split] = (rows.images, rows.labels, rows.names)
-        names = rows.class_names
-    return _source(root, names, splits)
-
-
-def _source(root: str, names: Sequence[str] | None, splits: dict[str, _Split]) -> Source:
-    """The source; class ids are moved to CIFAR's order where the file has CIFAR's names in another
+def _in_official_order(
+    class_names: Sequence[str] | None, splits: dict[str, ImageSet], make_error: MakeError
+) -> Source:
+    """The source, its class ids in CIFAR's order where the files name CIFAR's classes in another
     order.
+
+    Args:
+        class_names: as the files number them; None where they give no names.
+        splits: training and test images with the files' class ids.
+        make_error: makes the error of wrong numbers of classes.
     """
-    names = list(CLASS_NAMES if names is None else names)
+    names = list(CLASS_NAMES if class_names is None else class_names)
     if len(names) != len(CLASS_NAMES):
-        raise _refused(root, f"it names {len(names)} classes instead of {len(CLASS_NAMES)}")
-    class_names = CLASS_NAMES if set(names) == set(CLASS_NAMES) else tuple(names)
-    sets = {}
-    for split, (images, targets, rows) in splits.items():
-        present = {target for target in targets if 0 <= target < len(names)}
-        if len(present) != len(names) or present != set(targets):
-            found = f"{split} has {len(set(targets))} different class ids"
-            raise _refused(root, f"{found} instead of each of 0 to {len(names) - 1}")
-        targets = [class_names.index(names[target]) for target in targets]
-        sets[split] = ImageSet(targets, images, rows)
-    return Source("cifar100", class_names, sets["train"], sets["test"])
+        raise make_error(f"it names {len(names)} classes instead of {len(CLASS_NAMES)}")
+    ordered = CLASS_NAMES if set(names) == set(CLASS_NAMES) else tuple(names)
+    target_of = {target: ordered.index(name) for target, name in enumerate(names)}
+    renumbered = {}
+    for split, images in splits.items():
+        if set(images.targets) != set(target_of):
+            present = f"{split} has {len(set(images.targets))} different class ids"
+            raise make_error(f"{present} instead of each of 0 to {len(names) - 1}")
+        targets = [target_of[target] for target in images.targets]
+        renumbered[split] = ImageSet(targets, images.images, images.names)
+    return Source(DATASET.name, ordered, renumbered["train"], renumbered["test"])

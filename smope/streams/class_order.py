@@ -11,22 +11,31 @@ from smope.errors import UserError
 from smope.seeding import stable_seed
 
 PILOT_SEED = 1993
-FORM = "one class a line, by name or by number"
+ORDER_FILE_FORMAT = "one class a line, by name or by number"
 
 
 def resolve_class_order(
     order: str | Sequence[int | str], class_names: Sequence[str], seed: int
 ) -> tuple[int, ...]:
-    """The source's class ids 0..num_classes-1 in order of arrival; no global random state is read
-    or changed.
+    """The order in which classes arrive. No global random state is read or changed.
 
-    `paper`  Python's shuffle seeded with `seed`, as the authors' program orders its classes
-             (100 classes and seed 0 start 23, 8, 11, 7, 48);
-    `pilot`  numpy's legacy permutation with seed 1993 whatever `seed` is, as the PILOT toolbox and
-             papers
-    built on it; `sorted` 0, 1, 2, ...; a list   exactly that order, of class ids or class names; any other
-    text   a file that holds such a list, one class a line.
-    UserError unless each class is there exactly once.
+    Args:
+        order: how classes are ordered:
+            "paper": Python's shuffle seeded with `seed`, as in the authors' code (100 classes and
+            seed 0 start 23, 8, 11, 7, 48).
+            "pilot": numpy's legacy permutation with seed 1993 whatever `seed` is, as in the PILOT
+            toolbox and papers built on it.
+            "sorted": 0, 1, 2, ...
+            A list of class ids or class names: exactly that order.
+            Any other text: the path of a file that holds such a list, one class a line.
+        class_names: of the source, by class id.
+        seed: the stream's seed.
+
+    Returns:
+        The source's class ids, 0..num_classes-1, in order of arrival.
+
+    Raises:
+        UserError: a given order does not hold each class exactly once.
     """
     ids = list(range(len(class_names)))
     if order == "paper":
@@ -53,8 +62,7 @@ def _read_order(path: str) -> list[str]:
         )
         raise UserError(
             f"stream.class_order={path}: {reason}; write paper, pilot, sorted, a list of class "
-            f"ids or names, "
-            f"or the path of a file with {FORM}"
+            f"ids or names, or the path of a file with {ORDER_FILE_FORMAT}"
         ) from error
     return [line.strip() for line in lines if line.strip()]
 
@@ -62,30 +70,32 @@ def _read_order(path: str) -> list[str]:
 def _given_order(
     order: Sequence[int | str], class_names: Sequence[str], key: str
 ) -> tuple[int, ...]:
-    rule = f"{key} must hold each of the {len(class_names)} classes exactly once, by name or by number from 0"
-    # names first: a class that is called 7 is meant where 7 is written as text
-    known = {str(i): i for i in range(len(class_names))} | {
-        name: i for i, name in enumerate(class_names)
-    }
+    rule = (
+        f"{key} must hold each of the {len(class_names)} classes exactly once, by name or by "
+        "number from 0"
+    )
+    # names replace numbers: the text "7" means the class that is called 7, where there is one
+    id_of = {str(i): i for i in range(len(class_names))}
+    id_of |= {name: i for i, name in enumerate(class_names)}
     ids = []
     for item in order:
         is_id = (
             isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(class_names)
         )
-        if not is_id and not (isinstance(item, str) and item in known):
+        if not is_id and not (isinstance(item, str) and item in id_of):
             raise UserError(f"{rule}, got {item!r}; remove it or use class_order=paper")
-        ids.append(item if isinstance(item, int) else known[item])
+        ids.append(item if isinstance(item, int) else id_of[item])
     repeated = sorted({i for i in ids if ids.count(i) > 1})
     if repeated:
         raise UserError(
-            f"{rule}, got {repeated[0]} ({class_names[repeated[0]]}) more than once; "
-            "remove one or use class_order=paper"
+            f"{rule}, got {repeated[0]} ({class_names[repeated[0]]}) more than once; remove one "
+            "or use class_order=paper"
         )
     missing = sorted(set(range(len(class_names))) - set(ids))
     if missing:
         raise UserError(
-            f"{rule}, got {len(ids)} without {missing[0]} ({class_names[missing[0]]}); "
-            "add the missing ones or use class_order=paper"
+            f"{rule}, got {len(ids)} without {missing[0]} ({class_names[missing[0]]}); add the "
+            "missing ones or use class_order=paper"
         )
     return tuple(ids)
 
@@ -96,12 +106,17 @@ def divide_classes(
     classes_per_task: Sequence[int] | Literal["random"] | None,
     seed: int = 0,
 ) -> list[int]:
-    """How many classes each task holds, task after task.
+    """How many classes each task holds; no class is ever dropped.
 
-    A list `classes_per_task` decides where it is given (`num_tasks` is then its length and not
-    read); "random" cuts at points drawn with `seed`, every task getting at least one class;
-    otherwise the classes must divide evenly into `num_tasks`. UserError where the rule cannot be
-    met: no class is ever dropped.
+    Args:
+        num_classes: of the source.
+        num_tasks: how many tasks; not read where `classes_per_task` is a list.
+        classes_per_task: a list says how many classes each task has; "random" draws the sizes, at
+            least one class a task; None divides the classes evenly.
+        seed: of the draw.
+
+    Raises:
+        UserError: the numbers do not fit.
     """
     if classes_per_task is not None and not isinstance(classes_per_task, str):
         return _explicit_sizes(num_classes, list(classes_per_task))
@@ -111,9 +126,8 @@ def divide_classes(
         or not 1 <= num_tasks <= num_classes
     ):
         raise UserError(
-            f"stream.num_tasks must be in 1..{num_classes}, the number of classes, "
-            f"got {'null' if num_tasks is None else num_tasks}; "
-            "choose one in that range"
+            f"stream.num_tasks must be in 1..{num_classes}, the number of classes, got "
+            f"{'null' if num_tasks is None else num_tasks}; choose one in that range"
         )
     if classes_per_task == "random":
         cuts = random.Random(stable_seed(seed, "classes per task")).sample(
@@ -127,25 +141,22 @@ def divide_classes(
         divisors = ", ".join(str(n) for n in range(1, num_classes + 1) if num_classes % n == 0)
         raise UserError(
             f"stream.num_tasks={num_tasks} does not divide the {num_classes} classes evenly; use "
-            f"one of "
-            f"{divisors}, or say how with stream.classes_per_task={example}"
+            f"one of {divisors}, or say how with stream.classes_per_task={example}"
         )
     return [num_classes // num_tasks] * num_tasks
 
 
 def _explicit_sizes(num_classes: int, sizes: list[int]) -> list[int]:
-    shown = str(sizes).replace(" ", "")
+    text = str(sizes).replace(" ", "")
     if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
         raise UserError(
-            f"stream.classes_per_task must be a list of whole numbers, each at least 1, got "
-            f"{shown}; "
-            "correct it, or set it to null and stream.num_tasks divides the classes"
+            "stream.classes_per_task must be a list of whole numbers, each at least 1, got "
+            f"{text}; correct it, or set it to null and stream.num_tasks divides the classes"
         )
     if sum(sizes) != num_classes:
         raise UserError(
             f"stream.classes_per_task must add up to {num_classes}, the number of classes, got "
-            f"{shown} which "
-            f"adds up to {sum(sizes)}; correct it, or set it to null and stream.num_tasks divides "
-            f"the classes"
+            f"{text} which adds up to {sum(sizes)}; correct it, or set it to null and "
+            "stream.num_tasks divides the classes"
         )
     return sizes

@@ -17,9 +17,7 @@ SIDE = 32
 
 
 def load() -> Source:
-    """The digits as 32 by 32 RGB; of each class every fifth image is for testing, whatever the
-    seed.
-    """
+    """The digits as 32 by 32 RGB; every fifth image of each class is a test image."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()

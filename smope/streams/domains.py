@@ -1,5 +1,5 @@
-"""Changing domains, the same classes: root/<domain>/train/<class>/ and
-root/<domain>/test/<class>/, a task a domain.
+"""The same classes in changing domains, one task for each domain: root/<domain>/train/<class>/ and
+root/<domain>/test/<class>/.
 """
 
 from __future__ import annotations
@@ -22,17 +22,25 @@ SPLITS = ("train", "test")
 def load(
     root: ImageFolder, domains: Annotated[list[int | str] | None, DifferentNames()] = None
 ) -> Source:
-    """The images under `root`, a task for each of `domains` in this order; None: for every folder,
-    by name.
+    """The images of several domains, with one task for each.
 
-    Every domain must hold the same classes, each with training and test images, found as stream
-    `folder` finds them. UserError naming stream.root, the domain and what is wrong with it.
+    Every domain must hold the same classes, each with training and test images, in folders as those
+    of stream `folder`.
+
+    Args:
+        root: the folder that holds the domains.
+        domains: their names in the order of the tasks; None takes every folder, by name.
+
+    Raises:
+        UserError: names stream.root or stream.domains, the domain, and what is wrong with it.
     """
-    place = folder.existing_directory(root, LAYOUT)
-    names = _domains(root, place, domains)
-    class_names = _class_names(root, place, names)
+    directory = folder.existing_directory(root, LAYOUT)
+    names = _domains(root, directory, domains)
+    class_names = _class_names(root, directory, names)
     train, test = (
-        _joined([folder.class_images(root, place / name / split, class_names) for name in names])
+        _joined(
+            [folder.class_images(root, directory / name / split, class_names) for name in names]
+        )
         for split in SPLITS
     )
     return Source("domains", class_names, train, test, task_names=tuple(names))
@@ -46,12 +54,12 @@ def _joined(domains: Sequence[ImageSet]) -> ImageSet:
     )
 
 
-def _domains(root: str, place: Path, wanted: Sequence[int | str] | None) -> list[str]:
-    """The names of the domains in order."""
-    names = folder.by_name(folder.subdirectories(place))
-    complete = [name for name in names if folder.has_layout(place / name)]
-    if folder.has_layout(place) or not complete:
-        raise UserError(f"stream.root={root} must hold {LAYOUT}; {_what_is_there(place)}")
+def _domains(root: str, directory: Path, wanted: Sequence[int | str] | None) -> list[str]:
+    """The names of the domains in the order of the tasks."""
+    names = folder.by_name(folder.subdirectories(directory))
+    complete = [name for name in names if folder.has_layout(directory / name)]
+    if folder.has_layout(directory) or not complete:
+        raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(directory)}")
     chosen = names if wanted is None else [str(name) for name in wanted]
     if not chosen or len(set(chosen)) != len(chosen):
         raise UserError(
@@ -60,45 +68,44 @@ def _domains(root: str, place: Path, wanted: Sequence[int | str] | None) -> list
         )
     for name in chosen:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            similar = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
             raise UserError(
                 f"stream.domains: {root} has no domain {name}, it has {', '.join(names)}{hint}"
             )
         if name not in complete:
-            absent = [split for split in SPLITS if not (place / name / split).is_dir()]
+            absent = [split for split in SPLITS if not (directory / name / split).is_dir()]
+            proposal = folder.better_root(directory, folder.holds_domains)
             raise UserError(
                 f"stream.root={root}: domain {name} has no folder "
-                f"{' and no folder '.join(absent)}; add it, or choose "
-                f"domains with "
-                f"stream.domains={_listed(complete)}{folder.better_root(place, folder.holds_domains)}"
+                f"{' and no folder '.join(absent)}; add it, or choose domains with "
+                f"stream.domains={_listed(complete)}{proposal}"
             )
     return chosen
 
 
-def _class_names(root: str, place: Path, domains: Sequence[str]) -> tuple[str, ...]:
-    """The classes of all domains, which must be those of each one, in training and in testing."""
-    held = {
-        (domain, split): folder.subdirectories(place / domain / split)
+def _class_names(root: str, directory: Path, domains: Sequence[str]) -> tuple[str, ...]:
+    """The classes, which must be the same in every domain, in training and in testing."""
+    classes_of = {
+        (domain, split): folder.subdirectories(directory / domain / split)
         for domain in domains
         for split in SPLITS
     }
-    class_names = sorted({name for names in held.values() for name in names})
+    class_names = sorted({name for names in classes_of.values() for name in names})
     if not class_names:
         raise UserError(
             f"stream.root={root} must hold {LAYOUT}; its domains have no class folders, add one a "
-            f"class"
+            "class"
         )
     for name in class_names:
-        for (domain, split), names in held.items():
+        for (domain, split), names in classes_of.items():
             if name not in names:
-                other, where = next(key for key in held if name in held[key])
+                other, split_of_other = next(key for key in classes_of if name in classes_of[key])
                 raise UserError(
                     f"stream.root={root}: every domain must hold the same classes in train and "
-                    f"test, but domain "
-                    f"{domain} has no {split}/{name} and domain {other} has {where}/{name}; add "
-                    f"it with images, "
-                    f"remove class {name} from all domains, or choose domains with stream.domains"
+                    f"test, but domain {domain} has no {split}/{name} and domain {other} has "
+                    f"{split_of_other}/{name}; add it with images, remove class {name} from all "
+                    "domains, or choose domains with stream.domains"
                 )
     return tuple(class_names)
 
@@ -107,15 +114,13 @@ def _listed(names: Sequence[str]) -> str:
     return f"[{','.join(names)}]"
 
 
-def _what_is_there(place: Path) -> str:
-    """What a directory without domains holds, and the way out: which directory nearby looks right,
-    if one does.
-    """
-    found = f"it holds {folder.shortened(folder.visible(place))}"
-    right = folder.better_root(place, folder.holds_domains)
-    if folder.has_layout(place):
-        return f"{found} as a single domain does, and stream=folder takes that{right}"
+def _describe(directory: Path) -> str:
+    """What a directory without domains holds, and what to do about it."""
+    holds = f"it holds {folder.shortened(folder.visible(directory))}"
+    proposal = folder.better_root(directory, folder.holds_domains)
+    if folder.has_layout(directory):
+        return f"{holds} as a single domain does, and stream=folder takes that{proposal}"
     way_out = (
         "; give the directory above the domains, or divide the images of each into train and test"
     )
-    return f"{found}, no folder with train and test in it{right or way_out}"
+    return f"{holds}, no folder with train and test in it{proposal or way_out}"

@@ -1,4 +1,4 @@
-"""One's own images: root/train/<class>/ and root/test/<class>/ hold the image files of each class."""
+"""Image files in class folders: root/train/<class>/ and root/test/<class>/."""
 
 from __future__ import annotations
 
@@ -22,67 +22,78 @@ _log = logging.getLogger(__name__)
 def load(root: ImageFolder) -> Source:
     """The images under `root`, classes in the order of their folder names under root/train.
 
-    A class's images may lie in nested folders (links to folders are not followed); hidden files and
-    files without an image suffix are skipped. UserError naming stream.root and what is wrong with
-    it.
+    Images may lie in nested folders of their class (links to folders are not followed). Hidden
+    files and files without an image suffix are skipped. UserError names stream.root and what is
+    wrong with it.
     """
-    place = existing_directory(root)
-    if not has_layout(place):
-        raise UserError(f"stream.root={root} must hold {LAYOUT}; {_what_is_there(place)}")
-    class_names = _class_names(root, place)
-    extra = sorted(set(subdirectories(place / "test")) - set(class_names))
+    directory = existing_directory(root)
+    if not has_layout(directory):
+        raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(directory)}")
+    class_names = _class_names(root, directory)
+    extra = sorted(set(subdirectories(directory / "test")) - set(class_names))
     if extra:
         _log.warning(
             "stream.root=%s: test folders without a training folder are left out: %s",
             root,
             shortened(extra),
         )
-    train, test = (class_images(root, place / split, class_names) for split in ("train", "test"))
+    train, test = (
+        class_images(root, directory / split, class_names) for split in ("train", "test")
+    )
     return Source("folder", class_names, train, test)
 
 
 def existing_directory(root: str, layout: str = LAYOUT) -> Path:
-    """`root` as a path (~ is expanded); UserError unless it is a directory that holds something,
-    `layout` if asked.
+    """Check that a directory exists and is not empty.
+
+    Args:
+        root: what the user gave as stream.root; ~ is expanded.
+        layout: what it should hold, for the error of an empty directory.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: it is missing, a file, empty or may not be read.
     """
-    place = Path(root).expanduser()
-    if not place.exists():
+    directory = Path(root).expanduser()
+    if not directory.exists():
         raise UserError(
-            f"stream.root={root} does not exist (looked in {place.absolute()}); give an existing "
-            f"directory"
+            f"stream.root={root} does not exist (looked in {directory.absolute()}); give an "
+            "existing directory"
         )
-    if not place.is_dir():
+    if not directory.is_dir():
         raise UserError(
             f"stream.root={root} is a file, not a directory; give the directory it unpacks to"
         )
-    if not os.access(place, READABLE):
+    if not os.access(directory, READABLE):
         raise UserError(
             f"stream.root={root} may not be read; change its permissions or give another directory"
         )
-    if not visible(place):
+    if not visible(directory):
         raise UserError(f"stream.root={root} is empty; give a directory that holds {layout}")
-    return place
+    return directory
 
 
-def has_layout(place: Path) -> bool:
-    """Whether `place` has folders train and test."""
-    return os.path.isdir(place / "train") and os.path.isdir(place / "test")
+def has_layout(directory: Path) -> bool:
+    """True if `directory` has folders train and test."""
+    return os.path.isdir(directory / "train") and os.path.isdir(directory / "test")
 
 
-def holds_domains(place: Path) -> bool:
-    """Whether each of several folders in `place` has folders train and test."""
-    names = subdirectories(place)
-    return len(names) > 1 and all(has_layout(place / name) for name in names)
+def holds_domains(directory: Path) -> bool:
+    """True if `directory` has several folders and each of them has folders train and test."""
+    names = subdirectories(directory)
+    return len(names) > 1 and all(has_layout(directory / name) for name in names)
 
 
-def visible(place: Path) -> list[str]:
-    """Names in `place`, sorted, without hidden ones."""
-    return sorted(name for name in os.listdir(place) if not name.startswith("."))
+def visible(directory: Path) -> list[str]:
+    """Names in `directory`, sorted, without hidden ones."""
+    return sorted(name for name in os.listdir(directory) if not name.startswith("."))
 
 
-def subdirectories(place: Path) -> list[str]:
-    """Names of the folders in `place`, sorted, without hidden ones."""
-    return [name for name in visible(place) if (place / name).is_dir()]
+def subdirectories(directory: Path) -> list[str]:
+    """Names of the folders in `directory`, sorted, without hidden ones."""
+    return [name for name in visible(directory) if (directory / name).is_dir()]
 
 
 def by_name(names: Iterable[str]) -> list[str]:
@@ -96,89 +107,105 @@ def by_name(names: Iterable[str]) -> list[str]:
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
-    """The first few names as text."""
+    """The first `most` names as text, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def better_root(place: Path, looks_right: Callable[[Path], bool]) -> str:
-    """Text naming the directories one level below or up to three above `place` that look right, if
-    any do.
+def better_root(directory: Path, looks_right: Callable[[Path], bool]) -> str:
+    """Propose another root, as the end of an error's text.
+
+    Args:
+        directory: the directory that is not right.
+        looks_right: tells which directories are.
+
+    Returns:
+        Text naming directories one level below or up to three above that look right; "" if there
+        are none.
     """
-    whole = place.absolute()
-    near = [whole / name for name in subdirectories(place)] + list(whole.parents)[:3]
-    right = [str(there) for there in near if os.access(there, READABLE) and looks_right(there)]
+    absolute = directory.absolute()
+    near = [absolute / name for name in subdirectories(directory)] + list(absolute.parents)[:3]
+    right = [str(path) for path in near if os.access(path, READABLE) and looks_right(path)]
     return f"; stream.root={' or '.join(right[:3])} looks right" if right else ""
 
 
-def _what_is_there(place: Path) -> str:
-    """What a directory of the wrong layout holds, and the way out: which directory nearby looks
-    right, if one does.
-    """
-    names = subdirectories(place)
-    found = f"it holds {shortened(visible(place))}"
-    right = better_root(place, has_layout)
-    if right:
-        return (
-            found + right + ("; stream=domains takes all of them" if holds_domains(place) else "")
-        )
-    small = {name.lower(): name for name in names}
-    if "train" not in small:
-        if any(
-            name.lower().endswith(SUFFIXES) for inner in names for name in visible(place / inner)
-        ):
-            return f"{found}; move the class folders into train and some images of each class into test/<class>"
-        return f"{found}; give the directory above the train and test folders"
-    test = next((small[name] for name in ("test", *OTHER_TEST_NAMES) if name in small), None)
-    if test is None:
-        return f"{found} but no test folder; add one"
-    wrong = [
-        f"{name} to {wanted}"
-        for name, wanted in ((small["train"], "train"), (test, "test"))
-        if name != wanted
-    ]
-    return f"{found}; rename {' and '.join(wrong)}"
+def _describe(directory: Path) -> str:
+    """What a directory of the wrong layout holds, and what to do about it."""
+    names = subdirectories(directory)
+    holds = f"it holds {shortened(visible(directory))}"
+    proposal = better_root(directory, has_layout)
+    if proposal and holds_domains(directory):
+        return f"{holds}{proposal}; stream=domains takes all of them"
+    if proposal:
+        return f"{holds}{proposal}"
+    by_lower_case = {name.lower(): name for name in names}
+    if "train" not in by_lower_case:
+        if any(_has_image_files(directory / name) for name in names):
+            return (
+                f"{holds}; move the class folders into train and some images of each class into "
+                "test/<class>"
+            )
+        return f"{holds}; give the directory above the train and test folders"
+    test_names = [name for name in ("test", *OTHER_TEST_NAMES) if name in by_lower_case]
+    if not test_names:
+        return f"{holds} but no test folder; add one"
+    renamings = [(by_lower_case["train"], "train"), (by_lower_case[test_names[0]], "test")]
+    wrong = [f"{name} to {right_name}" for name, right_name in renamings if name != right_name]
+    return f"{holds}; rename {' and '.join(wrong)}"
 
 
-def _class_names(root: str, place: Path) -> tuple[str, ...]:
-    names = subdirectories(place / "train")
+def _has_image_files(directory: Path) -> bool:
+    return any(name.lower().endswith(SUFFIXES) for name in visible(directory))
+
+
+def _class_names(root: str, directory: Path) -> tuple[str, ...]:
+    names = subdirectories(directory / "train")
     if not names:
         raise UserError(
             f"stream.root={root} must hold {LAYOUT}; its train folder has no class folders, add "
-            f"one a class"
+            "one a class"
         )
-    absent = [name for name in names if not (place / "test" / name).is_dir()]
+    absent = [name for name in names if not (directory / "test" / name).is_dir()]
     if absent:
         raise UserError(
             f"stream.root={root}: every class needs a test folder, there is none for "
-            f"{shortened(absent)}; "
-            f"add {place / 'test' / absent[0]} with images or remove the class from train"
+            f"{shortened(absent)}; add {directory / 'test' / absent[0]} with images or remove the "
+            "class from train"
         )
     return tuple(names)
 
 
 def class_images(root: str, split: Path, class_names: Sequence[str]) -> ImageSet:
-    """The images of a split, class by class and sorted by path within a class."""
+    """The images of one split, class by class and sorted by path within a class.
+
+    Args:
+        root: what the user gave as stream.root.
+        split: the folder that holds the class folders.
+        class_names: by class id.
+
+    Raises:
+        UserError: a class folder has no image files.
+    """
     targets, files = [], []
     for target, name in enumerate(class_names):
-        found = image_files(split / name)
-        if not found:
+        class_files = image_files(split / name)
+        if not class_files:
             raise UserError(
                 f"stream.root={root}: class folder {split / name} has no image files "
                 f"({', '.join(SUFFIXES)}); add images or remove the class"
             )
-        targets += [target] * len(found)
-        files += found
+        targets += [target] * len(class_files)
+        files += class_files
     return ImageSet(targets, files)
 
 
 def image_files(directory: Path) -> list[Path]:
     """The image files in `directory` and below, sorted, without hidden ones."""
-    found = []
-    for place, folders, names in os.walk(directory):
+    files = []
+    for parent, folders, names in os.walk(directory):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(place, name)
+        files += [
+            Path(parent, name)
             for name in names
-            if name.lower().endswith(SUFFIXES) and name[0] != "."
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         ]
-    return sorted(found, key=lambda path: path.relative_to(directory).parts)
+    return sorted(files, key=lambda path: path.relative_to(directory).parts)

@@ -8,9 +8,8 @@ from typing import Annotated
 
 from smope.declare.ranges import AtLeast
 from smope.declare.texts import ImageFolder
-from smope.streams import imagenet_variants
 from smope.streams.archives.download import Archive
-from smope.streams.imagenet_variants import Variant
+from smope.streams.imagenet_variants import Variant, read_variant, split_without_lists
 from smope.streams.source import Source
 
 VARIANT = Variant(
@@ -32,12 +31,19 @@ VARIANT = Variant(
 def load(
     root: ImageFolder, split_seed: Annotated[int, AtLeast(0)] = 0, download: bool = False
 ) -> Source:
-    """ImageNet-A under `root`; see imagenet_variants.py for the layouts.
+    """ImageNet-A; class ids follow the sorted wnids.
 
-    The data set has no split: it is the one of folders train and test (PILOT's copy has them) or,
-    elsewhere, 20 % of each class drawn with `split_seed` for testing; `facts` say which, with a
-    hash (split_hash). Class ids follow the sorted wnids. UserError naming stream.root.
+    The data set has no official split. Folders train and test, as PILOT's copy has them, are used
+    as they are. Elsewhere 20 % of each class are drawn for testing. `facts` say which, with a hash
+    (split_hash).
+
+    Args:
+        root: folder that holds the unpacked archive, class folders or parquet files.
+        split_seed: draws the test images.
+        download: fetch the official archive into `root` where it holds none of these.
+
+    Raises:
+        UserError: names stream.root, what is wrong with it and what is accepted.
     """
-    found = imagenet_variants.find(VARIANT, root, download)
-    splits, facts = imagenet_variants.drawn(found, split_seed)
-    return imagenet_variants.divided(VARIANT, found, splits, found.wnids, facts)
+    contents = read_variant(VARIANT, root, download)
+    return split_without_lists(VARIANT, contents, split_seed)

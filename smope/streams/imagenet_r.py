@@ -13,9 +13,14 @@ from typing import Annotated
 from smope.declare.ranges import AtLeast
 from smope.declare.texts import ImageFolder, PathTo
 from smope.errors import UserError
-from smope.streams import imagenet_variants
 from smope.streams.archives.download import Archive
-from smope.streams.imagenet_variants import Found, Variant
+from smope.streams.imagenet_variants import (
+    Variant,
+    VariantContents,
+    make_source,
+    read_variant,
+    split_without_lists,
+)
 from smope.streams.layouts.split_lists import holds_lists, read_lists
 from smope.streams.source import Source
 
@@ -44,53 +49,55 @@ def load(
     split_seed: Annotated[int, AtLeast(0)] = 0,
     download: bool = False,
 ) -> Source:
-    """ImageNet-R under `root`; see imagenet_variants.py for the layouts.
+    """ImageNet-R; `facts` say where its split comes from, with a hash (split_hash).
 
-    The split is that of the published lists in the folder `split_lists`, or, where it is None, of
-    those that lie in `root` or among the class folders; without lists it is the one of the folders
-    train and test; without these, 20 % of each class are drawn with `split_seed` for testing.
-    `facts` say which, with a hash (split_hash), and whether lists are the published ones, targets
-    included.
+    With lists, class ids are the lists' targets. Those of the published lists are in no order, and
+    class_order=paper shuffles that numbering, so the papers' tasks need the lists. Without lists,
+    class ids follow the sorted wnids, as in programs that read class folders (PILOT); the split is
+    that of the folders train and test or, where there are none, 20 % of each class are drawn for
+    testing.
 
-    Class ids with lists are the lists' targets. The published ones are in no order, and
-    class_order=paper shuffles that numbering, so the papers' tasks need the lists. Without them
-    class ids follow the sorted wnids, as in programs that read class folders (PILOT).
+    Args:
+        root: folder that holds the unpacked archive, class folders or parquet files.
+        split_lists: folder with the two published lists; None uses lists that lie in `root` or
+            among the class folders. Images that are not listed are left out, with a warning.
+        split_seed: draws the test images.
+        download: fetch the official archive into `root` where it holds none of these.
 
-    UserError naming stream.root or stream.split_lists, also where a listed image is not there;
-    images that are not listed are left out with a warning.
+    Raises:
+        UserError: names stream.root or stream.split_lists and what is wrong with it, also where a
+            listed image is missing.
     """
-    found = imagenet_variants.find(VARIANT, root, download)
-    directory = _lists_directory(root, split_lists, found)
+    contents = read_variant(VARIANT, root, download)
+    directory = _lists_directory(root, split_lists, contents)
     if directory is None:
-        splits, facts = imagenet_variants.drawn(found, split_seed)
-        return imagenet_variants.divided(VARIANT, found, splits, found.wnids, facts)
-    return _from_lists(root, directory, found)
+        return split_without_lists(VARIANT, contents, split_seed)
+    return _from_lists(root, directory, contents)
 
 
-def _lists_directory(root: str, given: str | None, found: Found) -> Path | None:
+def _lists_directory(root: str, given: str | None, contents: VariantContents) -> Path | None:
     if given is not None:
         return Path(given).expanduser()
-    places = (Path(root).expanduser(), found.directory)
-    return next((place for place in places if holds_lists(place)), None)
+    candidates = (Path(root).expanduser(), contents.directory)
+    return next((candidate for candidate in candidates if holds_lists(candidate)), None)
 
 
-def _from_lists(root: str, directory: Path, found: Found) -> Source:
+def _from_lists(root: str, directory: Path, contents: VariantContents) -> Source:
     lists = read_lists(directory)
-    splits = [lists.splits.get(item.place) for item in found.items]
-    missing = sorted(set(lists.splits) - {item.place for item in found.items})
+    listed_paths = [image.listed_path for image in contents.images]
+    splits = [lists.splits.get(path) for path in listed_paths]
+    missing = sorted(set(lists.splits) - set(listed_paths))
     if missing:
         raise UserError(
             f"stream.root={root}: {len(missing):,} of the {len(lists.splits):,} images listed in "
-            f"{directory} are not "
-            f"in {found.directory}, the first is {missing[0]}; unpack {VARIANT.archive.filename} "
-            f"again, or give "
-            "lists of these images as stream.split_lists"
+            f"{directory} are not in {contents.directory}, the first is {missing[0]}; unpack "
+            f"{VARIANT.archive.filename} again, or give lists of these images as "
+            "stream.split_lists"
         )
-    if len(lists.wnids) != len(found.wnids):
+    if len(lists.wnids) != len(contents.wnids):
         raise UserError(
-            f"stream.split_lists={directory}: {len(lists.wnids)} of the {len(found.wnids)} "
-            f"classes are listed; "
-            "give lists of all classes"
+            f"stream.split_lists={directory}: {len(lists.wnids)} of the {len(contents.wnids)} "
+            "classes are listed; give lists of all classes"
         )
     unlisted = splits.count(None)
     if unlisted:
@@ -100,4 +107,4 @@ def _from_lists(root: str, directory: Path, found: Found) -> Source:
             f"{unlisted:,}",
         )
     facts = {"split": "published lists" if lists.content_hash == PUBLISHED_HASH else "other lists"}
-    return imagenet_variants.divided(VARIANT, found, splits, lists.wnids, facts)
+    return make_source(VARIANT, contents, splits, lists.wnids, facts)

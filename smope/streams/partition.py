@@ -1,12 +1,12 @@
-"""Which task an image belongs to: by the class order, by the source itself, or blurred between
-tasks.
+"""Which task each image belongs to: by the class order, by the source itself, or with blurred
+boundaries between tasks.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from smope.errors import UserError
@@ -20,9 +20,10 @@ from smope.streams.source import ImageSet, Source
 class Partition:
     """A stream as indices into its source.
 
-    order: class id of each label; labels are numbered as their classes first appear in training, so
-    that the classes seen after any task are 0..n-1. train, test: image indices of each task,
-    ascending.
+    order: class id of each label. Labels are numbered as their classes first appear in training, so
+        that the classes seen after any task are 0..n-1.
+    train: indices of each task's training images, ascending.
+    test: indices of each task's test images, ascending.
     """
 
     order: tuple[int, ...]
@@ -40,29 +41,43 @@ def divide(
     disjoint_classes: float = 1.0,
     blurry_images: float = 0.0,
 ) -> Partition:
-    """The tasks of `source`. UserError where they cannot be as asked, or a class or task is left
-    without images.
+    """Divide `source` into tasks.
 
-    Where the source numbers its tasks itself (domains, a table), those are the tasks and classes
-    may come back. Otherwise each class has a home task, given by `class_order` and sizes
-    (class_order.py). Of the classes that a fraction `disjoint_classes` leaves over, drawn with
-    `seed`, a share `blurry_images` of the training images is drawn and spread over all tasks, each
-    to any with equal chance; one image of each class and all test images stay at home. These are
-    the blurred boundaries of i-Blurry (Koh et al. 2022, arXiv 2110.10031); with
-    classes_per_task="random" the tasks' sizes vary as well, as in Si-Blurry (Moon et al. 2023,
-    arXiv 2308.09303). Unlike the published splits, no class is dropped where numbers do not divide,
-    and tasks differ in how many disjoint and blurred classes they have by chance.
+    Where the source numbers its tasks itself (domains, a table), those are the tasks, and classes
+    may come back. Otherwise each class has a home task, given by the class order and the sizes of
+    the tasks (class_order.py).
+
+    With `disjoint_classes` below 1 the boundaries between tasks are blurred, as in i-Blurry (Koh et
+    al. 2022, arXiv 2110.10031). That fraction of the classes, drawn with `seed`, stays in its home
+    task. Of the training images of all other classes a share `blurry_images` is drawn, and each of
+    them moves to a task drawn with equal chance; one image of each class and all test images stay
+    in the home task. With classes_per_task="random" the sizes of the tasks vary as well, as in
+    Si-Blurry (Moon et al. 2023, arXiv 2308.09303). Unlike in the published splits, no class is
+    dropped where numbers do not divide, and how many disjoint and blurred classes a task has is a
+    matter of chance.
+
+    Args:
+        source: images and classes.
+        seed: decides everything that is drawn.
+        num_tasks: how many tasks; None where `classes_per_task` or the source says it.
+        classes_per_task: see `class_order.divide_classes`.
+        class_order: see `class_order.resolve_class_order`.
+        disjoint_classes: fraction of the classes that stay in one task.
+        blurry_images: share of the other classes' training images that move.
+
+    Raises:
+        UserError: keys do not fit the source, or a class or task is left without images.
     """
     order = resolve_class_order(class_order, source.class_names, seed)
     _require_images_of_every_class(source)
     if source.train.tasks is not None:
         _refuse_sizes(source, num_tasks, classes_per_task, disjoint_classes)
         train = list(source.train.tasks)
-        test = list(source.test.tasks) if source.test.tasks is not None else _at_home(source, train)
+        test = _home_tasks(source, train) if source.test.tasks is None else list(source.test.tasks)
     else:
         sizes = divide_classes(len(order), num_tasks, classes_per_task, seed)
-        homes = [task for task, size in enumerate(sizes) for _ in range(size)]
-        home = dict(zip(order, homes, strict=True))
+        task_of_position = [task for task, size in enumerate(sizes) for _ in range(size)]
+        home = dict(zip(order, task_of_position, strict=True))
         train, test = (
             [home[target] for target in images.targets] for images in (source.train, source.test)
         )
@@ -79,12 +94,19 @@ def divide(
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> Source:
-    """`source` with its test images replaced by a part of its training images, which are then no
-    longer trained on.
+    """Evaluate on a part of the training images instead of the test images, which are not used.
 
-    `fraction` of each class (in each task that the source itself numbers), at least one image,
-    drawn with `seed`. The test images are not touched. UserError for a class with a single training
-    image.
+    Args:
+        source: images and classes.
+        fraction: of the training images of each class (in each task that the source numbers
+            itself), at least one image.
+        seed: draws them.
+
+    Returns:
+        The source without the held-out images in its training images and with them as test images.
+
+    Raises:
+        UserError: a class has a single training image.
     """
     train = source.train
     groups = list(zip(train.targets, train.tasks or [0] * len(train), strict=True))
@@ -92,26 +114,20 @@ def hold_out(source: Source, fraction: float, seed: int) -> Source:
     without = sorted({groups[i] for i in range(len(groups))} - {groups[i] for i in held})
     if without:
         target, task = without[0]
-        place = f" in task {task + 1}" if train.tasks else ""
+        in_task = f" in task {task + 1}" if train.tasks else ""
         raise UserError(
             f"stream.validation_fraction={fraction}: class {source.class_names[target]!r} has a "
-            f"single training image"
-            f"{place}, so none can be held out; add images, remove the class, or leave "
-            f"stream.validation_fraction null"
+            f"single training image{in_task}, so none can be held out; add images, remove the "
+            "class, or leave stream.validation_fraction null"
         )
-    kept = sorted(set(range(len(train))) - set(held))
-    return Source(
-        source.name,
-        source.class_names,
-        train.choose(kept),
-        train.choose(held),
-        source.task_names,
-        source.facts,
-    )
+    remaining = sorted(set(range(len(train))) - set(held))
+    return replace(source, train=train.choose(remaining), test=train.choose(held))
 
 
-def _at_home(source: Source, train_tasks: Sequence[int]) -> list[int]:
-    """The task of each test image: where its class has most training images, the first of equals."""
+def _home_tasks(source: Source, train_tasks: Sequence[int]) -> list[int]:
+    """The task of each test image: the one with most training images of its class, the first of
+    equals.
+    """
     counts: dict[int, dict[int, int]] = {}
     for target, task in zip(source.train.targets, train_tasks, strict=True):
         tasks = counts.setdefault(target, {})
@@ -131,19 +147,18 @@ def _blurred(
     blurry_images: float,
     seed: int,
 ) -> list[int]:
-    """The tasks of training images after a share of the blurry classes' images was spread over all
-    tasks.
-    """
-    draw = random.Random(stable_seed(seed, "blurry"))
-    blurry = set(draw.sample(sorted(order), len(order) - round(disjoint_classes * len(order))))
+    """The tasks of training images after a share of the blurry classes' images has moved."""
+    generator = random.Random(stable_seed(seed, "blurry"))
+    blurry = set(generator.sample(sorted(order), len(order) - round(disjoint_classes * len(order))))
     pool = [index for index, target in enumerate(images.targets) if target in blurry]
     blurred = list(tasks)
-    for index in draw.sample(pool, round(blurry_images * len(pool))):
-        blurred[index] = draw.randrange(num_tasks)
-    at_home = {images.targets[index] for index in pool if blurred[index] == tasks[index]}
+    for index in generator.sample(pool, round(blurry_images * len(pool))):
+        blurred[index] = generator.randrange(num_tasks)
+    classes_at_home = {images.targets[index] for index in pool if blurred[index] == tasks[index]}
     for index in pool:
-        if images.targets[index] not in at_home:  # its class would be tested before it was learned
-            at_home.add(images.targets[index])
+        # a class without an image in its home task would be tested before it was learned
+        if images.targets[index] not in classes_at_home:
+            classes_at_home.add(images.targets[index])
             blurred[index] = tasks[index]
     return blurred
 
@@ -174,15 +189,13 @@ def _refuse_sizes(
         if is_set:
             raise UserError(
                 f"stream.{key} has no meaning for stream {source.name}, whose images say "
-                f"themselves which task "
-                "they belong to; leave it at its default"
+                "themselves which task they belong to; leave it at its default"
             )
-    found = max(source.train.tasks) + 1
-    if num_tasks is not None and num_tasks != found:
+    own_tasks = max(source.train.tasks) + 1
+    if num_tasks is not None and num_tasks != own_tasks:
         raise UserError(
-            f"stream.num_tasks={num_tasks}, but stream {source.name} comes in {found} tasks of "
-            f"its own; "
-            "leave stream.num_tasks null"
+            f"stream.num_tasks={num_tasks}, but stream {source.name} comes in {own_tasks} tasks "
+            "of its own; leave stream.num_tasks null"
         )
 
 
@@ -203,6 +216,5 @@ def _require_images_of_every_task(source: Source, partition: Partition) -> None:
                 name = f" ({source.task_names[task]})" if source.task_names else ""
                 raise UserError(
                     f"stream {source.name}: every task needs at least one {split} image, task "
-                    f"{task + 1}{name} has "
-                    "none; add images, or choose other tasks"
+                    f"{task + 1}{name} has none; add images, or choose other tasks"
                 )

@@ -1,7 +1,7 @@
-"""A data set as it was found: which images there are, of which class, and not yet a pixel decoded.
+"""A data set before any pixel is decoded: which images there are and which class each one has.
 
-Each file of this package that names a stream has a `load(...) -> Source`; pixels/preload.py decodes
-what it found.
+Each file of this package that names a stream has a function `load(...) -> Source`, and
+pixels/preload.py decodes the images of the result.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from typing import Any
 import numpy
 
 from smope.errors import UserError
-from smope.streams.pixels.cache import Kept, original
-from smope.streams.pixels.decode import Picture, decode
+from smope.streams.pixels.cache import CachedImage, original_image
+from smope.streams.pixels.decode import StoredImage, decode
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of one split; all sequences are of the same length.
+    """The images of one split; all sequences have the same length.
 
     targets: class id of each image, a plain int in the source's own numbering 0..num_classes-1.
-    images:  where the pixels are.
-    names:   what errors call an image; None: by its path.
-    tasks:   the task that an image belongs to, 0, 1, ..., where the source itself says so (domains,
-             a table);
-             None: tasks follow from the class order.
+    images: files, encoded bytes, pixels, or pixels in the cache.
+    names: what errors call each image; None names it by its path.
+    tasks: the task of each image, 0, 1, ..., where the source decides that (domains, a table); None
+        where tasks follow from the class order.
     """
 
     targets: Sequence[int]
-    images: Sequence[Picture | Kept]
+    images: Sequence[StoredImage | CachedImage]
     names: Sequence[str] | None = None
     tasks: Sequence[int] | None = None
 
@@ -40,27 +39,21 @@ class ImageSet:
 
     def name(self, index: int) -> str:
         """What errors call image `index`."""
-        image = original(self.images[index])
-        return (
-            self.names[index]
-            if self.names
-            else str(image)
-            if isinstance(image, Path)
-            else f"number {index}"
-        )
+        if self.names:
+            return self.names[index]
+        image = original_image(self.images[index])
+        return str(image) if isinstance(image, Path) else f"number {index}"
 
     def pixels(self, index: int) -> numpy.ndarray:
-        """Image `index` as RGB, (height, width, 3) uint8; UserError naming it where it cannot be
+        """Image `index` as RGB, (height, width, 3) uint8. UserError names an image that cannot be
         decoded.
         """
         image = self.images[index]
-        if isinstance(image, Kept):
+        if isinstance(image, CachedImage):
             return image.pixels(self.name(index))
-        return (
-            image
-            if isinstance(image, numpy.ndarray)
-            else numpy.asarray(decode(image, self.name(index)))
-        )
+        if isinstance(image, numpy.ndarray):
+            return image
+        return numpy.asarray(decode(image, self.name(index)))
 
     def choose(self, indices: Sequence[int]) -> ImageSet:
         """The images of these indices, in this order."""
@@ -75,10 +68,12 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its classes, its training and test images, and what run.json should say of it.
+    """A data set: its classes and its training and test images.
 
-    task_names: of the tasks that `ImageSet.tasks` numbers, such as the domains. facts: plain JSON
-    values, for instance the hash of a split that was drawn.
+    name: of the stream.
+    class_names: by class id.
+    task_names: of the tasks that `ImageSet.tasks` numbers, such as the domains.
+    facts: plain values that run.json records, such as the hash of a split that was drawn.
     """
 
     name: str
@@ -89,7 +84,7 @@ class Source:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """UserError where an image is of a class that there is not."""
+        """UserError where the class id of an image is out of range."""
         last = len(self.class_names) - 1
         for split, images in (("training", self.train), ("test", self.test)):
             if len(images) and not (min(images.targets) >= 0 and max(images.targets) <= last):
@@ -98,6 +93,6 @@ class Source:
                 )
                 raise UserError(
                     f"stream {self.name}: {split} image {images.name(index)} has label "
-                    f"{images.targets[index]}, and "
-                    f"the classes are 0..{last}; correct the labels or the list of classes"
+                    f"{images.targets[index]}, and the classes are 0..{last}; correct the labels "
+                    "or the list of classes"
                 )

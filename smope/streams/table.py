@@ -18,16 +18,19 @@ from smope.streams import folder
 from smope.streams.layouts.splits import TEST_FRACTION, held_out, split_hash
 from smope.streams.source import ImageSet, Source
 
-NEEDED, COLUMNS = ("path", "label"), ("path", "label", "task", "split")
+REQUIRED_COLUMNS = ("path", "label")
+COLUMNS = (*REQUIRED_COLUMNS, "task", "split")
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _log = logging.getLogger(__name__)
 
 
-class Row(NamedTuple):
-    """An image of the table. path: absolute, without `..`; task: as written, "" for none; split:
-    train, test or "".
+class TableRow(NamedTuple):
+    """One image of the table.
+
+    line: its number in the file. path: absolute, without `..`. label: the class. task: as written,
+    "" for none. split: train, test or "".
     """
 
     line: int
@@ -42,42 +45,42 @@ def load(
     root: ImageFolder | None = None,
     split_seed: Annotated[int, AtLeast(0)] = 0,
 ) -> Source:
-    """The images that `table` lists, their paths starting from the folder `root`; None: from the
-    table's own.
+    """The images that a CSV file lists.
 
     The first line names the columns, in any order and case; comma, semicolon or tab separate them.
-    Others than these are ignored, with a warning:
-        path   of an image file within `root`: a table from elsewhere cannot read other files. Each
-               file stands in one
-               row. Links within `root` are followed, since no table can make one.
-        label  the class's name; classes are in order of names, by value where all are whole
-               numbers.
-        task   a whole number or a name; tasks come in order of number or, where there is a name
-               among them, of first
-               appearance. Either every row has one, or training rows alone: test images are then
-               evaluated in the task that has most training images of their class. Without it tasks
-               follow from the class order.
-        split  train or test. Without it 20 % of each class (in each task) are drawn with
-               `split_seed` for testing,
-               whatever the order of rows. `facts` say which, with a hash of the paths in each split
-               (split_hash).
-    UserError naming stream.table, the line and what is wrong with it.
+    Columns other than these are ignored, with a warning:
+        path: an image file within `root`; a table from elsewhere cannot read other files. Each file
+            may stand in one row only. Links within `root` are followed, since no table can make
+            one.
+        label: the name of the class. Classes are in order of their names, by value where all are
+            whole numbers.
+        task: a whole number or a name. Tasks come in order of number or, where any is a name, of
+            first appearance. Either every row has one, or only the training rows have: test images
+            are then evaluated in the task that has most training images of their class. Without
+            this column tasks follow from the class order.
+        split: train or test. Without this column 20 % of each class (in each task) are drawn for
+            testing, whatever the order of the rows. `facts` say which way it was, with a hash of
+            the paths in each split (split_hash).
+
+    Args:
+        table: the CSV file.
+        root: the folder that its paths start from; None for the table's own folder.
+        split_seed: draws the test images where there is no column split.
+
+    Raises:
+        UserError: names stream.table, the line and what is wrong with it.
     """
     text = _text(table)
-    place = folder.existing_directory(
-        str(Path(table).expanduser().parent) if root is None else root, "the images"
-    )
-    place = Path(os.path.abspath(place))
-    rows = _rows(table, text, place)
-    _require_files(table, place, rows)
-    _require_one_row_a_file(table, place, rows)
+    root_given = str(Path(table).expanduser().parent) if root is None else root
+    directory = Path(os.path.abspath(folder.existing_directory(root_given, "the images")))
+    rows = _rows(table, text, directory)
+    _require_files(table, directory, rows)
+    _require_one_row_a_file(table, directory, rows)
     task_names = _task_names(rows)
     facts: dict[str, Any] = {"split": "as in the table"}
     if not any(row.split for row in rows):
-        rows, facts = (
-            _with_drawn_split(table, rows, split_seed),
-            {"split": "drawn", "split_seed": split_seed},
-        )
+        rows = _with_drawn_split(table, rows, split_seed)
+        facts = {"split": "drawn", "split_seed": split_seed}
     _require_splits(table, rows)
     if task_names:
         _require_tasks(table, rows, task_names)
@@ -87,16 +90,16 @@ def load(
         for split in ("train", "test")
     )
     facts["split_hash"] = split_hash(
-        (Path(row.path).relative_to(place).as_posix(), row.split) for row in rows
+        (Path(row.path).relative_to(directory).as_posix(), row.split) for row in rows
     )
     return Source("table", class_names, train, test, task_names or None, facts)
 
 
 def _image_set(
-    rows: Sequence[Row], class_names: Sequence[str], task_names: Sequence[str]
+    rows: Sequence[TableRow], class_names: Sequence[str], task_names: Sequence[str]
 ) -> ImageSet:
-    """The images of these rows in order of their paths, so that a run does not depend on the order
-    of rows.
+    """The images of these rows, sorted by path so that a run does not depend on the order of
+    rows.
     """
     rows = sorted(rows, key=lambda row: row.path)
     class_of = {name: target for target, name in enumerate(class_names)}
@@ -107,7 +110,7 @@ def _image_set(
     )
 
 
-def _refused(table: str, line: int, problem: str) -> UserError:
+def _row_error(table: str, line: int, problem: str) -> UserError:
     return UserError(f"stream.table={table}, line {line}: {problem}")
 
 
@@ -125,12 +128,14 @@ def _text(table: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise _refused(table, line, "is not UTF-8 text; save the table as CSV in UTF-8") from error
+        raise _row_error(
+            table, line, "is not UTF-8 text; save the table as CSV in UTF-8"
+        ) from error
 
 
 def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells without outer spaces) of each row that is not blank; csv.Error where
-    quotes do not close.
+    """Line number and stripped cells of each row that is not blank; csv.Error where quotes do not
+    close.
     """
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
@@ -144,22 +149,22 @@ def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _header(table: str, text: str) -> tuple[str, list[str]]:
-    """The delimiter under which the first line names the columns that are needed, and all its
-    names in lower case.
+    """The delimiter with which the first line names the required columns, and all its names in
+    lower case.
     """
     for delimiter in DELIMITERS:
         try:
             names = [name.lower() for name in next(_cells(text, delimiter), (1, []))[1]]
         except csv.Error:
             continue
-        if set(NEEDED) <= set(names):
+        if set(REQUIRED_COLUMNS) <= set(names):
             break
     else:
         first = next((line for line in text.splitlines() if line.strip()), "")
         raise UserError(
             f"stream.table={table}: the first line must name columns path and label (and may name "
-            f"task and split), "
-            f"separated by comma, semicolon or tab, got {first[:80]!r}; add such a line"
+            f"task and split), separated by comma, semicolon or tab, got {first[:80]!r}; add such "
+            "a line"
         )
     repeated = [name for name in COLUMNS if names.count(name) > 1]
     if repeated:
@@ -176,7 +181,7 @@ def _header(table: str, text: str) -> tuple[str, list[str]]:
     return delimiter, names
 
 
-def _rows(table: str, text: str, place: Path) -> list[Row]:
+def _rows(table: str, text: str, directory: Path) -> list[TableRow]:
     """The rows below the first line, each one checked for itself."""
     delimiter, names = _header(table, text)
     lines, line = _cells(text, delimiter), 1
@@ -185,50 +190,51 @@ def _rows(table: str, text: str, place: Path) -> list[Row]:
         next(lines)
         for line, cells in lines:
             if any(cells[len(names) :]):
-                raise _refused(
+                raise _row_error(
                     table,
                     line,
                     f"has {len(cells)} cells and the first line names {len(names)} columns; "
                     f'put a value with a {DELIMITERS[delimiter]} in it into quotes ("")',
                 )
-            rows.append(_row(table, line, dict(zip(names, cells, strict=False)), place))
+            rows.append(_row(table, line, dict(zip(names, cells, strict=False)), directory))
     except csv.Error as error:
-        problem = f'the quotes (") in a row after line {line} do not match ({error}); close them, or double one in a value'
+        problem = (
+            f'the quotes (") in a row after line {line} do not match ({error}); close them, or '
+            f"double one in a value"
+        )
         raise UserError(f"stream.table={table}: {problem}") from error
     if not rows:
         raise UserError(f"stream.table={table} has no rows below its first line; add one an image")
     return rows
 
 
-def _row(table: str, line: int, cells: dict[str, str], place: Path) -> Row:
+def _row(table: str, line: int, cells: dict[str, str], directory: Path) -> TableRow:
     for column in COLUMNS:
         if UNPRINTABLE.search(cells.get(column, "")):
-            raise _refused(
+            raise _row_error(
                 table, line, f"its {column} has a line break or another unprintable sign; remove it"
             )
-        if column in NEEDED and not cells.get(column):
-            raise _refused(table, line, f"has no {column}; add it or remove the row")
+        if column in REQUIRED_COLUMNS and not cells.get(column):
+            raise _row_error(table, line, f"has no {column}; add it or remove the row")
     split = cells.get("split", "")
     if split and split.lower() not in SPLITS:
-        raise _refused(
+        raise _row_error(
             table,
             line,
             f"split must be train or test, got {split}; to hold images out for validation, call "
-            f"them train and "
-            "set stream.validation_fraction, or remove the row",
+            "them train and set stream.validation_fraction, or remove the row",
         )
-    # tables written on Windows have backslashes; normalised here, so that the path that is checked
-    # is the one opened
-    path = Path(os.path.normpath(place / cells["path"].replace("\\", "/")))
-    if not path.is_relative_to(place):
-        raise _refused(
+    # Tables written on Windows have backslashes. Normalised here, so that the path that is checked
+    # is the path that is opened.
+    path = Path(os.path.normpath(directory / cells["path"].replace("\\", "/")))
+    if not path.is_relative_to(directory):
+        raise _row_error(
             table,
             line,
-            f"path {cells['path']} leads out of {place}; move the file there, or give a "
-            f"stream.root that holds it "
-            "and paths from there",
+            f"path {cells['path']} leads out of {directory}; move the file there, or give a "
+            "stream.root that holds it and paths from there",
         )
-    return Row(
+    return TableRow(
         line,
         str(path),
         cells["label"],
@@ -238,118 +244,118 @@ def _row(table: str, line: int, cells: dict[str, str], place: Path) -> Row:
 
 
 def _plain_number(text: str) -> str:
-    """A whole number in its shortest form: programs write 1.0 or 01 for 1. Other text as it is."""
+    """A whole number in its shortest form, since some programs write 1.0 or 01 for 1; other text
+    unchanged.
+    """
     number = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", text)
     return str(int(number[1])) if number else text
 
 
-def _require_files(table: str, place: Path, rows: Sequence[Row]) -> None:
+def _require_files(table: str, directory: Path, rows: Sequence[TableRow]) -> None:
     missing = [row for row in rows if not os.path.isfile(row.path)]
     if missing:
-        name = os.path.relpath(missing[0].path, place)
-        right = folder.better_root(place, lambda there: (there / name).is_file())
-        raise _refused(
+        name = os.path.relpath(missing[0].path, directory)
+        proposal = folder.better_root(directory, lambda other_root: (other_root / name).is_file())
+        raise _row_error(
             table,
             missing[0].line,
-            f"there is no file {name} in {place} ({len(missing)} of {len(rows)} rows name files "
-            f"that are not there); "
-            f"correct the paths, or give the folder that they start from as stream.root{right}",
+            f"there is no file {name} in {directory} ({len(missing)} of {len(rows)} rows name "
+            "files that are not there); correct the paths, or give the folder that they start "
+            f"from as stream.root{proposal}",
         )
 
 
-def _require_one_row_a_file(table: str, place: Path, rows: Sequence[Row]) -> None:
-    first: dict[str, Row] = {}
+def _require_one_row_a_file(table: str, directory: Path, rows: Sequence[TableRow]) -> None:
+    first_row: dict[str, TableRow] = {}
     for row in rows:
-        other = first.setdefault(row.path, row)
+        other = first_row.setdefault(row.path, row)
         if other is not row:
-            said = [
+            both = [
                 f"{' '.join(filter(None, (each.label, each.split)))} in line {each.line}"
                 for each in (other, row)
             ]
-            raise _refused(
+            raise _row_error(
                 table,
                 row.line,
-                f"{os.path.relpath(row.path, place)} stands in two rows ({said[0]}, {said[1]}); "
-                f"keep one of them",
+                f"{os.path.relpath(row.path, directory)} stands in two rows ({both[0]}, "
+                f"{both[1]}); keep one of them",
             )
 
 
-def _task_names(rows: Sequence[Row]) -> tuple[str, ...]:
+def _task_names(rows: Sequence[TableRow]) -> tuple[str, ...]:
     """The tasks in order; none where no row names one."""
     names = list(dict.fromkeys(row.task for row in rows if row.task))
     numbers = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)
     return tuple(sorted(names, key=int) if numbers else names)
 
 
-def _with_drawn_split(table: str, rows: Sequence[Row], seed: int) -> list[Row]:
+def _with_drawn_split(table: str, rows: Sequence[TableRow], seed: int) -> list[TableRow]:
     rows = sorted(rows, key=lambda row: row.path)
     test = set(held_out([(row.label, row.task) for row in rows], TEST_FRACTION, seed))
-    tested = {rows[index].label for index in test}
-    alone = [row for row in rows if row.label not in tested]
-    if alone:
-        raise _refused(
+    tested_labels = {rows[index].label for index in test}
+    untested = [row for row in rows if row.label not in tested_labels]
+    if untested:
+        in_task = " in each task" if untested[0].task else ""
+        raise _row_error(
             table,
-            alone[0].line,
-            f"class {alone[0].label} has a single "
-            f"image{' in each task' if alone[0].task else ''}, so that none can be "
-            "drawn for testing; add images, remove the class, or add a column split",
+            untested[0].line,
+            f"class {untested[0].label} has a single image{in_task}, so that none can be drawn "
+            "for testing; add images, remove the class, or add a column split",
         )
     return [
         row._replace(split="test" if index in test else "train") for index, row in enumerate(rows)
     ]
 
 
-def _require_splits(table: str, rows: Sequence[Row]) -> None:
+def _require_splits(table: str, rows: Sequence[TableRow]) -> None:
     """Every row is in a split, and every class in both."""
     labels: dict[str, set[str]] = {"train": set(), "test": set()}
     for row in rows:
         if not row.split:
-            raise _refused(
+            raise _row_error(
                 table, row.line, "has no split, and other rows have one; write train or test"
             )
         labels[row.split].add(row.label)
-    for split, found in labels.items():
-        if not found:
+    for split, split_labels in labels.items():
+        if not split_labels:
             raise UserError(
                 f"stream.table={table}: no row has split {split}; name some, or leave the column "
-                f"out and "
-                f"{TEST_FRACTION:.0%} of each class are drawn for testing"
+                f"out and {TEST_FRACTION:.0%} of each class are drawn for testing"
             )
     for row in rows:
-        for split, found in labels.items():
-            if row.label not in found:
-                raise _refused(
+        for split, split_labels in labels.items():
+            if row.label not in split_labels:
+                raise _row_error(
                     table,
                     row.line,
                     f"class {row.label} is in no row with split {split}; correct its name, add "
-                    f"images, or remove it",
+                    "images, or remove it",
                 )
 
 
-def _require_tasks(table: str, rows: Sequence[Row], task_names: Sequence[str]) -> None:
+def _require_tasks(table: str, rows: Sequence[TableRow], task_names: Sequence[str]) -> None:
     """Every training row has a task, all or no test rows have one, and no class is tested before
     it is learned.
     """
     number = {name: task for task, name in enumerate(task_names)}
-    tests_have = any(row.task for row in rows if row.split == "test")
-    first: dict[str, int] = {}
+    tests_have_tasks = any(row.task for row in rows if row.split == "test")
+    first_task: dict[str, int] = {}
     for row in rows:
-        if not row.task and (row.split == "train" or tests_have):
-            raise _refused(
+        if not row.task and (row.split == "train" or tests_have_tasks):
+            raise _row_error(
                 table,
                 row.line,
                 f"a {row.split} row without a task, where other rows have one; every row needs a "
-                f"task, or every "
-                "training row and no test row",
+                "task, or every training row and no test row",
             )
         if row.split == "train":
-            first[row.label] = min(number[row.task], first.get(row.label, len(task_names)))
+            earlier = first_task.get(row.label, len(task_names))
+            first_task[row.label] = min(number[row.task], earlier)
     for row in rows:
-        if row.task and row.split == "test" and number[row.task] < first[row.label]:
-            raise _refused(
+        if row.task and row.split == "test" and number[row.task] < first_task[row.label]:
+            raise _row_error(
                 table,
                 row.line,
                 f"tests class {row.label} in task {row.task}, but its first training image comes "
-                f"in task "
-                f"{task_names[first[row.label]]}; give it that task or a later one",
+                f"in task {task_names[first_task[row.label]]}; give it that task or a later one",
             )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from smope.errors import UserError
 from smope.streams.pixels.transforms import Batch, collate, resample
-from smope.streams.stream import TaskImages
+
+if TYPE_CHECKING:
+    from smope.streams.task_images import TaskImages
 
 MOST_WORKERS = 4
 
@@ -47,8 +49,7 @@ def choose_workers(wanted: int | None, images: TaskImages, device: torch.device)
     """
     if wanted is not None:
         return wanted
-    in_memory = all(isinstance(image, numpy.ndarray) for image in images._images.images)
-    return 0 if in_memory or device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+    return 0 if images.in_memory or device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 def load(
@@ -65,7 +66,7 @@ def load(
     the whole of it. UserError where an image cannot be read or a worker has died.
     """
     loader = DataLoader(
-        images.parts,
+        images.unresampled,
         batch_sampler=batches,
         generator=torch.Generator(),  # else DataLoader would draw from the global one
         collate_fn=collate,

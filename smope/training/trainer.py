@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from smope.methods.base import Aligned, Method, Phase, TaskSpan
 from smope.metrics.cost import peak_memory
 from smope.seeding import stable_seed
 from smope.storage.run_directory import RunDirectory
-from smope.streams.stream import Stream, Task, TaskImages, together
+from smope.streams.stream import Stream, Task
 from smope.trackers.base import Tracker
 from smope.training.alignment import align_classifier
 from smope.training.batch_split import check_dividing
@@ -32,6 +32,9 @@ from smope.training.recording import Recorder
 from smope.training.schedule import make_schedule
 from smope.training.settings import TrainerSettings
 from smope.training.step_log import StepLog
+
+if TYPE_CHECKING:
+    from smope.streams.task_images import TaskImages
 
 
 class Trainer:
@@ -251,7 +254,8 @@ class Trainer:
         """
         if not self.method.revisits:
             return task.train
-        return together([seen.train for seen in self.stream.tasks[: task.index + 1]])
+        first, *others = [seen.train for seen in self.stream.tasks[: task.index + 1]]
+        return first.join(others)
 
     def _end_epoch(self, running: RunningPhase, speed: float, bar: Bar) -> None:
         phase, epoch, means = running.phase, running.done // running.steps - 1, running.end_epoch()

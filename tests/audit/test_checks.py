@@ -19,6 +19,7 @@ from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.methods.finetune import Finetune
 from smope.run.resume import process
 from smope.storage.run_directory import RunDirectory
+from smope.streams.selection import UnresampledImages
 from smope.streams.source import ImageSet
 from smope.training.checkpoint import list_checkpoints, read_checkpoint
 from smope.training.trainer import Trainer
@@ -164,7 +165,7 @@ def test_a_hidden_module_in_training_mode(subject: Subject) -> None:
 
 def test_training_transforms_at_test_time(subject: Subject) -> None:
     for task in subject.trainer.stream.tasks:
-        task.test.transform = task.train.transform
+        task.test.unresampled = UnresampledImages(task.test._selection, task.train.transform)
     assert "20 of 20 test images are not shown as stream.eval_crop says" in failed(
         checks.evaluation_transforms, subject
     )

@@ -17,7 +17,7 @@ from smope.cli.main import main
 from smope.config.hydra import compose
 from smope.config.overrides import read_overrides
 from smope.run.build_source import make_source
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 
 COUNTS = {"train": 6, "test": 3}
 Check = Callable[..., tuple[int, str]]
@@ -100,7 +100,7 @@ def test_a_good_folder(root: Path, check: Check) -> None:
 
 def test_the_hash_is_what_training_records(root: Path, check: Check) -> None:
     overrides = ["stream=folder", f"stream.root={root}", "stream.num_tasks=2"]
-    recorded = read(make_source(compose(read_overrides(overrides)))).content_hash
+    recorded = preload_images(make_source(compose(read_overrides(overrides)))).content_hash
     code, text = check(root)
     assert code == 0
     assert f"content hash, as in run.json: {recorded}\n" in text

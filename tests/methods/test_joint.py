@@ -13,7 +13,6 @@ import torch
 from smope.methods.full_finetune import FullFinetune
 from smope.methods.joint import Joint
 from smope.storage.run_directory import RunDirectory
-from smope.streams.stream import together
 from smope.training.checkpoint import last_checkpoint
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
@@ -59,7 +58,7 @@ def test_an_epoch_of_joint_training_draws_no_image_twice():
     trainer = trainer_of(make())
     trainer.epoch = 3
     material = trainer._material(trainer.stream.tasks[1])
-    assert len(material) == 48 and material.targets.count(0) == 12
+    assert len(material) == 48 and list(material.targets).count(0) == 12
     batches = [
         labels for _, labels in trainer._loader(trainer.spans[1], material, shuffle=True, last=6)
     ]
@@ -70,7 +69,7 @@ def test_an_epoch_of_joint_training_draws_no_image_twice():
 
 def test_images_of_several_tasks_together_are_the_same_images():
     tasks = tiny_stream(crop_scale=[0.3, 1.0], flip=True).tasks
-    both = together([task.train for task in tasks])
+    both = tasks[0].train.join([task.train for task in tasks[1:]])
     both.set_epoch(2)
     tasks[1].train.set_epoch(2)
     image, label = both[len(tasks[0].train) + 5]

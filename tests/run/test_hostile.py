@@ -266,7 +266,7 @@ def test_an_image_that_becomes_unreadable_mid_run(
 
     The state is saved; once the file is back, the run goes on.
     """
-    monkeypatch.setattr("smope.streams.pixels.preload.KEPT_BYTES", 0)
+    monkeypatch.setattr("smope.streams.pixels.preload.MEMORY_LIMIT_BYTES", 0)
     root = pictures(tmp_path / "images", dict.fromkeys("abcd", 8))
     assert main(["train", *on_folder(root, tmp_path / "whole", "stream.cache_gb=0")]) == 0
     victims = {path: path.read_bytes() for path in (root / "train").rglob("*.png")}

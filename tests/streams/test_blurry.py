@@ -202,7 +202,7 @@ def test_seeds_decide():
 
 
 def test_blurring_leaves_the_order_of_whole_tasks_alone():
-    """With and without blurring the same classes are at home in the same tasks: only images move."""
+    """With and without blurring the same classes have the same home tasks: only images move."""
     source = many()
     options = {"classes_per_task": "random", "disjoint_classes": 0.5, "blurry_images": 0.3}
     assert blurred(source, **options).test == blurred(source, classes_per_task="random").test

@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from smope.errors import UserError
 from smope.streams import cifar100
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 
 NAMES = cifar100.CLASS_NAMES
 SEEDS = {"train": 0, "test": 1000}
@@ -128,7 +128,7 @@ def test_parquet(tmp_path, names):
 
 def test_hash_is_independent_of_path_and_order(tmp_path):
     def content_hash(place: Path) -> str:
-        return read(cifar100.load(str(place))).content_hash
+        return preload_images(cifar100.load(str(place))).content_hash
 
     digests = {content_hash(write_python(tmp_path / name)) for name in ("a", "b")}
     names = list(NAMES)
@@ -248,7 +248,7 @@ def test_partial_parquet(tmp_path):
     with pytest.raises(
         UserError, match=r"cannot read image row 0 of .*test-00000-of-00001\.parquet"
     ):
-        read(cifar100.load(str(tmp_path)))
+        preload_images(cifar100.load(str(tmp_path)))
 
 
 def test_half_a_set_of_shards(tmp_path):
@@ -275,8 +275,8 @@ def test_the_archive_is_unpacked_only_when_asked(tmp_path, monkeypatch):
     path = write_archive(tmp_path)
     content = path.read_bytes()
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    archive = dataclasses.replace(cifar100.ARCHIVE, md5=md5, size=len(content))
-    monkeypatch.setattr(cifar100, "ARCHIVE", archive)
+    archive = dataclasses.replace(cifar100.DATASET.archive, md5=md5, size=len(content))
+    monkeypatch.setattr(cifar100, "DATASET", dataclasses.replace(cifar100.DATASET, archive=archive))
     refused(
         tmp_path,
         r"stream\.download=true fetches https://www\.cs\.toronto\.edu/.*python\.tar\.gz \(\d+ "

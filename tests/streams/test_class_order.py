@@ -131,7 +131,8 @@ def test_random_sizes_leave_no_task_and_no_class_out():
         (
             5,
             [4, 4],
-            r"stream\.classes_per_task must add up to 10, .*got \[4,4\] which adds up to 8; correct",
+            r"stream\.classes_per_task must add up to 10, .*got \[4,4\] which adds "
+            r"up to 8; correct",
         ),
         (5, [6, 6], r"adds up to 12"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import random
@@ -12,14 +13,17 @@ import pytest
 from smope.errors import UserError
 from smope.streams import cub200
 from smope.streams.archives.download import Archive
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.stream import build_stream
 from tests.streams.class_trees import NUMBERS, check_whole, write, write_classes, write_parquet
 
 NAMES = cub200.CLASS_NAMES
 NUMBERED = [f"{number:03d}.{name}" for number, name in enumerate(NAMES, start=1)]
 LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
-RULE = r"accepted are the archive as it unpacks \(CUB_200_2011/ or the folder above it\), class folders train/<class>/"
+RULE = (
+    r"accepted are the archive as it unpacks \(CUB_200_2011/ or the folder above it\), "
+    r"class folders train/<class>/"
+)
 
 
 def write_archive(root: Path, ends: str = "\n", mark: str = "") -> Path:
@@ -110,7 +114,8 @@ def test_all_layouts_have_the_same_hash(tree, tmp_path):
         write_classes(tmp_path / split, NUMBERED, numbers)
     write_parquet(tmp_path / "hub", NUMBERED, NUMBERED)
     hashes = {
-        read(cub200.load(str(root))).content_hash for root in (tree, tmp_path, tmp_path / "hub")
+        preload_images(cub200.load(str(root))).content_hash
+        for root in (tree, tmp_path, tmp_path / "hub")
     }
     assert len(hashes) == 1
 
@@ -135,7 +140,8 @@ def test_other_numbers_of_images_are_warned_of(tree, monkeypatch, caplog):
     assert "has 400 train images instead of the published 5,994" in caplog.text
     assert "has 200 test images instead of the published 5,794" in caplog.text
     caplog.clear()
-    monkeypatch.setattr(cub200, "PUBLISHED", {"train": 400, "test": 200})
+    smaller = dataclasses.replace(cub200.DATASET, published={"train": 400, "test": 200})
+    monkeypatch.setattr(cub200, "DATASET", smaller)
     with caplog.at_level(logging.WARNING):
         cub200.load(str(tree))
     assert not caplog.text
@@ -327,7 +333,7 @@ def packed(tree: Path, root: Path) -> Archive:
         archive.add(tree.parent / "attributes.txt", "attributes.txt")
     content = path.read_bytes()
     return Archive(
-        cub200.ARCHIVE.url,
+        cub200.DATASET.archive.url,
         path.name,
         hashlib.md5(content, usedforsecurity=False).hexdigest(),
         len(content),
@@ -342,7 +348,7 @@ def test_download(tree, tmp_path, monkeypatch):
     ):
         cub200.load(str(root), download=True)
     assert not (root / "CUB_200_2011").exists()
-    monkeypatch.setattr(cub200, "ARCHIVE", archive)
+    monkeypatch.setattr(cub200, "DATASET", dataclasses.replace(cub200.DATASET, archive=archive))
     check_whole(cub200.load(str(root), download=True))
     assert (root / "attributes.txt").is_file()
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from smope.streams import digits
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.stream import build_stream
 
 
@@ -24,7 +24,7 @@ def test_split_is_stratified_and_complete(source):
 
 def test_split_and_hash_are_fixed(source):
     again = digits.load()
-    assert read(again).content_hash == read(source).content_hash
+    assert preload_images(again).content_hash == preload_images(source).content_hash
     assert list(again.test.targets) == list(source.test.targets)
     assert numpy.array_equal(again.test.pixels(7), source.test.pixels(7))
 

@@ -8,7 +8,7 @@ import pytest
 
 from smope.errors import UserError
 from smope.streams import domains
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.stream import build_stream
 
 
@@ -64,7 +64,8 @@ def test_domains_and_their_order_can_be_chosen(root):
     assert source.task_names == ("sketch", "art")
     assert list(source.train.tasks) == [0] * 6 + [1] * 8
     assert (
-        read(source).content_hash != read(domains.load(str(root), ["art", "sketch"])).content_hash
+        preload_images(source).content_hash
+        != preload_images(domains.load(str(root), ["art", "sketch"])).content_hash
     )
     assert stream_of(root, domains=["photo"]).tasks[0].name == "photo"
 
@@ -200,7 +201,7 @@ def test_broken_images_name_their_domain(root):
     with pytest.raises(
         UserError, match=r"stream domains: cannot read image .*/sketch/train/dog/1\.png"
     ):
-        read(domains.load(str(root)))
+        preload_images(domains.load(str(root)))
 
 
 def test_numbers_of_tasks_are_refused(root):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from smope.errors import UserError
 from smope.streams import folder
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.stream import build_stream
 
 
@@ -61,7 +61,7 @@ def test_finding_reads_no_image(root):
 
 
 def content_hash(root) -> str:
-    return read(folder.load(str(root))).content_hash
+    return preload_images(folder.load(str(root))).content_hash
 
 
 def test_hash_is_of_contents_and_classes(root, tmp_path):
@@ -215,13 +215,13 @@ def test_broken_images_are_named_before_training(root, write_image):
         match=r"stream folder: cannot read image .*train/dog/1\.png: not a known image format; "
         r"replace",
     ):
-        read(folder.load(str(root)))
+        preload_images(folder.load(str(root)))
     write_image(root / "train" / "dog" / "1.png")
     cut = write_image(root / "test" / "dog" / "cut.jpg", 0, 64, 64)
     cut.write_bytes(cut.read_bytes()[:-200])
     with pytest.raises(UserError, match=r"cannot read image .*test/dog/cut\.jpg: .*truncated"):
-        read(folder.load(str(root)))
-    contents = read(folder.load(str(root)), "skip")
+        preload_images(folder.load(str(root)))
+    contents = preload_images(folder.load(str(root)), "skip")
     assert contents.skipped == (str(cut),) and len(contents.source.test) == 2
 
 

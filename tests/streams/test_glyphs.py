@@ -23,7 +23,7 @@ from smope.streams.pixels.glyph_rendering import (
     pretraining_characters,
     shows_digit,
 )
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 
 EMBEDDED = Path(glyphs.__file__).resolve().parents[1] / "backbones" / "embedded"
 
@@ -73,7 +73,7 @@ def test_same_images_every_time_and_soon(source):
     again = glyphs.load()
     # about one second alone; the rest is for a busy machine
     assert time.process_time() - started < 6
-    assert read(again).content_hash == read(source).content_hash
+    assert preload_images(again).content_hash == preload_images(source).content_hash
     assert again.train.pixels(123).tobytes() == source.train.pixels(123).tobytes()
 
 

@@ -123,7 +123,10 @@ def test_lists_in_the_root_or_among_the_class_folders_are_used(tree, tmp_path):
     check(imagenet_r.load(str(root)))
     assert imagenet_r.load(str(root / "imagenet-r")).facts["split"] == "drawn"
     (root / "imagenet-r_test.yaml").unlink()
-    text = rf"stream\.split_lists={root}: no imagenet-r_test\.yaml is there; it must be a folder with .* \(null draws"
+    text = (
+        rf"stream\.split_lists={root}: no imagenet-r_test\.yaml is there; it must be a "
+        r"folder with .* \(null draws"
+    )
     with pytest.raises(UserError, match=text):
         imagenet_r.load(str(root))
 
@@ -200,7 +203,10 @@ def test_listed_images_that_are_not_there(tree, tmp_path):
     shutil.copytree(tree, root)
     for style in (STYLES[2], STYLES[0]):
         (root / "imagenet-r" / WNIDS[7] / style).unlink()
-    text = rf"2 of the 1,000 images listed in {tmp_path} are not in {root / 'imagenet-r'}, the first is"
+    text = (
+        rf"2 of the 1,000 images listed in {tmp_path} are not in {root / 'imagenet-r'}, "
+        r"the first is"
+    )
     refused(
         root,
         write_lists(tmp_path),

@@ -15,7 +15,7 @@ import pytest
 
 from smope.errors import UserError
 from smope.streams import imagenet_a, imagenet_r
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.source import Source
 from tests.streams.imagenet_trees import (
     STYLES,
@@ -85,7 +85,8 @@ def test_what_the_archive_unpacks_to(stream, tree):
     assert len(set(source.class_names)) == 200
     assert source == stream.load(str(tree / stream.VARIANT.top))
     assert (
-        read(source).content_hash == read(stream.load(str(tree / stream.VARIANT.top))).content_hash
+        preload_images(source).content_hash
+        == preload_images(stream.load(str(tree / stream.VARIANT.top))).content_hash
     )
 
 
@@ -145,7 +146,7 @@ def test_parquet_of_the_hub_with_texts(stream, tmp_path):
     assert source.class_names[:2] == ("word 0", "word 1")
     assert source.train.name(0).startswith("row ") and source.train.name(0).endswith(".parquet")
     assert source == stream.load(str(place))
-    assert len(read(source).source.train) == 800
+    assert len(preload_images(source).source.train) == 800
 
 
 def test_parquet_of_the_hub_with_class_ids(stream, tmp_path):
@@ -172,7 +173,10 @@ def test_parquet_that_cannot_be_used(stream, tmp_path):
 
 def test_wrong_directories_are_refused(stream, tmp_path):
     top, archive = stream.VARIANT.top, stream.VARIANT.archive
-    way = rf"stream\.download=true fetches {archive.url} \(\d,?\d\d\d MB\)|stream\.download=true fetches .* \(688 MB\)"
+    way = (
+        rf"stream\.download=true fetches {archive.url} \(\d,?\d\d\d "
+        r"MB\)|stream\.download=true fetches .* \(688 MB\)"
+    )
     refused(stream, tmp_path / "nowhere", rf"does not exist .*; ({way})")
     (tmp_path / "empty").mkdir()
     refused(
@@ -233,7 +237,10 @@ def test_half_an_archive(stream, tmp_path):
     last = wnids(stream.VARIANT)[-1]
     for path in (place / last).iterdir():
         path.unlink()
-    text = rf"{stream.VARIANT.top} has images of 199 classes instead of 200 \(if it was unpacked only in part, unpack"
+    text = (
+        rf"{stream.VARIANT.top} has images of 199 classes instead of 200 \(if it was "
+        r"unpacked only in part, unpack"
+    )
     refused(
         stream,
         tmp_path,
@@ -246,7 +253,10 @@ def test_half_an_archive(stream, tmp_path):
 def test_the_other_data_set_is_noticed(stream, tmp_path):
     other = next(module.VARIANT for module in (imagenet_r, imagenet_a) if module is not stream)
     write_classes(tmp_path, wnids(other), [0, 1])
-    text = rf"is {other.first_wnid} instead of {stream.VARIANT.first_wnid}, so this is another data set"
+    text = (
+        rf"is {other.first_wnid} instead of {stream.VARIANT.first_wnid}, so this is "
+        r"another data set"
+    )
     refused(stream, tmp_path, text)
 
 

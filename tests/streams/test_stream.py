@@ -10,13 +10,14 @@ import sys
 import numpy
 import pytest
 import torch
+from avalanche.benchmarks import AvalancheDataset
 from torch.utils.data import DataLoader
 
 from smope.errors import UserError
 from smope.seeding import stable_seed
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.pixels.transforms import collate, resample
-from smope.streams.stream import TaskImages
+from smope.streams.task_images import TaskImages
 
 
 @pytest.mark.parametrize("sizes", [None, [4, 1, 3, 2], [10]])
@@ -48,7 +49,9 @@ def test_partition_equals_a_slow_one(source, build, sizes, order):
             assert set(zip(images.source_index, images.targets, strict=True)) == expected
     assert first == 10
     assert stream.class_names == tuple(source.class_names[i] for i in stream.class_order)
-    assert stream.content_hash == read(source).content_hash and stream.evaluated_on == "test"
+    assert (
+        stream.content_hash == preload_images(source).content_hash and stream.evaluated_on == "test"
+    )
 
 
 def test_items_are_the_sources_images(source, build):
@@ -64,7 +67,7 @@ def test_items_are_the_sources_images(source, build):
 def test_labels_of_numpy_sources_are_plain_ints(source, build):
     train = dataclasses.replace(source.train, targets=numpy.asarray(source.train.targets))
     task = build(source=dataclasses.replace(source, train=train)).tasks[0]
-    assert json.dumps([task.train.targets, task.train.source_index, task.classes])
+    assert json.dumps([*task.train.targets, *task.train.source_index, task.classes])
     assert type(task.train[0][1]) is int
 
 
@@ -145,15 +148,16 @@ def test_items_leave_all_generators_alone(build, monkeypatch):
     assert (random.getstate(), numpy.random.get_state()[1].tobytes()) == states[1:]
 
 
-def test_parts_are_the_items_before_resampling(build):
+def test_unresampled_images_are_the_items_before_resampling(build):
     task = build().tasks[0]
     for images in (task.train, task.train_plain, task.test):
         images.set_epoch(2)
-        batch = collate([images.parts[i] for i in range(len(images))])
+        batch = collate([images.unresampled[i] for i in range(len(images))])
         assert torch.equal(
             resample(batch, 32), torch.stack([images[i][0] for i in range(len(images))])
         )
-        assert batch.labels.tolist() == images.targets and len(images.parts) == len(images)
+        assert batch.labels.tolist() == list(images.targets)
+        assert len(images.unresampled) == len(images)
 
 
 def test_evaluation_draws_nothing(build):
@@ -181,37 +185,116 @@ def test_seeds_differ_and_stay_the_same():
 def test_tasks_survive_pickling(build):
     images = build().tasks[1].train
     copy = pickle.loads(pickle.dumps(images))
-    assert torch.equal(copy[2][0], images[2][0]) and copy.targets == images.targets
+    assert torch.equal(copy[2][0], images[2][0])
+    assert list(copy.targets) == list(images.targets)
+
+
+def test_experiences_hold_the_datasets_that_training_uses(build):
+    stream = build()
+    for task, train, test in zip(
+        stream.tasks, stream.benchmark.train_stream, stream.benchmark.test_stream, strict=True
+    ):
+        assert train.dataset is task.train and test.dataset is task.test
+        assert tuple(sorted(train.classes_in_this_experience)) == task.classes
+        assert isinstance(task.train, TaskImages) and isinstance(task.train, AvalancheDataset)
+        assert list(train.dataset.targets_task_labels) == [0] * len(task.train)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_avalanche_shows_both_streams_through_the_right_transforms(build, split):
+    stream = build()
+    task = stream.tasks[1]
+    dataset = getattr(stream.benchmark, f"{split}_stream")[1].dataset
+    plain = task.train_plain if split == "train" else task.test
+    shown = dataset.eval()
+    assert len(shown) == len(plain)
+    assert all(torch.equal(shown[i][0], plain[i][0]) for i in range(len(plain)))
+    for trained in (dataset.train(), dataset.eval().train()):
+        image, label, task_label = trained[0]
+        assert not torch.equal(image, plain[0][0]), "cropped at random"
+        assert (label, task_label) == (plain.targets[0], 0)
+
+
+def test_avalanche_s_augmentation_follows_torch_s_generator(build):
+    """Strategies know no epochs: each look at an image draws anew, as with torchvision."""
+    dataset = build().benchmark.train_stream[0].dataset.train()
+    torch.manual_seed(4)
+    first, second = dataset[0][0], dataset[0][0]
+    torch.manual_seed(4)
+    assert not torch.equal(first, second) and torch.equal(first, dataset[0][0])
+
+
+def test_evaluation_in_avalanche_draws_nothing(build):
+    state = torch.get_rng_state()
+    dataset = build().benchmark.test_stream[0].dataset
+    assert torch.equal(dataset.subset([0])[0][0], dataset[0][0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_avalanche_s_subsets_and_concatenations(build):
+    first, second = (experience.dataset for experience in build().benchmark.train_stream[:2])
+    subset = first.subset([2, 0])
+    assert list(subset.targets) == [first.targets[2], first.targets[0]]
+    assert list(subset.source_index) == [first.source_index[2], first.source_index[0]]
+    both = first.concat(second)
+    assert len(both) == len(first) + len(second)
+    plain, expected = both.eval(), second.eval()
+    assert torch.equal(plain[len(first) + 1][0], expected[1][0])
+    assert list(both.targets) == [*first.targets, *second.targets]
+
+
+def test_avalanche_s_other_operations_work_on_its_own_datasets(build):
+    dataset = build().benchmark.train_stream[0].dataset
+    relabelled = dataset.update_data_attribute("targets", [7] * len(dataset))
+    assert list(relabelled.targets) == [7] * len(dataset) != list(dataset.targets)
+    replaced = dataset.replace_current_transform_group(lambda image: image.pixels.shape)
+    assert replaced[1] == [(32, 32, 3), dataset.targets[1], 0]
+    assert len(dataset[2:6]) == 4 and torch.equal(dataset[2:6][1][0], dataset[3][0])
+
+
+def test_the_epochs_of_a_task_s_two_sights_are_independent(build):
+    task = build().tasks[0]
+    task.train.set_epoch(3)
+    third = task.train[0][0]
+    task.train_plain.set_epoch(1)
+    assert torch.equal(task.train[0][0], third)
+
+
+def test_chosen_and_joined_images_are_drawn_alike(build):
+    tasks = build().tasks
+    chosen, joined = tasks[1].train.choose([3, 1]), tasks[0].train.join([tasks[1].train])
+    for images in (chosen, joined, tasks[1].train):
+        images.set_epoch(5)
+    assert torch.equal(chosen[0][0], tasks[1].train[3][0])
+    assert torch.equal(joined[len(tasks[0].train) + 3][0], tasks[1].train[3][0])
 
 
 @pytest.mark.filterwarnings("ignore:No loggers specified")
-def test_benchmark_serves_an_avalanche_strategy(build):
+@pytest.mark.parametrize("plugins", ["", "ReplayPlugin", "EWCPlugin", "AGEMPlugin"])
+def test_benchmark_serves_an_avalanche_strategy(build, plugins):
     from avalanche.training import Naive
-    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training import plugins as known
+    from avalanche.training.storage_policy import ClassBalancedBuffer
 
+    options = {
+        "ReplayPlugin": {"mem_size": 6, "storage_policy": ClassBalancedBuffer(6)},
+        "EWCPlugin": {"ewc_lambda": 1.0},
+        "AGEMPlugin": {"patterns_per_experience": 4, "sample_size": 4},
+    }
     stream = build(num_tasks=2)
-    for experience, task in zip(stream.benchmark.train_stream, stream.tasks, strict=True):
-        assert tuple(sorted(experience.classes_in_this_experience)) == task.classes
-    image, label, _ = stream.benchmark.test_stream[1].dataset[0]
-    assert (
-        torch.equal(image, stream.tasks[1].test[0][0]) and label == stream.tasks[1].test.targets[0]
-    )
-    plain = stream.benchmark.train_stream[0].dataset.eval()[0][0]
-    assert torch.equal(plain, stream.tasks[0].train_plain[0][0])
-    assert not torch.equal(plain, stream.benchmark.train_stream[0].dataset[0][0])
-
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
     before = model[1].weight.detach().clone()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     strategy = Naive(
         model=model,
-        optimizer=optimizer,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         criterion=torch.nn.CrossEntropyLoss(),
         train_mb_size=8,
         eval_mb_size=8,
-        evaluator=EvaluationPlugin(),
+        plugins=[getattr(known, plugins)(**options[plugins])] if plugins else [],
+        evaluator=known.EvaluationPlugin(),
     )
-    strategy.train(stream.benchmark.train_stream[0], num_workers=0)
+    for experience in stream.benchmark.train_stream:
+        strategy.train(experience, num_workers=0)
     strategy.eval(stream.benchmark.test_stream, num_workers=0)
     assert not torch.equal(model[1].weight, before)
 
@@ -235,19 +318,25 @@ def test_wrong_orders_and_sizes_are_refused(build):
 
 
 def test_content_hash_is_of_contents_and_labels_alone(source):
-    digest = read(source).content_hash
+    digest = preload_images(source).content_hash
     train = source.train
     assert len(digest) == 64
     backwards = range(len(train))[::-1]
-    assert read(dataclasses.replace(source, train=train.choose(backwards))).content_hash == digest
+    assert (
+        preload_images(dataclasses.replace(source, train=train.choose(backwards))).content_hash
+        == digest
+    )
     for changed in (
         dataclasses.replace(train, targets=[1, *train.targets[1:]]),
         train.choose([*range(len(train)), 0]),
         dataclasses.replace(train, images=[255 - train.images[0], *train.images[1:]]),
         dataclasses.replace(train, tasks=[0] * len(train)),
     ):
-        assert read(dataclasses.replace(source, train=changed)).content_hash != digest
-    assert read(dataclasses.replace(source, train=source.test, test=train)).content_hash != digest
+        assert preload_images(dataclasses.replace(source, train=changed)).content_hash != digest
+    assert (
+        preload_images(dataclasses.replace(source, train=source.test, test=train)).content_hash
+        != digest
+    )
 
 
 def test_imports_are_late_and_quiet():
@@ -256,7 +345,7 @@ import sys
 import smope.errors, smope.streams
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 from smope.streams import cifar100, digits, folder
-from smope.streams.base import build_stream
+from smope.streams.stream import build_stream
 from smope.streams.source import ImageSet, Source
 import numpy
 assert not {"avalanche", "sklearn", "pyarrow"} & set(sys.modules)
@@ -268,3 +357,14 @@ assert "avalanche" in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "QP solver" not in done.stderr + done.stdout
+
+
+def test_only_building_a_stream_imports_avalanche():
+    code = """
+import sys
+import smope.audit.checks, smope.planning.measuring, smope.run.train, smope.serving.predict
+import smope.training.trainer
+assert "avalanche" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

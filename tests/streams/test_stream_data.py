@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from smope.errors import UserError
 from smope.streams import cifar100, domains, folder, table
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.source import Source
 from smope.streams.stream import Stream, build_stream
 
@@ -113,4 +113,4 @@ def test_a_table_of_the_same_domains(data_root, tmp_path):
     (tmp_path / "pacs.csv").write_text("\r\n".join(["path,label,task,split", *rows]))
     listed, found = table.load(str(tmp_path / "pacs.csv"), str(root)), domains.load(str(root))
     assert listed.task_names == found.task_names and listed.class_names == found.class_names
-    assert read(listed).content_hash == read(found).content_hash
+    assert preload_images(listed).content_hash == preload_images(found).content_hash

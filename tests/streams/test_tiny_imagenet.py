@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import random
@@ -12,7 +13,7 @@ import pytest
 from smope.errors import UserError
 from smope.streams import tiny_imagenet
 from smope.streams.archives.download import Archive
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.stream import build_stream
 from tests.streams.class_trees import NUMBERS, check_whole, write, write_classes, write_parquet
 
@@ -42,7 +43,10 @@ HUB_BY_WORD = {word: wnid for wnid, word in HUB_WORDS.items()}
 HUB_IDS = tuple(
     HUB_BY_WORD.get(name, wnid) for wnid, name in zip(WNIDS, tiny_imagenet.CLASS_NAMES, strict=True)
 )
-RULE = r"accepted are the archive as it unpacks \(tiny-imagenet-200/ or the folder above it\), class folders train/<wnid>/"
+RULE = (
+    r"accepted are the archive as it unpacks \(tiny-imagenet-200/ or the folder above "
+    r"it\), class folders train/<wnid>/"
+)
 
 
 def write_archive(root: Path, ends: str = "\n", mark: str = "") -> Path:
@@ -152,7 +156,7 @@ def test_all_layouts_have_the_same_hash(tree, tmp_path):
         write_classes(tmp_path / "folders" / name, WNIDS, numbers)
     write_parquet(tmp_path / "hub", HUB_IDS, sorted(HUB_IDS), {"train": "train", "test": "valid"})
     roots = (tree, tmp_path / "folders", tmp_path / "hub")
-    assert len({read(tiny_imagenet.load(str(root))).content_hash for root in roots}) == 1
+    assert len({preload_images(tiny_imagenet.load(str(root))).content_hash for root in roots}) == 1
 
 
 def test_tasks(tree):
@@ -193,7 +197,8 @@ def refused(place: Path, message: str) -> None:
 def test_missing_roots(tmp_path):
     refused(
         tmp_path / "nowhere",
-        r"does not exist .* fetches https://cs231n\.stanford\.edu/tiny-imagenet-200\.zip \(248 MB\)",
+        r"does not exist .* fetches "
+        r"https://cs231n\.stanford\.edu/tiny-imagenet-200\.zip \(248 MB\)",
     )
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"is empty; give a directory that holds the archive as it unpacks")
@@ -303,21 +308,21 @@ def packed(tree: Path, root: Path) -> Archive:
             archive.write(file, file.relative_to(tree.parent))
     content = path.read_bytes()
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return Archive(tiny_imagenet.ARCHIVE.url, path.name, md5, len(content))
+    return Archive(tiny_imagenet.DATASET.archive.url, path.name, md5, len(content))
 
 
 def test_download(tree, tmp_path, monkeypatch):
     root = tmp_path / "data"
     archive = packed(tree, root)
-    monkeypatch.setattr(
-        tiny_imagenet, "ARCHIVE", Archive(archive.url, archive.filename, "0" * 32, archive.size)
-    )
+    official = tiny_imagenet.DATASET
+    other = dataclasses.replace(archive, md5="0" * 32)
+    monkeypatch.setattr(tiny_imagenet, "DATASET", dataclasses.replace(official, archive=other))
     with pytest.raises(
         UserError, match=rf"stream\.download=true: .*zip has md5 {archive.md5} instead of 0{{32}}"
     ):
         tiny_imagenet.load(str(root), download=True)
     assert not (root / "tiny-imagenet-200").exists()
-    monkeypatch.setattr(tiny_imagenet, "ARCHIVE", archive)
+    monkeypatch.setattr(tiny_imagenet, "DATASET", dataclasses.replace(official, archive=archive))
     check_whole(tiny_imagenet.load(str(root), download=True))
 
 

@@ -1,5 +1,6 @@
-"""What of an inspected data set is wrong, may spoil a result, or is to be known; every image
-concerned is named.
+"""Findings on an inspected data set: what is wrong, what may spoil a result, what is worth knowing.
+
+Each finding names all images that it is about.
 """
 
 from __future__ import annotations
@@ -9,25 +10,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smope.streams.checking.inspection import TRAITS, Inspection, Look, TaskContents
+from smope.streams.checking.inspection import TRAITS, InspectedImage, Inspection, TaskContents
 
 LEVELS = ("error", "warning", "note")
 KINDS = {"train": "training", "test": "test"}
-MOST_OVERLAP = 0.01  # of the test images may be among the training images before that is an error
-# images that a class should have, and a tenth of what the median class has
-FEWEST = {
-    "train": 5,
-    "test": 2,
-}
-SMALL_SIDE = 32  # pixels
-LONG_SHAPE = 4  # longer over shorter side
+# test images that are also training images: an error above this fraction of all test images
+MAX_OVERLAP_FRACTION = 0.01
+# a class should have so many images, and a tenth of those of the median class
+MIN_CLASS_IMAGES = {"train": 5, "test": 2}
+SMALL_SIDE_PIXELS = 32
+MAX_ASPECT_RATIO = 4  # longer over shorter side
 
 
 @dataclass(frozen=True)
-class Item:
-    """An image or class, or images that belong together; `detail` says what is the matter with
-    them.
-    """
+class FindingItem:
+    """An image or class, or images that belong together; `detail` says what is wrong with them."""
 
     names: tuple[str, ...]
     detail: str = ""
@@ -35,19 +32,19 @@ class Item:
 
 @dataclass(frozen=True)
 class Finding:
-    """Things of one kind.
+    """All items with the same problem.
 
-    An error stops training or spoils its scores, a warning may, a note is to be known.
+    An error stops training or spoils its scores, a warning may do so, a note does neither.
     """
 
     kind: str
     level: Literal["error", "warning", "note"]
     text: str
-    items: tuple[Item, ...] = ()
+    items: tuple[FindingItem, ...] = ()
 
 
 def findings(inspection: Inspection) -> Iterator[Finding]:
-    """Everything to be said of the images and classes of an inspected data set."""
+    """Every finding on the images and classes of an inspected data set."""
     checks = (
         *(_unreadable, _missing_classes, _overlap, _contradictions, _small_classes, _traits),
         *(_repeated, _sizes, _unused),
@@ -63,8 +60,11 @@ def uneven_tasks(tasks: Sequence[TaskContents]) -> Iterator[Finding]:
     classes = [len(task.classes) for task in tasks]
     images = [task.train for task in tasks]
     if min(classes) < max(classes) or 2 * min(images) < max(images):
-        text = f"the tasks are uneven: {_span(classes)} classes and {_span(images)} training images a task"
-        yield Finding("uneven_tasks", "note", f"{text}; in the scores each task counts the same")
+        text = (
+            f"the tasks are uneven: {_span(classes)} classes and {_span(images)} training images "
+            "a task; in the scores each task counts the same"
+        )
+        yield Finding("uneven_tasks", "note", text)
 
 
 def _number(count: int, one: str, many: str = "") -> str:
@@ -72,133 +72,150 @@ def _number(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def _items(images: Sequence[InspectedImage]) -> tuple[FindingItem, ...]:
+    """One item for each image."""
+    return tuple(FindingItem((image.name,)) for image in images)
+
+
+def _group_items(groups: Sequence[Sequence[InspectedImage]]) -> tuple[FindingItem, ...]:
+    """One item for each group of images."""
+    return tuple(FindingItem(tuple(image.name for image in group)) for group in groups)
+
+
 def _unreadable(inspection: Inspection) -> Iterator[Finding]:
-    items = tuple(Item((look.name,), look.problem) for look in inspection.looks if look.problem)
-    if items:
-        text = f"{_number(len(items), 'image')} cannot be read; replace or remove {'it' if len(items) == 1 else 'them'}"
-        yield Finding(
-            "unreadable", "error", f"{text}, or train with stream.broken_images=skip", items
+    broken = [image for image in inspection.images if image.problem]
+    if broken:
+        them = "it" if len(broken) == 1 else "them"
+        text = (
+            f"{_number(len(broken), 'image')} cannot be read; replace or remove {them}, or train "
+            "with stream.broken_images=skip"
         )
+        items = tuple(FindingItem((image.name,), image.problem) for image in broken)
+        yield Finding("unreadable", "error", text, items)
 
 
 def _missing_classes(inspection: Inspection) -> Iterator[Finding]:
+    names = inspection.source.class_names
     for split, kind in KINDS.items():
-        missing = [
-            name
-            for name, n in zip(inspection.source.class_names, inspection.counts(split), strict=True)
-            if not n
-        ]
+        counts = inspection.counts(split)
+        missing = [name for name, count in zip(names, counts, strict=True) if not count]
         if missing:
             text = f"{_number(len(missing), 'class has', 'classes have')} no readable {kind} images"
-            yield Finding("missing_class", "error", text, tuple(Item((name,)) for name in missing))
+            items = tuple(FindingItem((name,)) for name in missing)
+            yield Finding("missing_class", "error", text, items)
 
 
 def _overlap(inspection: Inspection) -> Iterator[Finding]:
-    """Test images whose very pixels are among the training images, however their files differ."""
-    shared = [
-        same for same in _equal(inspection.readable) if {look.split for look in same} == set(KINDS)
+    """Test images whose pixels are among the training images, however their files differ."""
+    groups = [
+        group
+        for group in _equal(inspection.readable)
+        if {image.split for image in group} == set(KINDS)
     ]
-    overlapping = sum(look.split == "test" for same in shared for look in same)
+    overlapping = sum(image.split == "test" for group in groups for image in group)
     if overlapping:
         total = sum(inspection.counts("test"))
         are = "is" if overlapping == 1 else "are"
         share = f"{overlapping:,} of {total:,} test images ({100 * overlapping / total:.3g} %)"
         text = f"{share} {are} among the training images, pixel for pixel"
-        level = "error" if overlapping > MOST_OVERLAP * total else "warning"
-        yield Finding("in_both_splits", level, text, tuple(Item(_names(same)) for same in shared))
+        level = "error" if overlapping > MAX_OVERLAP_FRACTION * total else "warning"
+        yield Finding("in_both_splits", level, text, _group_items(groups))
 
 
 def _contradictions(inspection: Inspection) -> Iterator[Finding]:
-    names = inspection.source.class_names
+    class_names = inspection.source.class_names
     items = []
-    for same in _equal(inspection.readable):
-        labels = sorted({look.label for look in same})
+    for group in _equal(inspection.readable):
+        labels = sorted({image.label for image in group})
         if len(labels) > 1:
-            items.append(
-                Item(_names(same), "classes " + ", ".join(names[label] for label in labels))
-            )
+            detail = "classes " + ", ".join(class_names[label] for label in labels)
+            items.append(FindingItem(tuple(image.name for image in group), detail))
     if items:
         text = f"{_number(len(items), 'picture is', 'pictures are')} in more than one class"
         yield Finding("several_classes", "warning", text, tuple(items))
 
 
 def _small_classes(inspection: Inspection) -> Iterator[Finding]:
+    names = inspection.source.class_names
     for split, kind in KINDS.items():
         counts = inspection.counts(split)
-        least = max(FEWEST[split], statistics.median(counts) / 10)
-        few = [
-            (name, n)
-            for name, n in zip(inspection.source.class_names, counts, strict=True)
-            if 0 < n < least
+        least = max(MIN_CLASS_IMAGES[split], statistics.median(counts) / 10)
+        small = [
+            (count, name) for name, count in zip(names, counts, strict=True) if 0 < count < least
         ]
-        if few:
-            text = f"{_number(len(few), 'class has', 'classes have')} fewer than {least:.3g} {kind} images"
-            items = tuple(
-                Item((name,), _number(n, "image"))
-                for name, n in sorted(few, key=lambda pair: pair[1])
+        if small:
+            text = (
+                f"{_number(len(small), 'class has', 'classes have')} fewer than {least:.3g} "
+                f"{kind} images"
             )
+            small.sort(key=lambda pair: pair[0])
+            items = tuple(FindingItem((name,), _number(count, "image")) for count, name in small)
             yield Finding("small_class", "warning", text, items)
 
 
 def _traits(inspection: Inspection) -> Iterator[Finding]:
     for trait, treatment in TRAITS.items():
-        items = tuple(Item((look.name,)) for look in inspection.readable if trait in look.traits)
-        if items:
-            text = f"{_number(len(items), f'{trait} image')}: {treatment}, in training and prediction alike"
-            yield Finding(trait.lower().replace(" ", "_").replace("-", "_"), "warning", text, items)
+        images = [image for image in inspection.readable if trait in image.traits]
+        if images:
+            kind = trait.lower().replace(" ", "_").replace("-", "_")
+            text = (
+                f"{_number(len(images), f'{trait} image')}: {treatment}, in training and "
+                "prediction alike"
+            )
+            yield Finding(kind, "warning", text, _items(images))
 
 
 def _repeated(inspection: Inspection) -> Iterator[Finding]:
     for split, kind in KINDS.items():
-        groups = list(_equal([look for look in inspection.readable if look.split == split]))
-        repeats = sum(len(same) - 1 for same in groups)
+        groups = list(_equal([image for image in inspection.readable if image.split == split]))
+        repeats = sum(len(group) - 1 for group in groups)
         if repeats:
-            text = f"{_number(repeats, f'{kind} image repeats', f'{kind} images repeat')} another {kind} image"
-            yield Finding(
-                f"repeated_in_{split}", "note", text, tuple(Item(_names(same)) for same in groups)
-            )
+            count = _number(repeats, f"{kind} image repeats", f"{kind} images repeat")
+            text = f"{count} another {kind} image"
+            yield Finding(f"repeated_in_{split}", "note", text, _group_items(groups))
 
 
 def _sizes(inspection: Inspection) -> Iterator[Finding]:
-    small = [look for look in inspection.readable if min(look.size) < SMALL_SIDE]
-    long = [look for look in inspection.readable if max(look.size) > LONG_SHAPE * min(look.size)]
-    texts = (
-        ("small_image", small, f"less than {SMALL_SIDE} pixels wide or high"),
-        (
-            "long_image",
-            long,
-            f"more than {LONG_SHAPE} times as long as wide; evaluation sees the central square",
-        ),
+    small = [image for image in inspection.readable if min(image.size) < SMALL_SIDE_PIXELS]
+    long = [
+        image
+        for image in inspection.readable
+        if max(image.size) > MAX_ASPECT_RATIO * min(image.size)
+    ]
+    too_long = (
+        f"more than {MAX_ASPECT_RATIO} times as long as wide; evaluation sees the central square"
     )
-    for kind, looks, text in texts:
-        if looks:
-            items = tuple(Item((look.name,), "{}x{}".format(*look.size)) for look in looks)
-            yield Finding(
-                kind, "note", f"{_number(len(looks), 'image is', 'images are')} {text}", items
+    texts = (
+        ("small_image", small, f"less than {SMALL_SIDE_PIXELS} pixels wide or high"),
+        ("long_image", long, too_long),
+    )
+    for kind, images, text in texts:
+        if images:
+            items = tuple(
+                FindingItem((image.name,), f"{image.size[0]}x{image.size[1]}") for image in images
             )
+            count = _number(len(images), "image is", "images are")
+            yield Finding(kind, "note", f"{count} {text}", items)
 
 
 def _unused(inspection: Inspection) -> Iterator[Finding]:
     if inspection.unused:
-        text = f"{_number(len(inspection.unused), 'file lies', 'files lie')} beside the images and will not be used"
-        yield Finding(
-            "unused_file", "note", text, tuple(Item((name,)) for name in inspection.unused)
-        )
+        count = _number(len(inspection.unused), "file lies", "files lie")
+        text = f"{count} beside the images and will not be used"
+        items = tuple(FindingItem((name,)) for name in inspection.unused)
+        yield Finding("unused_file", "note", text, items)
 
 
-def _equal(looks: Sequence[Look]) -> Iterator[list[Look]]:
-    """The images that are equal pixel for pixel, together, where there is more than one."""
-    groups: dict[str, list[Look]] = {}
-    for look in looks:
-        groups.setdefault(look.pixels, []).append(look)
-    return (same for same in groups.values() if len(same) > 1)
-
-
-def _names(looks: Sequence[Look]) -> tuple[str, ...]:
-    return tuple(look.name for look in looks)
+def _equal(images: Sequence[InspectedImage]) -> Iterator[list[InspectedImage]]:
+    """The groups of two or more images that are equal pixel for pixel."""
+    groups: dict[str, list[InspectedImage]] = {}
+    for image in images:
+        groups.setdefault(image.pixels, []).append(image)
+    return (group for group in groups.values() if len(group) > 1)
 
 
 def _span(counts: Sequence[int]) -> str:
-    return (
-        f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
-    )
+    """`3`, or `3 to 1,200`."""
+    if min(counts) == max(counts):
+        return f"{min(counts):,}"
+    return f"{min(counts):,} to {max(counts):,}"

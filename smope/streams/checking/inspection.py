@@ -1,7 +1,6 @@
-"""What a data set holds, image by image: every file read once, decoded as for training, and
-described.
+"""Reading every image of a data set once, decoding it as for training, and describing it.
 
-findings.py says what of it is wrong or unusual; `smope data check` shows both.
+findings.py says what is wrong or unusual; `smope data check` shows both.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,12 +20,12 @@ from tqdm import tqdm
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.partition import Partition
-from smope.streams.pixels.cache import original
-from smope.streams.pixels.decode import Picture, decode, encoded
-from smope.streams.pixels.preload import SPLITS, content_line
+from smope.streams.pixels.cache import original_image
+from smope.streams.pixels.decode import StoredImage, decode, read_encoded
+from smope.streams.pixels.preload import SPLITS, content_line, map_in_threads
 from smope.streams.source import ImageSet, Source
 
-# What is not plain RGB of 8 bits, and how decoding (pixels/decode.py) treats it.
+# Everything that is not plain 8-bit RGB, and what decoding (pixels/decode.py) does with it.
 TRAITS = {
     "grayscale": "the gray value becomes red, green and blue",
     "palette": "each pixel takes its colour from the palette",
@@ -41,12 +39,14 @@ TRAITS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One image as it was found.
+class InspectedImage:
+    """One image.
 
-    label: its class id. problem: why it cannot be read; what follows is then empty. content:
-    SHA-256 (hex) of the encoded image. pixels: SHA-256 (hex) of size and decoded pixels. size:
-    (width, height) once decoded.
+    label: its class id.
+    problem: why it cannot be read; the fields after it are then empty.
+    content: SHA-256 (hex) of the encoded image.
+    pixels: SHA-256 (hex) of size and decoded pixels.
+    size: (width, height) of the decoded image.
     traits: keys of TRAITS.
     """
 
@@ -72,55 +72,61 @@ class TaskContents:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A source with those images that can be read, and what every image, broken ones included, is
-    like.
+    """What a data set holds.
 
-    content_hash: of the images that can be read, as run.json records it. unused: names of files
-    that lie beside the images and do not belong to the source.
+    source: without the images that cannot be read.
+    images: every image, those that cannot be read included.
+    content_hash: of the images that can be read, as run.json records it.
+    unused: names of files that lie beside the images and do not belong to the source.
     """
 
     source: Source
-    looks: tuple[Look, ...]
+    images: tuple[InspectedImage, ...]
     content_hash: str
     unused: tuple[str, ...]
 
     @property
-    def readable(self) -> list[Look]:
-        return [look for look in self.looks if not look.problem]
+    def readable(self) -> list[InspectedImage]:
+        return [image for image in self.images if not image.problem]
 
     def counts(self, split: str) -> list[int]:
         """How many readable images of a split each class has."""
         counts = [0] * len(self.source.class_names)
-        for look in self.readable:
-            counts[look.label] += look.split == split
+        for image in self.readable:
+            counts[image.label] += image.split == split
         return counts
 
 
 def inspect(source: Source, root: Path | None = None) -> Inspection:
-    """Look at every image of `source`; what lies under `root` is named relative to it."""
-    looks, lines, kept = [], [], {split: [] for split in SPLITS}
+    """Read and decode every image of `source`; what lies under `root` is named relative to it."""
+    inspected, lines = [], []
+    readable_index: dict[str, list[int]] = {split: [] for split in SPLITS}
     total = len(source.train) + len(source.test)
     with (
         warnings.catch_warnings(),
         tqdm(total=total, desc="reading images", leave=False, disable=None) as bar,
     ):
-        warnings.simplefilter("ignore")  # Pillow's remarks on metadata that nobody reads here
+        warnings.simplefilter("ignore")  # Pillow's remarks on metadata, which is not used here
         for split in SPLITS:
-            for index, look in enumerate(_looks(source, split, root)):
+            for index, image in enumerate(_inspect_split(source, split, root)):
                 bar.update()
-                looks.append(look)
-                if not look.problem:
-                    kept[split].append(index)
-                    lines.append(content_line(source, split, index, look.content))
-    readable = replace(
-        source, **{split: getattr(source, split).choose(kept[split]) for split in SPLITS}
-    )
+                inspected.append(image)
+                if not image.problem:
+                    readable_index[split].append(index)
+                    lines.append(content_line(source, split, index, image.content))
+    splits = {split: getattr(source, split).choose(readable_index[split]) for split in SPLITS}
     content_hash = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-    return Inspection(readable, tuple(looks), content_hash, tuple(_unused_files(source, root)))
+    unused = tuple(_unused_files(source, root))
+    return Inspection(replace(source, **splits), tuple(inspected), content_hash, unused)
 
 
 def task_contents(source: Source, partition: Partition) -> list[TaskContents]:
-    """What each task of `partition` holds."""
+    """What each task holds.
+
+    Args:
+        source: that `partition` divides.
+        partition: the tasks as indices into it.
+    """
     contents = []
     for index, (train, test) in enumerate(zip(partition.train, partition.test, strict=True)):
         present = {source.train.targets[image] for image in train}
@@ -133,11 +139,8 @@ def task_contents(source: Source, partition: Partition) -> list[TaskContents]:
 
 
 def incomplete_folder(root: Path) -> Source | None:
-    """What there is of root/train/<class>/ and root/test/<class>/, classes that lack images
-    included.
-
-    So that all gaps of a folder that folder.load refuses can be named; None without any class
-    folder.
+    """The images of root/train/<class>/ and root/test/<class>/, also where classes lack images, so
+    that all gaps of a folder that folder.load refuses can be reported. None without class folders.
     """
     if not folder.has_layout(root):
         return None
@@ -152,22 +155,15 @@ def incomplete_folder(root: Path) -> Source | None:
     return Source("folder", tuple(names), sets["train"], sets["test"])
 
 
-def _looks(source: Source, split: str, root: Path | None) -> Iterator[Look]:
-    """A look at each image of a split, in order."""
+def _inspect_split(source: Source, split: str, root: Path | None) -> Iterator[InspectedImage]:
+    """Each image of a split, in order."""
     images: ImageSet = getattr(source, split)
 
-    def look(index: int) -> Look:
-        return _look(
-            original(images.images[index]),
-            Look(split, _name(images, split, index, root), images.targets[index]),
-        )
+    def inspect_one(index: int) -> InspectedImage:
+        blank = InspectedImage(split, _name(images, split, index, root), images.targets[index])
+        return _describe(original_image(images.images[index]), blank)
 
-    chunk = 256  # a bounded number at a time, so that an interrupted check ends soon
-    with ThreadPoolExecutor(
-        min(8, os.cpu_count() or 1)
-    ) as pool:  # Pillow decodes outside Python's lock
-        for start in range(0, len(images), chunk):
-            yield from pool.map(look, range(start, min(start + chunk, len(images))))
+    return map_in_threads(images, inspect_one)
 
 
 def _name(images: ImageSet, split: str, index: int, root: Path | None) -> str:
@@ -180,40 +176,35 @@ def _relative(name: str, root: Path | None) -> str:
     return name.replace(f"{root}{os.sep}", "", 1) if root else name
 
 
-def _look(image: Picture, blank: Look) -> Look:
-    """`blank` with what the image is like, or with why it cannot be read."""
+def _describe(image: StoredImage, blank: InspectedImage) -> InspectedImage:
+    """Complete `blank` with the description of the image, or with why it cannot be read."""
     content = None
     try:
-        content = encoded(image, blank.name)
-        picture = (
-            decode(content, blank.name) if isinstance(content, bytes) else Image.fromarray(content)
+        content = read_encoded(image, blank.name)
+        pixels = (
+            numpy.asarray(decode(content, blank.name)) if isinstance(content, bytes) else content
         )
     except UserError as error:
         return replace(blank, problem="the file is empty" if content == b"" else _reason(error))
+    is_encoded = isinstance(content, bytes)
     return replace(
         blank,
-        content=hashlib.sha256(
-            content if isinstance(content, bytes) else content.tobytes()
-        ).hexdigest(),
-        pixels=pixel_hash(numpy.asarray(picture)),
-        size=picture.size,
-        traits=_traits(content) if isinstance(content, bytes) else (),
+        content=hashlib.sha256(content if is_encoded else content.tobytes()).hexdigest(),
+        pixels=pixel_hash(pixels),
+        size=(pixels.shape[1], pixels.shape[0]),
+        traits=_traits(content) if is_encoded else (),
     )
 
 
 def pixel_hash(pixels: numpy.ndarray) -> str:
-    """SHA-256 (hex) of the size and the RGB pixels (height, width, 3) of a picture, whatever file
-    it came from.
-    """
+    """SHA-256 (hex) of a picture's size and RGB pixels, (height, width, 3), whatever its file."""
     digest = hashlib.sha256(f"{pixels.shape[1::-1]}".encode())
     digest.update(numpy.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()
 
 
 def _reason(error: UserError) -> str:
-    """Why an image cannot be read, without its name and the way out, which a list of many says
-    once.
-    """
+    """Why an image cannot be read, without its name and advice, which a list need not repeat."""
     cause = error.__cause__
     if isinstance(cause, UnidentifiedImageError):
         return "not a known image format"
@@ -242,7 +233,7 @@ def _traits(content: bytes) -> tuple[str, ...]:
 def _has_more_pictures(opened: Image.Image) -> bool:
     try:
         return getattr(opened, "is_animated", False)
-    except Exception:  # raised by what comes after the first picture, which can be decoded
+    except Exception:  # something is wrong after the first picture, which can be decoded
         return True
 
 
@@ -254,7 +245,8 @@ def _unused_files(source: Source, root: Path | None) -> list[str]:
         for image in images.images
         if isinstance(image, Path)
     }
-    beside = (path for place in {image.parent for image in used} for path in place.iterdir())
+    directories = {image.parent for image in used}
+    beside = (path for directory in directories for path in directory.iterdir())
     return sorted(
         _relative(str(path), root)
         for path in beside

@@ -1,4 +1,4 @@
-"""Which stream a folder or file looks like, by the marks of its layout."""
+"""Which stream a folder or file is meant for, by characteristic names in it."""
 
 from __future__ import annotations
 
@@ -6,42 +6,39 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smope.errors import UserError
-from smope.streams import folder, imagenet_a, imagenet_r, imagenet_variants
+from smope.streams import folder, imagenet_a, imagenet_r
+from smope.streams.imagenet_variants import wnid_folders
 from smope.streams.layouts import parquet
 
 LAYOUTS = (
     "train/<class>/ and test/<class>/, the same in a folder for each domain, a .csv table, and "
-    "what the archives of "
-    "CIFAR-100, CUB-200, ImageNet-R, ImageNet-A and Tiny-ImageNet unpack to"
+    "what the archives of CIFAR-100, CUB-200, ImageNet-R, ImageNet-A and Tiny-ImageNet unpack to"
 )
-PARQUET_PLACES = ("data", "cifar100", "test")
+PARQUET_DIRECTORIES = ("data", "cifar100", "test")
 PARQUET_STREAMS = ("imagenet_r", "imagenet_a", "cub200", "tiny_imagenet")
 
 
 def recognise(root: Path) -> tuple[str, str]:
-    """The stream that `root` looks like, and its mark.
-
-    UserError where it may be several or is none that is known.
+    """The stream that `root` is meant for, and the name in it that says so. UserError where several
+    streams or none fit.
     """
     if not root.exists():
         raise UserError(f"ROOT={root} does not exist; check the path")
-    found = dict(_marks(root))
-    if len(found) == 1:
-        return next(iter(found.items()))
-    if found:
-        choices = " or ".join(f"stream={stream} ({mark})" for stream, mark in found.items())
+    mark_of = dict(_marks(root))
+    if len(mark_of) == 1:
+        return next(iter(mark_of.items()))
+    if mark_of:
+        choices = " or ".join(f"stream={stream} ({mark})" for stream, mark in mark_of.items())
         raise UserError(f"ROOT={root} may be several data sets; say which with {choices}")
-    near = folder.better_root(root, lambda place: any(_marks(place))) if root.is_dir() else ""
+    proposal = folder.better_root(root, lambda path: any(_marks(path))) if root.is_dir() else ""
     way_out = (
-        near.replace("stream.root=", "ROOT=")
+        proposal.replace("stream.root=", "ROOT=")
         or f"; recognised are {LAYOUTS}; say stream=NAME for others"
     )
-    raise UserError(
-        f"ROOT={root} is no data set that is recognised: it {_what_is_there(root)}{way_out}"
-    )
+    raise UserError(f"ROOT={root} is no data set that is recognised: it {_describe(root)}{way_out}")
 
 
-def _what_is_there(root: Path) -> str:
+def _describe(root: Path) -> str:
     if not root.is_dir():
         return "is a file"
     names = folder.visible(root)
@@ -49,8 +46,8 @@ def _what_is_there(root: Path) -> str:
 
 
 def _marks(root: Path) -> Iterator[tuple[str, str]]:
-    """Streams that fit `root` and by which mark; class folders and domains only where no official
-    archive fits.
+    """Streams that fit `root`, with the name that says so; class folders and domains only where no
+    official archive fits.
     """
     if not root.is_dir():
         if root.suffix.lower() == ".csv":
@@ -66,18 +63,18 @@ def _marks(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _holds_domains(root: Path) -> bool:
-    """Whether the folders in `root` are domains, of which some may lack a half: that is for the
-    stream to say.
+    """True if the folders in `root` are domains. Some may lack train or test, which the stream
+    reports.
     """
-    halves = [
+    splits = [
         set(folder.subdirectories(root / name)) & {"train", "test"}
         for name in folder.subdirectories(root)
     ]
-    return len(halves) > 1 and all(halves) and {"train", "test"} in halves
+    return len(splits) > 1 and all(splits) and {"train", "test"} in splits
 
 
 def _official(root: Path) -> Iterator[tuple[str, str]]:
-    """What the archives of published data sets unpack to: `root` may be that folder or the one
+    """Published data sets that `root` may be: the folder that an archive unpacks to, or the one
     above it.
     """
     tops = (
@@ -85,26 +82,27 @@ def _official(root: Path) -> Iterator[tuple[str, str]]:
         ("tiny_imagenet", "tiny-imagenet-200", "wnids.txt"),
     )
     for stream, top, mark in tops:
-        for place, text in ((root, mark), (root / top, f"{top}/{mark}")):
-            if (place / mark).is_file():
-                yield stream, text
+        if (root / mark).is_file():
+            yield stream, mark
+        if (root / top / mark).is_file():
+            yield stream, f"{top}/{mark}"
     if "cifar-100-python" in (root.name, *folder.subdirectories(root)):
         yield "cifar100", "cifar-100-python"
     for variant in (imagenet_r.VARIANT, imagenet_a.VARIANT):
         if (root / variant.top).is_dir():
             yield variant.name, f"{variant.top}/"
     yield from _wnid_folders(root)
-    shards = parquet.shards(root, PARQUET_PLACES)
+    shards = parquet.shards(root, PARQUET_DIRECTORIES)
     if shards:
-        is_cifar = "fine_label" in _columns(next(iter(shards.values()))[0])
-        yield from (
-            (stream, "parquet files") for stream in (("cifar100",) if is_cifar else PARQUET_STREAMS)
-        )
+        first_file = next(iter(shards.values()))[0]
+        is_cifar = "fine_label" in _columns(first_file)
+        for stream in ("cifar100",) if is_cifar else PARQUET_STREAMS:
+            yield stream, "parquet files"
 
 
 def _wnid_folders(root: Path) -> Iterator[tuple[str, str]]:
-    """The two variants of ImageNet have folders of the same kind, and differ in the first of them."""
-    names = [name for name in folder.subdirectories(root) if imagenet_variants.WNID.fullmatch(name)]
+    """ImageNet-R and ImageNet-A have the same kind of folders; the first one distinguishes them."""
+    names = wnid_folders(root)
     variants = (imagenet_r.VARIANT, imagenet_a.VARIANT)
     fitting = [variant for variant in variants if names[:1] == [variant.first_wnid]] or variants
     if names:
@@ -112,7 +110,7 @@ def _wnid_folders(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _columns(path: Path) -> list[str]:
-    """The columns of a parquet file; none where it cannot be read, which is for the stream to say."""
+    """The columns of a parquet file; none if it cannot be read, which the stream reports."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_schema

@@ -6,29 +6,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smope.errors import UserError
+from smope.streams.archives.official_dataset import MakeError
 
 IMAGE_COLUMNS = ("img", "image")
 KINDS = {int: "a number", str: "a text"}
 NUMBERED = re.compile(r"-(\d+)-of-(\d+)\b")  # the Hub's names: test-00000-of-00005.parquet
 
-Refused = Callable[[str], UserError]
-"""Makes the error of a file that cannot be used from a text that names it."""
-
 
 @dataclass
 class Rows:
-    """The rows of some files; all lists but `class_names` have an item a row.
+    """The rows of some files; all lists but `class_names` have one item a row.
 
-    images: encoded. labels: class ids, or class names where the column holds text. files: what the
-    image's file was called, None where that was not kept. names: what errors call the image. texts:
-    the columns asked for, empty where a file has none. class_names: by class id, from the Hub's
-    metadata; None where it has none.
+    images: encoded images.
+    labels: class ids, or class names where the column holds text.
+    files: what the image's file was called, None where the name was not stored.
+    names: what errors call the image.
+    texts: the extra columns, "" in each row of a file that lacks the column.
+    class_names: by class id, from the Hub's metadata; None where there are none.
     """
 
     images: list[bytes] = field(default_factory=list)
@@ -39,16 +39,27 @@ class Rows:
     class_names: list[str] | None = None
 
 
-def shards(place: Path, subdirectories: Sequence[str]) -> dict[str, list[Path]]:
-    """The files train-*.parquet and test-*.parquet by split, in the first of `place` and its
-    folders that has some.
+def shards(
+    parent: Path, subdirectories: Sequence[str], test_names: Sequence[str] = ("test",)
+) -> dict[str, list[Path]]:
+    """The parquet files of each split, in the first folder that has some.
 
-    A split without files has no key, and there is none at all where no directory has files.
+    Args:
+        parent: the folder that is looked in first.
+        subdirectories: folders in `parent` that are looked in after that.
+        test_names: test images are in `<name>-*.parquet` with the first of these names that exists.
+
+    Returns:
+        Sorted paths by "train" and "test"; a split without files has no key.
     """
-    for directory in (place, *(place / name for name in subdirectories)):
-        found = {split: sorted(directory.glob(f"{split}-*.parquet")) for split in ("train", "test")}
-        if any(found.values()):
-            return {split: files for split, files in found.items() if files}
+    for directory in (parent, *(parent / name for name in subdirectories)):
+        files = {
+            name: sorted(directory.glob(f"{name}-*.parquet")) for name in ("train", *test_names)
+        }
+        test = next((files[name] for name in test_names if files[name]), [])
+        if files["train"] or test:
+            files_of = {"train": files["train"], "test": test}
+            return {split: paths for split, paths in files_of.items() if paths}
     return {}
 
 
@@ -56,53 +67,62 @@ def read(
     root: str,
     files: Sequence[Path],
     labels: Mapping[str, type[int] | type[str]],
-    refused: Refused,
+    make_error: MakeError,
     texts: Sequence[str] = (),
 ) -> Rows:
-    """The rows of `files`, from their column img or image and the first of the columns `labels`
-    that they have.
+    """Read parquet files of images.
 
-    An image is a struct with its bytes, or the bytes themselves. `labels` says what each label
-    column holds; `texts` are columns to read as well where they are there. UserError made by
-    `refused` for a file that is missing, damaged or has other columns, and one naming stream.root
-    where pyarrow is not installed.
+    Images are in a column img or image, as structs with their bytes or as the bytes themselves.
+
+    Args:
+        root: what the user gave as stream.root.
+        files: all files of one split.
+        labels: the type of each column that may hold the labels; the first that exists is read.
+        make_error: makes the error of a missing or damaged file and of other columns.
+        texts: columns of text that are read as well where they exist.
+
+    Raises:
+        UserError: from `make_error`, or because pyarrow is not installed.
     """
-    _require_whole_set(files, refused)
+    _require_whole_set(files, make_error)
     rows = Rows()
     for path in files:
-        table = _table(root, path, refused)
-        names = _append(rows, path, table, labels, refused, texts)
+        table = _table(root, path, make_error)
+        names = _append(rows, path, table, labels, make_error, texts)
         if path != files[0] and names != rows.class_names:
-            raise refused(f"{path} and {files[0].name} name their classes differently")
+            raise make_error(f"{path} and {files[0].name} name their classes differently")
         rows.class_names = names
     return rows
 
 
-def _require_whole_set(files: Sequence[Path], refused: Refused) -> None:
+def _require_whole_set(files: Sequence[Path], make_error: MakeError) -> None:
     numbers = [NUMBERED.search(path.name) for path in files]
-    found = sorted((int(match[2]), int(match[1])) for match in numbers if match)
-    if found and found != [(found[0][0], number) for number in range(found[0][0])]:
-        raise refused(
+    numbered = sorted((int(match[2]), int(match[1])) for match in numbers if match)
+    if not numbered:
+        return
+    count = numbered[0][0]
+    if numbered != [(count, number) for number in range(count)]:
+        raise make_error(
             f"{files[0].parent} has "
-            f"{', '.join(path.name for path in files[:3])}{', ...' * (len(files) > 3)}, which "
-            f"is not each of {found[0][0]} files once; get the missing ones or remove what does "
-            f"not belong to them"
+            f"{', '.join(path.name for path in files[:3])}{', ...' * (len(files) > 3)}, which is "
+            f"not each of {count} files once; get the missing ones or remove what does not belong "
+            "to them"
         )
 
 
-def _table(root: str, path: Path, refused: Refused) -> Any:
+def _table(root: str, path: Path, make_error: MakeError) -> Any:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(
             f"stream.root={root} holds parquet files, which need pyarrow; install it with pip "
-            f"install pyarrow"
+            "install pyarrow"
         ) from error
     try:
         return parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise refused(f"cannot read {path} ({' '.join(str(error).split())})") from error
+        raise make_error(f"cannot read {path} ({' '.join(str(error).split())})") from error
 
 
 def _append(
@@ -110,18 +130,16 @@ def _append(
     path: Path,
     table: Any,
     labels: Mapping[str, type[int] | type[str]],
-    refused: Refused,
+    make_error: MakeError,
     texts: Sequence[str],
 ) -> list[str] | None:
-    """Add the rows of a file's table to `rows`; its class names."""
-    image, label = (
-        next((name for name in some if name in table.column_names), None)
-        for some in (IMAGE_COLUMNS, labels)
-    )
+    """Add the rows of a file's table to `rows`, and return its class names."""
+    image = _first_column(table, IMAGE_COLUMNS)
+    label = _first_column(table, labels)
     if image is None or label is None:
-        found = ", ".join(table.column_names)
-        raise refused(
-            f"{path} has columns {found} and not {_either(IMAGE_COLUMNS)} and "
+        columns = ", ".join(table.column_names)
+        raise make_error(
+            f"{path} has columns {columns} and not {_either(IMAGE_COLUMNS)} and "
             f"{_either(list(labels))}"
         )
     cells = [
@@ -130,8 +148,9 @@ def _append(
     ]
     images: list[Any] = [cell.get("bytes") for cell in cells]
     targets = table.column(label).to_pylist()
-    if not {bytes} >= set(map(type, images)) or not {labels[label]} >= set(map(type, targets)):
-        raise refused(
+    all_bytes = all(isinstance(content, bytes) for content in images)
+    if not all_bytes or any(type(target) is not labels[label] for target in targets):
+        raise make_error(
             f"{path} has rows without image bytes in {image} or {KINDS[labels[label]]} in {label}"
         )
     rows.images += images
@@ -143,6 +162,10 @@ def _append(
         rows.texts.setdefault(name, []).extend(map(str, column))
     metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     return metadata.get("info", {}).get("features", {}).get(label, {}).get("names")
+
+
+def _first_column(table: Any, names: Iterable[str]) -> str | None:
+    return next((name for name in names if name in table.column_names), None)
 
 
 def _either(names: Sequence[str]) -> str:

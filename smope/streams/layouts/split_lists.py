@@ -22,43 +22,39 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class SplitLists:
-    """splits: "train" or "test" by "<wnid>/<file>". wnids: in the lists' own numbering of the
-    classes.
-    """
+    """splits: "train" or "test" by "<wnid>/<file>". wnids: in the order of the lists' class ids."""
 
     splits: dict[str, str]
     wnids: list[str]
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what the two files say, in whatever order and with whatever prefixes."""
-        listed = sorted(f"{split}\t{place}\n" for place, split in self.splits.items())
-        return hashlib.sha256(
-            "".join([*listed, *(f"{wnid}\n" for wnid in self.wnids)]).encode()
-        ).hexdigest()
+        """SHA-256 (hex) of what both files say, whatever their order and the prefixes of paths."""
+        images = sorted(f"{split}\t{path}\n" for path, split in self.splits.items())
+        classes = [f"{wnid}\n" for wnid in self.wnids]
+        return hashlib.sha256("".join([*images, *classes]).encode()).hexdigest()
 
 
 def read_lists(directory: Path) -> SplitLists:
-    """The lists in `directory`. Whatever comes before <wnid>/<file> in a path does not matter, nor
-    / or \\.
+    """Read both lists. Paths count from <wnid>/<file> on, with / or \\ between the two.
 
-    UserError naming stream.split_lists for a missing or unreadable file, one that is no such list,
-    an image that is listed twice, and class ids that are not one a wnid, 0, 1, ...
+    UserError names stream.split_lists where a file is missing, unreadable or no such list, where an
+    image is listed twice, and where the class ids are not 0, 1, ..., one for each wnid.
     """
     splits: dict[str, str] = {}
     class_ids: dict[str, int] = {}
     for split, name in FILES.items():
         for path, target in _entries(directory, name):
-            wnid, place = _place(directory, name, path)
+            wnid, image_path = _image_path(directory, name, path)
             if type(target) is not int:
                 raise _refused(
                     directory,
-                    f"{name} gives {place} the target {target!r}, which is no whole number",
+                    f"{name} gives {image_path} the target {target!r}, which is no whole number",
                 )
-            if place in splits:
-                both = f"in {name} twice" if splits[place] == split else "in both lists"
-                raise _refused(directory, f"{place} is {both}; each image may be listed once")
-            splits[place] = split
+            if image_path in splits:
+                both = f"in {name} twice" if splits[image_path] == split else "in both lists"
+                raise _refused(directory, f"{image_path} is {both}; each image may be listed once")
+            splits[image_path] = split
             if class_ids.setdefault(wnid, target) != target:
                 raise _refused(
                     directory,
@@ -69,28 +65,28 @@ def read_lists(directory: Path) -> SplitLists:
         raise _refused(
             directory,
             f"the targets of {len(wnids)} classes must be the numbers 0 to {len(wnids) - 1}, one "
-            f"each",
+            "each",
         )
     return SplitLists(splits, wnids)
 
 
 def holds_lists(directory: Path) -> bool:
-    """Whether one of the files is there."""
+    """True if one of the files exists."""
     return any((directory / name).is_file() for name in FILES.values())
 
 
-def _refused(directory: Path, what: str) -> UserError:
+def _refused(directory: Path, problem: str) -> UserError:
     return UserError(
-        f"stream.split_lists={directory}: {what}; it must be a folder with the published "
+        f"stream.split_lists={directory}: {problem}; it must be a folder with the published "
         f"{' and '.join(FILES.values())} (null draws a split where neither of them lies in "
-        f"stream.root)"
+        "stream.root)"
     )
 
 
 def _entries(directory: Path, name: str) -> zip[tuple[Any, Any]]:
     if not (directory / name).is_file():
-        what = "it is a file" if directory.is_file() else f"no {name} is there"
-        raise _refused(directory, what)
+        problem = "it is a file" if directory.is_file() else f"no {name} is there"
+        raise _refused(directory, problem)
     try:
         # bytes: the reader knows the marks that editors on Windows put at the start
         table = yaml.load((directory / name).read_bytes(), Loader=LOADER)
@@ -104,7 +100,7 @@ def _entries(directory: Path, name: str) -> zip[tuple[Any, Any]]:
     return zip(*lists, strict=True)
 
 
-def _place(directory: Path, name: str, path: Any) -> tuple[str, str]:
+def _image_path(directory: Path, name: str, path: Any) -> tuple[str, str]:
     """The wnid and "<wnid>/<file>" of a listed path."""
     parts = re.split(r"[/\\]+", path)[-2:] if isinstance(path, str) else []
     if len(parts) != 2 or not all(parts):

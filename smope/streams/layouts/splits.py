@@ -1,6 +1,4 @@
-"""Dividing images into two parts by chance, class by class, so that every class is in both; and
-naming a division.
-"""
+"""Drawing the test images of a data set that comes without a split, and hashing a split."""
 
 from __future__ import annotations
 
@@ -14,29 +12,34 @@ TEST_FRACTION = 0.2  # of a data set that comes without a split
 
 
 def held_out(groups: Sequence[Hashable], fraction: float, seed: int) -> list[int]:
-    """Sorted indices of a random part: of each group round(fraction·n) items, at least one and not
-    all.
+    """Draw a part of the items of each group, so that every group is in both parts.
 
-    groups: one label an item, usually its class. A group of a single item gives none. What is drawn
-    for a group depends on `seed`, the group's place in sorted order and its size alone.
+    What is drawn for a group depends only on `seed`, on the group's place in sorted order and on
+    its size.
+
+    Args:
+        groups: the group of each item, usually its class.
+        fraction: round(fraction·n) of a group's n items are drawn, at least one and not all; of a
+            single item none.
+        seed: of the draw.
+
+    Returns:
+        Indices of the drawn items, ascending.
     """
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    chosen = []
+    drawn = []
     for number, group in enumerate(sorted(members, key=repr)):
         items = members[group]
         count = min(max(round(fraction * len(items)), 1), len(items) - 1)
-        chosen += random.Random(stable_seed(seed, "held out", number)).sample(items, count)
-    return sorted(chosen)
+        drawn += random.Random(stable_seed(seed, "held out", number)).sample(items, count)
+    return sorted(drawn)
 
 
 def split_hash(pairs: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 (hex) of the sorted lines "<split><tab><place>", each with a line end, of (place,
-    split) pairs.
-
-    The place of an image is its path below the data set's folder, such as <class>/<file>.
+    """SHA-256 (hex) of a split, from pairs of an image's path below the data set's folder (such as
+    <class>/<file>) and its split. Sorted lines "<split><tab><path>" are hashed.
     """
-    return hashlib.sha256(
-        "".join(sorted(f"{split}\t{place}\n" for place, split in pairs)).encode()
-    ).hexdigest()
+    lines = sorted(f"{split}\t{path}\n" for path, split in pairs)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,18 +1,20 @@
-"""Decoded images on disk, so that a later run with the same images neither checks nor decodes them
-again.
+"""Decoded images on disk, so that a later run with the same images need not decode them again.
 
-One file for a set of images, named by the hash of their contents and of whatever decodes them:
-Pillow, its JPEG library, our own code. An image that changed or another decoder means another name,
-so a stale file is never read. Pixels are stored as they were decoded, at the image's own size:
-training sees the same bytes with and without.
+Each set of images is one file. Its name is a hash of the encoded images and of everything that
+decodes them: Pillow, its JPEG library and our own code. A changed image or decoder gives another
+name, so a stale file is never read. Pixels are stored at the image's own size, exactly as they were
+decoded, so training sees the same bytes with and without the cache.
 
-    head | pixels of one image after another | index head: MAGIC, where the index begins, its
-    length, its SHA-256 index: for each image SHA-256 of its encoded form, where its pixels begin,
-    height, width, CRC-32 of the pixels
+Layout of a file:
 
-Files are written under another name and renamed, read through a memory map, and removed when
-damaged: what cannot be read here is decoded from its source. Where a set's pixels would not fit,
-the file is an index alone, which still says that all images can be decoded.
+    head    MAGIC, where the index begins, length of the index, SHA-256 of the index
+    pixels  of one image after another
+    index   for each image: SHA-256 of its encoded form, where its pixels begin, height, width,
+            CRC-32 of its pixels
+
+A file is written under a temporary name and renamed, is read through a memory map, and is removed
+when it is found damaged; its images are then decoded from their source. Where the pixels of a set
+would not fit, the file is an index alone, which still says that all images can be decoded.
 """
 
 from __future__ import annotations
@@ -42,23 +44,23 @@ _log = logging.getLogger(__name__)
 
 MAGIC = b"smope\x00\x01\n"
 HEAD = struct.Struct("<8sQQ32s")
-ROW = numpy.dtype(
+INDEX_ROW = numpy.dtype(
     [("sha256", "V32"), ("start", "<u8"), ("height", "<u4"), ("width", "<u4"), ("crc", "<u4")]
 )
-NOT_KEPT = 2**64 - 1  # the start of an image whose pixels are not there
+NO_PIXELS_OFFSET = 2**64 - 1  # `start` of an image whose pixels are not in the file
 SUFFIX = ".pixels"
-LEFT_OVER = 24 * 3600  # seconds after which a file that nobody finished is nobody's
+STALE_FILE_SECONDS = 24 * 3600  # unfinished files that are older are left from killed processes
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """`cache_dir`, or smope/images in the user's cache directory."""
+    """`cache_dir`, or the folder smope/images in the user's cache directory."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smope" / "images"
 
 
 def decoder() -> str:
-    """All that decides on the pixels of a file, in words."""
+    """Everything that decides which pixels a file is decoded to, as text."""
     libraries = [
         f"{name} {features.version(name)}"
         for name in ("jpg", "libjpeg_turbo", "webp", "zlib", "libtiff")
@@ -68,21 +70,18 @@ def decoder() -> str:
     )
 
 
-def _free(folder: Path) -> float:
-    """Bytes free on the disk of `folder`, which need not exist yet; infinity where the system does
-    not say.
-    """
-    there = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+def _free_bytes(folder: Path) -> float:
+    """Free bytes on the disk of `folder`, which need not exist yet; infinity if unknown."""
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
     try:
-        return shutil.disk_usage(there).free
+        return shutil.disk_usage(existing).free
     except OSError:
         return float("inf")
 
 
 class PixelFile:
-    """One file of the cache, open for reading.
-
-    OSError, ValueError or struct.error where it is not whole.
+    """One file of the cache, open for reading. Opening an incomplete file raises OSError,
+    ValueError or struct.error.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +95,7 @@ class PixelFile:
             index = file.read(length)
         if hashlib.sha256(index).digest() != digest:
             raise ValueError("damaged index")
-        self._index = numpy.frombuffer(index, ROW)
+        self._index = numpy.frombuffer(index, INDEX_ROW)
         self._rows = {row.tobytes(): number for number, row in enumerate(self._index["sha256"])}
 
     @cached_property
@@ -105,47 +104,49 @@ class PixelFile:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For processes that are started afresh: they map the file themselves."""
+        """Processes that receive a copy map the file themselves."""
         return {key: value for key, value in self.__dict__.items() if key != "_map"}
 
     def row(self, sha256: str) -> int | None:
-        """Where the image with this encoded form is; None where it is not."""
+        """The row of the image with this encoded form; None if it is not in the file."""
         return self._rows.get(bytes.fromhex(sha256))
 
     @property
-    def keeps_pixels(self) -> bool:
-        return not (self._index["start"] == NOT_KEPT).any()
+    def has_pixels(self) -> bool:
+        return not (self._index["start"] == NO_PIXELS_OFFSET).any()
 
     @property
     def total(self) -> int:
-        """Bytes of all images as they are decoded, kept or not."""
+        """Bytes of all decoded images, whether their pixels are in the file or not."""
         return 3 * int((self._index["height"].astype(numpy.uint64) * self._index["width"]).sum())
 
     def nbytes(self, row: int) -> int:
-        """Of one decoded image."""
+        """Bytes of one decoded image."""
         return 3 * int(self._index["height"][row]) * int(self._index["width"][row])
 
     def pixels(self, row: int) -> numpy.ndarray | None:
-        """(height, width, 3) uint8, read-only; None, and the file is removed, where they are not
-        what was written.
+        """(height, width, 3) uint8, read-only. None if they are not in the file or are damaged; a
+        damaged file is removed.
         """
         start, height, width = (
             int(self._index[name][row]) for name in ("start", "height", "width")
         )
-        if start == NOT_KEPT:
+        if start == NO_PIXELS_OFFSET:
             return None
         try:
-            found = numpy.frombuffer(self._map, numpy.uint8, self.nbytes(row), start)
+            pixels = numpy.frombuffer(self._map, numpy.uint8, self.nbytes(row), start)
         except (OSError, ValueError):  # removed, or cut short
-            return self._damaged()
-        return (
-            found.reshape(height, width, 3)
-            if zlib.crc32(found.data) == self._index["crc"][row]
-            else self._damaged()
-        )
+            self._remove_damaged()
+            return None
+        if zlib.crc32(pixels.data) != self._index["crc"][row]:
+            self._remove_damaged()
+            return None
+        return pixels.reshape(height, width, 3)
 
-    def _damaged(self) -> None:
-        """Remove the file, for the next run to write it again; only the one who does so says it."""
+    def _remove_damaged(self) -> None:
+        """Remove the file, so that the next run writes it again. Only the process that removes it
+        logs a warning.
+        """
         with suppress(OSError):
             self.path.unlink()
             _log.warning(
@@ -155,7 +156,7 @@ class PixelFile:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedImage:
     """An image whose pixels are in the cache; `original` is what they were decoded from."""
 
     file: PixelFile
@@ -163,18 +164,19 @@ class Kept:
     original: Path | bytes
 
     def pixels(self, name: str) -> numpy.ndarray:
-        found = self.file.pixels(self.row)
-        return numpy.asarray(decode.decode(self.original, name)) if found is None else found
+        """(height, width, 3) uint8; `name` is what errors call the image."""
+        cached = self.file.pixels(self.row)
+        return numpy.asarray(decode.decode(self.original, name)) if cached is None else cached
 
 
-def original(image: decode.Picture | Kept) -> decode.Picture:
-    """The image as its source has it."""
-    return image.original if isinstance(image, Kept) else image
+def original_image(image: decode.StoredImage | CachedImage) -> decode.StoredImage:
+    """The image as its source has it, without the cache."""
+    return image.original if isinstance(image, CachedImage) else image
 
 
 class PixelCache:
-    """A folder of such files of which the least recently used go when they exceed `limit` bytes
-    together.
+    """A folder of such files. The least recently used are removed when all together exceed `limit`
+    bytes.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -183,33 +185,39 @@ class PixelCache:
         self._decoder = decoder()
 
     def path(self, sha256s: Iterable[str]) -> Path:
-        """The file for images with these encoded forms, in whatever order."""
+        """The file for images with these encoded forms, whatever their order."""
         text = "\n".join([self._decoder, *sorted(set(sha256s))])
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{SUFFIX}"
 
     def find(self, path: Path) -> PixelFile | None:
-        """The file, marked as used now; None where there is none that is whole and holds what the
-        limit allows.
+        """Open a file and mark it as used now. None if it is missing or damaged, or if it lacks
+        pixels that would fit now.
         """
         try:
-            found = PixelFile(path)
+            file = PixelFile(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, struct.error) as error:
             _log.warning("the image cache %s is damaged (%s) and is written again", path, error)
             return None
-        if not found.keeps_pixels and found.total <= min(self.limit, _free(self.folder) / 2):
+        if not file.has_pixels and file.total <= min(self.limit, _free_bytes(self.folder) / 2):
             return None
         with suppress(OSError):
             os.utime(path)
-        return found
+        return file
 
     def writer(self, path: Path, expected: int) -> PixelWriter:
-        """For a new file whose pixels will take about `expected` bytes."""
+        """A writer for a new file.
+
+        Args:
+            path: of the file.
+            expected: about how many bytes its pixels will take; where that is too much, the file
+                will be an index alone.
+        """
         reason = None
         if expected > self.limit:
             reason = f"more than stream.cache_gb={self.limit / 1e9:g}"
-        elif expected > _free(self.folder) / 2:
+        elif expected > _free_bytes(self.folder) / 2:
             reason = f"more than half of what is free in {self.folder}"
         if reason is not None:
             _log.warning(
@@ -217,40 +225,39 @@ class PixelCache:
                 expected / 1e9,
                 reason,
             )
-        return PixelWriter(self, path, keep=reason is None)
+        return PixelWriter(self, path, with_pixels=reason is None)
 
     def make_room(self, size: int) -> None:
-        """Remove what was used least recently until `size` more bytes fit, and what a killed
-        process left.
+        """Remove the least recently used files until `size` more bytes fit, and unfinished files of
+        killed processes.
         """
-        found = []
+        files = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             with suppress(OSError):  # removed by another process meanwhile
-                found.append((path.stat().st_mtime, path.stat().st_size, path))
-        total = size + sum(item[1] for item in found)
-        for _, taken, path in sorted(found):
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = size + sum(file_size for _, file_size, _ in files)
+        for _, file_size, path in sorted(files):
             if total <= self.limit:
                 break
             with suppress(OSError):
                 path.unlink()
-                total -= taken
+                total -= file_size
         for path in self.folder.glob(f".*{SUFFIX}.*.tmp"):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > LEFT_OVER:
+                if time.time() - path.stat().st_mtime > STALE_FILE_SECONDS:
                     path.unlink()
 
 
 class PixelWriter:
-    """Writes a file of the cache.
-
-    Whatever goes wrong on disk ends the writing, is said once, and nothing else.
+    """Writes a file of the cache. An error of the disk ends the writing with one warning; training
+    goes on without a cache.
     """
 
-    def __init__(self, cache: PixelCache, path: Path, *, keep: bool) -> None:
+    def __init__(self, cache: PixelCache, path: Path, *, with_pixels: bool) -> None:
         self._cache = cache
         self._path = path
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        self._keep = keep
+        self._with_pixels = with_pixels
         self._rows: dict[bytes, tuple[int, int, int, int]] = {}
         self._end = HEAD.size
         self._file: IO[bytes] | None = None
@@ -259,43 +266,51 @@ class PixelWriter:
             self._file = self._temporary.open("wb")
             self._file.write(bytes(HEAD.size))
         except OSError as error:
-            self._give_up(error)
+            self._stop_with_warning(error)
 
     def add(self, sha256: str, pixels: numpy.ndarray) -> None:
-        """One image, (height, width, 3) uint8, by the SHA-256 of its encoded form."""
+        """Write one image.
+
+        Args:
+            sha256: of its encoded form, hexadecimal.
+            pixels: (height, width, 3) uint8.
+        """
         key = bytes.fromhex(sha256)
         if self._file is None or key in self._rows:
             return
-        start, crc = NOT_KEPT, 0
+        start, crc = NO_PIXELS_OFFSET, 0
         try:
-            # more than was expected
-            if self._keep and self._end + pixels.nbytes > self._cache.limit:
-                self._forget()
-            if self._keep:
+            # the images are larger than was expected
+            if self._with_pixels and self._end + pixels.nbytes > self._cache.limit:
+                self._drop_pixels()
+            if self._with_pixels:
                 pixels = numpy.ascontiguousarray(pixels)
                 start, crc = self._end, zlib.crc32(pixels.data)
                 self._file.write(pixels.data.cast("B"))
                 self._end += pixels.nbytes
         except OSError as error:
-            self._give_up(error)
+            self._stop_with_warning(error)
             return
         self._rows[key] = (start, pixels.shape[0], pixels.shape[1], crc)
 
-    def _forget(self) -> None:
-        """Go on with an index alone."""
+    def _drop_pixels(self) -> None:
+        """Make the file an index alone."""
         assert self._file is not None
-        self._keep, self._end = False, HEAD.size
+        self._with_pixels, self._end = False, HEAD.size
         self._file.seek(HEAD.size)
         self._file.truncate()
         self._rows = {
-            key: (NOT_KEPT, height, width, 0) for key, (_, height, width, _) in self._rows.items()
+            key: (NO_PIXELS_OFFSET, height, width, 0)
+            for key, (_, height, width, _) in self._rows.items()
         }
 
     def finish(self) -> PixelFile | None:
-        """Put the file in its place and open it; None where it could not be written."""
+        """Complete the file, rename it to its final name and open it; None if it could not be
+        written.
+        """
         if self._file is None:
             return None
-        index = numpy.array([(key, *row) for key, row in self._rows.items()], ROW).tobytes()
+        index = numpy.array([(key, *row) for key, row in self._rows.items()], INDEX_ROW).tobytes()
         try:
             self._file.write(index)
             self._file.seek(0)
@@ -308,12 +323,12 @@ class PixelWriter:
             self._cache.make_room(self._end + len(index))
             self._temporary.replace(self._path)
         except OSError as error:
-            self._give_up(error)
+            self._stop_with_warning(error)
             return None
         return self._cache.find(self._path)
 
     def abandon(self) -> None:
-        """Leave nothing behind."""
+        """Stop writing and remove the unfinished file."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
@@ -321,7 +336,7 @@ class PixelWriter:
         with suppress(OSError):
             self._temporary.unlink(missing_ok=True)
 
-    def _give_up(self, error: OSError) -> None:
+    def _stop_with_warning(self, error: OSError) -> None:
         self.abandon()
         _log.warning(
             "the image cache %s cannot be written (%s); training goes on without it. "

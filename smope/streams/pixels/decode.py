@@ -1,4 +1,4 @@
-"""Image files to RGB pictures."""
+"""Image files to RGB pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from smope.errors import UserError
 
-# Raise it with every change that gives some file other pixels: cached images are dropped then.
+# Raise it with every change that decodes some file to other pixels: that drops cached images.
 DECODER_VERSION = 1
 SUFFIXES = (
     ".bmp",
@@ -26,13 +26,19 @@ SUFFIXES = (
     ".webp",
 )
 
-Picture = Path | bytes | numpy.ndarray
+StoredImage = Path | bytes | numpy.ndarray
 """An image file, the bytes of one, or RGB pixels (height, width, 3) uint8."""
 
 
-def encoded(image: Picture, name: str) -> bytes | numpy.ndarray:
-    """The bytes of an image file, or pixels as they are; UserError naming `name` where it cannot
-    be read.
+def read_encoded(image: StoredImage, name: str) -> bytes | numpy.ndarray:
+    """Read an image file without decoding it.
+
+    Args:
+        image: a file; bytes and pixels are returned as they are.
+        name: what errors call the image.
+
+    Raises:
+        UserError: the file cannot be read.
     """
     if not isinstance(image, Path):
         return image
@@ -42,8 +48,8 @@ def encoded(image: Picture, name: str) -> bytes | numpy.ndarray:
         raise _unreadable(name, error) from error
 
 
-def size(image: Picture) -> tuple[int, int] | None:
-    """Height and width, as the header of an image file has them, perhaps swapped; None where it
+def read_size(image: StoredImage) -> tuple[int, int] | None:
+    """Height and width from the header of an image file, before any EXIF rotation; None where it
     cannot be read.
     """
     if isinstance(image, numpy.ndarray):
@@ -51,26 +57,30 @@ def size(image: Picture) -> tuple[int, int] | None:
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return opened.height, opened.width
-    except Exception:  # as in decode, which names the image
+    except Exception:  # of any class; decode names the image
         return None
 
 
 def decode(image: bytes | str | Path | Image.Image, name: str | None = None) -> Image.Image:
-    """An encoded image, its bytes or its path, or one that Pillow has opened, as an RGB picture.
+    """Decode an image to RGB.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit gray values are scaled
-    to 8 bits, all other modes (gray, palette, CMYK, ...) are converted by Pillow; of an animation
-    the first frame counts. UserError naming `name` (by default the path) where there is no readable
-    image.
+    The EXIF orientation is applied, transparency is laid over white, and 16-bit gray values are
+    scaled to 8 bits. All other modes (gray, palette, CMYK, ...) are converted by Pillow. Of an
+    animation the first frame counts.
+
+    Args:
+        image: bytes or path of an image file, or an image that Pillow has opened.
+        name: what errors call it; None for its path.
+
+    Raises:
+        UserError: this is no image that can be read.
     """
     try:
         if isinstance(image, Image.Image):
             return _to_rgb(ImageOps.exif_transpose(image))
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return _to_rgb(ImageOps.exif_transpose(opened))
-    except (
-        Exception
-    ) as error:  # Pillow's plugins meet damaged files with nearly every class of exception
+    except Exception as error:  # Pillow's plugins raise nearly every class for damaged files
         raise _unreadable(name or str(image)[:200], error) from error
 
 

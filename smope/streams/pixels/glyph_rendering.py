@@ -40,7 +40,12 @@ FACES = (
     "STIXGeneralBolIta",
 )
 
-STREAM_CHARACTERS = "ABDEFGHJKLMNPQRTYabdefghijkmnqrtyΓΔΘΞΠΣΦΨΩαβγδεζηθλμξπρστφχψωБДЖИЛЦЧШЩЪЫЭЮЯбÇÖŠÜ≠&@#%?!$€§¶+=<>{}√∞∫"
+STREAM_CHARACTERS = (
+    "ABDEFGHJKLMNPQRTYabdefghijkmnqrty"
+    "ΓΔΘΞΠΣΦΨΩαβγδεζηθλμξπρστφχψω"
+    "БДЖИЛЦЧШЩЪЫЭЮЯб"
+    "ÇÖŠÜ≠&@#%?!$€§¶+=<>{}√∞∫"
+)
 
 RENDER_SIZE = 64
 """Pixels of the em square at which bitmaps are drawn and compared."""
@@ -51,9 +56,9 @@ _SMALLEST_INK = 16
 _SHAPE_SIDE = 24
 _LOOK_ALIKE = 0.9  # correlation of two shapes
 _UNUSED_NAMES = re.compile(
-    r"[0-9]|\b(ZERO|ONE|TWO|THREE|FOUR|FIVE|SIX|SEVEN|EIGHT|NINE|TEN|DIGIT|NUMBER|NUMERAL|HUNDRED|THOUSAND)\b"
-    r"|^(BRAILLE|BOX DRAWINGS|HEXAGRAM|TETRAGRAM|DIGRAM|DOMINO|PLAYING CARD|DIE "
-    r"FACE|.*\bBLOCK\b|.*\bSHADE\b)"
+    r"[0-9]|\b(ZERO|ONE|TWO|THREE|FOUR|FIVE|SIX|SEVEN|EIGHT|NINE|TEN|DIGIT|NUMBER|NUMERAL|HUNDRED"
+    r"|THOUSAND)\b|^(BRAILLE|BOX DRAWINGS|HEXAGRAM|TETRAGRAM|DIGRAM|DOMINO|PLAYING CARD|DIE FACE"
+    r"|.*\bBLOCK\b|.*\bSHADE\b)"
 )
 
 
@@ -101,7 +106,7 @@ def bitmap_key(image: np.ndarray) -> bytes:
 
 
 def shows_digit(character: str) -> bool:
-    """Whether Unicode says that a character is, contains or means a number: 7, ², ½, Ⅳ, ⑨, ٣, ㏠."""
+    """True if Unicode says that a character is, contains or means a number: 7, ², ½, Ⅳ, ⑨, ٣."""
     return unicodedata.numeric(character, None) is not None or any(
         part.isdigit() or unicodedata.numeric(part, None) is not None
         for part in unicodedata.normalize("NFKD", character)
@@ -109,7 +114,7 @@ def shows_digit(character: str) -> bool:
 
 
 def is_candidate(character: str) -> bool:
-    """Whether a character may be used for pretraining, as far as its code point says.
+    """True if a character may be used for pretraining, as far as its code point says.
 
     Letters and symbols may. Numbers may not, nor may what spells one in its name (a recycling sign,
     a playing card), nor what Unicode derives from other characters (Å, Ⓐ, ᴬ, ﬁ show another class's
@@ -163,7 +168,7 @@ def reserved_shapes(face: str) -> np.ndarray:
 
 
 def looks_reserved(face: str, character: str) -> bool:
-    """Whether a face draws a character much like a digit or stream character, whatever its size (ᴀ
+    """True if a face draws a character much like a digit or stream character, whatever its size (ᴀ
     and A, ƚ and 1).
     """
     return float((reserved_shapes(face) @ shape(bitmap(face, character))).max()) > _LOOK_ALIKE

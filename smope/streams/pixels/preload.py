@@ -1,9 +1,9 @@
-"""Reading what a source found: every image is decoded once before anything is trained, or is known
-from an earlier run.
+"""Decoding every image of a source once before training, unless the cache has it from an earlier
+run.
 
-So a broken file is named at the start and not in the third hour. A data set that is small enough
-stays in memory as pixels; those of a larger one are mapped from the cache (cache.py) where they fit
-into it, else decoded when they are used.
+That way a broken file is named at the start and not after hours of training. The pixels of a small
+data set stay in memory. Those of a larger one are mapped from the cache (cache.py) where they fit
+into it, and are otherwise decoded again whenever they are used.
 """
 
 from __future__ import annotations
@@ -19,24 +19,31 @@ import numpy
 from tqdm import tqdm
 
 from smope.errors import UserError
-from smope.streams.pixels.cache import Kept, PixelCache, PixelFile, PixelWriter, original
-from smope.streams.pixels.decode import decode, encoded, size
+from smope.streams.pixels.cache import (
+    CachedImage,
+    PixelCache,
+    PixelFile,
+    PixelWriter,
+    original_image,
+)
+from smope.streams.pixels.decode import StoredImage, decode, read_encoded, read_size
 from smope.streams.source import ImageSet, Source
 
 # decoded bytes of a whole source, training and test images, that stay in memory
-KEPT_BYTES = 256 * 2**20
+MEMORY_LIMIT_BYTES = 256 * 2**20
 SPLITS = ("train", "test")
-MEASURED = 200  # images whose size tells that of all
+SAMPLED_IMAGES = 200  # images whose sizes are read to estimate the size of all
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Contents:
+class PreloadedSource:
     """A source whose images can all be decoded.
 
-    content_hash: SHA-256 (hex) of all images with their classes (and given tasks), whatever their
-    order, names and place on disk. skipped: names of the broken images that were left out.
+    content_hash: SHA-256 (hex) of all images with their classes, and with their tasks where the
+        source numbers them; it does not depend on their order, names and folders.
+    skipped: names of broken images that were left out.
     """
 
     source: Source
@@ -45,8 +52,8 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """An image that was looked at: the SHA-256 of its encoded form, and its pixels or its row in
+class _ReadImage:
+    """An image that could be read: the SHA-256 of its encoded form, and its pixels or its row in
     the cache.
     """
 
@@ -55,176 +62,206 @@ class _Seen:
     row: int | None = None
 
 
-def read(
+def preload_images(
     source: Source,
     broken_images: Literal["error", "skip"] = "error",
     cache: PixelCache | None = None,
-) -> Contents:
-    """Look at every image of `source` once, keep the pixels where they fit into 256 MB, and hash
-    the contents.
+) -> PreloadedSource:
+    """Read every image of `source` once and hash the contents.
 
-    Without a `cache`, or where it does not know these images yet, each is decoded. UserError naming
-    the image that cannot be, unless `broken_images` is "skip".
+    Args:
+        source: images that are not decoded yet.
+        broken_images: "error" refuses images that cannot be read, "skip" leaves them out.
+        cache: images that it has are not decoded, those that it lacks are added to it.
+
+    Returns:
+        The source with pixels in memory (up to 256 MB in all), or in the cache where they fit.
+
+    Raises:
+        UserError: names an image that cannot be read, unless `broken_images` is "skip".
     """
-    hashes = _hashes(source) if cache is not None and _has_files(source) else None
-    path = (
-        cache.path(sha for split in hashes.values() for sha in split if sha)
-        if cache and hashes
-        else None
-    )
-    known = cache.find(path) if cache and path else None
-    writer = (
-        cache.writer(path, _expected_bytes(source)) if cache and path and known is None else None
-    )
-    if known is not None and not known.keeps_pixels and known.total <= KEPT_BYTES:
-        known = None  # they belong in memory
+    hashes = _hash_encoded(source) if cache is not None and _has_encoded_images(source) else None
+    cached_file, writer = _open_cache(source, cache, hashes)
     try:
-        found, skipped = _look(source, broken_images, hashes, known, writer)
-        file = known or (writer.finish() if writer else None)
+        images, skipped = _read_all(source, broken_images, hashes, cached_file, writer)
+        file = cached_file or (writer.finish() if writer else None)
     finally:
         if writer is not None:
             writer.abandon()
     lines = [
-        content_line(source, split, index, seen.sha256)
+        content_line(source, split, index, image.sha256)
         for split in SPLITS
-        for index, seen in found[split].items()
+        for index, image in images[split].items()
     ]
     content_hash = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-    splits = {split: _readable(getattr(source, split), found[split], file) for split in SPLITS}
-    return Contents(replace(source, **splits), content_hash, tuple(skipped))
+    splits = {split: _with_pixels(getattr(source, split), images[split], file) for split in SPLITS}
+    return PreloadedSource(replace(source, **splits), content_hash, tuple(skipped))
 
 
-def _look(
+def _open_cache(
+    source: Source, cache: PixelCache | None, hashes: dict[str, list[str]] | None
+) -> tuple[PixelFile | None, PixelWriter | None]:
+    """The cache's file for these images, or a writer that makes it; neither without a cache."""
+    if cache is None or hashes is None:
+        return None, None
+    path = cache.path(sha256 for split in hashes.values() for sha256 in split if sha256)
+    file = cache.find(path)
+    if file is None:
+        return None, cache.writer(path, _expected_bytes(source))
+    if not file.has_pixels and file.total <= MEMORY_LIMIT_BYTES:
+        return None, None  # an index alone, and the pixels belong in memory: decode them
+    return file, None
+
+
+def _read_all(
     source: Source,
     broken_images: Literal["error", "skip"],
     hashes: dict[str, list[str]] | None,
-    known: PixelFile | None,
+    cached_file: PixelFile | None,
     writer: PixelWriter | None,
-) -> tuple[dict[str, dict[int, _Seen]], list[str]]:
-    """What can be read of each split by index, pixels of all or none, and the names of what is
-    left out.
+) -> tuple[dict[str, dict[int, _ReadImage]], list[str]]:
+    """The readable images of each split by index, with the pixels of all or of none; and the names
+    of those that are left out.
     """
     total = len(source.train) + len(source.test)
-    found: dict[str, dict[int, _Seen]] = {split: {} for split in SPLITS}
-    skipped, free = [], KEPT_BYTES
-    # delay: small data sets are read before a bar would have been worth drawing; None: no bar
-    # without a terminal
+    images: dict[str, dict[int, _ReadImage]] = {split: {} for split in SPLITS}
+    skipped: list[str] = []
+    free_bytes = MEMORY_LIMIT_BYTES
+    # delay: no bar for small data sets; disable=None: no bar without a terminal
     with tqdm(total=total, desc="reading images", delay=2, leave=False, disable=None) as bar:
         for split in SPLITS:
-            images: ImageSet = getattr(source, split)
-            for index, seen in enumerate(
-                _each(images, _reader(images, hashes[split] if hashes else None, known))
-            ):
+            image_set: ImageSet = getattr(source, split)
+            reader = _reader(image_set, hashes[split] if hashes else None, cached_file)
+            for index, image in enumerate(map_in_threads(image_set, reader)):
                 bar.update()
-                if isinstance(seen, UserError):
+                if isinstance(image, UserError):
                     if broken_images == "error":
                         raise UserError(
-                            f"stream {source.name}: {seen}, or set stream.broken_images=skip"
-                        ) from seen
-                    skipped.append(images.name(index))
+                            f"stream {source.name}: {image}, or set stream.broken_images=skip"
+                        ) from image
+                    skipped.append(image_set.name(index))
                     continue
-                if writer is not None and seen.pixels is not None:
-                    writer.add(seen.sha256, seen.pixels)
-                free -= seen.pixels.nbytes if seen.pixels is not None else 0
-                found[split][index] = seen if free >= 0 else replace(seen, pixels=None)
-    if free < 0:
-        found = {
-            split: {i: replace(seen, pixels=None) for i, seen in found[split].items()}
-            for split in SPLITS
-        }
-    return found, skipped
+                if image.pixels is not None:
+                    free_bytes -= image.pixels.nbytes
+                    if writer is not None:
+                        writer.add(image.sha256, image.pixels)
+                images[split][index] = image if free_bytes >= 0 else replace(image, pixels=None)
+    if free_bytes < 0:
+        for split in SPLITS:
+            images[split] = {i: replace(image, pixels=None) for i, image in images[split].items()}
+    return images, skipped
 
 
 def _reader(
-    images: ImageSet, hashes: Sequence[str] | None, known: PixelFile | None
-) -> Callable[[int], _Seen | UserError]:
-    """What looks at one image: by the cache where that knows it, else by decoding."""
-    in_memory = known is not None and known.keeps_pixels and known.total <= KEPT_BYTES
+    images: ImageSet, hashes: Sequence[str] | None, cached_file: PixelFile | None
+) -> Callable[[int], _ReadImage | UserError]:
+    """A function that reads one image: from the cache where that has it, else by decoding."""
+    in_memory = (
+        cached_file is not None
+        and cached_file.has_pixels
+        and cached_file.total <= MEMORY_LIMIT_BYTES
+    )
 
-    def one(index: int) -> _Seen | UserError:
-        row = known.row(hashes[index]) if known and hashes and hashes[index] else None
-        if known is not None and hashes is not None and row is not None:
-            pixels = known.pixels(row) if in_memory else None
-            if pixels is not None or not in_memory:
-                return _Seen(hashes[index], pixels, row)
+    def read_cached(index: int) -> _ReadImage | None:
+        if cached_file is None or not hashes or not hashes[index]:
+            return None
+        row = cached_file.row(hashes[index])
+        if row is None:
+            return None
+        pixels = cached_file.pixels(row) if in_memory else None
+        if in_memory and pixels is None:
+            return None  # the file was damaged
+        return _ReadImage(hashes[index], pixels, row)
+
+    def read_image(index: int) -> _ReadImage | UserError:
+        cached = read_cached(index)
+        if cached is not None:
+            return cached
         name = images.name(index)
         try:
-            content = encoded(original(images.images[index]), name)
+            content = read_encoded(original_image(images.images[index]), name)
             pixels = numpy.asarray(decode(content, name)) if isinstance(content, bytes) else content
         except UserError as error:
             return error
-        return _Seen(_sha256(content), pixels)
+        return _ReadImage(_sha256(content), pixels)
 
-    return one
+    return read_image
 
 
-def _each(images: ImageSet, function: Callable[[int], Result]) -> Iterator[Result]:
-    """function(index) of each image in order, several at a time: Pillow and hashlib work outside
+def map_in_threads(images: ImageSet, function: Callable[[int], Result]) -> Iterator[Result]:
+    """function(index) of each image in order, in several threads: Pillow and hashlib release
     Python's lock.
     """
     workers = min(8, os.cpu_count() or 1)
-    # a bounded number at a time: pixels that nobody has asked for yet would pile up
+    # a bounded number at a time, or pixels that are not consumed yet would pile up
     chunk = 2 * workers
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(images), chunk):
             yield from pool.map(function, range(start, min(start + chunk, len(images))))
 
 
-def _hashes(source: Source) -> dict[str, list[str]]:
-    """SHA-256 of the encoded form of each image, "" where it cannot be read at all."""
+def _hash_encoded(source: Source) -> dict[str, list[str]]:
+    """SHA-256 of the encoded form of each image by split, "" where it cannot be read at all."""
 
-    def of(images: ImageSet) -> Callable[[int], str]:
-        def one(index: int) -> str:
+    def hashes_of(images: ImageSet) -> list[str]:
+        def hash_one(index: int) -> str:
             try:
-                return _sha256(encoded(original(images.images[index]), ""))
+                return _sha256(read_encoded(original_image(images.images[index]), ""))
             except UserError:
                 return ""
 
-        return one
+        return list(map_in_threads(images, hash_one))
 
-    return {
-        split: list(_each(getattr(source, split), of(getattr(source, split)))) for split in SPLITS
-    }
+    return {"train": hashes_of(source.train), "test": hashes_of(source.test)}
 
 
 def _sha256(content: bytes | numpy.ndarray) -> str:
     return hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).hexdigest()
 
 
-def _has_files(source: Source) -> bool:
-    """Whether there is anything to decode."""
-    return any(
-        not isinstance(image, numpy.ndarray)
-        for split in (source.train, source.test)
-        for image in split.images
-    )
+def _has_encoded_images(source: Source) -> bool:
+    """True where there is anything to decode."""
+    images = [*source.train.images, *source.test.images]
+    return not all(isinstance(image, numpy.ndarray) for image in images)
 
 
 def _expected_bytes(source: Source) -> int:
-    """About how much the decoded images take: from the sizes of some, which their headers say."""
-    every = [original(image) for split in (source.train, source.test) for image in split.images]
-    measured = [size(image) for image in every[:: max(1, len(every) // MEASURED)]]
-    known = [3 * height * width for height, width in filter(None, measured)]
-    return round(len(every) * sum(known) / len(known)) if known else 0
+    """An estimate of the size of all decoded images, from the headers of some."""
+    images = [original_image(image) for image in [*source.train.images, *source.test.images]]
+    sizes = [read_size(image) for image in images[:: max(1, len(images) // SAMPLED_IMAGES)]]
+    byte_counts = [3 * height * width for height, width in filter(None, sizes)]
+    return round(len(images) * sum(byte_counts) / len(byte_counts)) if byte_counts else 0
 
 
 def content_line(source: Source, split: str, index: int, sha256: str) -> str:
+    """What the content hash takes of one image.
+
+    Args:
+        source: that the image is of.
+        split: "train" or "test".
+        index: in the split.
+        sha256: of the encoded image.
+    """
     images: ImageSet = getattr(source, split)
     task = f"\0{images.tasks[index]}" if images.tasks else ""
     return f"{split}\0{source.class_names[images.targets[index]]}{task}\0{sha256}\n"
 
 
-def _readable(images: ImageSet, found: dict[int, _Seen], file: PixelFile | None) -> ImageSet:
-    """The images that can be decoded, as pixels where those are in memory or in the cache."""
-    chosen = images if len(found) == len(images) else images.choose(list(found))
-    pixels = [seen.pixels for seen in found.values()]
+def _with_pixels(
+    images: ImageSet, read_images: dict[int, _ReadImage], file: PixelFile | None
+) -> ImageSet:
+    """The images that could be read, as pixels where those are in memory or in the cache."""
+    chosen = images if len(read_images) == len(images) else images.choose(list(read_images))
+    pixels = [image.pixels for image in read_images.values()]
     if all(image is not None for image in pixels):
         return replace(chosen, images=pixels, names=None)
-    if file is None or not file.keeps_pixels:
+    if file is None or not file.has_pixels:
         return chosen
-    rows = [file.row(seen.sha256) for seen in found.values()]
-    pictures = [
-        image if row is None or isinstance(image, numpy.ndarray | Kept) else Kept(file, row, image)
-        for image, row in zip(chosen.images, rows, strict=True)
-    ]
-    return replace(chosen, images=pictures)
+    with_cache: list[StoredImage | CachedImage] = []
+    for image, read_image in zip(chosen.images, read_images.values(), strict=True):
+        row = file.row(read_image.sha256)
+        is_encoded = not isinstance(image, numpy.ndarray | CachedImage)
+        with_cache.append(
+            CachedImage(file, row, image) if is_encoded and row is not None else image
+        )
+    return replace(chosen, images=with_cache)

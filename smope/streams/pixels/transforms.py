@@ -1,16 +1,17 @@
 """From RGB pixels to the tensor a backbone reads: float32 (3, S, S) in [0, 1].
 
-A transform chooses a `Window`, the part of a picture that the result shows; that is cheap and done
-image by image, with random numbers of the image's own. `resample` then makes the pixels where they
-are needed, always with torchvision's antialiased bilinear filter (a triangle, widened where
-pictures shrink): on a CPU by PyTorch's kernel for bytes, on accelerators a padded batch at once, as
-two products with weight matrices, one for rows and one for columns. The products do not round to
-whole bytes on the way; all ways, and Pillow's, agree to 2/255. A part that already has the wanted
-size comes out unchanged.
+A transform chooses a `Window`, the part of a picture that the result shows. That is cheap and is
+done image by image, with random numbers that belong to the image. `resample` then computes the
+pixels on the device that needs them, always with torchvision's antialiased bilinear filter (a
+triangle, widened where pictures shrink). On a CPU it calls PyTorch's kernel for bytes. On an
+accelerator it resamples a padded batch at once, by two products with weight matrices, one for rows
+and one for columns. The products do not round to whole bytes in between; both ways agree with each
+other and with Pillow to 2/255. A part that already has the wanted size is not changed.
 
-No mean and no standard deviation: pixel statistics belong to the backbone.
+Mean and standard deviation are not applied here: pixel statistics belong to the backbone.
 
-Letters: B batch, S side of the result, h and w height and width of the largest part in the batch.
+Letters: B batch, S side of the result, h and w height and width of the largest picture in the
+batch.
 """
 
 from __future__ import annotations
@@ -28,30 +29,35 @@ from torch import Tensor
 
 from smope.errors import UserError
 
-RATIOS = (3 / 4, 4 / 3)  # width over height of random crops, as torchvision draws them
-TRIES = 10
+CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # width over height, as torchvision draws random crops
+MAX_CROP_DRAWS = 10
 
 
 class Window(NamedTuple):
-    """Rows `top`..`top + height` and columns `left`..`left + width` of a picture, resized to `tall`
-    by `wide` pixels, of which the result shows the S by S pixels from (`down`, `across`) on; flip:
-    mirrored left to right.
+    """Which part of a picture is shown, and how.
+
+    Rows `top` to `top + height` and columns `left` to `left + width` are cut out and resized to
+    (`resized_height`, `resized_width`). The result is the S by S pixels of that which start at row
+    `offset_top` and column `offset_left`, mirrored left to right where `flip` is set.
     """
 
     top: int
     left: int
     height: int
     width: int
-    tall: int
-    wide: int
-    down: int = 0
-    across: int = 0
+    resized_height: int
+    resized_width: int
+    offset_top: int = 0
+    offset_left: int = 0
     flip: bool = False
 
 
 class Batch(NamedTuple):
-    """Parts of pictures before resampling: pixels (B, h, w, 3) uint8, zero beyond each part's own
-    size; windows (B, 9) int64, the fields of `Window`; labels (B,).
+    """Cut-out pictures before resampling.
+
+    pixels:  (B, h, w, 3) uint8, zero beyond each picture's own size.
+    windows: (B, 9) int64, the fields of `Window`.
+    labels:  (B,).
     """
 
     pixels: Tensor
@@ -60,53 +66,62 @@ class Batch(NamedTuple):
 
 
 class Transform(Protocol):
-    """Chooses what is shown of a picture of `height` by `width` pixels; `draw` gives the random
-    numbers.
+    """Chooses what is shown of a picture.
+
+    `is_random` is False where `window` draws no random number.
     """
 
     @property
     def image_size(self) -> int: ...
 
-    def window(self, height: int, width: int, draw: random.Random) -> Window: ...
+    @property
+    def is_random(self) -> bool: ...
+
+    def window(self, height: int, width: int, generator: random.Random) -> Window: ...
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The shorter side resized to round(S / eval_crop), then the central S by S pixels; nothing is
-    drawn.
+    """Resizes the shorter side to round(S / eval_crop) and shows the central S by S pixels.
 
-    eval_crop 0.875 is the usual 256 -> 224, 1.0 a plain resize as for CIFAR.
+    An `eval_crop` of 0.875 is the usual 256 -> 224; 1.0 is a plain resize, as for CIFAR.
     """
 
     image_size: int
     eval_crop: float
 
+    @property
+    def is_random(self) -> bool:
+        return False
+
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise UserError(
                 f"image_size must be at least 1 pixel, got {self.image_size}; use the backbone's "
-                f"own size"
+                "own size"
             )
         if not 0 < self.eval_crop <= 1:
             raise UserError(
-                f"stream.eval_crop must be above 0 and at most 1, got {self.eval_crop}; "
-                "use 0.875 for photographs, 1.0 for no crop"
+                f"stream.eval_crop must be above 0 and at most 1, got {self.eval_crop}; use 0.875 "
+                "for photographs, 1.0 for no crop"
             )
 
-    def window(self, height: int, width: int, draw: random.Random) -> Window:
-        short = round(self.image_size / self.eval_crop)
-        tall, wide = (int(short * side / min(height, width)) for side in (height, width))
-        down, across = (round((side - self.image_size) / 2) for side in (tall, wide))
-        return Window(0, 0, height, width, tall, wide, down, across)
+    def window(self, height: int, width: int, generator: random.Random) -> Window:
+        shorter_side = round(self.image_size / self.eval_crop)
+        resized_height = int(shorter_side * height / min(height, width))
+        resized_width = int(shorter_side * width / min(height, width))
+        offset_top = round((resized_height - self.image_size) / 2)
+        offset_left = round((resized_width - self.image_size) / 2)
+        return Window(0, 0, height, width, resized_height, resized_width, offset_top, offset_left)
 
 
 @dataclass(frozen=True)
 class Training:
-    """A random crop of `crop_scale` = [least, most] of the area resized to S, then a coin flip if
-    `flip`.
+    """A random crop of [least, most] = `crop_scale` of the area, resized to S by S pixels and
+    mirrored with probability 1/2 if `flip` is set.
 
-    Crops are drawn as torchvision's RandomResizedCrop draws them. Without `crop_scale` the geometry
-    is the evaluation's, so pictures that are not square keep their proportions.
+    Crops are drawn as torchvision's RandomResizedCrop draws them. Without `crop_scale` the window
+    is that of `Evaluation`, so pictures that are not square keep their proportions.
     """
 
     image_size: int
@@ -114,70 +129,89 @@ class Training:
     flip: bool
     eval_crop: float
 
+    @property
+    def is_random(self) -> bool:
+        return self.flip or self.crop_scale is not None
+
     def __post_init__(self) -> None:
         Evaluation(self.image_size, self.eval_crop)
         scale = self.crop_scale
         if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
             raise UserError(
-                "stream.crop_scale must be [least, most] with 0 < least <= most <= 1, "
-                f"got {list(scale)}; use [0.08,1.0], or null for no random crop"
+                "stream.crop_scale must be [least, most] with 0 < least <= most <= 1, got "
+                f"{list(scale)}; use [0.08,1.0], or null for no random crop"
             )
 
-    def window(self, height: int, width: int, draw: random.Random) -> Window:
+    def window(self, height: int, width: int, generator: random.Random) -> Window:
         if self.crop_scale is None:
-            window = Evaluation(self.image_size, self.eval_crop).window(height, width, draw)
+            window = Evaluation(self.image_size, self.eval_crop).window(height, width, generator)
         else:
-            top, left, tall, wide = self._crop(height, width, draw)
-            window = Window(top, left, tall, wide, self.image_size, self.image_size)
-        return window._replace(flip=self.flip and draw.random() < 0.5)
+            crop = self._crop(height, width, generator)
+            window = Window(*crop, self.image_size, self.image_size)
+        return window._replace(flip=self.flip and generator.random() < 0.5)
 
-    def _crop(self, height: int, width: int, draw: random.Random) -> tuple[int, int, int, int]:
-        """Top, left, height and width; the central part of nearest proportions where no draw fits."""
+    def _crop(self, height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a random crop; the largest central crop with allowed
+        proportions if no draw fits.
+        """
         assert self.crop_scale is not None
-        for _ in range(TRIES):
-            area = height * width * draw.uniform(self.crop_scale[0], self.crop_scale[1])
-            ratio = math.exp(draw.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
-            part_width, part_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < part_width <= width and 0 < part_height <= height:
-                top, left = (
-                    draw.randint(0, height - part_height),
-                    draw.randint(0, width - part_width),
-                )
-                return top, left, part_height, part_width
-        part_width = min(width, round(height * RATIOS[1]))
-        part_height = min(height, round(width / RATIOS[0]))
-        return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
+        for _ in range(MAX_CROP_DRAWS):
+            area = height * width * generator.uniform(self.crop_scale[0], self.crop_scale[1])
+            ratio = math.exp(generator.uniform(*map(math.log, CROP_ASPECT_RATIOS)))
+            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = generator.randint(0, height - crop_height)
+                left = generator.randint(0, width - crop_width)
+                return top, left, crop_height, crop_width
+        crop_width = min(width, round(height * CROP_ASPECT_RATIOS[1]))
+        crop_height = min(height, round(width / CROP_ASPECT_RATIOS[0]))
+        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def part(
-    pixels: numpy.ndarray, transform: Transform, draw: random.Random
+def cut(
+    pixels: numpy.ndarray, transform: Transform, generator: random.Random
 ) -> tuple[numpy.ndarray, Window]:
-    """What `transform` shows of a picture (height, width, 3), not resampled yet, and how it is to
-    be.
+    """Cut out what `transform` shows of a picture.
+
+    Args:
+        pixels: (height, width, 3) uint8.
+        transform: chooses the window.
+        generator: where random numbers come from.
+
+    Returns:
+        The pixels of the window, not resampled yet, and the window.
     """
-    window = transform.window(pixels.shape[0], pixels.shape[1], draw)
-    rows, columns = (
-        slice(window.top, window.top + window.height),
-        slice(window.left, window.left + window.width),
-    )
+    window = transform.window(pixels.shape[0], pixels.shape[1], generator)
+    rows = slice(window.top, window.top + window.height)
+    columns = slice(window.left, window.left + window.width)
     return pixels[rows, columns], window
 
 
-def collate(parts: Sequence[tuple[numpy.ndarray, Window, int]]) -> Batch:
-    """Parts (height, width, 3) uint8 with their windows and labels as one batch."""
-    if len({part.shape for part, _, _ in parts}) == 1:
-        pixels = numpy.stack([part for part, _, _ in parts])
+def collate(items: Sequence[tuple[numpy.ndarray, Window, int]]) -> Batch:
+    """Cut-out pictures (height, width, 3) uint8 with their windows and labels as one batch."""
+    pictures = [picture for picture, _, _ in items]
+    if len({picture.shape for picture in pictures}) == 1:
+        pixels = numpy.stack(pictures)
     else:
-        largest = numpy.array([part.shape[:2] for part, _, _ in parts]).max(axis=0)
-        pixels = numpy.zeros((len(parts), *largest, 3), numpy.uint8)
-        for row, (part, _, _) in zip(pixels, parts, strict=True):
-            row[: part.shape[0], : part.shape[1]] = part
-    windows = torch.tensor([window for _, window, _ in parts])
-    return Batch(torch.from_numpy(pixels), windows, torch.tensor([label for _, _, label in parts]))
+        largest = numpy.array([picture.shape[:2] for picture in pictures]).max(axis=0)
+        pixels = numpy.zeros((len(items), *largest, 3), numpy.uint8)
+        for row, picture in zip(pixels, pictures, strict=True):
+            row[: picture.shape[0], : picture.shape[1]] = picture
+    windows = torch.tensor([window for _, window, _ in items])
+    return Batch(torch.from_numpy(pixels), windows, torch.tensor([label for _, _, label in items]))
 
 
 def resample(batch: Batch, image_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The pictures of a batch, (B, 3, S, S) of `dtype` in [0, 1], on the device of its pixels."""
+    """Make the pictures that a backbone reads, on the device of the batch's pixels.
+
+    Args:
+        batch: cut-out pictures and their windows.
+        image_size: S.
+        dtype: of the result.
+
+    Returns:
+        (B, 3, S, S) in [0, 1].
+    """
     if batch.pixels.device.type != "cpu":
         return _resample_padded(batch.pixels, batch.windows, image_size, dtype)
     windows = [Window(*fields) for fields in batch.windows.tolist()]
@@ -189,25 +223,29 @@ def resample(batch: Batch, image_size: int, dtype: torch.dtype = torch.float32) 
 
 
 def _resample_bytes(pixels: Tensor, window: Window, side: int) -> Tensor:
-    """One part (h, w, 3) uint8 -> (3, S, S) uint8."""
+    """One picture (h, w, 3) uint8 -> (3, S, S) uint8."""
     image = pixels[: window.height, : window.width].permute(2, 0, 1)
-    if (window.height, window.width) != (window.tall, window.wide):
-        size = (window.tall, window.wide)
+    size = (window.resized_height, window.resized_width)
+    if (window.height, window.width) != size:
         image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    image = image[:, window.down : window.down + side, window.across : window.across + side]
+    rows = slice(window.offset_top, window.offset_top + side)
+    columns = slice(window.offset_left, window.offset_left + side)
+    image = image[:, rows, columns]
     return image.flip(-1) if window.flip else image
 
 
 def _resample_padded(pixels: Tensor, windows: Tensor, side: int, dtype: torch.dtype) -> Tensor:
-    """Parts (B, h, w, 3) uint8, whatever lies beyond each part's own size -> (B, 3, S, S)."""
+    """Pictures (B, h, w, 3) uint8 -> (B, 3, S, S); what lies beyond a picture's own size is not
+    read.
+    """
     count, height, width, _ = pixels.shape
-    # float32 before it moves: not every accelerator has more
-    _, _, heights, widths, tall, wide, down, across, flips = (
-        windows.float().to(pixels.device).unbind(1)
-    )
-    rows = _weights(heights, tall, down, height, side).to(dtype)
-    columns = _weights(widths, wide, across, width, side).to(dtype)
-    columns = torch.where(flips.bool()[:, None, None], columns.flip(1), columns)
+    # as float32 before it moves: not every accelerator has wider types
+    fields = windows.float().to(pixels.device).unbind(1)
+    field = dict(zip(Window._fields, fields, strict=True))
+    rows = _weights(field["height"], field["resized_height"], field["offset_top"], height, side)
+    columns = _weights(field["width"], field["resized_width"], field["offset_left"], width, side)
+    rows, columns, flip = rows.to(dtype), columns.to(dtype), field["flip"].bool()
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     resized = rows @ pixels.to(dtype).flatten(2)  # (B, S, w·3)
     resized = (
         resized.view(count, side, width, 3).permute(0, 3, 1, 2).reshape(count, 3 * side, width)
@@ -216,8 +254,8 @@ def _resample_padded(pixels: Tensor, windows: Tensor, side: int, dtype: torch.dt
 
 
 def _weights(sizes: Tensor, resized: Tensor, offsets: Tensor, longest: int, side: int) -> Tensor:
-    """(B, S, longest): how much each pixel of a part's side counts for each pixel of the result;
-    rows sum to 1.
+    """(B, S, longest): the weight of each pixel along one side of a picture for each pixel of the
+    result; rows sum to 1.
     """
     steps = (sizes / resized)[:, None]
     result = torch.arange(side, device=sizes.device) + 0.5

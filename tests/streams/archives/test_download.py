@@ -69,7 +69,7 @@ def refused(wanted: Archive, root: Path, message: str) -> None:
 
 
 def half(server: Server, root: Path) -> None:
-    """A first run that brings 50,000 bytes: its connection ends, and the next one brings nothing."""
+    """A first run that brings 50,000 bytes: its connection ends, the next one brings nothing."""
     server.cuts = [50_000, 0]
     refused(archive(server), root, "cannot get")
 
@@ -228,7 +228,10 @@ def test_a_wrong_checksum_is_never_used(server, tmp_path):
 
 
 def test_a_wrong_size_is_seen_before_the_download(server, tmp_path):
-    message = rf"has {len(server.content):,} bytes instead of 3, so it is not the known file; look at the address"
+    message = (
+        rf"has {len(server.content):,} bytes instead of 3, so it is not the known file; "
+        r"look at the address"
+    )
     refused(archive(server, size=3), tmp_path, message)
     assert tops(tmp_path) == []
     (tmp_path / "birds.tar.gz").write_bytes(b"half")
@@ -282,17 +285,20 @@ def stop_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next download ends with `error` after its first chunk."""
 
     def stopped(chunks: Iterator[bytes], *arguments: object) -> Iterator[bytes]:
-        monkeypatch.setattr(download, "_shown", whole)
+        monkeypatch.setattr(download, "_with_progress", whole)
         yield next(chunks)
         raise error
 
-    whole = download._shown
-    monkeypatch.setattr(download, "_shown", stopped)
+    whole = download._with_progress
+    monkeypatch.setattr(download, "_with_progress", stopped)
 
 
 def test_a_disk_that_fills_up_keeps_the_part(server, tmp_path, monkeypatch):
     stop_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), monkeypatch)
-    message = rf"cannot read or write in {re.escape(str(tmp_path))}: No space left on device; make room there"
+    message = (
+        rf"cannot read or write in {re.escape(str(tmp_path))}: No space left on device; "
+        r"make room there"
+    )
     refused(archive(server), tmp_path, message)
     kept = (tmp_path / "birds.tar.gz.part").stat().st_size
     fetch_archive(archive(server), tmp_path)
@@ -456,7 +462,7 @@ def test_what_a_killed_run_left_is_cleared(server, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_of_two_processes_the_second_waits(server, tmp_path, capsys):
-    with download._alone(tmp_path / ".birds.tar.gz.lock"):
+    with download._lock(tmp_path / ".birds.tar.gz.lock"):
         second = threading.Thread(target=fetch_archive, args=(archive(server), tmp_path))
         second.start()
         second.join(0.3)

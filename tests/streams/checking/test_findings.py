@@ -7,32 +7,37 @@ from dataclasses import replace
 import pytest
 
 from smope.streams.checking.findings import Finding, findings, uneven_tasks
-from smope.streams.checking.inspection import Inspection, Look, TaskContents
+from smope.streams.checking.inspection import InspectedImage, Inspection, TaskContents
 from smope.streams.source import ImageSet, Source
 
 
-def looks(split: str, counts: list[int], start: int = 0) -> list[Look]:
+def looks(split: str, counts: list[int], start: int = 0) -> list[InspectedImage]:
     """So many different images of each class."""
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     return [
-        Look(split, f"{split}/{i}", label, "", f"{split}{i}", f"{start + i}", (64, 64))
+        InspectedImage(split, f"{split}/{i}", label, "", f"{split}{i}", f"{start + i}", (64, 64))
         for i, label in enumerate(labels)
     ]
 
 
 def inspection(
-    train: list[Look], test: list[Look], unused: tuple[str, ...] = (), classes: int = 2
+    train: list[InspectedImage],
+    test: list[InspectedImage],
+    unused: tuple[str, ...] = (),
+    classes: int = 2,
 ) -> Inspection:
     nothing = ImageSet([], [])
     source = Source("some", tuple("abcdefghij"[:classes]), nothing, nothing)
     return Inspection(source, (*train, *test), "", unused)
 
 
-def found(train: list[Look], test: list[Look], **options: object) -> dict[str, Finding]:
+def found(
+    train: list[InspectedImage], test: list[InspectedImage], **options: object
+) -> dict[str, Finding]:
     return {finding.kind: finding for finding in findings(inspection(train, test, **options))}  # type: ignore[arg-type]
 
 
-def change(look: Look, **values: object) -> Look:
+def change(look: InspectedImage, **values: object) -> InspectedImage:
     return replace(look, **values)  # type: ignore[arg-type]
 
 

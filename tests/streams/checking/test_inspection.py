@@ -17,15 +17,15 @@ from PIL import Image
 from smope.errors import UserError
 from smope.streams.checking.inspection import (
     TRAITS,
+    InspectedImage,
     Inspection,
-    Look,
     incomplete_folder,
     inspect,
     task_contents,
 )
 from smope.streams.partition import divide
 from smope.streams.pixels.decode import decode
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.source import ImageSet, Source
 from smope.streams.stream import build_stream
 
@@ -129,7 +129,7 @@ def inspect_images(
 def test_what_is_unusual_about_an_image(
     name: str, traits: tuple[str, ...], files: dict[str, bytes]
 ) -> None:
-    (look,) = inspect_images([files[name]]).looks
+    (look,) = inspect_images([files[name]]).images
     size = (
         (6, 4)
         if name == "deep_colours.png"
@@ -142,7 +142,7 @@ def test_what_is_unusual_about_an_image(
 
 def test_every_kind_is_tried(files: dict[str, bytes]) -> None:
     found = inspect_images(list(files.values()))
-    assert {trait for look in found.looks for trait in look.traits} == set(TRAITS)
+    assert {trait for look in found.images for trait in look.traits} == set(TRAITS)
 
 
 def test_what_can_be_decoded_can_be_described(files: dict[str, bytes]) -> None:
@@ -157,7 +157,7 @@ def test_what_can_be_decoded_can_be_described(files: dict[str, bytes]) -> None:
                 changed[place] = draw.integers(256)
             damaged.append(bytes(changed))
     readable = 0
-    for look, content in zip(inspect_images(damaged).looks, damaged, strict=True):
+    for look, content in zip(inspect_images(damaged).images, damaged, strict=True):
         try:
             size = decode(content).size
         except UserError:
@@ -177,7 +177,7 @@ def test_why_images_cannot_be_read(tmp_path: Path, files: dict[str, bytes]) -> N
     paths = [tmp_path / name for name in (*contents, "link.jpg", "good.png")]
     source = Source("some", ("cat", "dog"), ImageSet([0, 0, 1, 1, 1], paths), ImageSet([], []))
     found = inspect(source, tmp_path)
-    problems = {look.name: look.problem for look in found.looks}
+    problems = {look.name: look.problem for look in found.images}
     assert problems.pop("cut.jpg").startswith("image file is truncated")
     assert problems == {
         "text.jpg": "not a known image format",
@@ -199,7 +199,7 @@ def test_an_image_that_may_not_be_read(
         raise PermissionError(13, "Permission denied", str(place))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    (look,) = inspect_images([path]).looks
+    (look,) = inspect_images([path]).images
     assert look.problem == "Permission denied"
 
 
@@ -220,19 +220,19 @@ def test_the_content_hash_is_that_of_training(
         ImageSet(targets, broken, tasks=targets),
         ImageSet(targets[: len(paths)], paths, tasks=targets[: len(paths)]),
     )
-    assert inspect(mixed).content_hash == read(mixed, "skip").content_hash
+    assert inspect(mixed).content_hash == preload_images(mixed, "skip").content_hash
 
 
 def test_equal_pixels_are_found_in_different_files(files: dict[str, bytes], pixels: Pixels) -> None:
     image = decode(files["plain.png"])
     looks = inspect_images(
         [files["plain.png"], encode(image, "BMP"), pixels(1, 48, 40), pixels(2, 48, 40)]
-    ).looks
+    ).images
     assert len({look.content for look in looks}) == 4
     assert [look.pixels == looks[0].pixels for look in looks] == [True, True, True, False]
     flat = inspect_images(
         [numpy.zeros(shape, numpy.uint8) for shape in ((6, 4, 3), (4, 6, 3))]
-    ).looks
+    ).images
     assert flat[0].pixels != flat[1].pixels, "the same bytes in another shape are another picture"
 
 
@@ -249,9 +249,9 @@ def test_images_are_named_so_that_they_can_be_found(
         (rows, "row 3 of train-0.parquet"),
         (arrays, "train image 0"),
     ):
-        (look,) = inspect(Source("some", ("cat",), images, nothing), tmp_path).looks
+        (look,) = inspect(Source("some", ("cat",), images, nothing), tmp_path).images
         assert look.name == name
-    (look,) = inspect(Source("some", ("cat",), inside, nothing)).looks
+    (look,) = inspect(Source("some", ("cat",), inside, nothing)).images
     assert look.name == str(path)
 
 
@@ -299,4 +299,4 @@ def test_tasks_hold_what_they_hold_in_training(options: dict, source: Source) ->
 
 def test_a_look_is_small() -> None:
     """A hundred thousand of them are kept."""
-    assert not hasattr(Look("train", "a.png", 0), "__dict__")
+    assert not hasattr(InspectedImage("train", "a.png", 0), "__dict__")

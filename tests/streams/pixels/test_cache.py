@@ -19,8 +19,8 @@ import torch
 from smope.errors import UserError
 from smope.streams.pixels import cache as caching
 from smope.streams.pixels import preload
-from smope.streams.pixels.cache import Kept, PixelCache, cache_folder
-from smope.streams.pixels.preload import Contents, read
+from smope.streams.pixels.cache import CachedImage, PixelCache, cache_folder
+from smope.streams.pixels.preload import PreloadedSource, preload_images
 from smope.streams.source import ImageSet, Source
 from smope.streams.stream import build_stream
 from smope.training.loading import choose_workers
@@ -47,7 +47,7 @@ def source(tmp_path: Path, write_image) -> Source:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PixelCache:
     """Nothing stays in memory."""
-    monkeypatch.setattr(preload, "KEPT_BYTES", 0)
+    monkeypatch.setattr(preload, "MEMORY_LIMIT_BYTES", 0)
     return PixelCache(tmp_path / "cache", LIMIT)
 
 
@@ -74,8 +74,8 @@ def files(cache: PixelCache) -> list[Path]:
     return sorted(cache.folder.iterdir())
 
 
-def assert_same(found: Contents, source: Source) -> None:
-    plain = read(source)
+def assert_same(found: PreloadedSource, source: Source) -> None:
+    plain = preload_images(source)
     assert found.content_hash == plain.content_hash
     for split in ("train", "test"):
         ours, theirs = getattr(found.source, split), getattr(source, split)
@@ -83,19 +83,19 @@ def assert_same(found: Contents, source: Source) -> None:
         assert all(numpy.array_equal(ours.pixels(i), theirs.pixels(i)) for i in range(len(theirs)))
 
 
-def kinds(found: Contents) -> set[type]:
+def kinds(found: PreloadedSource) -> set[type]:
     return {
         type(image) for split in (found.source.train, found.source.test) for image in split.images
     }
 
 
 def test_the_second_time_nothing_is_decoded(source, cache, decoded) -> None:
-    first = read(source, cache=cache)
-    assert len(decoded) == 14 and kinds(first) == {Kept}
+    first = preload_images(source, cache=cache)
+    assert len(decoded) == 14 and kinds(first) == {CachedImage}
     decoded.clear()
-    second = read(source, cache=cache)
+    second = preload_images(source, cache=cache)
     pixels = [second.source.train.pixels(i) for i in range(8)]
-    assert decoded == [] and kinds(second) == {Kept} and len(pixels) == 8
+    assert decoded == [] and kinds(second) == {CachedImage} and len(pixels) == 8
     assert_same(first, source)
     assert_same(second, source)
     assert [path.suffix for path in files(cache)] == [".pixels"]
@@ -103,23 +103,23 @@ def test_the_second_time_nothing_is_decoded(source, cache, decoded) -> None:
 
 
 def test_small_sets_are_in_memory_as_ever(source, cache, decoded, monkeypatch) -> None:
-    read(source, cache=cache)
+    preload_images(source, cache=cache)
     decoded.clear()
-    monkeypatch.setattr(preload, "KEPT_BYTES", 2**20)
-    found = read(source, cache=cache)
+    monkeypatch.setattr(preload, "MEMORY_LIMIT_BYTES", 2**20)
+    found = preload_images(source, cache=cache)
     assert decoded == [] and kinds(found) == {numpy.ndarray}
     assert_same(found, source)
 
 
 @pytest.mark.parametrize("change", ["content", "decoder"])
 def test_a_stale_file_is_never_used(source, cache, write_image, monkeypatch, change) -> None:
-    read(source, cache=cache)
+    preload_images(source, cache=cache)
     if change == "content":
         write_image(source.train.images[2], 99, 22, 28)  # the same name, place and shape
     else:
         monkeypatch.setattr(caching.Image, "__version__", "0.1")
         cache = PixelCache(cache.folder, LIMIT)
-    found = read(source, cache=cache)
+    found = preload_images(source, cache=cache)
     assert len(files(cache)) == 2
     assert_same(found, source)
 
@@ -153,7 +153,7 @@ def test_training_gets_the_same_numbers(source, cache) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "index", "head", "empty"])
 def test_a_damaged_file_is_written_again(source, cache, caplog, damage) -> None:
-    read(source, cache=cache)
+    preload_images(source, cache=cache)
     (path,) = files(cache)
     whole = path.read_bytes()
     path.write_bytes(
@@ -165,25 +165,25 @@ def test_a_damaged_file_is_written_again(source, cache, caplog, damage) -> None:
         }[damage]
     )
     with caplog.at_level(logging.WARNING):
-        found = read(source, cache=cache)
+        found = preload_images(source, cache=cache)
     assert "is damaged" in caplog.text
     assert_same(found, source)
     assert path.read_bytes() == whole
 
 
 def test_a_damaged_pixel_is_found_when_it_is_read(source, cache, caplog) -> None:
-    read(source, cache=cache)
+    preload_images(source, cache=cache)
     (path,) = files(cache)
     content = bytearray(path.read_bytes())
     content[caching.HEAD.size + 5] ^= 1  # of the first image
     path.write_bytes(content)
-    found = read(source, cache=cache)
+    found = preload_images(source, cache=cache)
     with caplog.at_level(logging.WARNING):
         assert_same(found, source)
         assert_same(found, source)
     assert caplog.text.count("was damaged and has been removed") == 1
     assert files(cache) == []
-    assert_same(read(source, cache=cache), source)
+    assert_same(preload_images(source, cache=cache), source)
     assert len(files(cache)) == 1
 
 
@@ -195,7 +195,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(
     if call == "truncate":
         monkeypatch.setattr(cache, "limit", 4000)
         monkeypatch.setattr(
-            cache, "writer", lambda path, _: caching.PixelWriter(cache, path, keep=True)
+            cache, "writer", lambda path, _: caching.PixelWriter(cache, path, with_pixels=True)
         )
 
     class Full:
@@ -221,7 +221,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(
 
     monkeypatch.setattr(Path, "open", open_full)
     with caplog.at_level(logging.WARNING):
-        found = read(source, cache=cache)
+        found = preload_images(source, cache=cache)
     assert (
         caplog.text.count(
             "cannot be written (No space left on device); training goes on without it"
@@ -229,14 +229,14 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(
         == 1
     )
     assert files(cache) == []
-    assert Kept not in kinds(found)
+    assert CachedImage not in kinds(found)
     assert_same(found, source)
 
 
 def test_a_folder_that_cannot_be_made_is_said_once(source, tmp_path, caplog, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
-        found = read(source, cache=PixelCache(tmp_path / "file" / "cache", LIMIT))
+        found = preload_images(source, cache=PixelCache(tmp_path / "file" / "cache", LIMIT))
     assert caplog.text.count("training goes on without it") == 1
     assert_same(found, source)
 
@@ -246,17 +246,17 @@ def test_the_least_recently_used_goes_first(source, cache) -> None:
         Source("part", source.class_names, source.train.choose([i, i + 1]), ImageSet([], []))
         for i in range(0, 6, 2)
     ]
-    read(parts[0], cache=cache)
+    preload_images(parts[0], cache=cache)
     size = files(cache)[0].stat().st_size
     cache.limit = 2 * size + 500
-    read(parts[1], cache=cache)
+    preload_images(parts[1], cache=cache)
     first, second = (
-        cache.path(split for split in preload._hashes(part)["train"]) for part in parts[:2]
+        cache.path(split for split in preload._hash_encoded(part)["train"]) for part in parts[:2]
     )
     for age, path in ((200, first), (100, second)):
         os.utime(path, (time.time() - age,) * 2)
-    read(parts[0], cache=cache)  # used: now the younger one
-    found = read(parts[2], cache=cache)
+    preload_images(parts[0], cache=cache)  # used: now the younger one
+    found = preload_images(parts[2], cache=cache)
     assert first.exists() and not second.exists() and len(files(cache)) == 2
     assert_same(found, parts[2])
 
@@ -265,39 +265,40 @@ def test_what_does_not_fit_leaves_an_index(source, cache, decoded, caplog) -> No
     """Then images are decoded when they are used, but not at the start."""
     cache.limit = 5000
     with caplog.at_level(logging.WARNING):
-        found = read(source, cache=cache)
+        found = preload_images(source, cache=cache)
     assert "more than stream.cache_gb=5e-06: they are not cached" in caplog.text
     assert (
         kinds(found) == {type(source.train.images[0]), bytes}
         and files(cache)[0].stat().st_size < 2000
     )
     decoded.clear()
-    found = read(source, cache=cache)
+    found = preload_images(source, cache=cache)
     assert decoded == []
     assert_same(found, source)
     cache.limit = LIMIT
-    assert kinds(read(source, cache=cache)) == {Kept}, "the limit was raised"
+    assert kinds(preload_images(source, cache=cache)) == {CachedImage}, "the limit was raised"
 
 
 def test_sizes_that_were_guessed_too_small_leave_an_index_too(source, cache, monkeypatch) -> None:
     monkeypatch.setattr(preload, "_expected_bytes", lambda source: 0)
     cache.limit = 5000
-    found = read(source, cache=cache)
-    assert Kept not in kinds(found) and files(cache)[0].stat().st_size < 2000
+    found = preload_images(source, cache=cache)
+    assert CachedImage not in kinds(found) and files(cache)[0].stat().st_size < 2000
     assert_same(found, source)
 
 
 def test_half_of_what_is_free_stays_free(source, cache, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(caching, "_free", lambda folder: 10_000.0)
+    monkeypatch.setattr(caching, "_free_bytes", lambda folder: 10_000.0)
     with caplog.at_level(logging.WARNING):
-        assert Kept not in kinds(read(source, cache=cache))
+        assert CachedImage not in kinds(preload_images(source, cache=cache))
     assert "more than half of what is free in" in caplog.text
 
 
 def test_two_at_once_are_fine(source, cache) -> None:
-    found: list[Contents] = []
+    found: list[PreloadedSource] = []
     threads = [
-        threading.Thread(target=lambda: found.append(read(source, cache=cache))) for _ in range(2)
+        threading.Thread(target=lambda: found.append(preload_images(source, cache=cache)))
+        for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -314,7 +315,7 @@ def test_an_interrupted_start_leaves_nothing(source, cache, monkeypatch) -> None
 
     monkeypatch.setattr(caching.PixelWriter, "add", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        read(source, cache=cache)
+        preload_images(source, cache=cache)
     assert files(cache) == []
 
 
@@ -324,17 +325,17 @@ def test_what_a_killed_process_left_is_removed_after_a_day(source, cache) -> Non
     for path in (old, young):
         path.write_text("half")
     os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
-    read(source, cache=cache)
+    preload_images(source, cache=cache)
     assert not old.exists() and young.exists()
 
 
 def test_broken_images_are_still_named_and_skipped(source, cache) -> None:
-    read(source, cache=cache)
+    preload_images(source, cache=cache)
     source.train.images[1].write_text("no image")
     for _ in range(2):  # without and with a file of its own
         with pytest.raises(UserError, match=r"cannot read image .*/1\.png: not a known image"):
-            read(source, cache=cache)
-        found = read(source, "skip", cache)
+            preload_images(source, cache=cache)
+        found = preload_images(source, "skip", cache)
         assert found.skipped == (str(source.train.images[1]),)
         assert_same(
             found,
@@ -344,11 +345,11 @@ def test_broken_images_are_still_named_and_skipped(source, cache) -> None:
         )
     os.unlink(source.train.images[1])
     with pytest.raises(UserError, match=r"cannot read image .*/1\.png: .*No such file"):
-        read(source, cache=cache)
+        preload_images(source, cache=cache)
 
 
 def test_other_processes_map_it_themselves(source, cache) -> None:
-    kept = read(source, cache=cache).source.train
+    kept = preload_images(source, cache=cache).source.train
     kept.pixels(0)
     sent = pickle.dumps(kept)
     assert len(sent) < 10_000, "no pixels are sent"
@@ -374,7 +375,7 @@ def test_pixels_need_no_cache(cache) -> None:
     arrays = ImageSet(
         [0, 1], [numpy.zeros((4, 4, 3), numpy.uint8), numpy.ones((4, 4, 3), numpy.uint8)]
     )
-    read(Source("arrays", ("a", "b"), arrays, arrays), cache=cache)
+    preload_images(Source("arrays", ("a", "b"), arrays, arrays), cache=cache)
     assert not cache.folder.exists()
 
 
@@ -389,10 +390,10 @@ def test_where_it_is(tmp_path, monkeypatch) -> None:
 def test_an_index_alone_is_kept_where_the_disk_has_no_room_for_pixels(
     source, cache, decoded, monkeypatch
 ) -> None:
-    monkeypatch.setattr(caching, "_free", lambda folder: 10)
-    read(source, cache=cache)
+    monkeypatch.setattr(caching, "_free_bytes", lambda folder: 10)
+    preload_images(source, cache=cache)
     decoded.clear()
-    read(source, cache=cache)
+    preload_images(source, cache=cache)
     assert decoded == []
-    monkeypatch.setattr(caching, "_free", lambda folder: 10**9)
-    assert Kept in kinds(read(source, cache=cache)), "there is room now"
+    monkeypatch.setattr(caching, "_free_bytes", lambda folder: 10**9)
+    assert CachedImage in kinds(preload_images(source, cache=cache)), "there is room now"

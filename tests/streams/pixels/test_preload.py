@@ -8,7 +8,7 @@ import pytest
 
 from smope.errors import UserError
 from smope.streams.pixels import preload
-from smope.streams.pixels.preload import read
+from smope.streams.pixels.preload import preload_images
 from smope.streams.source import ImageSet, Source
 from smope.streams.stream import build_stream
 
@@ -35,7 +35,7 @@ def same(a: ImageSet, b: ImageSet) -> bool:
 
 
 def test_small_sources_are_kept_as_pixels(files):
-    found = read(files)
+    found = preload_images(files)
     assert found.skipped == () and found.source.facts == {"a": 1}
     for split in ("train", "test"):
         images = getattr(found.source, split)
@@ -44,15 +44,15 @@ def test_small_sources_are_kept_as_pixels(files):
 
 
 def test_large_ones_stay_where_they_are(files, monkeypatch):
-    pixels = read(files)
+    pixels = preload_images(files)
     size = sum(
         image.nbytes
         for split in (pixels.source.train, pixels.source.test)
         for image in split.images
     )
     for limit, kept in ((size, True), (size - 1, False), (0, False)):
-        monkeypatch.setattr(preload, "KEPT_BYTES", limit)
-        found = read(files)
+        monkeypatch.setattr(preload, "MEMORY_LIMIT_BYTES", limit)
+        found = preload_images(files)
         assert found.content_hash == pixels.content_hash
         for split in ("train", "test"):
             images = getattr(found.source, split)
@@ -63,9 +63,9 @@ def test_large_ones_stay_where_they_are(files, monkeypatch):
 def test_the_hash_does_not_know_where_an_image_was(files):
     as_bytes = [path.read_bytes() for path in files.train.images]
     other = dataclasses.replace(files, train=ImageSet(files.train.targets, as_bytes))
-    assert read(other).content_hash == read(files).content_hash
+    assert preload_images(other).content_hash == preload_images(files).content_hash
     moved = dataclasses.replace(files, train=files.test, test=files.train)
-    assert read(moved).content_hash != read(files).content_hash
+    assert preload_images(moved).content_hash != preload_images(files).content_hash
 
 
 def test_broken_images_are_named_or_skipped(files, tmp_path):
@@ -78,8 +78,8 @@ def test_broken_images_are_named_or_skipped(files, tmp_path):
         UserError,
         match=rf"stream photos: cannot read image .*train/1\.png: not a known image .*{way_out}",
     ):
-        read(broken)
-    found = read(broken, "skip")
+        preload_images(broken)
+    found = preload_images(broken, "skip")
     assert found.skipped == (str(files.train.images[1]), "row 0 of test.parquet")
     assert list(found.source.train.targets) == [0, 0, 1, 0, 1] and list(
         found.source.test.targets
@@ -87,7 +87,7 @@ def test_broken_images_are_named_or_skipped(files, tmp_path):
     assert same(found.source.train, files.train.choose([0, 2, 3, 4, 5]))
     os.unlink(files.train.images[1])
     with pytest.raises(UserError, match=r"cannot read image .*train/1\.png: .*No such file"):
-        read(files)
+        preload_images(files)
 
 
 def test_a_skipped_image_is_skipped_in_its_stream(files):
@@ -113,6 +113,9 @@ def test_labels_of_classes_that_there_are_not(label, split, word):
         for name in ("train", "test")
     }
     sets[split] = ImageSet([0, 1, label], [numpy.zeros((4, 4, 3), numpy.uint8)] * 3)
-    message = rf"stream pets: {word} image number 2 has label {label}, and the classes are 0\.\.1; correct the labels"
+    message = (
+        rf"stream pets: {word} image number 2 has label {label}, and the classes are "
+        r"0\.\.1; correct the labels"
+    )
     with pytest.raises(UserError, match=message):
         Source("pets", ("cat", "dog"), sets["train"], sets["test"])

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from smope.errors import UserError
 from smope.streams.pixels import transforms
-from smope.streams.pixels.transforms import Evaluation, Training, collate, part, resample
+from smope.streams.pixels.transforms import Evaluation, Training, collate, cut, resample
 
 SHAPES = [(32, 32), (240, 320), (300, 200), (500, 64), (33, 47), (1, 7)]
 
@@ -24,13 +24,13 @@ def shown(
     transform, pixels: numpy.ndarray, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     return resample(
-        collate([(*part(pixels, transform, random.Random(seed)), 0)]), transform.image_size, dtype
+        collate([(*cut(pixels, transform, random.Random(seed)), 0)]), transform.image_size, dtype
     )[0]
 
 
 def by_products(transform, pixels: numpy.ndarray, seed: int = 0) -> torch.Tensor:
     """As accelerators compute it."""
-    batch = collate([(*part(pixels, transform, random.Random(seed)), 0)])
+    batch = collate([(*cut(pixels, transform, random.Random(seed)), 0)])
     return transforms._resample_padded(
         batch.pixels, batch.windows, transform.image_size, torch.float32
     )[0]
@@ -144,7 +144,7 @@ def test_a_batch_is_its_images_one_by_one():
     """Of unequal sizes, so that they are padded, and whatever lies in the padding."""
     transform = Training(24, (0.1, 1.0), True, 1.0)
     pictures = [noise(i, 20 + 7 * i, 60 - 5 * i) for i in range(6)]
-    parts = [(*part(pixels, transform, random.Random(i)), i) for i, pixels in enumerate(pictures)]
+    parts = [(*cut(pixels, transform, random.Random(i)), i) for i, pixels in enumerate(pictures)]
     batch = collate(parts)
     assert batch.labels.tolist() == list(range(6)) and batch.pixels.dtype == torch.uint8
     images = resample(batch, 24)
@@ -155,7 +155,7 @@ def test_a_batch_is_its_images_one_by_one():
 def test_padding_counts_for_nothing():
     transform = Training(24, (0.3, 1.0), True, 1.0)
     pictures = [noise(i, 30 + 9 * i, 50) for i in range(4)]
-    parts = [(*part(pixels, transform, random.Random(i)), i) for i, pixels in enumerate(pictures)]
+    parts = [(*cut(pixels, transform, random.Random(i)), i) for i, pixels in enumerate(pictures)]
     batch = collate(parts)
     for row, (pixels, _, _) in zip(batch.pixels, parts, strict=True):
         row[pixels.shape[0] :] = 255
