@@ -18,7 +18,7 @@ from smope.errors import UserError
 from smope.methods.base import Phase, TaskSpan
 from smope.streams.stream import TaskImages
 from smope.training.alignment import align_classifier
-from smope.training.loading import choose_workers, in_order, load, shuffled
+from smope.training.loading import choose_workers, ordered_batches, load, shuffled_batches
 from smope.training.phase import RunningPhase
 from smope.training.precision import autocast
 from smope.training.trainer import Trainer
@@ -176,9 +176,9 @@ def _batches_without_end(
     while True:
         images.set_epoch(epoch)
         if shuffle:
-            batches = shuffled(len(images), settings.batch_size, epoch)
+            batches = shuffled_batches(len(images), settings.batch_size, epoch)
         else:
-            batches = in_order(len(images), settings.eval_batch_size)
+            batches = ordered_batches(len(images), settings.eval_batch_size)
         yield from load(images, batches, trainer.device, trainer.dtype, workers)
         epoch += 1
 

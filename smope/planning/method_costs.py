@@ -50,16 +50,16 @@ def _row(name: str, backbone: Backbone, config_dir: str | None) -> dict[str, Any
     config = compose(read_overrides([f"method={name}"], config_dir))
     with torch.random.fork_rng(devices=[]):
         method = make_method(config.method, config.router, backbone, CLASSES, TASKS)
-    card, trained = method.card, count_parameters(method)
+    reference, trained = method.reference, count_parameters(method)
     flops = count_flops(method, TaskSpan(0, 0, CLASSES // TASKS))
-    published = card.published_parameters
+    published = reference.published_parameters
     return {
         "name": name,
-        "source": card.source,
-        "note": card.note,
+        "source": reference.source,
+        "note": reference.note,
         "trainable_parameters": {**trained, "total": sum(trained.values())},
         "published_parameters": None if published is None else round(1e6 * published),
-        "published_gflops": None if card.published_gflops is None else list(card.published_gflops),
+        "published_gflops": None if reference.published_gflops is None else list(reference.published_gflops),
         **{phase: _as_papers_count(flops, phase) for phase in ("train_gflops", "infer_gflops")},
         "cls_saving": flops["cls_saving"],
     }

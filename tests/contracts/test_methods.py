@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.experts.inject import detach
-from smope.methods.base import Card, Method
+from smope.methods.base import Reference, Method
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
@@ -224,7 +224,7 @@ def test_losses_are_named_scalars(
     trainer = trained(name)
     task, method = trainer.spans[1], copy.deepcopy(trainer.method).train()
     if not method.parameter_groups(0.1):
-        assert not trainer._phases(task), "a phase needs something to train"
+        assert not trainer.phases(task), "a phase needs something to train"
         return
     images, labels = zip(*(stream.tasks[1].train[index] for index in range(4)), strict=True)
     losses = method.losses(torch.stack(images), torch.tensor(labels), task)
@@ -236,8 +236,8 @@ def test_losses_are_named_scalars(
 
 @every_method
 def test_says_where_it_is_from(method: Method) -> None:
-    assert isinstance(method.card, Card)
-    assert method.card.source
+    assert isinstance(method.reference, Reference)
+    assert method.reference.source
 
 
 @every_method

@@ -112,7 +112,7 @@ def test_the_last_phase_is_what_count_flops_tells() -> None:
         phases = [phase for phase, _ in trainer.steps_of_phases(span)]
         found = count_phases(trainer.method, span, phases)
         # the flops of one epoch in all, as count_flops begins its phases
-        last = trainer.method.phases(span, 1, 0)[-1]
+        last = trainer.method.phases(span, 1)[-1]
         assert (
             count_phases(trainer.method, span, [last])[0]
             == count_flops(trainer.method, span)["train_gflops"]
@@ -122,13 +122,13 @@ def test_the_last_phase_is_what_count_flops_tells() -> None:
 
 def test_activations_grow_with_the_batch_as_counted() -> None:
     """Told from two and three images, and what a step of the whole batch keeps."""
-    from smope.training.workload import _kept
+    from smope.training.workload import _saved_by_step
 
     for name in ("smope", "finetune"):
         trainer = trainer_of(name)
         phases = [phase for phase, _ in trainer.steps_of_phases(trainer.spans[0])]
         whole = max(
-            _kept(trainer, trainer.spans[0], phase, trainer.settings.batch_size) for phase in phases
+            _saved_by_step(trainer, trainer.spans[0], phase, trainer.settings.batch_size) for phase in phases
         )
         assert count(trainer).memory["activations"] == pytest.approx(whole, rel=0.02)
 
