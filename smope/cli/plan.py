@@ -1,4 +1,4 @@
-"""`smope plan`: what a run or a sweep will take in time, memory and money, before it is started."""
+"""`smope plan`: the time, memory and cost of a run or a sweep, before it is started."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from smope.planning.hardware import UTILISATION, listing, peak
 from smope.storage.run_directory import RunDirectory
 
 EPILOG = f"""\
-Counted are steps, images, operations and memory, on the real configuration. Seconds come from one of three sources:
+Steps, images, operations and memory are counted, on the objects of the run. Seconds come from one
+of three sources:
   (nothing)         a few steps are timed here, some seconds for each phase
   --from RUN        the rates of a finished run, scaled by the operations of an image
-  --hardware NAME   the vendor's peak rate times an assumed share of it ({UTILISATION:g} unless you say --utilisation)
-Each line says which it is. Runs of a sweep that differ in seed, names or places alone are planned once.
+  --hardware NAME   the vendor's peak rate times a share of it (--utilisation, {UTILISATION:g})
+Each line says which it is. Runs of a sweep that differ only in seed, names or places are planned
+once.
 
 examples:
   smope plan                                               the demo, measured here
@@ -32,6 +34,16 @@ examples:
   smope plan sweep=ablation_small                          one of conf/sweep
   smope plan trainer.epochs=20 --from runs/digits/2026-01-31_12-00-00
   smope plan --list                                        the table of hardware"""
+
+
+# These do not decide about a run's results, but about its time and memory.
+WORK_KEYS = (
+    "trainer.device",
+    "trainer.record",
+    "trainer.activation_checkpointing",
+    "stream.root",
+    "stream.table",
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -122,9 +134,9 @@ def _check(options: Any) -> None:
 
 
 def _groups(overrides: Overrides) -> list[tuple[Config, list[str]]]:
-    """Configurations that take different work, each with what tells its runs apart."""
+    """Configurations that take different work, each with the overrides of its runs."""
     swept = [item.key_or_group for item in overrides.parsed if item.is_sweep_override()]
-    found: dict[str, tuple[Config, list[str]]] = {}
+    groups: dict[str, tuple[Config, list[str]]] = {}
     singles = list(combinations(overrides))
     if not singles:
         raise UserError(
@@ -132,33 +144,27 @@ def _groups(overrides: Overrides) -> list[tuple[Config, list[str]]]:
         )
     for single in singles:
         config = compose(single)
-        texts = [
-            text.lstrip("+") for text in single.texts if text.lstrip("+").partition("=")[0] in swept
-        ]
-        found.setdefault(_work(config), (config, []))[1].append(" ".join(texts) or "as given")
-    return list(found.values())
+        texts = [text.lstrip("+") for text in single.texts]
+        label = " ".join(text for text in texts if text.partition("=")[0] in swept)
+        _, labels = groups.setdefault(_work(config), (config, []))
+        labels.append(label or "as given")
+    return list(groups.values())
 
 
 def _work(config: Config) -> str:
-    """What decides how much a run computes."""
+    """The settings that decide how much a run computes, as one text."""
     flat: Mapping[str, Any] = flatten(config.as_dict())
-    kept = (
-        "trainer.device",
-        "trainer.record",
-        "trainer.activation_checkpointing",
-        "stream.root",
-        "stream.table",
-    )
     return shown(
         [
             f"{key}={shown(value)}"
             for key, value in flat.items()
-            if not immaterial(key, flat) or key in kept
+            if not immaterial(key, flat) or key in WORK_KEYS
         ]
     )
 
 
 def _record(path: Path) -> dict[str, Any]:
+    """run.json of a finished run."""
     record = RunDirectory.open(path.expanduser(), "--from").read_record()
     if record.get("status") != "finished":
         raise UserError(

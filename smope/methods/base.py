@@ -136,9 +136,12 @@ class Method(nn.Module):
     collectives.gathered() rows or collectives.summed() counts. A method that does otherwise says so
     in needs_whole_batch or needs_one_process. Random numbers drawn for each image would differ.
 
+    Subclasses document their own arguments alone; these are common to all:
+
     Args:
-        backbone: the ViT.
+        backbone: the ViT; a method may wrap its blocks.
         num_classes: classes of the whole stream.
+        total_tasks: tasks of the whole stream, for methods with prompts for each task.
         align: retrain the classifier on class statistics after each task from the second on.
         centroids: Gaussians of each class for that.
 

@@ -34,9 +34,6 @@ class CODAPrompt(PrefixMethod):
     C).
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
-        total_tasks: tasks of the stream.
         pool_size: components over all tasks.
         length: keys of a component in a block, and as many values.
         blocks: where the prompts join; None: the first five.
@@ -44,8 +41,6 @@ class CODAPrompt(PrefixMethod):
             (X·Xᵀ - 1)² over the components in use, for each of the three, summed over blocks. The
             public code has 0, since new components start orthogonal; the paper has 0.1.
         prompt_rate_factor: learning rate of the components, as a multiple of the classifier's.
-        align: see Method.
-        centroids: see Method.
 
     Raises:
         UserError: there are fewer components than tasks.

@@ -29,9 +29,6 @@ class DualPrompt(PrefixMethod):
     among those seen, whose key is closest to its query.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
-        total_tasks: tasks of the stream.
         g_length: keys of a G-prompt in a block, and as many values.
         e_length: the same for E-prompts.
         g_blocks: where the G-prompts join; None: the first two blocks.
@@ -39,8 +36,6 @@ class DualPrompt(PrefixMethod):
         start_from_previous: start a task's E-prompt as the one before.
         pull_weight: of the loss 1 - cosine between the task's key and the queries.
         prompt_rate_factor: learning rate of the prompts, as a multiple of the classifier's.
-        align: see Method.
-        centroids: see Method.
         authors_bug: faults of published code, for comparison only: IMAGES LEAK INTO EACH OTHER
             (prompts/pool.py).
     """

@@ -32,8 +32,6 @@ class FeCAM(OnePass):
     for 128). While a task is learned, the features of its images are kept too.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         covariance: "class" keeps one for each class, "shared" the pooled covariance within classes.
         diagonal: shrinkage. The authors' code for ViTs has 1, for ImageNet-R 10.
         off_diagonal: shrinkage. The authors' code for ViTs has 0, for ImageNet-R 10.

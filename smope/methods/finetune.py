@@ -12,10 +12,7 @@ class Finetune(Method):
     """Trains the linear classifier, task after task, and nothing else.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         align: add SMoPE's classifier alignment.
-        centroids: see Method.
     """
 
     reference = Reference(

@@ -16,7 +16,6 @@ class FullFinetune(Method):
 
     Args:
         backbone: the ViT; it is unfrozen.
-        num_classes: classes of the stream.
         backbone_rate_factor: learning rate of the backbone, as a multiple of the classifier's. At
             the classifier's own rate a few steps undo the pretraining. SLCA (Zhang et al. 2023,
             arXiv 2303.05118) takes a hundredth.

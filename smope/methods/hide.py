@@ -52,9 +52,6 @@ class HiDePrompt(PrefixMethod):
     In training an image gets the prompt of its task, in evaluation that of the inferred task.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
-        total_tasks: tasks of the stream.
         length: keys of a prompt in a block, and as many values.
         blocks: where the prompts join; None: the first five.
         identity_epochs: of each task, to train the identity classifier first; None: trainer.epochs.

@@ -25,8 +25,6 @@ class Joint(Method):
     All training images are needed until the end: memory grows with the stream.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         trained: "all" trains the backbone and the classifier, "classifier" the classifier on frozen
             features.
         backbone_rate_factor: learning rate of the backbone, as a multiple of the classifier's; see

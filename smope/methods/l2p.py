@@ -23,8 +23,6 @@ class L2P(PrefixMethod):
     """Prompts chosen by the cosine of key and query.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         pool_size: number of prompts.
         length: keys of a prompt in a block, and as many values.
         top_k: prompts of an image.
@@ -32,8 +30,6 @@ class L2P(PrefixMethod):
             block.
         pull_weight: of the loss 1 - cosine, summed over chosen keys; no other loss moves keys.
         prompt_rate_factor: learning rate of the prompts, as a multiple of the classifier's.
-        align: see Method.
-        centroids: see Method.
         authors_bug: faults of published code, for comparison only: IMAGES LEAK INTO EACH OTHER
             (prompts/pool.py).
 

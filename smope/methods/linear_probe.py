@@ -32,8 +32,6 @@ class LinearProbe(Method):
     A task's features (n·C numbers in float64) are kept while it is learned, and nothing afterwards.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         competing: "task": only the classes of the current task compete, as in the loss of every
             method here. "seen": all classes so far, as in a probe that knows nothing of tasks; a
             fit to convergence then forgets the classes without images in the current task.

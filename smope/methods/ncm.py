@@ -22,8 +22,6 @@ class NearestClassMean(OnePass):
     ranks classes as -|x - m|² does.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         similarity: "cosine" of feature and mean, as in SimpleCIL, or "euclidean" distance.
     """
 

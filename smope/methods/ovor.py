@@ -30,8 +30,6 @@ class OVOR(PrefixMethod):
     """The same prompt for every image, and virtual outlier regularisation.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         g_length: keys of the prompt in the first blocks, and as many values.
         e_length: the same in the later blocks.
         g_blocks: the first blocks with a prompt; None: the first two.
@@ -54,12 +52,8 @@ class OVOR(PrefixMethod):
         candidate
             is and whether a feature is on the border. (In the public code: of the whole task,
             scaled to length 1 as here.)
-        feature_threshold: see losses/outliers.py.
-        outlier_threshold: see losses/outliers.py.
-        outlier_weight: see losses/outliers.py.
+        feature_threshold, outlier_threshold, outlier_weight: see losses/outliers.py.
         prompt_rate_factor: learning rate of the prompt, as a multiple of the classifier's.
-        align: see Method.
-        centroids: see Method.
     """
 
     reference = Reference(

@@ -27,13 +27,10 @@ class RanPAC(FirstSession, PrefixMethod):
     """One prompt for all images, trained on the first task with a linear classifier.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         length: keys of the prompt in a block, and as many values, which start at 0.
         blocks: where the prompt joins; None: all blocks.
         prompt_rate_factor: learning rate of the prompt, as a multiple of the linear classifier's.
-        width: see ridge_head.RidgeHead.
-        exponents: see ridge_head.RidgeHead.
+        width, exponents: see ridge_head.RidgeHead.
     """
 
     reference = Reference(

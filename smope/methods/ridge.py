@@ -21,10 +21,7 @@ class Ridge(OnePass):
     is learned.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
-        width: see ridge_head.RidgeHead.
-        exponents: see ridge_head.RidgeHead.
+        width, exponents: see ridge_head.RidgeHead.
     """
 
     reference = Reference(

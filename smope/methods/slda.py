@@ -23,8 +23,6 @@ class StreamingLDA(OnePass):
     and 200 classes).
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         shrinkage: weight of the identity in the covariance.
     """
 

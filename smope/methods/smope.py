@@ -42,8 +42,6 @@ class SMoPE(Method):
     It meets _shared/routed_method.RoutedMethod, by which others read experts and choices.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         router: chooses the experts of an image.
         num_experts: E, in each head.
         blocks: which blocks get experts; None: the first six.
@@ -62,8 +60,6 @@ class SMoPE(Method):
             the backbone's features before anything is learned. "zero_values": keys from it, values
             0.
         expert_rate_factor: learning rate of the experts, as a multiple of the classifier's.
-        align: see Method.
-        centroids: see Method.
 
     Raises:
         UserError: the router chooses more experts than there are.

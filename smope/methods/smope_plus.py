@@ -33,23 +33,15 @@ from smope.routers.base import Router
 class SMoPEPlus(FirstSession, SMoPE):
     """SMoPE's experts and router, trained on the first task alone.
 
-    The first task ends with the usage pass of SMoPE, which fixes the features.
+    The first task ends with the usage pass of SMoPE, which fixes the features. Arguments that SMoPE
+    has as well are documented there.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
-        router: see SMoPE.
-        num_experts: see SMoPE.
-        blocks: see SMoPE.
-        router_loss_weight: see SMoPE.
-        expert_init: see SMoPE.
-        expert_rate_factor: see SMoPE.
         epochs_factor: the first task takes so many times the trainer's epochs and dense epochs,
             since no other task trains.
         readout: "cls": the classifier sees the CLS feature. "cls_and_tokens": also the mean patch
             token before the last block, which costs nothing.
-        width: see ridge_head.RidgeHead.
-        exponents: see ridge_head.RidgeHead.
+        width, exponents: see ridge_head.RidgeHead.
     """
 
     reference = Reference(

@@ -29,8 +29,6 @@ class VQPrompt(PrefixMethod):
     Parameters, for L blocks and M prompts: prompts (L, M, 2, P, W), keys (L, M, C).
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         pool_size: prompts of each block.
         length: keys of a prompt, and as many values.
         blocks: where the prompts join; None: the first five.
@@ -39,8 +37,6 @@ class VQPrompt(PrefixMethod):
             block, summed over blocks.
         hard_weight: of the same loss with the mixture fixed, which moves the prompts.
         prompt_rate_factor: learning rate of the prompts, as a multiple of the classifier's.
-        align: see Method.
-        centroids: see Method.
     """
 
     reference = Reference(

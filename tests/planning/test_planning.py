@@ -26,7 +26,7 @@ from smope.planning import measuring
 from smope.planning.estimate import from_measured, from_peak, from_run
 from smope.planning.hardware import HARDWARE, choose, peak
 from smope.planning.lines import duration
-from smope.planning.measuring import Measured, Timed, measure
+from smope.planning.measuring import Measured, StepTiming, measure
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.trainer import Trainer
 from smope.training.workload import PhaseWork, Workload, count
@@ -128,7 +128,8 @@ def test_activations_grow_with_the_batch_as_counted() -> None:
         trainer = trainer_of(name)
         phases = [phase for phase, _ in trainer.steps_of_phases(trainer.spans[0])]
         whole = max(
-            _saved_by_step(trainer, trainer.spans[0], phase, trainer.settings.batch_size) for phase in phases
+            _saved_by_step(trainer, trainer.spans[0], phase, trainer.settings.batch_size)
+            for phase in phases
         )
         assert count(trainer).memory["activations"] == pytest.approx(whole, rel=0.02)
 
@@ -155,8 +156,8 @@ WORK = Workload(
 
 def test_seconds_from_a_measurement_by_hand() -> None:
     steps = (
-        Timed("first task", "a", 0.5, 0.4, 0.6, 3),
-        Timed("later tasks", "a", 0.25, 0.2, 0.3, 3),
+        StepTiming("first task", "a", 0.5, 0.4, 0.6, 3),
+        StepTiming("later tasks", "a", 0.25, 0.2, 0.3, 3),
     )
     found = Measured("cpu", 1, steps, 0.01, 0.02, 1, 0.5, 0.1, ("odd",))
     estimate = from_measured(WORK, found, tasks=3)
@@ -223,7 +224,7 @@ def test_seconds_from_a_run_by_hand() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_kind_of_method_can_be_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "SECONDS", 0.01)
+    monkeypatch.setattr(measuring, "MEASURING_SECONDS", 0.01)
     trainer = trainer_of(name)
     work = count(trainer)
     found = measure(trainer, work)
@@ -240,8 +241,8 @@ def test_every_kind_of_method_can_be_measured(name: str, monkeypatch: pytest.Mon
 def test_a_step_that_takes_too_long_is_measured_on_fewer_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(measuring, "SECONDS", 0.01)
-    monkeypatch.setattr(measuring, "LONGEST", 1e-6)
+    monkeypatch.setattr(measuring, "MEASURING_SECONDS", 0.01)
+    monkeypatch.setattr(measuring, "LONGEST_STEP_SECONDS", 1e-6)
     trainer = trainer_of("finetune")
     found = measure(trainer, count(trainer))
     assert found.assumed == (
@@ -367,7 +368,7 @@ def test_measured_here_the_screen_says_what_is_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measuring, "SECONDS", 0.05)
+    monkeypatch.setattr(measuring, "MEASURING_SECONDS", 0.05)
     assert main(["plan", *SMALL]) == 0
     screen = capsys.readouterr().out
     heads = ["COUNTED (exact)", "MEASURED HERE (cpu, 1 threads)", "ESTIMATED", "ASSUMED"]

@@ -44,11 +44,7 @@ class PrefixMethod(Method):
     Prompts have no weight decay. It would change those of earlier tasks, which have no gradient.
 
     Args:
-        backbone: the ViT.
-        num_classes: classes of the stream.
         blocks: which blocks get prompts.
-        align: see Method.
-        centroids: see Method.
         prompt_rate_factor: learning rate of the prompts, as a multiple of the classifier's.
         key: the setting that an error about `blocks` names.
     """
