@@ -296,9 +296,9 @@ class Method(nn.Module):
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Restore trained_state(); ValueError if a name is missing or unknown."""
-        own = self.trained_state()
-        if own.keys() != state.keys():
-            unmatched = sorted(own.keys() ^ state.keys())
+        names = self.trained_state().keys()
+        if names != state.keys():
+            unmatched = sorted(names ^ state.keys())
             raise ValueError(
                 f"state does not fit {type(self).__name__}: {', '.join(unmatched[:3])} on one side "
                 f"only ({len(unmatched)} in all)"
@@ -314,6 +314,6 @@ def learning_only(method: nn.Module) -> tuple[str, ...]:
     # Experts are registered under two names, and both count.
     for prefix, module in method.named_modules(remove_duplicate=False):
         for base in type(module).__mro__:
-            own = vars(base).get("learning_only", ())
-            names += [f"{prefix}.{name}.".removeprefix(".") for name in own]
+            listed = vars(base).get("learning_only", ())
+            names += [f"{prefix}.{name}.".removeprefix(".") for name in listed]
     return tuple(names)

@@ -14,9 +14,9 @@ from smope.streams.source import Source
 def make_source(config: Config) -> Source:
     """Find the images on disk; none is decoded."""
     common = keys_of(STREAM_BUILDER, "stream")
-    own = {
+    arguments = {
         key: value
         for key, value in config.stream.items()
         if key not in ("_target_", "name", *common)
     }
-    return get_object(config.stream["_target_"])(**own)
+    return get_object(config.stream["_target_"])(**arguments)

@@ -128,7 +128,7 @@ def _train(
         progress.line(text)
     record = RunRecord(directory, trainer, facts, partial)
     record.begin()
-    tracker = _start_tracker(experiment, directory, progress, trainer.history.place)
+    tracker = _start_tracker(experiment, directory, progress, trainer.history.tracker_step)
     trainer.outputs = Outputs(directory, progress, tracker)
     trainer.context = context(trainer, experiment.config)
     status = "failed"

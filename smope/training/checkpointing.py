@@ -25,14 +25,14 @@ class CheckpointWriter:
     """Writes the checkpoints of a run and knows when the next one is due.
 
     Attributes:
-        place: where the last checkpoint was written or restored, as tasks done and training steps
+        position: where the last checkpoint was written or restored, as tasks done and training steps
             into the next task; (0, 0) before the first.
     """
 
     def __init__(
         self, method: Method, stream: Stream, settings: TrainerSettings, device: torch.device
     ) -> None:
-        self.place = (0, 0)
+        self.position = (0, 0)
         self._method = method
         self._stream = stream
         self._settings = settings
@@ -42,7 +42,7 @@ class CheckpointWriter:
     @property
     def at_boundary(self) -> bool:
         """Whether the last checkpoint was written at the end of a task."""
-        tasks, steps = self.place
+        tasks, steps = self.position
         return tasks > 0 and steps == 0
 
     def is_due(self, position: int) -> bool:
@@ -75,7 +75,7 @@ class CheckpointWriter:
         save_checkpoint(
             directory, self._method, self._stream, tasks_done, history.as_dict(), within, context
         )
-        self.place = (tasks_done, running.position if running else 0)
+        self.position = (tasks_done, running.position if running else 0)
         self._written_at = time.perf_counter()
 
 

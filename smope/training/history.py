@@ -43,7 +43,7 @@ class History:
     peak_memory: dict[str, int] = field(default_factory=dict)
 
     @property
-    def place(self) -> int:
+    def tracker_step(self) -> int:
         """The x value for trackers: training steps so far, or tasks for a method without steps."""
         return self.steps or len(self.accuracy_matrix)
 

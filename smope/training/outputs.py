@@ -61,7 +61,7 @@ class Outputs:
         each = " ".join(f"{100 * value:.1f}" for value in row)
         seconds = history.seconds_per_task[-1]
         self.progress.line(f"{title}: accuracy {100 * mean:.1f} % ({each}), {seconds:.1f} s")
-        self.tracker.end_task(history.accuracy_matrix, history.scores(), step=history.place)
+        self.tracker.end_task(history.accuracy_matrix, history.scores(), step=history.tracker_step)
 
 
 def task_title(span: TaskSpan, tasks: int) -> str:

@@ -128,7 +128,7 @@ class RunningPhase:
         """Gradients and losses of these images, part by part, each weighted by its share of the
         whole batch.
         """
-        whole = len(labels) if collectives.world() == 1 else self.settings.batch_size
+        batch_size = len(labels) if collectives.world() == 1 else self.settings.batch_size
         parts = self.settings.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}
         split = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
@@ -136,7 +136,7 @@ class RunningPhase:
             with autocast(self.settings.precision, self.device):
                 losses = self.method.losses(part_images, part_labels, self.span)
                 total = torch.stack(list(losses.values())).sum()
-            weight = len(part_labels) / whole
+            weight = len(part_labels) / batch_size
             self._scaler.scale(weight * total).backward()
             for name, value in {"loss": total, **losses}.items():
                 sums[name] = sums.get(name, 0.0) + weight * value.detach()

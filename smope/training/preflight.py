@@ -66,17 +66,18 @@ def check_batch_split(method: Method, stream: Stream, settings: TrainerSettings)
     """
     world, parts = collectives.world(), settings.gradient_accumulation_steps
     steps = f"trainer.gradient_accumulation_steps={parts}"
-    whole, one = method.needs_whole_batch(), method.needs_one_process()
-    if parts > 1 and whole is not None:
+    dependence = method.needs_whole_batch()
+    if parts > 1 and dependence is not None:
         raise UserError(
-            f"{steps}: with {whole.setting} the loss of an image depends on the others of its "
+            f"{steps}: with {dependence.setting} the loss of an image depends on the others of its "
             f"batch, which must stay whole; write trainer.gradient_accumulation_steps=1 or "
-            f"{whole.instead}"
+            f"{dependence.instead}"
         )
-    if world > 1 and one is not None:
+    dependence = method.needs_one_process()
+    if world > 1 and dependence is not None:
         raise UserError(
-            f"{one.setting}: images depend on the others of their batch, which {world} processes "
-            f"cannot divide; start one process, or write {one.instead}"
+            f"{dependence.setting}: images depend on the others of their batch, which {world} processes "
+            f"cannot divide; start one process, or write {dependence.instead}"
         )
     if settings.batch_size < world * parts:
         processes = "process" if world == 1 else "processes"

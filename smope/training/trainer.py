@@ -131,7 +131,7 @@ class Trainer:
         """
         restore(self.method, self.stream, checkpoint)
         self.history = History.read(checkpoint.history, checkpoint.path)
-        self.checkpoints.place = (checkpoint.tasks_done, checkpoint.steps)
+        self.checkpoints.position = (checkpoint.tasks_done, checkpoint.steps)
         self._resumed = checkpoint if checkpoint.within else None
 
     def fit(self, on_task_end: Callable[[], object] = lambda: None) -> History:
@@ -316,8 +316,8 @@ class Trainer:
         """Write a checkpoint, within a task if a phase is `running`; none where the last one was
         written at the same place.
         """
-        place = (len(self.history.accuracy_matrix), running.position if running else 0)
-        if self.outputs.directory is None or place == self.checkpoints.place:
+        position = (len(self.history.accuracy_matrix), running.position if running else 0)
+        if self.outputs.directory is None or position == self.checkpoints.position:
             return
         if running is not None:
             self._stopwatch.add_to(self.history, "train")

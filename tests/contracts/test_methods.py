@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.experts.inject import detach
-from smope.methods.base import Reference, Method
+from smope.methods.base import Method, Reference
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
