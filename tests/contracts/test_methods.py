@@ -15,6 +15,7 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.experts.inject import detach
+from smope.methods._shared.routed_method import RoutedMethod, experts_of, routings_of
 from smope.methods.base import Method, Reference
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
@@ -232,6 +233,16 @@ def test_losses_are_named_scalars(
     method.zero_grad()
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in method.classifier.parameters())
+
+
+@every_method
+def test_experts_are_known_by_a_protocol(name: str, method: Method) -> None:
+    """The contract of all methods knows no experts; SMoPE and SMoPE+ have them."""
+    assert not {"experts", "routings", "dense_epochs"} & set(dir(Method))
+    assert isinstance(method, RoutedMethod) == (name in ("smope", "smope_plus"))
+    with torch.no_grad():
+        method(torch.rand(2, 3, 32, 32))
+    assert len(routings_of(method)) == len(experts_of(method))
 
 
 @every_method
