@@ -423,12 +423,12 @@ def test_ten_thousand_mutated_checkpoints_are_refused(stream: Stream, tmp_path: 
 def test_a_checkpoint_whose_record_makes_no_sense(facts: str, tmp_path: Path) -> None:
     """Signed with the right hash, as a stranger could: still a clear error."""
     from smope.storage.hashed_safetensors import _digest
-    from smope.training.checkpoint import FORMAT_VERSION
+    from smope.training.checkpoint import CHECKPOINT_FORMAT_VERSION
 
     state = {"method.weight": torch.zeros(2)}
     path = tmp_path / "001-00000000.safetensors"
     metadata = {
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(CHECKPOINT_FORMAT_VERSION),
         "facts": facts,
         "sha256": _digest(facts, state),
     }

@@ -22,7 +22,7 @@ from smope.streams.stream import TaskImages
 from smope.training.checkpoint import Checkpoint, last_checkpoint, restore
 from smope.training.trainer import Trainer
 
-FORMAT_VERSION = 1
+AUDIT_FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def document(verdicts: Sequence[Verdict], run: RestoredRun | None, strict: bool)
         Plain values.
     """
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": AUDIT_FORMAT_VERSION,
         "passed": all(verdict.passed is not False for verdict in verdicts),
         "strict": strict,
         "tasks_done": run.tasks_done if run else None,

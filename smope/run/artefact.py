@@ -24,7 +24,7 @@ from smope.storage.hashed_safetensors import OtherFormat, seal, unlike, unseal
 from smope.storage.run_directory import RunDirectory, check_run, tasks_done
 from smope.training.checkpoint import last_checkpoint
 
-FORMAT_VERSION = 1
+MODEL_FORMAT_VERSION = 1
 KIND = "smope model"
 
 
@@ -137,7 +137,10 @@ def write_model(directory: RunDirectory, method: Method, record: Mapping[str, An
 def to_bytes(artefact: Artefact) -> bytes:
     """The content of an artefact's file."""
     return seal(
-        {key: getattr(artefact, key) for key in RECORD_TYPES}, artefact.state, FORMAT_VERSION, KIND
+        {key: getattr(artefact, key) for key in RECORD_TYPES},
+        artefact.state,
+        MODEL_FORMAT_VERSION,
+        KIND,
     )
 
 
@@ -149,7 +152,7 @@ def read_model(path: Path) -> Artefact:
     check_run(path)
     file = directory.model if path.is_dir() else path
     try:
-        record, state = unseal("model", file, FORMAT_VERSION, RECORD_TYPES, KIND)
+        record, state = unseal("model", file, MODEL_FORMAT_VERSION, RECORD_TYPES, KIND)
     except OtherFormat:
         raise
     except UserError as error:

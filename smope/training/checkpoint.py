@@ -23,7 +23,7 @@ from smope.storage.hashed_safetensors import OtherFormat, seal, unlike, unseal
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 
-FORMAT_VERSION = 2
+CHECKPOINT_FORMAT_VERSION = 2
 CHECKPOINTS_KEPT = 2
 FILE_NAME = re.compile(r"\d{3,}-\d{8,}\.safetensors")
 RECORD_TYPES = {
@@ -120,7 +120,7 @@ def save_checkpoint(
         tensors |= {f"within.{key}": value for key, value in within.tensors.items()}
     path = directory.checkpoints / f"{tasks_done:03d}-{steps:08d}.safetensors"
     try:
-        write_atomically(path, seal(record, tensors, FORMAT_VERSION))
+        write_atomically(path, seal(record, tensors, CHECKPOINT_FORMAT_VERSION))
     except OSError as error:
         raise OSError(
             f"checkpoint {path}: cannot be written ({error.strerror}); those before it are kept"
@@ -183,7 +183,7 @@ def last_checkpoint(
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint; UserError where it is damaged or of another format."""
-    record, tensors = unseal("checkpoint", path, FORMAT_VERSION, RECORD_TYPES)
+    record, tensors = unseal("checkpoint", path, CHECKPOINT_FORMAT_VERSION, RECORD_TYPES)
     groups: dict[str, dict[str, Tensor]] = {"method": {}, "within": {}}
     for key, value in tensors.items():
         group, _, name = key.partition(".")

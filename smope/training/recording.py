@@ -42,7 +42,7 @@ from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream, Task
 from smope.training.settings import Record
 
-FORMAT_VERSION = 1
+SNAPSHOT_FORMAT_VERSION = 1
 EXAMPLES_PER_TASK = 4
 EXAMPLE_SIDE_PIXELS = 48
 LARGEST_FLOAT16, LARGEST_FLOAT32 = 65504.0, torch.finfo(torch.float32).max
@@ -178,4 +178,4 @@ def _thumbnail(image: Tensor) -> numpy.ndarray:
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
     contiguous = {key: numpy.ascontiguousarray(array) for key, array in arrays.items()}
-    write_atomically(path, save(contiguous, {"format_version": str(FORMAT_VERSION)}))
+    write_atomically(path, save(contiguous, {"format_version": str(SNAPSHOT_FORMAT_VERSION)}))

@@ -91,7 +91,7 @@ def test_a_damaged_one_in_a_run_directory(run_dir: Path, tmp_path: Path) -> None
 
 def test_another_format(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_model(file)
-    monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(module, "MODEL_FORMAT_VERSION", 2)
     file.write_bytes(to_bytes(found))
     monkeypatch.undo()
     with pytest.raises(

@@ -226,7 +226,7 @@ def test_a_pickle_runs_no_code(kind: str, refused: Any, tmp_path: Path) -> None:
 def test_another_format(
     directory: RunDirectory, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(module, "CHECKPOINT_FORMAT_VERSION", 3)
     path = save(directory, stream, 1)
     monkeypatch.undo()
     with pytest.raises(
@@ -269,7 +269,7 @@ def test_the_one_before_is_used_and_the_others_are_told(
 def test_a_run_of_another_version_is_not_started_over(
     directory: RunDirectory, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(module, "CHECKPOINT_FORMAT_VERSION", 3)
     save(directory, stream, 1, 4)
     monkeypatch.undo()
     save(directory, stream, 1, 8).write_bytes(b"")
