@@ -133,7 +133,7 @@ def restore_run(
     if checkpoint is None or not record:
         lacking = "no finished task's checkpoint that can be read" if record else "no run.json"
         raise UserError(
-            f"RUN={directory.path}: holds {lacking}; train on with: smope train "
+            f"RUN={directory.path}: holds {lacking}; continue with: smope train "
             f"resume={directory.path}"
         )
     _, trainer = prepare(config)

@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
     checkpoint = last_checkpoint(directory, warn, boundary=True)
     if checkpoint is None:
         raise UserError(
-            f"RUN={args.run}: holds no checkpoint of a finished task; train on with: smope train "
+            f"RUN={args.run}: holds no checkpoint of a finished task; continue with: smope train "
             f"resume={args.run}"
         )
     _, trainer = prepare(config)
@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int:
         tasks, done = len(trainer.spans), len(again.fresh)
         if done < tasks:
             print(
-                f"{done} of the {tasks} tasks are learned; train on with: smope train "
+                f"{done} of the {tasks} tasks are learned; continue with: smope train "
                 f"resume={args.run}"
             )
         print(_verdict(again))

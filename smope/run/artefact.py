@@ -174,7 +174,7 @@ def _of_checkpoint(directory: RunDirectory) -> Artefact:
             f"settings"
         )
     if checkpoint is None or not record:
-        way_out = f"train on with: smope train resume={directory.path}"
+        way_out = f"continue with: smope train resume={directory.path}"
         if record.get("status") == "finished":
             way_out = "train it anew"
         raise UserError(

@@ -1,4 +1,4 @@
-"""run.json: what is known before training, and what is added while a run goes on."""
+"""run.json: what is known before training, and what is added during a run."""
 
 from __future__ import annotations
 

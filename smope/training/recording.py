@@ -90,7 +90,7 @@ class Recorder:
                 batch[f"experts.{block}"] = collectives.gathered(routing.expert_ids.to(small))
         self._batches.append({key: value.cpu() for key, value in batch.items()})
 
-    def tasks_to_come(self, span: TaskSpan) -> range:
+    def later_tasks(self, span: TaskSpan) -> range:
         """Later tasks, which are evaluated for the record alone."""
         return range(span.index + 1, len(self.stream.tasks) if self.record == "all" else 0)
 

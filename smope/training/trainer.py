@@ -288,7 +288,7 @@ class Trainer:
                 row.append(self.accuracy(index, span.stop))
                 self.history.images_evaluated += len(self.stream.tasks[index].test)
                 bar.update()
-        for index in self._recorder.tasks_to_come(span):
+        for index in self._recorder.later_tasks(span):
             self.accuracy(index, span.stop)
             self.history.images_evaluated += len(self.stream.tasks[index].test)
         self._recorder.write(self.outputs.directory, self.method, span)

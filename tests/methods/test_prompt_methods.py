@@ -105,8 +105,15 @@ def moved(
 ) -> dict[str, torch.Tensor]:
     """What some steps on a task change, by name: True where an entry moved."""
     before = {name: method.get_parameter(name).detach().clone() for name in names}
-    phase = RunningPhase(method, task, method.phases(task, 4)[-1], tiny_settings(weight_decay=decay), CPU,
-                         first=0, steps=steps)  # fmt: skip
+    phase = RunningPhase(
+        method,
+        task,
+        method.phases(task, 4)[-1],
+        tiny_settings(weight_decay=decay),
+        CPU,
+        first=0,
+        steps=steps,
+    )
     draw = torch.Generator().manual_seed(1)
     for _ in range(steps):
         labels = torch.randint(task.start, task.stop, (8,), generator=draw)
@@ -310,8 +317,11 @@ def test_telling_tasks_is_aligned_even_where_the_classifier_is_not(stream: Strea
     assert isinstance(method, HiDePrompt)
     assert method.identity.statistics.known.all()
     assert method.identity.task_of.tolist() == [0, 0, 1, 1]
-    right = sum(int((method.identity(method.query(batch)) == task.index).sum())
-                for task in stream.tasks for batch in [torch.stack([task.test[i][0] for i in range(10)])])  # fmt: skip
+    right = sum(
+        int((method.identity(method.query(batch)) == task.index).sum())
+        for task in stream.tasks
+        for batch in [torch.stack([task.test[i][0] for i in range(10)])]
+    )
     assert right > 12, "of 20 images of two tasks"
 
 

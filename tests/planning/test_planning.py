@@ -286,7 +286,10 @@ def test_durations(seconds: float, text: str) -> None:
         (["--price", "-1"], r"--price must be a finite number, 0 or more, got -1"),
         (["--from", "nowhere"], r"--from=nowhere: no such directory"),
         (["trainer.epoch=3"], r"unknown key trainer\.epoch=3; did you mean trainer\.epochs\?"),
-        (["seed=0,1", "method=smope,cda"], r"method=cda is no choice; .*did you mean method=coda\?"),
+        (
+            ["seed=0,1", "method=smope,cda"],
+            r"method=cda is no choice; .*did you mean method=coda\?",
+        ),
         (["--hardwre", "t4"], r"unrecognized arguments: --hardwre.*did you mean --hardware\?"),
     ],
 )  # fmt: skip

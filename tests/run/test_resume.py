@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """A training that was broken off, anywhere, and taken up again from its last checkpoint ends as if
 it had not been.
 """
@@ -206,9 +205,16 @@ def test_killed_in_a_step(step: int, stream: Stream, directory: RunDirectory, wh
 
 
 PLACES = [
-    (Method, "begin_phase"), (Drawing, "end_task"), (loop, "record_class_statistics"), (loop, "align_classifier"),
-    (Trainer, "_evaluate"), (Trainer, "accuracy"), (checkpointing, "save_checkpoint"), (RunDirectory, "append_metrics"), (History, "end_task"),
-]  # fmt: skip
+    (Method, "begin_phase"),
+    (Drawing, "end_task"),
+    (loop, "record_class_statistics"),
+    (loop, "align_classifier"),
+    (Trainer, "_evaluate"),
+    (Trainer, "accuracy"),
+    (checkpointing, "save_checkpoint"),
+    (RunDirectory, "append_metrics"),
+    (History, "end_task"),
+]
 
 
 @pytest.mark.parametrize("how", [kill, terminate])

@@ -187,7 +187,9 @@ class Broken(BaseException):
 def test_a_run_broken_off_and_resumed_leaves_the_same_files(
     name: str, seen: Trainer, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the checkpoint of the second task, its file just written, and within its evaluation."""
+    """Before the checkpoint of the second task, its file just written, and within its
+    evaluation.
+    """
     real = getattr(Trainer, name)
 
     def breaking(self: Trainer, *arguments: Any) -> Any:

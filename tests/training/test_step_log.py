@@ -1,4 +1,6 @@
-"""Every training step once, with its number, and an accelerator is not waited for at each of them."""
+"""Every training step once, with its number, and an accelerator is not waited for at each of
+them.
+"""
 
 from __future__ import annotations
 
