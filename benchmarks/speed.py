@@ -46,7 +46,7 @@ from measuring import DEFAULT, PLAIN, SPARSE, Setting, Variant, add_resident_pea
 from speed_plot import draw
 
 from smope.training.device import prefer_onednn
-from smope.training.precision import AUTOCAST
+from smope.training.precision import AUTOCAST_DTYPES
 
 TINY, SMALL, BASE = (f"vit_{size}_patch16_224" for size in ("tiny", "small", "base"))
 SECOND, MANY, DENSE = (
@@ -143,7 +143,9 @@ def other_groups(devices: list[str]) -> Iterator[Group]:
                 yield Setting(backbone, batch, device, phase=phase), [PLAIN, SPARSE, DENSE]
         # A CPU that does not compute in bfloat16 takes twenty times as long, as a few images tell
         # too.
-        halves = [(dtype, 32) for dtype in AUTOCAST] if device == "cuda" else [("bfloat16", 4)]
+        halves = (
+            [(dtype, 32) for dtype in AUTOCAST_DTYPES] if device == "cuda" else [("bfloat16", 4)]
+        )
         for dtype, batch in halves:
             for phase in ("train", "infer"):
                 yield replace(setting, dtype=dtype, batch=batch, phase=phase), [PLAIN, SPARSE]

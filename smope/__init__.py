@@ -5,7 +5,7 @@
     record["final_average_accuracy"]
     classifier = smope.load("first_run")
 
-Importing this package imports no torch; the parts are in smope.methods, smope.routers,
+Importing this package imports no torch. Its parts are in smope.methods, smope.routers,
 smope.streams and so on.
 """
 
@@ -23,11 +23,10 @@ __all__ = ["__version__", "load", "train"]
 
 
 def train(*overrides: str) -> dict[str, Any]:
-    """Do what `smope train key=value ...` does, from Python; returns the content of the run's
-    run.json.
+    """Do what `smope train key=value ...` does.
 
-    Scores are fractions. smope.errors.UserError, before anything is trained or written, for what
-    cannot work.
+    Returns the content of the run's run.json; scores are fractions. Raises smope.errors.UserError
+    for a wrong key, value or combination, before anything is trained or written.
     """
     from smope.config.overrides import read_overrides
     from smope.run.plan import plan
@@ -38,12 +37,19 @@ def train(*overrides: str) -> dict[str, Any]:
 
 
 def load(path: Path | str, device: str = "auto", weights: Path | str | None = None) -> Classifier:
-    """What a run has learned, to classify images with; the data set that it was trained on is not
-    needed.
+    """Load a trained model that classifies images. The data set of the run is not needed.
 
-    path: the run directory, or its model.safetensors. device: auto, cpu, cuda, cuda:N or mps.
-    weights: the file of the backbone's weights, or its folder; None: where the run found them.
-    Their sha256 is checked. smope.errors.UserError, which is a ValueError, for what cannot work.
+    Args:
+        path: the run directory, or its model.safetensors.
+        device: auto, cpu, cuda, cuda:N or mps.
+        weights: the file of the backbone's weights, or its folder; None: where the run found them.
+            Their sha256 is checked.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        UserError: a file is missing or does not fit; it is a ValueError, from smope.errors.
     """
     from smope.serving import predict
 

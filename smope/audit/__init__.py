@@ -1,3 +1,1 @@
-"""The audit of a run: subject.py rebuilds it, checks.py says of each promise whether the run keeps
-it.
-"""
+"""The audit of a run: restored_run.py rebuilds the run, checks.py checks it."""

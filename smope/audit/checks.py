@@ -1,18 +1,18 @@
 """The checks of an audit, one function each. None of them changes the run.
 
 Tolerances, and why:
-    FLOAT64    logits of the same image in other company, computed in float64: largest difference
-               over largest logit.
-               Rounding moves them by 1e-15 a layer; a method that looks at other images moves them
-               by 1e-4 and more. In float32 the line would be harder to draw, since a rounded score
-               may choose another expert.
-    FLOAT32    the same on a device without float64.
-    REPEAT     two evaluations on an accelerator, whose kernels need not add in the same order; 0 on
-               a CPU.
-    MOVED, WHOLE (smope/run/reevaluate.py) of the accuracies evaluated again.
-    SCORE      a score and the same computed from the matrix: the last digits that JSON keeps.
-    MAX_OVERLAP_FRACTION (smope/streams/checking/findings.py) of the test images among the training images:
-        1 %.
+    FLOAT64_TOLERANCE  between logits of the same image in different batches, computed in float64:
+                       largest difference over largest logit. Rounding changes them by 1e-15 a
+                       layer. A method that looks at other images changes them by 1e-4 and more. In
+                       float32 the two are harder to tell apart, since a rounded score may choose
+                       another expert.
+    FLOAT32_TOLERANCE  the same on a device without float64.
+    REPEAT_TOLERANCE   between two evaluations on an accelerator, whose kernels may add in another
+                       order. On a CPU it is 0.
+    SCORE_TOLERANCE    between a score and the same score computed from the matrix: the last digits
+                       that JSON keeps.
+    run/reevaluate.py has those of accuracies evaluated again. streams/checking/findings.py has
+    MAX_OVERLAP_FRACTION, the share of test images that may be among the training images: 1 %.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from smope.audit.restored_run import Subject, Verdict
+from smope.audit.restored_run import RestoredRun, Verdict
 from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.methods.base import Method
 from smope.metrics import accuracy_matrix as metrics
-from smope.run.reevaluate import WHOLE, evaluate_again
+from smope.run.reevaluate import IMAGE_COUNT_TOLERANCE, evaluate_again
 from smope.streams.checking.findings import MAX_OVERLAP_FRACTION
 from smope.streams.checking.inspection import pixel_hash
 from smope.streams.pixels.transforms import Evaluation
@@ -41,109 +41,123 @@ from smope.training.history import History
 if TYPE_CHECKING:
     from smope.streams.task_images import TaskImages
 
-FLOAT64, FLOAT32, REPEAT, SCORE = 1e-9, 1e-3, 1e-5, 1e-12
-RAISED = 1e6  # added to the logits of classes still to come
+FLOAT64_TOLERANCE, FLOAT32_TOLERANCE = 1e-9, 1e-3
+REPEAT_TOLERANCE = 1e-5
+SCORE_TOLERANCE = 1e-12
+RAISED_LOGIT = 1e6  # added to the logits of classes that were not seen
 
 
-def run_checks(subject: Subject) -> Iterator[Verdict]:
+def run_checks(run: RestoredRun) -> Iterator[Verdict]:
     """Every check's verdict, in turn."""
-    for check in (
-        *(batch_size, image_order, repeated_evaluation, evaluation_mode, evaluation_transforms),
-        *(overlap, unseen_classes, frozen_weights, last_row, scores),
-    ):
-        yield check(subject)
+    for check in CHECKS:
+        yield check(run)
 
 
 @torch.no_grad()
 def logits(method: Method, images: Tensor, size: int) -> Tensor:
-    """images (n, 3, S, S) in batches of `size` -> logits (n, num_classes)."""
-    dtype = method.classifier.weight.dtype
-    return torch.cat(
-        [method.classify(method.features(part.to(dtype))) for part in images.split(size)]
-    )
+    """Classify images in batches.
 
+    Args:
+        method: in evaluation mode.
+        images: (n, 3, S, S) in [0, 1].
+        size: images of a batch.
 
-def _in_float64(subject: Subject) -> tuple[Method, float]:
-    """A copy of the method, evaluating, in float64 where the device has it, and the tolerance that
-    this allows.
+    Returns:
+        Logits (n, num_classes).
     """
-    exact = subject.trainer.device.type != "mps"
-    method = copy.deepcopy(subject.method).eval()
-    return (method.double(), FLOAT64) if exact else (method, FLOAT32)
+    dtype = method.classifier.weight.dtype
+    batches = images.split(size)
+    return torch.cat([method.classify(method.features(batch.to(dtype))) for batch in batches])
 
 
-def _apart(first: Tensor, second: Tensor) -> float:
-    """Largest difference over the largest magnitude; infinite where one is not finite."""
+def _in_float64(run: RestoredRun) -> tuple[Method, float]:
+    """A copy of the method in evaluation mode, in float64 if the device has it, and the
+    tolerance.
+    """
+    exact = run.trainer.device.type != "mps"
+    method = copy.deepcopy(run.method).eval()
+    return (method.double(), FLOAT64_TOLERANCE) if exact else (method, FLOAT32_TOLERANCE)
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    """Largest difference over the largest magnitude; infinite if a value is not finite."""
     if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
         return float("inf")
     return float((first - second).abs().max() / first.abs().max().clamp(min=1e-30))
 
 
-def batch_size(subject: Subject) -> Verdict:
+def batch_size(run: RestoredRun) -> Verdict:
     """An image alone gets the logits that it gets among others."""
-    method, allowed = _in_float64(subject)
-    images, size = subject.sampled(), subject.trainer.settings.eval_batch_size
-    apart = _apart(logits(method, images, size), logits(method, images, 1))
+    method, allowed = _in_float64(run)
+    images, size = run.sampled(), run.trainer.settings.eval_batch_size
+    difference = _difference(logits(method, images, size), logits(method, images, 1))
     text = f"logits of {len(images)} images alone and in batches of {min(size, len(images))}"
-    return _compared("batch size", text, apart, allowed)
+    return _compared("batch size", text, difference, allowed)
 
 
-def image_order(subject: Subject) -> Verdict:
+def image_order(run: RestoredRun) -> Verdict:
     """Sorted by task or shuffled over all tasks, an image gets the same logits."""
-    method, allowed = _in_float64(subject)
-    images, size = subject.sampled(), min(8, subject.trainer.settings.eval_batch_size)
+    method, allowed = _in_float64(run)
+    images, size = run.sampled(), min(8, run.trainer.settings.eval_batch_size)
     order = list(range(len(images)))
     random.Random(0).shuffle(order)
-    apart = _apart(logits(method, images, size)[order], logits(method, images[order], size))
+    difference = _difference(
+        logits(method, images, size)[order], logits(method, images[order], size)
+    )
     return _compared(
-        "image order", f"logits of {len(images)} images sorted by task and shuffled", apart, allowed
+        "image order",
+        f"logits of {len(images)} images sorted by task and shuffled",
+        difference,
+        allowed,
     )
 
 
-def repeated_evaluation(subject: Subject) -> Verdict:
-    """A second evaluation gives the same, and evaluating changes nothing that the method keeps."""
-    method, images = copy.deepcopy(subject.method).eval(), subject.sampled()
+def repeated_evaluation(run: RestoredRun) -> Verdict:
+    """A second evaluation gives the same, and evaluating changes nothing in the method."""
+    method, images = copy.deepcopy(run.method).eval(), run.sampled()
     before = {key: value.clone() for key, value in method.state_dict().items()}
-    size = subject.trainer.settings.eval_batch_size
-    apart = _apart(logits(method, images, size), logits(method, images, size))
+    size = run.trainer.settings.eval_batch_size
+    difference = _difference(logits(method, images, size), logits(method, images, size))
     after = method.state_dict()
     changed = [key for key, value in before.items() if not torch.equal(value, after[key])]
     if changed:
         text = f"evaluating changed {', '.join(changed[:3])} ({len(changed)} in all)"
         return Verdict("repeated evaluation", False, text, {"changed": changed})
-    allowed = 0.0 if subject.trainer.device.type == "cpu" else REPEAT
+    allowed = 0.0 if run.trainer.device.type == "cpu" else REPEAT_TOLERANCE
     return _compared(
-        "repeated evaluation", f"logits of {len(images)} images evaluated twice", apart, allowed
+        "repeated evaluation",
+        f"logits of {len(images)} images evaluated twice",
+        difference,
+        allowed,
     )
 
 
-def _compared(check: str, text: str, apart: float, allowed: float) -> Verdict:
-    differ = "are equal" if apart == 0 else f"differ by {apart:.1e} of the largest"
+def _compared(check: str, text: str, difference: float, allowed: float) -> Verdict:
+    outcome = "are equal" if difference == 0 else f"differ by {difference:.1e} of the largest"
     return Verdict(
         check,
-        apart <= allowed,
-        f"{text} {differ} (allowed: {allowed:g})",
-        {"apart": apart, "allowed": allowed},
+        difference <= allowed,
+        f"{text} {outcome} (allowed: {allowed:g})",
+        {"apart": difference, "allowed": allowed},
     )
 
 
-def evaluation_mode(subject: Subject) -> Verdict:
-    """No module that evaluation runs through is in training mode, whether it is registered or not."""
-    trainer, found = subject.trainer, set[str]()
+def evaluation_mode(run: RestoredRun) -> Verdict:
+    """No module that evaluation runs is in training mode, whether the method registers it or
+    not.
+    """
+    trainer, training = run.trainer, set[str]()
 
-    def look(module: nn.Module, _inputs: Any) -> None:
+    def note(module: nn.Module, _inputs: Any) -> None:
         if module.training:
-            found.add(type(module).__name__)
+            training.add(type(module).__name__)
 
-    with _few_images(subject), _hooked(look):
-        trainer.accuracy(0, subject.seen_classes)
-    found |= {type(module).__name__ for module in trainer.method.modules() if module.training}
-    if found:
-        return Verdict(
-            "evaluation mode",
-            False,
-            f"in training mode while evaluated: {', '.join(sorted(found))}",
-        )
+    with _few_images(run), _before_each_module(note):
+        trainer.accuracy(0, run.seen_classes)
+    training |= {type(module).__name__ for module in trainer.method.modules() if module.training}
+    if training:
+        text = f"in training mode while evaluated: {', '.join(sorted(training))}"
+        return Verdict("evaluation mode", False, text)
     count = len(list(trainer.method.modules()))
     return Verdict(
         "evaluation mode", True, f"all {count} modules are in evaluation mode while evaluated"
@@ -151,8 +165,9 @@ def evaluation_mode(subject: Subject) -> Verdict:
 
 
 @contextmanager
-def _hooked(look: Callable[[nn.Module, Any], None]) -> Iterator[None]:
-    handle = register_module_forward_pre_hook(look)
+def _before_each_module(hook: Callable[[nn.Module, Any], None]) -> Iterator[None]:
+    """Call `hook` before the forward pass of every module in the block."""
+    handle = register_module_forward_pre_hook(hook)
     try:
         yield
     finally:
@@ -160,76 +175,76 @@ def _hooked(look: Callable[[nn.Module, Any], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _few_images(subject: Subject) -> Iterator[TaskImages]:
-    """The first task's test images reduced to the sample, for a look at the trainer's own
+def _few_images(run: RestoredRun) -> Iterator[TaskImages]:
+    """Reduce the test images of the first task to the sample, to try the trainer's own
     evaluation.
     """
-    stream = subject.trainer.stream
+    stream = run.trainer.stream
     first, *others = stream.tasks
-    images = first.test.choose(subject.sample[0])
-    subject.trainer.stream = replace(stream, tasks=(replace(first, test=images), *others))
+    images = first.test.choose(run.sample[0])
+    run.trainer.stream = replace(stream, tasks=(replace(first, test=images), *others))
     try:
         yield images
     finally:
-        subject.trainer.stream = stream
+        run.trainer.stream = stream
 
 
-def evaluation_transforms(subject: Subject) -> Verdict:
-    """Test images are resized and cut as the configuration says, the same in every epoch: nothing
-    is drawn.
+def evaluation_transforms(run: RestoredRun) -> Verdict:
+    """Test images are resized and cropped as the configuration says, and the same in every
+    epoch.
     """
-    side = subject.method.backbone.image_size
-    expected = Evaluation(side, subject.record["config"]["stream"]["eval_crop"])
-    odd = 0
-    for images, chosen in zip(subject.tests(), subject.sample, strict=True):
-        for index in chosen:
+    side = run.method.backbone.image_size
+    transform = Evaluation(side, run.record["config"]["stream"]["eval_crop"])
+    wrong = 0
+    for images, positions in zip(run.tests(), run.sample, strict=True):
+        for index in positions:
             windows = []
             for epoch in (0, 1, 2):
                 images.set_epoch(epoch)
                 windows.append(images.unresampled[index][1])
             height, width = images.pixels(index).shape[:2]
-            odd += any(
-                window != expected.window(height, width, random.Random(0)) for window in windows
-            )
+            expected = transform.window(height, width, random.Random(0))
+            wrong += any(window != expected for window in windows)
         images.set_epoch(0)
-    count = sum(map(len, subject.sample))
-    if odd:
-        text = f"{odd} of {count} test images are not shown as stream.eval_crop says, or differently from time to time"
+    count = sum(map(len, run.sample))
+    if wrong:
+        text = (
+            f"{wrong} of {count} test images are not shown as stream.eval_crop says, or "
+            f"differently from time to time"
+        )
     else:
         text = f"{count} test images are shown whole or centred, the same in every epoch"
-    return Verdict("evaluation transforms", odd == 0, text, {"odd": odd, "images": count})
+    return Verdict("evaluation transforms", wrong == 0, text, {"odd": wrong, "images": count})
 
 
-def overlap(subject: Subject) -> Verdict:
-    """How many images that are evaluated on are, pixel for pixel, among those trained on."""
-    stream = subject.trainer.stream
-    trained = {
-        hashed
-        for task in stream.tasks
-        for hashed in map(pixel_hash, map(task.train.pixels, range(len(task.train))))
-    }
-    tests = [
-        pixel_hash(task.test.pixels(index))
-        for task in stream.tasks
-        for index in range(len(task.test))
-    ]
-    shared, total = sum(hashed in trained for hashed in tests), len(tests)
-    allowed = 0 if subject.strict else int(MAX_OVERLAP_FRACTION * total)
+def overlap(run: RestoredRun) -> Verdict:
+    """Few test images are, pixel for pixel, among the training images."""
+    stream = run.trainer.stream
+    trained: set[str] = set()
+    for task in stream.tasks:
+        trained.update(_pixel_hashes(task.train))
+    shared = total = 0
+    for task in stream.tasks:
+        shared += sum(image in trained for image in _pixel_hashes(task.test))
+        total += len(task.test)
+    allowed = 0 if run.strict else int(MAX_OVERLAP_FRACTION * total)
     text = (
         f"{shared:,} of {total:,} {stream.evaluated_on} images ({100 * shared / total:.3g} %) are "
-        f"among the training "
-        f"images, pixel for pixel (allowed: {allowed:,})"
+        f"among the training images, pixel for pixel (allowed: {allowed:,})"
     )
-    return Verdict(
-        "train and test overlap", shared <= allowed, text, {"shared": shared, "images": total}
-    )
+    numbers = {"shared": shared, "images": total}
+    return Verdict("train and test overlap", shared <= allowed, text, numbers)
 
 
-def unseen_classes(subject: Subject) -> Verdict:
-    """As after the first task, with the logits of all later classes raised above the others:
-    accuracy must not move.
+def _pixel_hashes(images: TaskImages) -> Iterator[str]:
+    return (pixel_hash(images.pixels(index)) for index in range(len(images)))
+
+
+def unseen_classes(run: RestoredRun) -> Verdict:
+    """Raising the logits of all later classes does not change the accuracy as after the first
+    task.
     """
-    trainer, method = subject.trainer, subject.method
+    trainer, method = run.trainer, run.method
     seen = trainer.spans[0].stop
     later = method.num_classes - seen
     if later == 0:
@@ -239,117 +254,123 @@ def unseen_classes(subject: Subject) -> Verdict:
     def raised(features: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        found = classify(features).clone()
-        found[:, seen:] += RAISED
-        return found
+        logits = classify(features).clone()
+        logits[:, seen:] += RAISED_LOGIT
+        return logits
 
-    with _few_images(subject) as images:
+    with _few_images(run) as images:
         plain = trainer.accuracy(0, seen)
         method.classify = raised
         try:
-            tempted = trainer.accuracy(0, seen)
+            raised_accuracy = trainer.accuracy(0, seen)
         finally:
             del method.classify
         count = len(images)
     assert calls, "the trainer evaluates by Method.classify"
+    same = raised_accuracy == plain
     text = (
         f"with the {later} later classes favoured, accuracy on {count} images of task 1 as after "
-        f"task 1 is "
-        f"{100 * tempted:.2f} %, {'as' if tempted == plain else 'and'} without {100 * plain:.2f} %"
+        f"task 1 is {100 * raised_accuracy:.2f} %, {'as' if same else 'and'} without "
+        f"{100 * plain:.2f} %"
     )
-    return Verdict("unseen classes", tempted == plain, text, {"plain": plain, "tempted": tempted})
+    return Verdict("unseen classes", same, text, {"plain": plain, "tempted": raised_accuracy})
 
 
-def frozen_weights(subject: Subject) -> Verdict:
-    """The backbone's file is the one that was trained with, and training left its tensors as they
-    were in it.
-    """
-    identity, told = subject.method.backbone.identity, subject.record.get("frozen_weights")
-    ours, theirs = identity.sha256, subject.record["backbone"]["sha256"]
+def frozen_weights(run: RestoredRun) -> Verdict:
+    """The backbone's file is the one of the run, and training did not change its tensors."""
+    check, identity = "frozen weights", run.method.backbone.identity
+    ours, theirs = identity.sha256, run.record["backbone"]["sha256"]
     if ours != theirs:
         text = f"{identity.source} has sha256 {ours[:12]}, run.json says {theirs[:12]}"
-        return Verdict("frozen weights", False, text, {"file": ours, "run.json": theirs})
-    now = frozen_sha256(subject.method)
-    numbers = {"file": ours, "tensors": now, **(told or {})}
-    if not told or not told["trained"]:
-        text = f"the file has sha256 {ours[:12]} as in run.json, which lacks a hash of the tensors after training"
-        return Verdict(
-            "frozen weights",
-            False if subject.record["status"] == "finished" else None,
-            text,
-            numbers,
-        )
-    same = now == told["loaded"] == told["trained"]
-    text = f"the file has sha256 {ours[:12]} as in run.json, " + (
-        "and training left its tensors as they are in it"
-        if same
-        else f"but its tensors hash to {now[:12]}, in the run to {told['loaded'][:12]}, then "
-        f"{told['trained'][:12]}"
-    )
-    return Verdict("frozen weights", same, text, numbers)
+        return Verdict(check, False, text, {"file": ours, "run.json": theirs})
+    now = frozen_sha256(run.method)
+    recorded = run.record.get("frozen_weights") or {}
+    numbers = {"file": ours, "tensors": now, **recorded}
+    text = f"the file has sha256 {ours[:12]} as in run.json, "
+    if not recorded.get("trained"):
+        text += "which lacks a hash of the tensors after training"
+        finished = run.record["status"] == "finished"
+        return Verdict(check, False if finished else None, text, numbers)
+    loaded, trained = recorded["loaded"], recorded["trained"]
+    if now == loaded == trained:
+        text += "and training left its tensors as they are in it"
+        return Verdict(check, True, text, numbers)
+    text += f"but its tensors hash to {now[:12]}, in the run to {loaded[:12]}, then {trained[:12]}"
+    return Verdict(check, False, text, numbers)
 
 
-def last_row(subject: Subject) -> Verdict:
-    """The matrix is that of the checkpoint, and its last row is what the final state gives when
-    evaluated now.
-    """
-    trainer = subject.trainer
-    kept = History.read(subject.checkpoint.history, subject.checkpoint.path).full_matrix()
-    told = subject.record["accuracy_matrix"]
-    odd = [
-        index + 1 for index in range(len(kept)) if index >= len(told) or told[index] != kept[index]
+def last_row(run: RestoredRun) -> Verdict:
+    """run.json and the checkpoint have the same matrix, and evaluating now gives its last row."""
+    saved = History.read(run.checkpoint.history, run.checkpoint.path).full_matrix()
+    matrix = run.record["accuracy_matrix"]
+    differing = [
+        index + 1 for index, row in enumerate(saved) if index >= len(matrix) or matrix[index] != row
     ]
-    again = evaluate_again(trainer, subject.checkpoint)
+    again = evaluate_again(run.trainer, run.checkpoint)
     numbers = {"fresh": again.fresh, "recorded": again.recorded}
-    if odd or len(told) != len(kept):
-        rows = ", ".join(map(str, odd)) or f"{len(told)} rows"
-        return Verdict(
-            "last row",
-            False,
-            f"run.json and the checkpoint differ in the matrix after task {rows}",
-            numbers,
-        )
-    off = [
+    if differing or len(matrix) != len(saved):
+        rows = ", ".join(map(str, differing)) or f"{len(matrix)} rows"
+        text = f"run.json and the checkpoint differ in the matrix after task {rows}"
+        return Verdict("last row", False, text, numbers)
+    changes = [
         f"task {index + 1} {100 * again.fresh[index]:.2f} % instead of "
         f"{100 * again.recorded[index]:.2f} %"
-        for index in again.off
+        for index in again.differing_tasks
     ]
     text = f"the last state evaluated again gives the matrix's last row {again.rule}"
-    return Verdict(
-        "last row", not off, f"evaluated again: {', '.join(off)}" if off else text, numbers
-    )
+    if changes:
+        text = f"evaluated again: {', '.join(changes)}"
+    return Verdict("last row", not changes, text, numbers)
 
 
-def scores(subject: Subject) -> Verdict:
-    """Every accuracy is a number of images, and every score follows from them."""
-    record, done = subject.record, subject.tasks_done
+def scores(run: RestoredRun) -> Verdict:
+    """Every accuracy is a number of images, and every score follows from the accuracies."""
+    record, done = run.record, run.tasks_done
     matrix = [row[:done] for row in record["accuracy_matrix"][:done]]
     sizes = [task["test"] for task in record["tasks"]][:done]
-    cells = [(row, column) for row in range(len(matrix)) for column in range(row + 1)]
-    odd = [
-        f"accuracy [{t + 1}, {j + 1}] {matrix[t][j]}"
-        for t, j in cells
-        if _no_share(matrix[t][j], sizes[j])
+    cells = [(after, task) for after in range(len(matrix)) for task in range(after + 1)]
+    wrong = [
+        f"accuracy [{after + 1}, {task + 1}] {matrix[after][task]}"
+        for after, task in cells
+        if not _is_image_share(matrix[after][task], sizes[task])
     ]
-    if not odd:
+    if not wrong:
         expected = {
             "final_average_accuracy": metrics.final_average_accuracy(matrix),
             "cumulative_average_accuracy": metrics.cumulative_average_accuracy(matrix),
             "forgetting": metrics.forgetting(matrix),
             "sample_weighted_accuracy": metrics.sample_weighted_accuracy(matrix[-1], sizes),
         }
-        wrong = [key for key, value in expected.items() if not _close(record.get(key), value)]
-        odd = [f"{key} {record.get(key)} instead of {expected[key]}" for key in wrong]
+        wrong = [
+            f"{key} {record.get(key)} instead of {value}"
+            for key, value in expected.items()
+            if not _close(record.get(key), value)
+        ]
     text = "accuracies are whole numbers of images, and all scores follow from them"
-    return Verdict("scores", not odd, f"in run.json {'; '.join(odd)}" if odd else text)
+    return Verdict("scores", not wrong, f"in run.json {'; '.join(wrong)}" if wrong else text)
 
 
-def _no_share(value: float | None, images: int) -> bool:
-    """Whether an accuracy is no number of right images out of `images`."""
-    return (
-        value is None or not 0 <= value <= 1 or abs(value * images - round(value * images)) > WHOLE
-    )
+def _is_image_share(value: float | None, images: int) -> bool:
+    """Whether an accuracy is a whole number of right images out of `images`."""
+    if value is None or not 0 <= value <= 1:
+        return False
+    right = value * images
+    return abs(right - round(right)) <= IMAGE_COUNT_TOLERANCE
 
 
 def _close(value: float | None, expected: float) -> bool:
-    return value is not None and abs(value - expected) <= SCORE
+    return value is not None and abs(value - expected) <= SCORE_TOLERANCE
+
+
+CHECKS: tuple[Callable[[RestoredRun], Verdict], ...] = (
+    batch_size,
+    image_order,
+    repeated_evaluation,
+    evaluation_mode,
+    evaluation_transforms,
+    overlap,
+    unseen_classes,
+    frozen_weights,
+    last_row,
+    scores,
+)

@@ -1,4 +1,4 @@
-"""`smope audit RUN`: check whether a run's numbers can be trusted, one line for each check."""
+"""`smope audit RUN`: whether a run's numbers can be trusted, one verdict in each line."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from smope.audit.restored_run import Verdict
 
 EPILOG = """\
-The run is rebuilt from its directory as it was after its last finished task. The checks: do logits
-depend on the batch, on the order of images or on the time; is the method in evaluation mode; do
-training and test share images; are frozen weights unchanged; do the accuracy matrix and its scores
-follow from the logits. Tolerances and their reasons are in smope/audit/checks.py. The verdicts are
-stored as audit.json in the run directory; nothing else is written. A check that this run does not
-allow is marked with - and counts as neither passed nor failed. Exit code 1 if a check fails.
+The run is rebuilt from its directory in the state after its last finished task. The checks: do
+logits depend on the other images of a batch, on the order of images, or on the time; is the method
+in evaluation mode, with evaluation transforms; do training and test share images; are the frozen
+weights unchanged; does the accuracy matrix come out again, and do its scores follow from it.
+smope/audit/checks.py has the tolerances and the reasons for them.
+
+The verdicts are stored as audit.json in the run directory; nothing else is written. A check that is
+not possible for this run is marked - and counts neither way. The exit code is 1 if a check fails.
 
 examples:
   smope audit runs/demo/2026-01-31_12-00-00
-  smope audit runs/demo/2026-01-31_12-00-00 --strict    one shared image is too many"""
+  smope audit runs/demo/2026-01-31_12-00-00 --strict    fail on a single shared image"""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command. Exit code 1 if a check fails."""
+    """Entry point of the command. The exit code is 1 if a check fails."""
     options = _parser().parse_args(argv)
     if options.images < 0:
         raise UserError(
@@ -40,17 +42,17 @@ def run(argv: Sequence[str]) -> int:
     directory, config = _open(options.run, options.device)
 
     from smope.audit.checks import run_checks
-    from smope.audit.restored_run import document, open_subject
+    from smope.audit.restored_run import document, restore_run
 
-    subject, verdict = open_subject(directory, config, images=options.images, strict=options.strict)
+    restored, verdict = restore_run(directory, config, images=options.images, strict=options.strict)
     verdicts = [verdict]
-    show = (lambda _: None) if options.json else _show
+    show = _ignore if options.json else _show
     show(verdict)
-    if subject is not None:
-        for verdict in run_checks(subject):
+    if restored is not None:
+        for verdict in run_checks(restored):
             verdicts.append(verdict)
             show(verdict)
-    content = document(verdicts, subject, options.strict)
+    content = document(verdicts, restored, options.strict)
     if options.json:
         print(json.dumps(content, indent=1))
     else:
@@ -88,13 +90,18 @@ def _open(path: Path, device: str | None) -> tuple[RunDirectory, Config]:
     return directory, load_config(path, moved={"trainer.device": device} if device else None)
 
 
+def _ignore(_verdict: Verdict) -> None:
+    """Print nothing: --json prints all verdicts at the end."""
+
+
 def _show(verdict: Verdict) -> None:
+    """Print a verdict."""
     outcome = {True: "ok", False: "FAILED", None: "-"}[verdict.passed]
     print(f"{outcome:<6}  {verdict.check:<22}  {verdict.text}", flush=True)
 
 
 def _summary(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
-    """How many checks passed, how many could not be made, and how far the run is."""
+    """How many checks passed, how many were not possible, and which tasks are not learned yet."""
     outcomes = [verdict.passed for verdict in verdicts]
     text = f"{outcomes.count(True)} of {len(outcomes)} checks passed"
     if None in outcomes:
@@ -102,13 +109,15 @@ def _summary(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
     done, tasks = content["tasks_done"], content["tasks"]
     if done is None:
         return f"{text}; the others need a state that fits"
-    if done == tasks:
-        return text
-    return f"{text}; of {tasks} tasks {done} are learned, and nothing is said of the others"
+    if done < tasks:
+        return f"{text}; of {tasks} tasks {done} are learned, and nothing is said of the others"
+    return text
 
 
 def _store(run_dir: Path, content: dict[str, Any]) -> None:
-    """Write audit.json; a directory that cannot be written is no error."""
+    """Write audit.json. A run directory that cannot be written, in an archive for instance, can
+    be audited too.
+    """
     path = run_dir / "audit.json"
     try:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from smope.cli.parser import Parser
+from smope.config.config import load_config
+from smope.console.tables import percent
+from smope.errors import UserError
+from smope.storage.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from smope.run.reevaluate import Reevaluation
 
 
 def run(argv: list[str]) -> int:
-    """Print the accuracy on each learned task. Exit code 1 if it differs from the recorded one."""
+    """Print the accuracy on each task learned so far. The exit code is 1 if it differs from what
+    the run recorded.
+    """
     parser = Parser(
         prog="smope eval",
         description="Rebuild a run from its directory and evaluate it as it was after its last "
-        "finished task, on every "
-        "task learned until then.",
+        "finished task, on every task learned until then.",
         epilog="Example: smope eval runs/demo/2026-01-31_12-00-00",
     )
     parser.add_argument("run", type=Path, help="a run directory")
@@ -24,11 +33,6 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     args = parser.parse_args(argv)
-
-    from smope.config.config import load_config
-    from smope.console.tables import percent
-    from smope.errors import UserError
-    from smope.storage.run_directory import RunDirectory
 
     directory = RunDirectory.open(args.run)
     config = load_config(args.run, moved={"trainer.device": args.device} if args.device else None)
@@ -43,37 +47,47 @@ def run(argv: list[str]) -> int:
     checkpoint = last_checkpoint(directory, warn, boundary=True)
     if checkpoint is None:
         raise UserError(
-            f"RUN={args.run}: holds no checkpoint of a finished task; train on with: smope train "
+            f"RUN={args.run}: holds no checkpoint of a finished task; continue with: smope train "
             f"resume={args.run}"
         )
     _, trainer = prepare(config)
     restore(trainer.method, trainer.stream, checkpoint)
     again = evaluate_again(trainer, checkpoint)
-    row, equal = again.fresh, again.fresh == again.recorded
     if args.json:
-        result = {
-            "tasks_done": len(row),
-            "accuracy": row,
-            "recorded": again.recorded,
-            "equal": equal,
-        }
-        print(json.dumps({**result, "agrees": not again.off}))
+        print(json.dumps(_as_dict(again)))
     else:
-        for index, value in enumerate(row):
-            print(f"task {index + 1:>3}  {percent(value):>6} %")
-        print(
-            f"mean      {percent(sum(row) / len(row)):>6} %  on the {trainer.stream.evaluated_on} "
-            f"images"
-        )
-        tasks = len(trainer.spans)
-        if len(row) < tasks:
+        print("\n".join(_lines(again, trainer.stream.evaluated_on)))
+        tasks, done = len(trainer.spans), len(again.fresh)
+        if done < tasks:
             print(
-                f"{len(row)} of the {tasks} tasks are learned; train on with: smope train "
+                f"{done} of the {tasks} tasks are learned; continue with: smope train "
                 f"resume={args.run}"
             )
-        recorded = " ".join(map(percent, again.recorded))
-        verdict = "which does not agree" if again.off else f"which agrees {again.rule}"
-        print(
-            "equal to what the run recorded" if equal else f"the run recorded {recorded}, {verdict}"
-        )
-    return 1 if again.off else 0
+        print(_verdict(again))
+    return 1 if again.differing_tasks else 0
+
+
+def _as_dict(again: Reevaluation) -> dict[str, Any]:
+    return {
+        "tasks_done": len(again.fresh),
+        "accuracy": again.fresh,
+        "recorded": again.recorded,
+        "equal": again.fresh == again.recorded,
+        "agrees": not again.differing_tasks,
+    }
+
+
+def _lines(again: Reevaluation, evaluated_on: str) -> list[str]:
+    """The accuracy on each task, and their mean."""
+    lines = [f"task {task:>3}  {percent(value):>6} %" for task, value in enumerate(again.fresh, 1)]
+    mean = sum(again.fresh) / len(again.fresh)
+    return [*lines, f"mean      {percent(mean):>6} %  on the {evaluated_on} images"]
+
+
+def _verdict(again: Reevaluation) -> str:
+    if again.fresh == again.recorded:
+        return "equal to what the run recorded"
+    recorded = " ".join(map(percent, again.recorded))
+    if again.differing_tasks:
+        return f"the run recorded {recorded}, which does not agree"
+    return f"the run recorded {recorded}, which agrees {again.rule}"

@@ -1,4 +1,4 @@
-"""`smope methods`: list the methods with their source, trained parameters and cost of an image."""
+"""`smope methods`: where each method is from, what it trains and what an image costs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,28 @@ from smope.console.markup import aligned
 from smope.errors import UserError
 
 EPILOG = """\
-Counted for a ViT-B/16 at 224 pixels, 10 tasks and 200 classes; after / the number in the method's
-paper. Parameters are the trained ones, with the classifier. GFLOPs are those of one image: as
-PyTorch counts them, with the backward pass in training; and as papers on prompt tuning count them,
-forward passes alone, all rows of the last block, without the products of attention itself. A method
-that learns in one pass over features takes no training steps: 0.
+Counted on a ViT-B/16 at 224 pixels, with 10 tasks and 200 classes. A number after / is the one that
+the method's paper states. Parameters are the trained ones, classifier included. GFLOPs are those of
+one image, counted in two ways. PyTorch's counter takes every product, in training also those of the
+backward pass. Papers on prompt tuning count one forward pass with all rows of the last block,
+without the products of attention itself. A method that learns in one pass over features takes no
+training steps: 0.
 
 examples:
   smope methods
   smope methods l2p dualprompt
   smope methods --json"""
+
+
+HEADINGS = [
+    "method",
+    "parameters (M)",
+    "train GFLOPs",
+    "test GFLOPs",
+    "train, as papers",
+    "test, as papers",
+    "source",
+]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -52,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _chosen(names: Sequence[str], config_dir: str | None) -> list[str]:
-    """The named methods, or all of them. UserError for one that does not exist."""
+    """The methods to list, all if `names` is empty; UserError for one that does not exist."""
     folders = [Path(config_dir).expanduser(), conf_dir()] if config_dir else [conf_dir()]
     if not folders[0].is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder; name one laid out like conf/")
@@ -67,40 +79,24 @@ def _chosen(names: Sequence[str], config_dir: str | None) -> list[str]:
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:
     """An aligned table, and the notes below it."""
-    lines = [
-        [
-            "method",
-            "parameters (M)",
-            "train GFLOPs",
-            "test GFLOPs",
-            "train, as papers",
-            "test, as papers",
-            "source",
-        ]
-    ]
-    for row in rows:
-        both, said = (
-            (row["train_gflops"], row["infer_gflops"]),
-            row["published_gflops"] or (None, None),
-        )
-        counted = [f"{one['paper_convention']:.2f}" for one in both]
-        lines.append(
-            [
-                row["name"],
-                _parameters(row),
-                *(f"{one['torch']:.2f}" for one in both),
-                *(
-                    own if one is None else f"{own} / {one:.2f}"
-                    for own, one in zip(counted, said, strict=True)
-                ),
-                row["source"],
-            ]
-        )
+    lines = [HEADINGS, *map(_cells, rows)]
     notes = [f"{row['name']}: {row['note']}" for row in rows if row["note"]]
     wrapped = [textwrap.fill(note, 118, subsequent_indent="  ") for note in notes]
     return "\n".join([aligned(lines), "", *wrapped, "", EPILOG.split("\n\n")[0]])
 
 
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    counts = (row["train_gflops"], row["infer_gflops"])
+    published = row["published_gflops"] or (None, None)
+    as_papers = []
+    for count, stated in zip(counts, published, strict=True):
+        cell = f"{count['paper_convention']:.2f}"
+        as_papers.append(cell if stated is None else f"{cell} / {stated:.2f}")
+    here = [f"{count['torch']:.2f}" for count in counts]
+    return [row["name"], _parameters(row), *here, *as_papers, row["source"]]
+
+
 def _parameters(row: Mapping[str, Any]) -> str:
-    own, published = row["trainable_parameters"]["total"], row["published_parameters"]
-    return f"{own / 1e6:.3f}" + ("" if published is None else f" / {published / 1e6:.3g}")
+    counted, published = row["trainable_parameters"]["total"], row["published_parameters"]
+    cell = f"{counted / 1e6:.3f}"
+    return cell if published is None else f"{cell} / {published / 1e6:.3g}"

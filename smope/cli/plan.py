@@ -1,4 +1,4 @@
-"""`smope plan`: estimate time, memory and cost of a run or a sweep before it is started."""
+"""`smope plan`: the time, memory and cost of a run or a sweep, before it is started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from smope.cli.parser import Parser
 from smope.config.config import Config
 from smope.config.hydra import compose, with_sweep
-from smope.config.identity import flatten, immaterial, path_of
+from smope.config.identity import flatten, immaterial
 from smope.config.overrides import Overrides, combinations, read_overrides
 from smope.config.value_types import shown
 from smope.errors import UserError
@@ -19,13 +19,13 @@ from smope.planning.hardware import UTILISATION, listing, peak
 from smope.storage.run_directory import RunDirectory
 
 EPILOG = f"""\
-Steps, images, operations and memory are counted for the real configuration. Seconds come from one
-of three sources, and each line says which:
+Steps, images, operations and memory are counted, on the objects of the run. Seconds come from one
+of three sources:
   (nothing)         a few steps are timed here, some seconds for each phase
   --from RUN        the rates of a finished run, scaled by the operations of an image
-  --hardware NAME   the vendor's peak rate times an assumed share of it, {UTILISATION:g} without
-                    --utilisation
-Runs of a sweep that differ only in seed, names or folders are planned once.
+  --hardware NAME   the vendor's peak rate times a share of it (--utilisation, {UTILISATION:g})
+Each line says which it is. Runs of a sweep that differ only in seed, names or places are planned
+once.
 
 examples:
   smope plan                                               the demo, measured here
@@ -34,6 +34,16 @@ examples:
   smope plan sweep=ablation_small                          one of conf/sweep
   smope plan trainer.epochs=20 --from runs/digits/2026-01-31_12-00-00
   smope plan --list                                        the table of hardware"""
+
+
+# These do not decide about a run's results, but about its time and memory.
+WORK_KEYS = (
+    "trainer.device",
+    "trainer.record",
+    "trainer.activation_checkpointing",
+    "stream.root",
+    "stream.table",
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -124,7 +134,7 @@ def _check(options: Any) -> None:
 
 
 def _groups(overrides: Overrides) -> list[tuple[Config, list[str]]]:
-    """The different configurations, each with the labels of the runs that have it."""
+    """Configurations that take different work, each with the overrides of its runs."""
     swept = [item.key_or_group for item in overrides.parsed if item.is_sweep_override()]
     groups: dict[str, tuple[Config, list[str]]] = {}
     singles = list(combinations(overrides))
@@ -134,36 +144,27 @@ def _groups(overrides: Overrides) -> list[tuple[Config, list[str]]]:
         )
     for single in singles:
         config = compose(single)
-        texts = [
-            text.lstrip("+") for text in single.texts if text.lstrip("+").partition("=")[0] in swept
-        ]
-        groups.setdefault(_work(config), (config, []))[1].append(" ".join(texts) or "as given")
+        texts = [text.lstrip("+") for text in single.texts]
+        label = " ".join(text for text in texts if text.partition("=")[0] in swept)
+        _, labels = groups.setdefault(_work(config), (config, []))
+        labels.append(label or "as given")
     return list(groups.values())
 
 
 def _work(config: Config) -> str:
-    """What decides how much a run computes."""
+    """The settings that decide how much a run computes, as one text."""
     flat: Mapping[str, Any] = flatten(config.as_dict())
-    kept = (key for key in flat if not immaterial(key, flat) or _changes_work(key, flat))
-    return shown([f"{key}={shown(flat[key])}" for key in kept])
-
-
-def _changes_work(key: str, flat: Mapping[str, Any]) -> bool:
-    """Whether a key that decides no numbers of a run decides how much it computes.
-
-    Args:
-        key: The dotted key. The folder of decoded images is none; other paths of a stream lead to
-            data whose size counts.
-        flat: The run's values by dotted key.
-    """
-    if key in ("trainer.device", "trainer.record", "trainer.activation_checkpointing"):
-        return True
-    return (
-        key.startswith("stream.") and key != "stream.cache_dir" and path_of(key, flat) is not None
+    return shown(
+        [
+            f"{key}={shown(value)}"
+            for key, value in flat.items()
+            if not immaterial(key, flat) or key in WORK_KEYS
+        ]
     )
 
 
 def _record(path: Path) -> dict[str, Any]:
+    """run.json of a finished run."""
     record = RunDirectory.open(path.expanduser(), "--from").read_record()
     if record.get("status") != "finished":
         raise UserError(

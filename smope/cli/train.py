@@ -1,4 +1,4 @@
-"""`smope train`: validate the configuration, choose the run directory, and train."""
+"""`smope train`: checks the configuration, chooses the run directory, and starts the run."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _parser() -> Parser:
 def _train(
     config: Config, run_dir: Path, *, resume: bool = False, dry_run: bool = False
 ) -> dict[str, Any] | None:
-    """Train or describe one run. torch is imported here, after all checks that do without it."""
+    """Run, or show what a run would do. torch is imported here, after all that needs no torch."""
     if dry_run and torchrun.rank() > 0:
         return None
     from smope.run.dry_run import describe
@@ -91,15 +91,14 @@ def _train(
 
 
 def _train_many(overrides: Overrides, command: Sequence[str], dry_run: bool) -> int:
-    """Train every combination as a run of its own, in a folder that its configuration decides."""
+    """Train every combination of values; the configuration of a run decides about its folder."""
     from smope.sweeps.driver import run_sweep
 
     for key in ("run_dir", "resume"):
         if override_value(overrides, key) is not None:
             raise UserError(
                 f"{key} belongs to a single run; with -m each has its own folder in runs/<name>/, "
-                f"and the same command "
-                "goes on with all of them: leave it out"
+                f"and the same command goes on with all of them: leave it out"
             )
     return run_sweep(overrides, command, _show if dry_run else None)
 

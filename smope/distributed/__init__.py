@@ -1,1 +1,1 @@
-"""Several processes that train one model: torchrun's environment and the exchanges between them."""
+"""Several processes that train one model: torchrun's environment, and what they exchange."""

@@ -1,15 +1,18 @@
-"""Several processes that train one model, each with its share of every batch: what they exchange.
+"""What several processes exchange that train one model, each with its share of every batch.
 
-All of them draw the same batches, in the same order, and take consecutive shares, so that together
-they compute what one process computes with the whole batch. A loss is a mean over images, plus
-terms that no image has part in: the loss of a batch is the mean of its shares' losses, weighted by
-their sizes, and so is its gradient (sum_gradients). What a method learns from images otherwise it
-computes from the rows of all shares (gathered), in every process alike. What is trained is mostly
-small: gradients go in one exchange after the backward pass, which needs to know nothing of several
-forward passes, of hooks, or of parameters that a phase leaves alone.
+All processes draw the same batches in the same order and take consecutive shares. Together they
+compute what one process computes with the whole batch:
+
+* A loss is a mean over images plus terms that do not depend on images. The loss of a batch is the
+  mean of its shares' losses, weighted by their sizes, and so is its gradient (sum_gradients).
+* What a method learns from images otherwise, every process computes from the rows of all shares
+  (gathered).
+
+What is trained is mostly small, so all gradients go in one exchange after the backward pass. That
+works with several forward passes, with hooks, and with parameters that a phase does not train.
 
 Exchanges are collective: what one process calls, all must call, in the same order. In a single
-process, or outside `joined`, each of them gives back what it was given, at no cost.
+process, or outside `joined`, each function returns its argument at no cost.
 """
 
 from __future__ import annotations
@@ -30,10 +33,11 @@ from smope.distributed import torchrun
 from smope.errors import UserError
 
 T = TypeVar("T")
-# for one that reads or fetches a data set; torchrun itself ends all where one is gone
-PATIENCE = timedelta(hours=6)
+# Long enough for a process that downloads or decodes a data set. If a process dies, torchrun ends
+# the others.
+EXCHANGE_TIMEOUT = timedelta(hours=6)
 BACKEND = "cpu:gloo,cuda:nccl"
-GONE = re.compile(
+LOST_PEER = re.compile(
     r"closed by peer|reset by peer|Broken pipe|remote process (exited|has terminated)"
 )
 _alone = False
@@ -41,26 +45,25 @@ _alone = False
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Work together, in the block, with the other processes that torchrun has started; nothing
-    where there are none.
+    """Work together with the other processes of torchrun, if there are any, until the block ends.
 
-    An error leaves the group as it is: the first to fail must say so (torchrun.py) before the
-    others miss it.
+    An error does not close the group, so that the first process to fail can say so (torchrun.py)
+    before the others notice that it is missing.
     """
     if torchrun.world_size() == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(BACKEND if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group(BACKEND if device.type == "cuda" else "gloo", timeout=EXCHANGE_TIMEOUT)
     try:
         yield
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
-            # torchrun ends all that are left: words come first
+            # torchrun ends the other processes with SIGTERM; the message must come first.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         torchrun.first_to_fail()
-        if isinstance(error, RuntimeError) and GONE.search(str(error)):
+        if isinstance(error, RuntimeError) and LOST_PEER.search(str(error)):
             raise ConnectionError(
                 "another process of this run has ended without saying why, perhaps for lack of "
                 "memory; resume the run"
@@ -71,7 +74,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """A block in which this process exchanges nothing."""
+    """A block in which this process computes without the others and exchanges nothing."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -82,48 +85,49 @@ def alone() -> Iterator[None]:
 
 def world() -> int:
     """How many processes work together; 1 outside `joined`."""
-    return (
-        dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
-    )
+    together = dist.is_available() and dist.is_initialized() and not _alone
+    return dist.get_world_size() if together else 1
 
 
 def rank() -> int:
+    """The number of this process among them."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this process writes and prints."""
     return rank() == 0
 
 
 @contextmanager
 def in_turns() -> Iterator[None]:
-    """A block that the first process of each machine is through with before the others begin: they
-    find on disk what it has fetched or decoded.
+    """A block that the first process of each machine finishes before the others begin, so that they
+    find on disk what it has downloaded or decoded.
     """
     if torchrun.local_rank() > 0:
-        largest([0])  # whoever asks waits for all
+        largest([0])  # an exchange waits for all processes
     yield
     if torchrun.local_rank() == 0:
         largest([0])
 
 
 def share(batch: list[T]) -> list[T]:
-    """This process's part of a batch: consecutive, in the order of ranks, sizes that differ by one
-    at most.
+    """This process's share of a batch: consecutive, in the order of ranks. Sizes differ by at most
+    one.
     """
     return batch[len(batch) * rank() // world() : len(batch) * (rank() + 1) // world()]
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows (n, ...) of all shares, in the order of the batch; without gradient."""
+    """The rows (n, ...) of all shares, in the order of the batch, without gradient."""
     return rows if world() == 1 else torch.cat(_all_rows(rows.detach()))
 
 
 def whole_batch(rows: Tensor) -> Tensor:
-    """As `gathered`, with gradient: for a loss that every process computes from the whole batch.
+    """Like `gathered`, with gradient: for a loss that every process computes from the whole batch.
 
-    A share's losses are weighted by its size; the gradient of its own rows makes up for that.
+    The losses of a share are later weighted by its size. The gradient of its rows is scaled to
+    compensate.
     """
     return rows if world() == 1 else _WholeBatch.apply(rows)
 
@@ -142,16 +146,16 @@ class _WholeBatch(torch.autograd.Function):
 
 
 def _all_rows(rows: Tensor) -> list[Tensor]:
-    """Each process's rows; filled up on the way, as collectives want equal sizes."""
+    """The rows of each process; padded for the exchange, which needs equal sizes."""
     count = torch.tensor([len(rows)])
     counts = [torch.empty_like(count) for _ in range(world())]
     dist.all_gather(counts, count)
     sizes = [int(size) for size in counts]
-    filled = rows.new_zeros(max(sizes), *rows.shape[1:])
-    filled[: len(rows)] = rows
-    shares = [torch.empty_like(filled) for _ in sizes]
-    dist.all_gather(shares, filled)
-    return [some[:size] for some, size in zip(shares, sizes, strict=True)]
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    shares = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(shares, padded)
+    return [share[:size] for share, size in zip(shares, sizes, strict=True)]
 
 
 def summed(tensor: Tensor) -> Tensor:
@@ -165,28 +169,34 @@ def summed(tensor: Tensor) -> Tensor:
 def sum_gradients(
     parameters: Sequence[nn.Parameter], values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Make each gradient the sum over all processes; returns the sums of `values`. One exchange for
-    all of it.
+    """Replace each gradient by its sum over all processes, in one exchange.
 
-    A parameter that has a gradient nowhere is left without, as the optimizer then leaves it alone.
+    A parameter without a gradient in any process gets none, so that the optimizer skips it.
+
+    Args:
+        parameters: what is trained.
+        values: scalars to sum in the same exchange, by name.
+
+    Returns:
+        The sums of `values`.
     """
     if world() == 1:
         return dict(values)
     like = parameters[0]
-    there = like.new_tensor([float(parameter.grad is not None) for parameter in parameters])
+    has_grad = like.new_tensor([float(parameter.grad is not None) for parameter in parameters])
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     head = torch.stack([value.to(like) for value in values.values()])
-    flat = torch.cat([head, there, *(gradient.flatten() for gradient in gradients)])
+    flat = torch.cat([head, has_grad, *(gradient.flatten() for gradient in gradients)])
     dist.all_reduce(flat)
-    sizes = [len(head), len(there), *(parameter.numel() for parameter in parameters)]
-    head, there, *parts = flat.split(sizes)
-    for parameter, known, part in zip(parameters, there.tolist(), parts, strict=True):
-        parameter.grad = part.view_as(parameter) if known else None
+    sizes = [len(head), len(has_grad), *(parameter.numel() for parameter in parameters)]
+    head, has_grad, *sums = flat.split(sizes)
+    for parameter, exists, gradient in zip(parameters, has_grad.tolist(), sums, strict=True):
+        parameter.grad = gradient.view_as(parameter) if exists else None
     return dict(zip(values, head.unbind(), strict=True))
 
 
 def largest(numbers: Sequence[int]) -> list[int]:
-    """Of each number the largest among all processes."""
+    """The largest value of each number over all processes."""
     if world() == 1:
         return list(numbers)
     tensor = torch.tensor(numbers, dtype=torch.int64)
@@ -204,28 +214,29 @@ def from_first(value: T) -> T:
 
 @torch.no_grad()
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Make each tensor bit for bit what it is in the first process."""
+    """Make each tensor bit-equal to that of the first process."""
     if world() == 1:
         return
     for tensor in tensors:
         sent = tensor.contiguous()
         if sent.numel():
-            # bytes: not every kind of number is known
+            # As bytes, since the backends do not know every dtype.
             dist.broadcast(sent.reshape(-1).view(torch.uint8), src=0)
         if sent is not tensor:
             tensor.copy_(sent)
 
 
 def require_same(facts: Mapping[str, str]) -> None:
-    """UserError where a process has another value of one of these, by the key that the user can
-    put it right with.
+    """Check that all processes have the same values.
+
+    `facts` maps the key that the user can change to the value. UserError if a process has another
+    value.
     """
     for key, value in facts.items():
         expected = from_first(value)
-        odd, *_ = largest([rank() if value != expected else 0])
-        if odd:
+        [other] = largest([rank() if value != expected else 0])
+        if other:
             raise UserError(
-                f"{key}: what process {odd} has there is not what process 0 has; give all "
-                f"machines the same files and "
-                "the same versions of everything"
+                f"{key}: what process {other} has there is not what process 0 has; give all "
+                f"machines the same files and the same versions of everything"
             )

@@ -1,4 +1,4 @@
-"""What torchrun tells a process in its environment, and which process of a broken run tells of it.
+"""What torchrun writes into the environment of a process, and which process reports a failure.
 
 Imports no torch.
 """
@@ -9,13 +9,14 @@ import functools
 import os
 from datetime import timedelta
 
-NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-ANSWER = timedelta(seconds=5)
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+STORE_TIMEOUT = timedelta(seconds=5)
 
 
 def world_size() -> int:
-    """How many processes train together; 1 where nothing of the kind launched this one."""
-    return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in NEEDED) else 1
+    """How many processes train together; 1 if torchrun did not start this one."""
+    launched = all(os.environ.get(name) for name in VARIABLES)
+    return int(os.environ["WORLD_SIZE"]) if launched else 1
 
 
 def rank() -> int:
@@ -30,9 +31,10 @@ def local_rank() -> int:
 
 @functools.cache
 def first_to_fail() -> bool:
-    """Whether no other process has asked this before: the first one that fails says why, and those
-    that fail because it is gone say nothing. True where the others cannot be asked: an error said
-    twice is better than one never said.
+    """True for the first process that fails, so that only the root cause is printed.
+
+    Also true if the other processes cannot be reached: an error printed twice is better than one
+    never printed.
     """
     if world_size() == 1:
         return True
@@ -40,7 +42,7 @@ def first_to_fail() -> bool:
 
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, timeout=ANSWER)
+        store = TCPStore(address, port, is_master=False, timeout=STORE_TIMEOUT)
         return store.add(f"smope/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except (RuntimeError, ValueError):
         return True

@@ -1,1 +1,1 @@
-"""Continual-learning methods: one a file; the contract that they meet is in base.py."""
+"""Continual-learning methods, one in each file. base.py has the contract that they meet."""

@@ -13,28 +13,32 @@ import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
-from smope.experts.bank import ExpertBank
 from smope.losses.classification import task_cross_entropy
 from smope.methods._shared.class_statistics import ClassStatistics
-from smope.routers.base import Routing
 
 Batches = Callable[[Literal["train", "plain"]], Iterator[tuple[Tensor, Tensor]]]
-"""Batches of the current task's training images and labels, on the method's device: "train" is the
-training loader as it is (shuffled, augmented, incomplete last batch dropped), "plain" every image
-once, in order, through the evaluation transform. Of several processes each is given its share of
-every batch: see smope/distributed/collectives.py.
+"""Batches of the current task's training images and labels, on the method's device.
+
+"train" is the training loader: shuffled, augmented, an incomplete last batch dropped. "plain" gives
+every image once, in order, through the evaluation transform. Each of several processes gets its
+share of every batch: see smope/distributed/collectives.py.
 """
 
 
 @dataclass(frozen=True)
 class TaskSpan:
-    """The task at hand: its number, and its classes among those seen so far.
+    """A task's number, and its classes among those seen so far.
 
     Labels are numbered as classes first appear: 0..start-1 were seen in earlier tasks,
-    start..stop-1 are new.
-    classes: the labels of this task's training images, ascending; left out, just the new ones, as
-    in a class-incremental stream. Where domains change, all classes come again and none is new:
-    start = stop.
+    start..stop-1 are new. Where domains change, all classes come again and none is new: start =
+    stop.
+
+    Attributes:
+        index: number of the task, from 0.
+        start: labels seen before.
+        stop: labels seen with this task.
+        classes: labels of this task's training images, ascending. Default: the new ones, as in a
+            class-incremental stream.
     """
 
     index: int
@@ -48,15 +52,16 @@ class TaskSpan:
 
 
 @dataclass(frozen=True)
-class Card:
-    """Where a method is from and what its paper says that it costs; `smope methods` shows it beside
-    our own counts.
+class Reference:
+    """Where a method is from, and its cost as published; `smope methods` shows it beside our
+    counts.
 
-    published_parameters: millions of trained parameters, classifier included, with ViT-B/16 and 200
-        classes.
-    published_gflops:     of one training and one test image, in the convention of that paper.
-    note:                 what a reader of the comparison has to know, such as what the published
-                          number counted.
+    Attributes:
+        source: paper, and code where it was used.
+        note: what a reader of the comparison has to know, such as what a published number counted.
+        published_parameters: millions of trained parameters, classifier included, with ViT-B/16 and
+            200 classes.
+        published_gflops: of one training and one test image, in the convention of that paper.
     """
 
     source: str
@@ -67,10 +72,13 @@ class Card:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with an optimizer of its own.
+    """A stretch of training with its own optimizer.
 
-    Its schedule is its own as well, or, with `of`, epochs `start` and after of a schedule over `of`
-    epochs.
+    Attributes:
+        name: for people, metrics.csv and Method.begin_phase.
+        epochs: of this phase.
+        start: epochs of the schedule that earlier phases have used.
+        of: epochs of the whole schedule; None: the phase has a schedule of its own.
     """
 
     name: str
@@ -80,22 +88,24 @@ class Phase:
 
     @property
     def schedule_epochs(self) -> int:
+        """Epochs of the schedule that the phase follows."""
         return self.of or self.epochs
 
 
-class Coupling(NamedTuple):
-    """A setting, as key=value, by which what an image adds to the loss depends on the other images
-    of its batch, and one by which it does not.
+class BatchDependence(NamedTuple):
+    """Why the loss of an image depends on the other images of its batch.
+
+    Attributes:
+        setting: the setting that makes it so, as key=value.
+        instead: a setting that does not.
     """
 
     setting: str
     instead: str
 
 
-class Aligned(Protocol):
-    """A classifier that the trainer retrains on remembered class statistics: a method, or a part
-    of one.
-    """
+class AlignableClassifier(Protocol):
+    """A classifier that the trainer can retrain on class statistics: a method, or a part of one."""
 
     @property
     def statistics(self) -> ClassStatistics: ...
@@ -109,28 +119,42 @@ class Aligned(Protocol):
 
 
 class Method(nn.Module):
-    """A backbone, frozen unless a subclass unfreezes it, a linear classifier over all classes, and
-    what else it adds.
+    """A backbone, a linear classifier over all classes, and what a subclass adds.
 
-    The trainer calls, for each task: begin_task; for each of phases(): begin_phase, then losses()
-    on every batch; end_task; and, for each of recorded(), it records class statistics, and retrains
-    the classifier on them where it is one of aligned(). What a method remembers is a Parameter or a
-    buffer, so that trained_state() is all of it.
+    The backbone is frozen unless a subclass unfreezes it. For each task the trainer calls
 
-    learning_only: names of the tensors and modules in it that only learning reads, which what is
-    kept to classify with (inference_state) does without. Any module inside a method may say so of
-    its own; a subclass adds to its bases'.
+        begin_task
+        for each of phases(): begin_phase, then losses() on every batch
+        end_task
 
-    revisits: train on the images of all tasks so far, not of the current one alone. A task then has
-    as many steps as without, and each epoch draws its images anew from all those seen.
+    and then, for each of recorded(), records class statistics, and retrains the classifier on them
+    if it is one of aligned(). What a method remembers is a Parameter or a buffer, so that
+    trained_state() is all of it.
 
-    Several processes, each with a share of every batch, compute what one does if losses are means
-    over images plus terms that no image has part in, and end_task learns from
-    smope.distributed.collectives's gathered() rows or summed() counts. What is otherwise says so in
-    needs_whole_batch or needs_one_process. Random numbers drawn for each image would be others.
+    Several processes with a share of every batch each compute what one process does if losses are
+    means over images plus terms that do not depend on images, and if end_task learns from
+    collectives.gathered() rows or collectives.summed() counts. A method that does otherwise says so
+    in needs_whole_batch or needs_one_process. Random numbers drawn for each image would differ.
+
+    Subclasses document their own arguments alone; these are common to all:
+
+    Args:
+        backbone: the ViT; a method may wrap its blocks.
+        num_classes: classes of the whole stream.
+        total_tasks: tasks of the whole stream, for methods with prompts for each task.
+        align: retrain the classifier on class statistics after each task from the second on.
+        centroids: Gaussians of each class for that.
+
+    Attributes:
+        reference: where the method is from.
+        learning_only: names of tensors and modules that only learning reads; inference_state()
+            leaves them out. Any module inside a method may have such a list, and a subclass adds to
+            those of its bases.
+        revisits: train on the images of all tasks so far, not only on those of the current task.
+            The number of steps stays the same; each epoch draws from all images seen.
     """
 
-    card: ClassVar[Card]
+    reference: ClassVar[Reference]
     learning_only: ClassVar[tuple[str, ...]] = ("statistics",)
     revisits: ClassVar[bool] = False
 
@@ -146,28 +170,23 @@ class Method(nn.Module):
             num_classes, centroids if align else 0, backbone.embed_dim
         )
 
-    @property
-    def experts(self) -> list[ExpertBank]:
-        """The experts of each prompted block, where a method has any."""
-        return []
-
-    @property
-    def routings(self) -> list[Routing]:
-        """The decisions of the last forward pass, one a prompted block, without gradient; none
-        without experts.
-        """
-        return []
-
     def features(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) in [0, 1] -> features (B, C).
-
-        Without prompts a frozen backbone builds no graph.
+        """images (B, 3, S, S) in [0, 1] -> features (B, C); without gradient if nothing on the way
+        is trained.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
             return self.backbone(images)
 
     def task_features(self, images: Tensor, task: TaskSpan) -> Tensor:
-        """features() of images that are known to belong to `task`: what class statistics describe."""
+        """Features of images that are known to belong to a task; class statistics describe these.
+
+        Args:
+            images: (B, 3, S, S) in [0, 1].
+            task: the task.
+
+        Returns:
+            Features (B, C).
+        """
         return self.features(images)
 
     def classify(self, features: Tensor) -> Tensor:
@@ -175,69 +194,91 @@ class Method(nn.Module):
         return self.classifier(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) in [0, 1] -> logits (B, num_classes); only classes seen so far mean
-        anything.
+        """images (B, 3, S, S) in [0, 1] -> logits (B, num_classes), meaningful for classes seen so
+        far.
         """
         return self.classify(self.features(images))
 
     def check_stream(self, tasks: Sequence[TaskSpan]) -> None:
-        """UserError, before anything is trained, for a stream that the method cannot learn."""
+        """Raise UserError, before anything is trained, for a stream that the method cannot
+        learn.
+        """
 
-    def needs_one_process(self) -> Coupling | None:
-        """What keeps a batch from being divided among processes."""
+    def needs_one_process(self) -> BatchDependence | None:
+        """Why a batch cannot be split among processes; None where it can."""
         return None
 
-    def needs_whole_batch(self) -> Coupling | None:
-        """What keeps a batch from being taken in parts, one after the other."""
+    def needs_whole_batch(self) -> BatchDependence | None:
+        """Why a batch cannot be taken in parts, one after the other; None where it can."""
         return self.needs_one_process()
 
     def begin_task(self, task: TaskSpan) -> None:
         """Called before the first phase of a task."""
 
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        """The phases of this task, in order."""
+    def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
+        """The phases of a task.
+
+        Args:
+            task: the task.
+            epochs: trainer.epochs.
+
+        Returns:
+            The phases in order; empty for a method that learns in end_task alone.
+        """
         return [Phase("train", epochs)]
 
     def begin_phase(self, phase: Phase) -> None:
         """Called before the first step of a phase."""
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
-        """Named scalar losses of one batch; their sum is minimised. labels (B,), all of them in
-        task.classes, or below task.stop for a method that revisits earlier tasks.
+        """The losses of one batch; their sum is minimised.
+
+        Args:
+            images: (B, 3, S, S) in [0, 1].
+            labels: (B,), all in task.classes, or below task.stop for a method that revisits.
+            task: the task.
+
+        Returns:
+            Scalars by name.
         """
         return {"cross_entropy": task_cross_entropy(self(images), labels, task.classes)}
 
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        """Called in evaluation mode, without gradients, after the last phase of a task, and under
-        the autocast of trainer.precision: what sums over images does so in float64, which autocast
-        leaves alone.
+        """Called after the last phase of a task, in evaluation mode and without gradients.
+
+        The autocast of trainer.precision is on. Sums over images are best in float64, which
+        autocast does not change.
+
+        Args:
+            task: the task.
+            batches: gives the task's training images.
         """
 
-    def aligned(self) -> Sequence[Aligned]:
-        """What has its classifier aligned on its class statistics, after each task from the second
+    def aligned(self) -> Sequence[AlignableClassifier]:
+        """The classifiers that are retrained on class statistics after each task from the second
         on.
         """
         return [self] if self.align else []
 
-    def recorded(self) -> Sequence[Aligned]:
-        """What has its class statistics recorded after each task: what is aligned, and what else
-        needs them.
+    def recorded(self) -> Sequence[AlignableClassifier]:
+        """Whose class statistics are recorded after each task: what is aligned, and what needs them
+        otherwise.
         """
         return self.aligned()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Optimizer groups, each with its base rate."""
+        """Optimizer groups, each with its base rate; the classifier's is last."""
         return [{"params": list(self.classifier.parameters()), "lr": learning_rate}]
 
     def prompt_parameters(self) -> Iterable[nn.Parameter]:
-        """The trained parameters that are not the classifier's: prompts, or the weights of an
+        """The trained parameters other than the classifier's: prompts, or the weights of an
         unfrozen backbone.
         """
         return () if self.backbone.frozen else self.backbone.vit.parameters()
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Everything learned or remembered, by name; a frozen backbone is not part of it, an
-        unfrozen one is.
+        """Everything learned or remembered, by name. An unfrozen backbone is part of it, a frozen
+        one is not.
         """
         left_out = "backbone." if self.backbone.frozen else ()
         return {
@@ -245,9 +286,7 @@ class Method(nn.Module):
         }
 
     def inference_state(self) -> dict[str, Tensor]:
-        """What of trained_state() evaluation reads: all that is not `learning_only`, here or in a
-        module inside.
-        """
+        """The part of trained_state() that evaluation reads: all that is not `learning_only`."""
         left_out = learning_only(self)
         return {
             key: value
@@ -256,26 +295,25 @@ class Method(nn.Module):
         }
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Restore trained_state(); every name must be there and no other."""
-        own = self.trained_state()
-        if own.keys() != state.keys():
-            odd = sorted(own.keys() ^ state.keys())
+        """Restore trained_state(); ValueError if a name is missing or unknown."""
+        names = self.trained_state().keys()
+        if names != state.keys():
+            unmatched = sorted(names ^ state.keys())
             raise ValueError(
-                f"state does not fit {type(self).__name__}: {', '.join(odd[:3])} on one side only "
-                f"({len(odd)} in all)"
+                f"state does not fit {type(self).__name__}: {', '.join(unmatched[:3])} on one side "
+                f"only ({len(unmatched)} in all)"
             )
         self.load_state_dict(state, strict=False)
 
 
 def learning_only(method: nn.Module) -> tuple[str, ...]:
-    """Full names, each with a dot behind it, of the tensors and modules that only learning reads;
-    see Method.
+    """Full names, each with a dot behind it, of the tensors and modules that only learning
+    reads.
     """
-    return tuple(
-        f"{prefix}.{name}.".removeprefix(".")
-        for prefix, module in method.named_modules(
-            remove_duplicate=False
-        )  # experts are known by two names
-        for base in type(module).__mro__
-        for name in vars(base).get("learning_only", ())
-    )
+    names: list[str] = []
+    # Experts are registered under two names, and both count.
+    for prefix, module in method.named_modules(remove_duplicate=False):
+        for base in type(module).__mro__:
+            listed = vars(base).get("learning_only", ())
+            names += [f"{prefix}.{name}.".removeprefix(".") for name in listed]
+    return tuple(names)

@@ -1,14 +1,13 @@
-"""CODA-Prompt: an image's prompt is a sum of components, weighted by how well its attended query
-fits their keys.
+"""CODA-Prompt: an image's prompt is a weighted sum of components.
 
-Smith et al., CVPR 2023, arXiv 2211.13218, after their public program. In each of the first five
-blocks component m has attention a_m, key k_m (C wide) and prompt p_m; for the query q
+Smith et al., CVPR 2023, arXiv 2211.13218, after their public code. In each of the first five
+blocks, component m has an attention a_m, a key k_m (both C wide) and a prompt p_m. For the query q
 
     prompt = sum over m of cos(q * a_m, k_m) · p_m,        * element by element, no softmax.
 
-Each task may use its own equal share of the components and all earlier ones, which are frozen. New
-shares start as unit vectors orthogonal to the earlier components (the program restarts them so at
-each task; in the paper, once).
+Each task uses its own equal share of the components and all earlier shares, which are frozen. A new
+share starts as unit vectors orthogonal to the earlier components. (The public code restarts it at
+each task, the paper once.)
 """
 
 from __future__ import annotations
@@ -23,27 +22,33 @@ from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range
 from smope.errors import UserError
 from smope.methods._shared.prefix_method import Choice, PrefixMethod, check_tasks
-from smope.methods.base import Card, TaskSpan
+from smope.methods.base import Reference, TaskSpan
 from smope.prompts.orthogonal import orthogonal_to
 from smope.prompts.prefix import prefixes
 
-EPSILON = 1e-12  # no vector is taken to be shorter, as in torch's normalize
+EPSILON = 1e-12  # the shortest length that is divided by, as in torch's normalize
 
 
 class CODAPrompt(PrefixMethod):
-    """`pool_size` components over all tasks, each with `length` keys and `length` values a block.
-
-    ortho_weight:       of the loss that holds keys, attentions and prompts orthonormal: mean of
-                        (X·Xᵀ - 1)² for the
-                        components in use, each of the three, summed over blocks (the program's
-                        default is 0 since new components start orthogonal; the paper's is 0.1).
-    prompt_rate_factor: the components' learning rate over the classifier's.
+    """CODA-Prompt.
 
     Parameters, for L blocks and M components: prompts (L, M, 2, P, W), keys and attentions (L, M,
     C).
+
+    Args:
+        pool_size: components over all tasks.
+        length: keys of a component in a block, and as many values.
+        blocks: where the prompts join; None: the first five.
+        ortho_weight: of a loss that keeps keys, attentions and prompts orthonormal: the mean of
+            (X·Xᵀ - 1)² over the components in use, for each of the three, summed over blocks. The
+            public code has 0, since new components start orthogonal; the paper has 0.1.
+        prompt_rate_factor: learning rate of the components, as a multiple of the classifier's.
+
+    Raises:
+        UserError: there are fewer components than tasks.
     """
 
-    card = Card(
+    reference = Reference(
         "Smith et al. 2023, arXiv 2211.13218, and its program",
         "two forward passes an image, in training and evaluation: the first gives the query",
         published_parameters=3.99,
@@ -76,8 +81,8 @@ class CODAPrompt(PrefixMethod):
         if pool_size < total_tasks:
             raise UserError(
                 f"method.pool_size must be at least the number of tasks, {total_tasks}, got "
-                f"{pool_size}: each task has "
-                f"its share; write method.pool_size={10 * total_tasks}"
+                f"{pool_size}: each task has its share; write "
+                f"method.pool_size={10 * total_tasks}"
             )
         self.total_tasks = total_tasks
         self.share = pool_size // total_tasks
@@ -92,7 +97,7 @@ class CODAPrompt(PrefixMethod):
 
     @torch.no_grad()
     def begin_task(self, task: TaskSpan) -> None:
-        """The new share starts orthogonal to the earlier components, in each block."""
+        """Start the new share orthogonal to the earlier components, in each block."""
         super().begin_task(task)
         first, stop = self.share * task.index, self.share * (task.index + 1)
         for components in (self.prompts, self.keys, self.attentions):
@@ -100,9 +105,7 @@ class CODAPrompt(PrefixMethod):
                 block[first:stop] = orthogonal_to(block[:first], self.share)
 
     def _components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompts, keys and attentions of the tasks seen so far; those of earlier tasks without
-        gradient.
-        """
+        """Prompts, keys and attentions of the tasks so far; those of earlier tasks are detached."""
         first = self.share * int(self.task)
         stop = first + self.share
         prompts, keys, attentions = (
@@ -122,11 +125,18 @@ class CODAPrompt(PrefixMethod):
 
 
 def component_weights(query: Tensor, keys: Tensor, attentions: Tensor) -> Tensor:
-    """cos(q * a, k) for each image and component: query (B, C), keys and attentions (L, M, C) ->
-    (L, B, M).
+    """cos(q * a, k) for each image and component.
 
-    Two matrix products, as both the product with k and the square of the length are sums over C of
-    something of the query times something of the component: no (B, M, C) tensor.
+    Both the product with k and the squared length are sums over C of a factor of the query times a
+    factor of the component. Two matrix products are enough, and no (B, M, C) tensor is made.
+
+    Args:
+        query: (B, C).
+        keys: (L, M, C).
+        attentions: (L, M, C).
+
+    Returns:
+        The weights (L, B, M).
     """
     directions = keys / keys.norm(dim=-1, keepdim=True).clamp(min=EPSILON)
     along = query @ (attentions * directions).mT

@@ -1,11 +1,11 @@
-"""DualPrompt: G-prompts that all tasks share in the first blocks, and one E-prompt a task in the
-blocks behind them.
+"""DualPrompt: G-prompts for all tasks in the first blocks, one E-prompt for each task in later
+blocks.
 
-Wang et al., ECCV 2022, arXiv 2204.04799. Sizes are those that the published number of parameters
-adds up to, which the PyTorch port of the authors' program has on ImageNet-R: 5 keys and 5 values a
-G-prompt, 20 and 20 an E-prompt, one key a task for all blocks. From that port also the start of a
-task's prompt, a copy of the one before it. Its reshape that mixes images is an option, off by
-default.
+Wang et al., ECCV 2022, arXiv 2204.04799. Default sizes add up to the published number of parameters
+and are those of the PyTorch port of the authors' code on ImageNet-R: 5 keys and 5 values in a
+G-prompt, 20 and 20 in an E-prompt, one key for each task and all its blocks. As in that port, the
+prompt of a task starts as a copy of the one before. The port's reshape that mixes images is an
+option, off by default.
 """
 
 from __future__ import annotations
@@ -19,29 +19,33 @@ from torch import Tensor, nn
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range
 from smope.methods._shared.prefix_method import Choice, PrefixMethod, check_tasks
-from smope.methods.base import Card, TaskSpan
+from smope.methods.base import Reference, TaskSpan
 from smope.prompts.pool import AuthorsBug, best, new_keys, new_prompts, pick, pull, similarities
 from smope.prompts.prefix import prefixes
 
 
 class DualPrompt(PrefixMethod):
-    """In training an image gets its task's E-prompt; in evaluation that of the task, among those
-    seen, whose key is closest to its query.
+    """DualPrompt.
 
-    g_blocks, g_length:  where the G-prompts join, and how many keys (and as many values) they have.
-    e_blocks, e_length:  the same for the E-prompts.
-    start_from_previous: whether a task's E-prompt starts as the one before it.
-    pull_weight:         of the loss 1 - cosine of the task's key and the queries.
-    prompt_rate_factor:  the prompts' learning rate over the classifier's.
-    authors_bug:         faults of published programs, for comparison only: IMAGES LEAK INTO EACH
-                         OTHER (pool.py).
+    In training an image gets the E-prompt of its task. In evaluation it gets that of the task,
+    among those seen, whose key is closest to its query.
+
+    Args:
+        g_length: keys of a G-prompt in a block, and as many values.
+        e_length: the same for E-prompts.
+        g_blocks: where the G-prompts join; None: the first two blocks.
+        e_blocks: where the E-prompts join; None: the next three.
+        start_from_previous: start a task's E-prompt as the one before.
+        pull_weight: of the loss 1 - cosine between the task's key and the queries.
+        prompt_rate_factor: learning rate of the prompts, as a multiple of the classifier's.
+        authors_bug: faults of published code, for comparison only: IMAGES LEAK INTO EACH OTHER
+            (prompts/pool.py).
     """
 
-    card = Card(
+    reference = Reference(
         "Wang et al. 2022, arXiv 2204.04799",
         "two forward passes an image, also in training, where the published count leaves out the "
-        "query's: a task's "
-        "prompt is known there, and the query serves its key alone",
+        "query's: a task's prompt is known there, and the query serves its key alone",
         published_parameters=1.10,
         published_gflops=(33.72, 67.44),
     )

@@ -1,5 +1,5 @@
-"""Mahalanobis distance to class means, a covariance for each class (FeCAM, Goswami et al. 2023,
-arXiv 2309.14062).
+"""FeCAM: Mahalanobis distance to class means, with a covariance for each class (Goswami et al.
+2023, arXiv 2309.14062).
 
 Letters: B batch, K classes, C features, G groups of classes with a covariance of their own.
 """
@@ -15,36 +15,36 @@ from torch import Tensor
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import NotNegative, Positive, Share
 from smope.methods._shared.closed_form import ClassMoments, OnePass, features_of, joined
-from smope.methods.base import Batches, Card, TaskSpan
+from smope.methods.base import Batches, Reference, TaskSpan
 
 
 class FeCAM(OnePass):
     """Classifies by the smallest squared Mahalanobis distance; logits are minus that distance.
 
-    Let z = x / |x| be the normalised feature, m and S a class's mean and covariance of it. The
-    distance is (z - m)·R^-1 (z - m), where R is the correlation matrix of S + diagonal·v I +
-    off_diagonal·w (1 - I), v and w the means of S on and off its diagonal.
+    Let z = x / |x| be the normalised feature, and m and S the mean and covariance of z in a class.
+    The distance is (z - m)·R^-1 (z - m). R is the correlation matrix of S + diagonal·v I +
+    off_diagonal·w (1 - I), where v and w are the means of S on and off its diagonal.
 
-    diagonal, off_diagonal: shrinkage. The authors' programs for ViTs take 1 and 0, for ImageNet-R
-        10 and 10.
-    tukey:                  power of Tukey's transform, sign(x)·|x|^tukey, before the normalisation.
-                            The paper's 0.5 is
-                            for the features of a ResNet, which are never negative; its programs for
-                            ViTs have none.
-    covariance:             "class", or "shared": one, the pooled covariance within classes, for
-                            all.
+    If a class comes again, its mean and covariance become those of all its images.
 
-    Where a class comes again, mean and covariance become those of all its images. Memory, whatever
-    the number of images: G·C² numbers in float32 for covariances, as much again for the matrices
-    that distances need (0.94 GB in all for ViT-B/16, 200 classes and "class"; 5 MB for "shared"),
-    and to classify B images about 3·K·B·C numbers in float32 (0.24 GB for 128 images); while a task
-    is learned, also its images' features.
+    Memory does not depend on the number of images: G·C² numbers in float32 for covariances, as much
+    again for the matrices that distances need (0.94 GB in all for ViT-B/16, 200 classes and
+    "class"; 5 MB for "shared"), and about 3·K·B·C numbers in float32 to classify B images (0.24 GB
+    for 128). While a task is learned, the features of its images are kept too.
+
+    Args:
+        covariance: "class" keeps one for each class, "shared" the pooled covariance within classes.
+        diagonal: shrinkage. The authors' code for ViTs has 1, for ImageNet-R 10.
+        off_diagonal: shrinkage. The authors' code for ViTs has 0, for ImageNet-R 10.
+        tukey: power of Tukey's transform sign(x)·|x|^tukey before the normalisation; None: no
+            transform. The paper's 0.5 is for features of a ResNet, which are never negative; its
+            code for ViTs has none.
     """
 
-    card = Card(
+    reference = Reference(
         "Goswami et al. 2023, arXiv 2309.14062", "one pass over frozen features, nothing is trained"
     )
-    learning_only = ("moments.means",)  # distances follow from the rest of them
+    learning_only = ("moments.means",)  # distances need only the others
     whitening: Tensor | None
 
     def __init__(
@@ -69,11 +69,10 @@ class FeCAM(OnePass):
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         moments = self.moments
-        # All of a task's images at once: float32 sums, taken batch by batch, would depend on their
-        # order.
+        # All images of a task at once: float32 sums of batches would depend on the order of images.
         features, labels = joined(features_of(self, batches, moments.means.device))
         moments.add(self._normalised(features), labels)
-        # what a class is known by; the distance needs more
+        # The classifier holds the means; whitening and moments have the rest of the distance.
         self.classifier.weight.copy_(moments.means)
         self.classifier.bias.zero_()
         self.whitening = None
@@ -91,27 +90,26 @@ class FeCAM(OnePass):
 
     @torch.no_grad()
     def _find_whitening(self) -> Tensor:
-        """(G, C, C): L^-1 with R = L·Lᵀ, so that a distance is |L^-1 (x - m)|²; the identity where
-        nothing is known.
+        """L^-1 with R = L·Lᵀ for each group, (G, C, C), so that a distance is |L^-1 (x - m)|²; the
+        identity where nothing is known.
 
-        One matrix at a time in float64, and written into its place: all of them together are the
-        largest thing in memory, and must be there once.
+        The matrices together are the largest object in memory. So they are computed one at a time
+        in float64 and written into one tensor.
         """
         scatter = self.moments.scatter
         identity = torch.eye(scatter.shape[-1], dtype=torch.float64, device=scatter.device)
-        found = torch.empty_like(scatter)
-        for group, place in enumerate(found):
+        whitening = torch.empty_like(scatter)
+        for group, matrix in enumerate(whitening):
             if not scatter[group].any():
-                place.copy_(identity)
+                matrix.copy_(identity)
                 continue
-            factor = torch.linalg.cholesky(
-                self._correlation(self.moments.covariance(group), identity)
-            )
-            place.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
-        return found
+            correlation = self._correlation(self.moments.covariance(group), identity)
+            factor = torch.linalg.cholesky(correlation)
+            matrix.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
+        return whitening
 
     def _correlation(self, covariance: Tensor, identity: Tensor) -> Tensor:
-        """R of one covariance (C, C)."""
+        """R for one covariance (C, C)."""
         width = len(covariance)
         on = covariance.diagonal().mean()
         off = (covariance.sum() - covariance.trace()) / max(1, width * (width - 1))

@@ -1,5 +1,5 @@
-"""Sequential fine-tuning of the classifier on frozen features: the anchor that every prompt method
-must beat.
+"""Sequential fine-tuning of the classifier on frozen features: the baseline of every prompt
+method.
 """
 
 from __future__ import annotations
@@ -8,15 +8,19 @@ from typing import Annotated
 
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import Range
-from smope.methods.base import Card, Method
+from smope.methods.base import Method, Reference
 
 
 class Finetune(Method):
-    """Trains the linear classifier, task after task, and nothing else; `align` adds SMoPE's
-    classifier alignment.
+    """Trains the linear classifier, task after task, and nothing else.
+
+    Args:
+        align: add SMoPE's classifier alignment.
     """
 
-    card = Card("the anchor of every comparison", "the classifier alone, one task after another")
+    reference = Reference(
+        "the anchor of every comparison", "the classifier alone, one task after another"
+    )
 
     def __init__(
         self,

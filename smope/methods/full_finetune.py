@@ -1,6 +1,4 @@
-"""Sequential fine-tuning of the whole network: what happens to a pretrained ViT that is trained
-task after task.
-"""
+"""Sequential fine-tuning of the whole network: how much a pretrained ViT forgets."""
 
 from __future__ import annotations
 
@@ -8,23 +6,23 @@ from typing import Annotated, Any
 
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import Positive
-from smope.methods.base import Card, Method
+from smope.methods.base import Method, Reference
 
 
 class FullFinetune(Method):
-    """Trains the backbone and the classifier on each task's images, with only the task's classes
-    competing.
+    """Trains the backbone and the classifier on each task; only the classes of the task compete.
 
-    backbone_rate_factor: the backbone's learning rate over the classifier's. At the classifier's
-    own rate a few steps undo the pretraining; SLCA (Zhang et al. 2023, arXiv 2303.05118) takes a
-    hundredth, so the default.
+    The backbone stays in evaluation mode: no dropout and no stochastic depth. (timm's ViTs have
+    both at 0 by default.) Its weights are part of trained_state(), and so of every checkpoint.
 
-    The backbone stays in evaluation mode: no dropout and no stochastic depth, which timm's ViTs
-    have at 0 unless told otherwise. Its weights are part of trained_state(), and so of every
-    checkpoint.
+    Args:
+        backbone: the ViT; it is unfrozen.
+        backbone_rate_factor: learning rate of the backbone, as a multiple of the classifier's. At
+            the classifier's own rate a few steps undo the pretraining. SLCA (Zhang et al. 2023,
+            arXiv 2303.05118) takes a hundredth.
     """
 
-    card = Card(
+    reference = Reference(
         "the naive lower bound", "the whole backbone and the classifier, one task after another"
     )
 

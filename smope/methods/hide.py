@@ -1,20 +1,19 @@
-"""HiDe-Prompt: a prompt for each task, the task told from features without prompts, classifiers
-aligned on statistics.
+"""HiDe-Prompt: one prompt for each task; a second classifier infers the task of an image.
 
-Wang et al., NeurIPS 2023, arXiv 2310.07234, after their public program:
-    within-task prediction    a task's prompt starts as the one before it, is mixed with the mean of
-                              the earlier ones,
-                              and is trained with cross-entropy and a contrastive term towards
-                              remembered class means;
-    task identity inference   a small classifier on features without prompts
-                              (_shared/task_identity.py), trained first;
-    task-adaptive prediction  both classifiers are aligned on class statistics:
-                              training/alignment.py.
+Wang et al., NeurIPS 2023, arXiv 2310.07234, after their public code. It has three parts:
 
-Not as in the program: class statistics are diagonal Gaussians (there: 10 centroids, or full
-covariances), alignment is that of this trainer (there: SGD), and so are schedules (there the
-identity classifier's rate is constant), gradients are not clipped. One number of samples and of
-epochs serves both alignments (there the identity classifier has fewer).
+    within-task prediction    a task's prompt starts as the one before, is mixed with the mean of
+                              all earlier prompts, and is trained with cross-entropy and a
+                              contrastive term on class means;
+    task identity inference   a small classifier on features without prompts, trained first
+                              (_shared/task_identity.py);
+    task-adaptive prediction  both classifiers are aligned on class statistics
+                              (training/alignment.py).
+
+Differences from the public code: class statistics are diagonal Gaussians (there: 10 centroids, or
+full covariances). Alignment is that of this trainer (there: SGD). Schedules are those of this
+trainer (there the rate of the identity classifier is constant). Gradients are not clipped. Both
+alignments use the same numbers of samples and epochs (there the identity classifier has fewer).
 """
 
 from __future__ import annotations
@@ -34,38 +33,46 @@ from smope.losses.classification import task_cross_entropy
 from smope.methods._shared.class_statistics import ClassStatistics
 from smope.methods._shared.prefix_method import Choice, PrefixMethod, check_tasks
 from smope.methods._shared.task_identity import TaskIdentity
-from smope.methods.base import Aligned, Batches, Card, Coupling, Phase, TaskSpan
+from smope.methods.base import (
+    AlignableClassifier,
+    BatchDependence,
+    Batches,
+    Phase,
+    Reference,
+    TaskSpan,
+)
 from smope.prompts.pool import AuthorsBug, new_prompts, pick, vote
 from smope.prompts.prefix import Prefix, prefixes
 
-TEMPERATURE = 0.8  # of the contrastive term, as in the program
+TEMPERATURE = 0.8  # of the contrastive term, as in the public code
 
 
 class HiDePrompt(PrefixMethod):
-    """In training an image gets its task's prompt, in evaluation that of the task inferred for it.
+    """HiDe-Prompt.
 
-    length:               keys of a prompt in a block, and as many values.
-    identity_epochs:      of each task, to train the task's classes into the identity classifier
-                          first; null: as many as
-                          trainer.epochs. They cost a forward pass a step and no backward pass
-                          through the backbone.
-    prompt_momentum:      share of the mean of earlier prompts in a task's.
-    contrastive_weight:   of the contrastive term.
-    prompt_rate_factor, identity_rate_factor: learning rates over the classifier's.
-    align, centroids:     retrain the classifier on class statistics; Gaussians a class for both
-                          classifiers. (The
-                          identity classifier is always aligned: trained task by task it would not
-                          tell tasks apart.) Without alignment the contrastive term remembers class
-                          means all the same.
-    authors_bug:          faults of published programs, for comparison only: IMAGES LEAK INTO EACH
-                          OTHER (pool.py).
+    In training an image gets the prompt of its task, in evaluation that of the inferred task.
+
+    Args:
+        length: keys of a prompt in a block, and as many values.
+        blocks: where the prompts join; None: the first five.
+        identity_epochs: of each task, to train the identity classifier first; None: trainer.epochs.
+            A step costs a forward pass and no backward pass through the backbone.
+        prompt_momentum: share of the mean of earlier prompts in a task's prompt.
+        contrastive_weight: of the contrastive term, which needs class means even without alignment.
+        prompt_rate_factor: learning rate of the prompts, as a multiple of the classifier's.
+        identity_rate_factor: the same for the identity classifier.
+        align: align the classifier. (The identity classifier always is: trained task by task, it
+            could not tell tasks apart.)
+        centroids: Gaussians of each class, for both classifiers.
+        authors_bug: faults of published code, for comparison only: IMAGES LEAK INTO EACH OTHER
+            (prompts/pool.py).
     """
 
-    card = Card(
+    reference = Reference(
         "Wang et al. 2023, arXiv 2310.07234, and its program",
         "parameters include those that tell the task (a layer of 2.4 M and a classifier); one "
-        "forward pass an image in "
-        "training, after an identity phase of one without gradients, and two in evaluation",
+        "forward pass an image in training, after an identity phase of one without gradients, and "
+        "two in evaluation",
         published_parameters=4.21,
         published_gflops=(33.72, 67.45),
     )
@@ -96,7 +103,7 @@ class HiDePrompt(PrefixMethod):
             centroids=centroids,
             prompt_rate_factor=prompt_rate_factor,
         )
-        if contrastive_weight > 0:  # it needs them without alignment too
+        if contrastive_weight > 0:  # even without alignment
             self.statistics = ClassStatistics(num_classes, centroids, backbone.embed_dim)
         self.identity_epochs = identity_epochs
         self.prompt_momentum = prompt_momentum
@@ -109,7 +116,7 @@ class HiDePrompt(PrefixMethod):
 
     @property
     def queried(self) -> bool:
-        """In training the task is known."""
+        """Only in evaluation: in training the task is known."""
         return not self.training
 
     def check_stream(self, tasks: Sequence[TaskSpan]) -> None:
@@ -118,16 +125,15 @@ class HiDePrompt(PrefixMethod):
         if again is not None:
             raise UserError(
                 f"method: {type(self).__name__} tells an image's task from its class, and classes "
-                f"come again in task "
-                f"{again.index + 1} of this stream; choose a method that does not, such as coda "
-                f"or smope"
+                f"come again in task {again.index + 1} of this stream; choose a method that does "
+                f"not, such as coda or smope"
             )
 
-    def needs_whole_batch(self) -> Coupling | None:
-        """The contrastive term tells an image's feature from all others of the batch."""
+    def needs_whole_batch(self) -> BatchDependence | None:
+        """The contrastive term compares an image's feature with all others of the batch."""
         if self.contrastive_weight > 0:
             setting = f"method.contrastive_weight={self.contrastive_weight:g}"
-            return Coupling(setting, "method.contrastive_weight=0")
+            return BatchDependence(setting, "method.contrastive_weight=0")
         return super().needs_whole_batch()
 
     @torch.no_grad()
@@ -137,9 +143,10 @@ class HiDePrompt(PrefixMethod):
         if task.index > 0:
             self.prompts[:, :, task.index] = self.prompts[:, :, task.index - 1]
 
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        first = epochs if self.identity_epochs is None else self.identity_epochs
-        return [*([Phase("identity", first)] if first else []), Phase("prompts", epochs)]
+    def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
+        identity_epochs = epochs if self.identity_epochs is None else self.identity_epochs
+        prompts = Phase("prompts", epochs)
+        return [Phase("identity", identity_epochs), prompts] if identity_epochs else [prompts]
 
     def begin_phase(self, phase: Phase) -> None:
         self._learning_identity = phase.name == "identity"
@@ -153,16 +160,16 @@ class HiDePrompt(PrefixMethod):
         return Choice(self._prefixes(pick(self.prompts, ids, self.authors_bug)))
 
     def _of_task(self, images: int, prompt: Tensor) -> Choice:
-        """One task's prompt (L, 2, P, W) for all of so many images."""
+        """One prompt (L, 2, P, W) for each of so many images."""
         ids = torch.zeros(images, 1, dtype=torch.int64, device=prompt.device)
         return Choice(self._prefixes(pick(prompt.unsqueeze(2), ids, self.authors_bug)))
 
     def _prefixes(self, rows: Tensor) -> list[Prefix]:
-        """rows (L, 2, B, P, W) -> a prefix a block."""
+        """rows (L, 2, B, P, W) -> a prefix for each block."""
         return prefixes(rows)
 
     def _momentum_mix(self) -> Tensor:
-        """The task's prompt with its share of the earlier ones' mean, (L, 2, P, W)."""
+        """The task's prompt mixed with the mean of all earlier prompts, (L, 2, P, W)."""
         index = int(self.task)
         prompt = self.prompts[:, :, index]
         if index == 0:
@@ -171,7 +178,7 @@ class HiDePrompt(PrefixMethod):
         return (1 - self.prompt_momentum) * prompt + self.prompt_momentum * earlier
 
     def task_features(self, images: Tensor, task: TaskSpan) -> Tensor:
-        """With the task's own prompt, as in training."""
+        """Features with the task's own prompt, as in training."""
         return self.prompted(images, self._of_task(len(images), self.prompts[:, :, task.index]))
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
@@ -191,17 +198,16 @@ class HiDePrompt(PrefixMethod):
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        """What training mixed in stays."""
+        """Keep the mixed prompt that was trained."""
         self.prompts[:, :, task.index] = self._momentum_mix()
 
-    def aligned(self) -> Sequence[Aligned]:
+    def aligned(self) -> Sequence[AlignableClassifier]:
         return [self.identity, *super().aligned()]
 
-    def recorded(self) -> Sequence[Aligned]:
+    def recorded(self) -> Sequence[AlignableClassifier]:
         """The contrastive term needs class means whether or not the classifier is aligned."""
-        return (
-            [self.identity, self] if self.align or self.contrastive_weight > 0 else [self.identity]
-        )
+        needs_means = self.align or self.contrastive_weight > 0
+        return [self.identity, self] if needs_means else [self.identity]
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         prompts, *others = super().parameter_groups(learning_rate)
@@ -218,8 +224,14 @@ class HiDePrompt(PrefixMethod):
 
 
 def apart(features: Tensor, means: Tensor) -> Tensor:
-    """Cross-entropy of telling each feature (B, C) and class mean (n, C) from all others by inner
-    product.
+    """The contrastive term: cross-entropy of telling each point from all others by inner product.
+
+    Args:
+        features: (B, C).
+        means: class means (n, C).
+
+    Returns:
+        A scalar; points are features and means together.
     """
     points = torch.cat([means, features.to(means.dtype)])
     with torch.autocast(points.device.type, enabled=False):  # products of whole features are large

@@ -1,5 +1,5 @@
-"""Joint training on the images of all tasks so far: the upper bound that a method without old
-images is measured by.
+"""Joint training on the images of all tasks so far: an upper bound for methods without old
+images.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ from torch import Tensor
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import Positive
 from smope.losses.classification import task_cross_entropy
-from smope.methods.base import Card, Method, TaskSpan
+from smope.methods.base import Method, Reference, TaskSpan
 
 
 class Joint(Method):
-    """Goes on training, at each task, on the images of all tasks so far, all their classes
-    competing.
+    """At each task, trains on the images of all tasks so far; all their classes compete.
 
-    The budget is that of a sequential run: as many steps a task, batches of the same size, each
-    epoch with images drawn anew, none twice, from all those seen. The network goes on from the task
-    before; after the last task it has taken the steps of the whole sequence. Each row of the
-    accuracy matrix is that of a model that could look at everything again, and intransigence
-    (Chaudhry et al. 2018, arXiv 1801.10112) is its diagonal minus another method's.
+    The budget is that of a sequential run: as many steps for a task, with batches of the same size.
+    Each epoch draws images anew from all those seen, none twice. Training continues from the task
+    before, so after the last task the network has taken the steps of the whole sequence. The
+    diagonal of the accuracy matrix minus that of another method is that method's intransigence
+    (Chaudhry et al. 2018, arXiv 1801.10112).
 
-    trained:              "all", the backbone and the classifier, or "classifier", on the frozen
-                          features.
-    backbone_rate_factor: the backbone's learning rate over the classifier's (see full_finetune.py).
+    All training images are needed until the end: memory grows with the stream.
 
-    All training images stay at hand: memory is not bounded by anything but the stream.
+    Args:
+        trained: "all" trains the backbone and the classifier, "classifier" the classifier on frozen
+            features.
+        backbone_rate_factor: learning rate of the backbone, as a multiple of the classifier's; see
+            full_finetune.py.
     """
 
-    card = Card(
+    reference = Reference(
         "the upper bound",
         "sees the images of all tasks so far again, which no continual learner may",
     )
@@ -57,10 +58,8 @@ class Joint(Method):
         groups = super().parameter_groups(learning_rate)
         if self.backbone.frozen:
             return groups
-        return [
-            {
-                "params": list(self.prompt_parameters()),
-                "lr": self.backbone_rate_factor * learning_rate,
-            },
-            *groups,
-        ]
+        backbone = {
+            "params": list(self.prompt_parameters()),
+            "lr": self.backbone_rate_factor * learning_rate,
+        }
+        return [backbone, *groups]

@@ -1,11 +1,10 @@
-"""L2P: a pool of prompts for all tasks, of which each image takes those whose keys are closest to
-its query.
+"""L2P: a pool of prompts for all tasks; each image uses those whose keys are closest to its query.
 
 Wang et al., CVPR 2022, arXiv 2112.08654; as L2P++, with prefixes instead of tokens, in Smith et
-al., CVPR 2023 (CODA-Prompt, arXiv 2211.13218). In their program each block has keys of its own and
-half as many prompt rows; sizes here are those that the published numbers of parameters add up to:
-one set of keys, and `length` keys and as many values a prompt. The pull of keys towards queries is
-a mean over images, as in L2P (the program of CODA-Prompt couples all pairs of images).
+al., CVPR 2023 (CODA-Prompt, arXiv 2211.13218). Sizes here add up to the published numbers of
+parameters: one set of keys, and `length` keys and as many values for each prompt. (In the public
+code of CODA-Prompt each block has its own keys and half as many prompt rows.) The pull of keys
+towards queries is a mean over images, as in L2P. (The code of CODA-Prompt takes all pairs.)
 """
 
 from __future__ import annotations
@@ -18,25 +17,30 @@ from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range
 from smope.errors import UserError
 from smope.methods._shared.prefix_method import Choice, PrefixMethod
-from smope.methods.base import Card
+from smope.methods.base import Reference
 from smope.prompts.pool import AuthorsBug, best, new_keys, new_prompts, pick, pull, similarities
 from smope.prompts.prefix import prefixes
 
 
 class L2P(PrefixMethod):
-    """The `top_k` of `pool_size` prompts by cosine of key and query, each `length` keys and
-    `length` values a block.
+    """Prompts chosen by the cosine of key and query.
 
-    blocks:             where the prompts join; all blocks take the same prompts of the pool
-                        (default: the first block).
-    pull_weight:        of the loss sum over chosen keys of 1 - cosine, the only one that moves
-                        keys.
-    prompt_rate_factor: the prompts' learning rate over the classifier's.
-    authors_bug:        faults of published programs, for comparison only: IMAGES LEAK INTO EACH
-                        OTHER (pool.py).
+    Args:
+        pool_size: number of prompts.
+        length: keys of a prompt in a block, and as many values.
+        top_k: prompts of an image.
+        blocks: where the prompts join; all blocks use the same prompts of the pool. None: the first
+            block.
+        pull_weight: of the loss 1 - cosine, summed over chosen keys; no other loss moves keys.
+        prompt_rate_factor: learning rate of the prompts, as a multiple of the classifier's.
+        authors_bug: faults of published code, for comparison only: IMAGES LEAK INTO EACH OTHER
+            (prompts/pool.py).
+
+    Raises:
+        UserError: top_k is larger than the pool.
     """
 
-    card = Card(
+    reference = Reference(
         "Wang et al. 2022, arXiv 2112.08654; L2P++ of Smith et al. 2023, arXiv 2211.13218",
         "two forward passes an image, in training and evaluation: the first gives the query",
     )

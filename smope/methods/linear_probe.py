@@ -1,4 +1,6 @@
-"""A linear probe, task after task: logistic regression on frozen features, fitted to convergence."""
+"""A linear probe, task after task: logistic regression on frozen features, fitted to
+convergence.
+"""
 
 from __future__ import annotations
 
@@ -11,36 +13,35 @@ from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, NotNegative
 from smope.losses.classification import task_cross_entropy
 from smope.methods._shared.closed_form import features_of, joined
-from smope.methods.base import Batches, Card, Method, Phase, TaskSpan
+from smope.methods.base import Batches, Method, Phase, Reference, TaskSpan
 
 TOLERANCE = 1e-6  # largest gradient entry at which a fit has converged
 
 
 class LinearProbe(Method):
-    """Fits the classifier to each task's features, those of images shown once through the
-    evaluation transform.
+    """Fits the classifier to the features of each task, computed once through the evaluation
+    transform.
 
-    What the field calls a linear probe (Radford et al. 2021, arXiv 2103.00020): multinomial
-    logistic regression by L-BFGS on features computed once, with a penalty on the weights and no
-    augmentation. A task's fit starts at the weights of the task before. `finetune` is something
-    else: AdamW on augmented images for a number of epochs, each step with a forward pass.
+    This is the linear probe of Radford et al. 2021 (arXiv 2103.00020): multinomial logistic
+    regression by L-BFGS on features computed once, with a penalty on the weights and no
+    augmentation. The fit of a task starts at the weights of the task before. (`finetune` takes
+    AdamW steps on augmented images, each with a forward pass.)
 
-    competing:  "task", the classes of the current task's images alone, as in the loss of every
-                method here; "seen", all
-                classes so far, as in a probe that knows nothing of tasks: with a fit to convergence
-                the classes without images in the current task are then forgotten altogether.
-    penalty:    of the mean loss, penalty · |W - W_before|² / 2: how far a task may take the
-                weights. 0: none.
-    iterations: most L-BFGS iterations a task.
+    Neither choice of `competing` compares the classes of different tasks. So a probe is far behind
+    class means (`ncm`), which need no such comparison.
 
-    Either way nothing sets the rows of different tasks against each other, which is why means of
-    features, that need no setting against each other, are far ahead of a probe.
+    A task's features (n·C numbers in float64) are kept while it is learned, and nothing afterwards.
 
-    Of the images a task's features are kept while it is learned (n·C numbers in float64), and
-    nothing afterwards.
+    Args:
+        competing: "task": only the classes of the current task compete, as in the loss of every
+            method here. "seen": all classes so far, as in a probe that knows nothing of tasks; a
+            fit to convergence then forgets the classes without images in the current task.
+        penalty: of penalty · |W - W_before|² / 2, added to the mean loss: how far a task may move
+            the weights. 0: no limit.
+        iterations: most L-BFGS iterations of a task.
     """
 
-    card = Card(
+    reference = Reference(
         "sequential linear probing", "the classifier alone, fitted to features computed once"
     )
 
@@ -58,9 +59,8 @@ class LinearProbe(Method):
         self.penalty = penalty
         self.iterations = iterations
 
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        # all is learned in end_task: the loop's steps would compute the same features again and
-        # again
+    def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
+        # All is learned in end_task. Training steps would compute the same features every epoch.
         return []
 
     def _classes(self, task: TaskSpan) -> range | tuple[int, ...]:

@@ -12,19 +12,20 @@ from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.methods._shared.closed_form import OnePass, features_of
-from smope.methods.base import Batches, Card, TaskSpan
+from smope.methods.base import Batches, Reference, TaskSpan
 
 
 class NearestClassMean(OnePass):
-    """Classifies by the closest mean of a class's training features (evaluation transform, one
-    pass).
+    """Classifies by the closest class mean of training features, from one pass over the images.
 
-    similarity: "cosine" between feature and mean, as in SimpleCIL, or "euclidean" distance. The
-    classifier's weight rows are the means: logits are cosines, or 2·x·m - |m|², which ranks as -|x
-    - m|² does.
+    The rows of the classifier's weight are the means m. Logits are cosines, or 2·x·m - |m|², which
+    ranks classes as -|x - m|² does.
+
+    Args:
+        similarity: "cosine" of feature and mean, as in SimpleCIL, or "euclidean" distance.
     """
 
-    card = Card(
+    reference = Reference(
         "Zhou et al. 2023, arXiv 2303.07338 (SimpleCIL)",
         "one pass over frozen features, nothing is trained",
     )
@@ -41,7 +42,7 @@ class NearestClassMean(OnePass):
     ) -> None:
         super().__init__(backbone, num_classes)
         self.similarity = similarity
-        # Classes may come again, with other images: their means go on from what they were.
+        # Classes may come again with other images; then their means are updated.
         self.register_buffer("means", torch.zeros(num_classes, backbone.embed_dim))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
 

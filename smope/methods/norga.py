@@ -1,11 +1,11 @@
 """NoRGa: HiDe-Prompt with a non-linear residual gate on the logits of the prefix.
 
-Le et al., NeurIPS 2024, arXiv 2405.14124, after their public program. A prefix's logits s (scale
+Le et al., NeurIPS 2024, arXiv 2405.14124, after their public code. The logits s of a prefix (scale
 included) become
 
-    s + outer · activation(inner · s),
+    s + outer · activation(inner · s)
 
-where inner and outer are two learned numbers for each block, trained in the first task.
+with two learned numbers for each block, inner and outer, which are trained in the first task.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
-from smope.methods.base import Card
+from smope.methods.base import Reference
 from smope.methods.hide import HiDePrompt
 from smope.prompts.prefix import Prefix
 
@@ -30,11 +30,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class NoRGa(HiDePrompt):
-    """HiDe-Prompt (see there) with gates. activation: of the gate, tanh, sigmoid or gelu."""
+    """HiDe-Prompt with gates.
 
-    card = Card(
+    Args:
+        activation: of the gate. All other arguments are those of HiDePrompt.
+    """
+
+    reference = Reference(
         "Le et al. 2024, arXiv 2405.14124, and its program",
-        HiDePrompt.card.note,
+        HiDePrompt.reference.note,
         published_parameters=4.21,
         published_gflops=(33.72, 67.45),
     )
@@ -66,5 +70,15 @@ class NoRGa(HiDePrompt):
 def gated(
     logits: Tensor, inner: Tensor, outer: Tensor, activation: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The gate; logits of any shape."""
+    """Apply the gate.
+
+    Args:
+        logits: of any shape.
+        inner: scalar.
+        outer: scalar.
+        activation: applied to inner · logits.
+
+    Returns:
+        logits + outer · activation(inner · logits).
+    """
     return logits + outer * activation(inner * logits)

@@ -1,11 +1,11 @@
 """OVOR: one prompt for all tasks, and a classifier held back by virtual outliers.
 
-Huang et al., ICLR 2024, arXiv 2402.04129, after their public program, whose OnePrompt has the
-places of DualPrompt (5 + 5 rows in the first two blocks, 20 + 20 in the next three) and no pool,
-hence no query and a single forward pass. The last fifth of a task's epochs trains the classifier
-alone, on the features of that task and on outliers: the energy -logsumexp(logits) of the task's
-classes is pushed below one threshold for features, and above another for outliers. It has an
-optimizer of its own; the program keeps that of the prompt, and its moments.
+Huang et al., ICLR 2024, arXiv 2402.04129, after their public code. The prompt, OnePrompt, joins
+where DualPrompt's prompts do: 5 + 5 rows in the first two blocks, 20 + 20 in the next three. There
+is no pool, hence no query and only one forward pass. The last fifth of a task's epochs trains the
+classifier alone, on features of that task and on outliers: the energy -logsumexp(logits) of the
+task's classes is pushed below one threshold for features and above another for outliers. This phase
+has its own optimizer; the public code keeps that of the prompt, with its moments.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smope.distributed import collectives
 from smope.losses.classification import task_cross_entropy
 from smope.losses.outliers import energy_loss, far_from, shifted
 from smope.methods._shared.prefix_method import Choice, PrefixMethod
-from smope.methods.base import Card, Coupling, Phase, TaskSpan
+from smope.methods.base import BatchDependence, Phase, Reference, TaskSpan
 from smope.prompts.pool import new_prompts
 from smope.prompts.prefix import prefixes
 
@@ -30,38 +30,38 @@ from smope.prompts.prefix import prefixes
 class OVOR(PrefixMethod):
     """The same prompt for every image, and virtual outlier regularisation.
 
-    g_blocks, g_length, e_blocks, e_length: where the prompt joins, and its keys (and as many
-        values) there.
-    outlier_share:      of a task's epochs, the last ones, that train the classifier with outliers,
-                        rounded to whole
-                        epochs: at least one, and at least one is left for the prompt. 0: OnePrompt,
-                        which is also all that a single epoch a task leaves room for
-                        (trainer=online), WHATEVER THE SHARE.
-    outlier_source:     "code": noise round the origin, of which the farthest from the features are
-                        taken (the program
-                        computes points on the border of the features, and does not use them);
-                        "paper": noise round features on their border.
-    outlier_noise:      standard deviation of that noise.
-    outliers:           for each batch, of `candidates` drawn. The program's 40 are for each class
-                        of the task and for
-                        an epoch, dealt to its batches of 128: about 10 a batch on CIFAR-100, 42 on
-                        ImageNet-R and 160 on CUB-200 in 10 tasks, but copies: each of its 600
-                        candidates is there 50 times, and the farthest come with all their copies.
-                        The loss is a mean over outliers.
-    neighbours:         k; how far a candidate is, and whether a feature is on the border, is told
-                        by the k-th nearest
-                        feature of the batch (the program: of the whole task, scaled to length 1 as
-                        here).
-    feature_threshold, outlier_threshold, outlier_weight: see losses/outliers.py.
-    prompt_rate_factor: the prompt's learning rate over the classifier's.
+    Args:
+        g_length: keys of the prompt in the first blocks, and as many values.
+        e_length: the same in the later blocks.
+        g_blocks: the first blocks with a prompt; None: the first two.
+        e_blocks: the later blocks with a prompt; None: the next three.
+        outlier_share: share of a task's epochs, the last ones, that train the classifier with
+            outliers. It is rounded to whole epochs: at least one, and at least one is left for the
+            prompt. 0 is OnePrompt. With a single epoch for each task (trainer=online) there is no
+            room for outliers, WHATEVER THE SHARE.
+        outlier_source: "code": noise around the origin, of which the candidates farthest from the
+            features are taken. (The public code computes points on the border of the features and
+            does not use them.) "paper": noise around features on their border.
+        outlier_noise: standard deviation of that noise.
+        outliers: taken for each batch, of `candidates` drawn. The public code has 40 for each class
+            of the task and epoch, divided among its batches of 128: about 10 for a batch on
+            CIFAR-100, 42 on ImageNet-R and 160 on CUB-200 in 10 tasks. Many of these are copies:
+            each of its 600 candidates occurs 50 times, and the farthest come with all their copies.
+            The loss is a mean over outliers.
+        candidates: drawn for each batch.
+        neighbours: k. The distance to the k-th nearest feature of the batch says how far a
+        candidate
+            is and whether a feature is on the border. (In the public code: of the whole task,
+            scaled to length 1 as here.)
+        feature_threshold, outlier_threshold, outlier_weight: see losses/outliers.py.
+        prompt_rate_factor: learning rate of the prompt, as a multiple of the classifier's.
     """
 
-    card = Card(
+    reference = Reference(
         "Huang et al. 2024, arXiv 2402.04129, and its program",
         "one forward pass; outliers are chosen anew for each batch by its own features, 40 a "
-        "batch, where the program "
-        "chooses them once an epoch by all of the task's, 40 a class (with repetitions), and "
-        "deals them to the batches",
+        "batch, where the program chooses them once an epoch by all of the task's, 40 a class "
+        "(with repetitions), and deals them to the batches",
         published_parameters=0.26,
         published_gflops=(33.72, 33.72),
     )
@@ -115,29 +115,26 @@ class OVOR(PrefixMethod):
     def queried(self) -> bool:
         return False
 
-    def needs_whole_batch(self) -> Coupling | None:
-        """Which candidates are outliers is told by the features of the batch. (So it says even
-        where trainer.epochs=1 leaves no phase for outliers: then method.outlier_share=0 is the same
-        run.)
+    def needs_whole_batch(self) -> BatchDependence | None:
+        """The features of the batch decide which candidates are outliers.
+
+        This holds even where trainer.epochs=1 leaves no phase for outliers; method.outlier_share=0
+        is then the same run.
         """
         if self.outlier_share > 0:
-            return Coupling(
+            return BatchDependence(
                 f"method.outlier_share={self.outlier_share:g}", "method.outlier_share=0"
             )
         return super().needs_whole_batch()
 
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        """Both phases follow one schedule over all epochs.
-
-        Of two or more, each phase has one at least.
-        """
-        last = (
-            min(max(1, round(self.outlier_share * epochs)), epochs - 1)
-            if self.outlier_share > 0
-            else 0
-        )
-        first = Phase("train", epochs - last, 0, epochs)
-        return [first, Phase("outliers", last, epochs - last, epochs)] if last else [first]
+    def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
+        """Prompt and classifier, then the classifier with outliers; one schedule over both."""
+        last = 0
+        if self.outlier_share > 0:
+            last = min(max(1, round(self.outlier_share * epochs)), epochs - 1)
+        first = epochs - last
+        phases = [Phase("train", first, 0, epochs)]
+        return [*phases, Phase("outliers", last, first, epochs)] if last else phases
 
     def begin_phase(self, phase: Phase) -> None:
         self._with_outliers = phase.name == "outliers"
@@ -164,7 +161,7 @@ class OVOR(PrefixMethod):
         return {"cross_entropy": cross_entropy, "outliers": self.outlier_weight * held}
 
     def _classify_outliers(self, features: Tensor) -> Tensor:
-        """Logits of outliers, which are chosen by the features of all of the batch."""
+        """Logits of outliers, which are chosen by the features of the whole batch."""
         return self.classify(self._make_outliers(collectives.gathered(features)))
 
     def _make_outliers(self, features: Tensor) -> Tensor:
@@ -173,7 +170,7 @@ class OVOR(PrefixMethod):
         if self.outlier_source == "paper":
             border = features[far_from(directions, directions, self.neighbours, self.outliers)]
             drawn = shifted(border, self.outlier_noise, self.candidates)
-            # In the paper all is measured on the sphere.
+            # The paper measures all distances on the unit sphere.
             return drawn[
                 far_from(F.normalize(drawn, dim=-1), directions, self.neighbours, self.outliers)
             ]

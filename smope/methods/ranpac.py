@@ -1,9 +1,9 @@
-"""RanPAC with its first session: a prompt learns the first task, ridge regression on random
-features learns all.
+"""RanPAC with its first session: a prompt is trained on the first task, ridge regression on random
+features learns every task.
 
-McDonnell et al. 2023, arXiv 2307.02251. Of the ways to adapt that the paper tries this is its deep
-visual prompt, here as keys and values of each block's attention; the values start at 0, so that the
-features start near the backbone's own. method=ridge does without.
+McDonnell et al. 2023, arXiv 2307.02251. Of the ways to adapt that the paper tries, this is its deep
+visual prompt, here as keys and values of each block's attention. The values start at 0, so that the
+features start near the backbone's own. method=ridge has no first session.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from smope.losses.classification import task_cross_entropy
 from smope.methods._shared.first_task_only import FirstSession
 from smope.methods._shared.prefix_method import Choice, PrefixMethod
 from smope.methods._shared.ridge_head import RidgeHead
-from smope.methods.base import Card, TaskSpan
+from smope.methods.base import Reference, TaskSpan
 from smope.prompts.pool import new_prompts
 from smope.prompts.prefix import prefixes
 
@@ -28,13 +28,14 @@ from smope.prompts.prefix import prefixes
 class RanPAC(FirstSession, PrefixMethod):
     """One prompt for all images, trained on the first task with a linear classifier.
 
-    length, blocks:     keys of the prompt in a block, and as many values, which start at 0; null:
-                        all blocks.
-    width, exponents:   of the ridge classifier, see ridge_head.RidgeHead.
-    prompt_rate_factor: the prompt's learning rate over the linear classifier's.
+    Args:
+        length: keys of the prompt in a block, and as many values, which start at 0.
+        blocks: where the prompt joins; None: all blocks.
+        prompt_rate_factor: learning rate of the prompt, as a multiple of the linear classifier's.
+        width, exponents: see ridge_head.RidgeHead.
     """
 
-    card = Card(
+    reference = Reference(
         "McDonnell et al. 2023, arXiv 2307.02251 (RanPAC)",
         "a prompt learns in the first task alone; later tasks cost one forward pass an image",
     )

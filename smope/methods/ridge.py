@@ -13,18 +13,20 @@ from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, OrderedPair
 from smope.methods._shared.closed_form import OnePass, features_of
 from smope.methods._shared.ridge_head import RidgeHead
-from smope.methods.base import Batches, Card, TaskSpan
+from smope.methods.base import Batches, Reference, TaskSpan
 
 
 class Ridge(OnePass):
-    """A ridge_head.RidgeHead (see there for width and exponents) on the CLS feature of the backbone
-    as it comes.
+    """A ridge classifier on the CLS feature of the frozen backbone.
 
-    The first session of the paper is method=ranpac. A task's features are in memory while it is
-    learned.
+    method=ranpac has the first session of the paper. The features of a task are in memory while it
+    is learned.
+
+    Args:
+        width, exponents: see ridge_head.RidgeHead.
     """
 
-    card = Card(
+    reference = Reference(
         "McDonnell et al. 2023, arXiv 2307.02251 (RanPAC)",
         "one pass over frozen features, nothing is trained; ranpac has the paper's first session",
     )

@@ -1,4 +1,4 @@
-"""Linear discriminant analysis on a stream of frozen features (SLDA, Hayes and Kanan 2020, arXiv
+"""Streaming linear discriminant analysis on frozen features (SLDA, Hayes and Kanan 2020, arXiv
 1909.01520).
 """
 
@@ -11,22 +11,25 @@ import torch
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import Share
 from smope.methods._shared.closed_form import ClassMoments, OnePass, features_of
-from smope.methods.base import Batches, Card, TaskSpan
+from smope.methods.base import Batches, Reference, TaskSpan
 
 
 class StreamingLDA(OnePass):
-    """One Gaussian a class with a covariance that all share; the classifier is linear.
+    """One Gaussian for each class, all with the same covariance; the classifier is linear.
 
-    With class means m and the shared covariance S: P = ((1 - shrinkage) S + shrinkage I)^-1, weight
-    rows P m, biases -m·P m / 2. The paper's update, one image at a time, weighs an image's distance
-    to its class mean by the number of all images so far; here S is the pooled covariance within
-    classes itself, so that the order of images is irrelevant.
+    With class means m and the shared covariance S, let P = ((1 - shrinkage) S + shrinkage I)^-1.
+    Weight rows are P m, biases -m·P m / 2. The paper updates S one image at a time and weighs an
+    image's distance to its class mean by the number of images so far. Here S is the pooled
+    covariance within classes, so the order of images does not matter.
 
-    Memory, whatever the number of images: K·C + C² numbers in float64 (6 MB for ViT-B/16 and 200
-    classes).
+    Memory does not depend on the number of images: K·C + C² numbers in float64 (6 MB for ViT-B/16
+    and 200 classes).
+
+    Args:
+        shrinkage: weight of the identity in the covariance.
     """
 
-    card = Card(
+    reference = Reference(
         "Hayes and Kanan 2020, arXiv 1909.01520",
         "one pass over frozen features, nothing is trained",
     )

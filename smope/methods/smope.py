@@ -1,15 +1,18 @@
-"""SMoPE: one set of prompt experts for all tasks, sparsely used (Le et al., ICLR 2026, arXiv
-2509.24483).
+"""SMoPE: one set of prompt experts for all tasks, of which each image uses a few (Le et al., ICLR
+2026, arXiv 2509.24483).
 
 The paper's symbols and the names here:
-    N_p prompts a head        num_experts (E)            K             router.top_k
-    p^K_j, p^V_j              bank.keys, bank.values     ~s_j          Routing.scores, the proxy
-                              score
-    adaptive noise epsilon    router.epsilon             L_router      losses/router.py
-    alpha_router, alpha_proto router_loss_weight, prototype_loss_weight
-    L_proto                   losses/prototype.py        TAP           training/alignment.py
-Where the paper's formulas and the authors' program differ, the program is the default (the
-published numbers come from it) and the paper's variant has a name among the arguments of SMoPE.
+    N_p prompts a head          num_experts (E)
+    K                           router.top_k
+    p^K_j, p^V_j                bank.keys, bank.values
+    ~s_j, the proxy score       Routing.scores
+    adaptive noise epsilon      router.epsilon
+    L_router, alpha_router      losses/router.py, router_loss_weight
+    L_proto, alpha_proto        losses/prototype.py, prototype_loss_weight
+    TAP                         training/alignment.py
+
+Where the paper's formulas and the authors' code differ, the code is the default, since the
+published numbers come from it. The paper's variant has a name among the arguments of SMoPE.
 """
 
 from __future__ import annotations
@@ -30,37 +33,42 @@ from smope.experts.inject import attach
 from smope.losses.classification import task_cross_entropy
 from smope.losses.prototype import Prototypes, find_prototypes, prototype_loss, prototype_mass_loss
 from smope.losses.router import router_loss, router_mass_loss
-from smope.methods.base import Batches, Card, Method, Phase, TaskSpan
+from smope.methods.base import Batches, Method, Phase, Reference, TaskSpan
 from smope.routers.base import Router, Routing
 
 
 class SMoPE(Method):
     """A sparse mixture of prompt experts in the early blocks of a frozen ViT.
 
-    num_experts:           E a head.
-    blocks:                which blocks get experts (default: the first six).
-    router_loss_weight, prototype_loss_weight: 0 switches a loss off.
-    expert_space:          "head": keys and values join after the qkv projection (the program);
-                           "input": before it, as
-                           P·W_K and P·W_V (the paper's formula).
-    router_loss, prototype_loss: "code": cross-entropy, the router's with a margin; "paper": softmax
-        mass.
-    frequent_rule:         "code": flags accumulate, threshold is the mean over used experts;
-                           "paper": decided anew,
-                           mean over all experts.
-    usage_count:           "running": selection during the counting pass follows the counts so far,
-                           so that they depend
-                           on the order of batches (the program); "order_free": selection by score
-                           alone.
-    expert_init:           "uniform": keys and values uniform(0, 1) (the program), which shifts the
-                           backbone's features
-                           before anything is learned; "zero_values": keys so, values 0.
-    expert_rate_factor:    the experts' learning rate over the classifier's.
-    align, centroids:      retrain the classifier on class statistics after each task; Gaussians a
-                           class for that.
+    It meets _shared/routed_method.RoutedMethod, by which others read experts and choices.
+
+    Args:
+        router: chooses the experts of an image.
+        num_experts: E, in each head.
+        blocks: which blocks get experts; None: the first six.
+        router_loss_weight: 0 switches the loss off.
+        prototype_loss_weight: 0 switches the loss off.
+        expert_space: "head": keys and values join after the qkv projection (the authors' code).
+            "input": before it, as P·W_K and P·W_V (the paper's formula).
+        router_loss: "code": cross-entropy with a margin. "paper": softmax mass.
+        prototype_loss: "code": cross-entropy. "paper": softmax mass.
+        frequent_rule: "code": flags accumulate, and the threshold is the mean over used experts.
+            "paper": flags are decided anew, and the mean is over all experts.
+        usage_count: "running": selection during the counting pass follows the counts so far, so
+            that it depends on the order of batches (the authors' code). "order_free": selection by
+            score alone.
+        expert_init: "uniform": keys and values from uniform(0, 1) (the authors' code), which shifts
+            the backbone's features before anything is learned. "zero_values": keys from it, values
+            0.
+        expert_rate_factor: learning rate of the experts, as a multiple of the classifier's.
+
+    Raises:
+        UserError: the router chooses more experts than there are.
     """
 
-    card = Card(
+    dense_epochs: int = 0
+
+    reference = Reference(
         "Le et al. 2026, arXiv 2509.24483 and its program",
         published_parameters=0.384,
         published_gflops=(33.72, 33.72),
@@ -113,8 +121,8 @@ class SMoPE(Method):
         self._wrappers = tuple(
             attach(backbone.vit, range(6) if blocks is None else blocks, router, make_bank)
         )
-        # Registered after the backbone: Module.train() goes in this order, and the backbone sets
-        # all of itself to eval.
+        # Registered after the backbone: Module.train() goes in this order, and the backbone puts
+        # all of itself into evaluation mode.
         self.banks = nn.ModuleList(wrapper.bank for wrapper in self._wrappers)
         self.routers = nn.ModuleList(wrapper.router for wrapper in self._wrappers)
 
@@ -128,12 +136,12 @@ class SMoPE(Method):
 
     @property
     def routings(self) -> list[Routing]:
-        """The decisions of the last forward pass, one a prompted block, without gradient."""
+        """The choices of the last forward pass, one for each prompted block, without gradient."""
         return [wrapper.routing for wrapper in self._wrappers if wrapper.routing is not None]
 
     @property
     def dense(self) -> bool:
-        """Whether all experts are used at present, as in the warm-up of the first task."""
+        """Whether all experts are used now, as in the warm-up before the first task."""
         return self._wrappers[0].dense
 
     @dense.setter
@@ -142,8 +150,8 @@ class SMoPE(Method):
             wrapper.dense = value
 
     def begin_task(self, task: TaskSpan) -> None:
-        """From the second task on: keep the experts as the prototypes' keys, and flag those that
-        were much used.
+        """From the second task on: remember the experts' keys for the prototypes, and flag the
+        experts that were used often.
         """
         self._prototypes = None
         if task.index == 0:
@@ -152,9 +160,11 @@ class SMoPE(Method):
             bank.snapshot()
             bank.flag_frequent(cumulative=self.frequent_rule == "code")
 
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        warm_up = [Phase("dense", dense_epochs)] if task.index == 0 and dense_epochs > 0 else []
-        return [*warm_up, Phase("sparse", epochs)]
+    def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
+        sparse = Phase("sparse", epochs)
+        if task.index > 0 or self.dense_epochs == 0:
+            return [sparse]
+        return [Phase("dense", self.dense_epochs), sparse]
 
     def begin_phase(self, phase: Phase) -> None:
         self.dense = phase.name == "dense"
@@ -168,7 +178,7 @@ class SMoPE(Method):
         }
 
     def _training_logits(self, images: Tensor) -> Tensor:
-        """The logits (B, num_classes) that the cross-entropy is of."""
+        """The logits (B, num_classes) of the cross-entropy."""
         return self(images)
 
     def _auxiliary_losses(self, routings: list[Routing], task: TaskSpan) -> dict[str, Tensor]:
@@ -181,13 +191,12 @@ class SMoPE(Method):
             losses["router"] = self.router_loss_weight * value
         if self.prototype_loss_weight > 0 and task.index > 0:
             function = prototype_mass_loss if self.prototype_loss == "paper" else prototype_loss
-            losses["prototype"] = self.prototype_loss_weight * function(
-                *self._keys_and_prototypes()
-            )
+            value = function(*self._keys_and_prototypes())
+            losses["prototype"] = self.prototype_loss_weight * value
         return losses
 
     def _keys_and_prototypes(self) -> tuple[Tensor, Prototypes]:
-        """The keys (L, H, E, D), and the prototypes of this task, found once."""
+        """The keys (L, H, E, D), and the prototypes of this task, which are found once."""
         if self._prototypes is None:
             old_keys = torch.stack([bank.old_keys for bank in self.experts])
             frequent = torch.stack([bank.frequent for bank in self.experts])
@@ -196,15 +205,14 @@ class SMoPE(Method):
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        """The usage pass: over the training loader as it is, count each image's best K experts by
-        raw score.
+        """The usage pass: over one training epoch, count each image's best K experts by raw
+        score.
         """
         self.dense = False
         earlier = [bank.counts.clone() for bank in self.experts]
         if self.usage_count == "order_free":
             for bank in self.experts:
-                # Nothing counts as unused during the pass, so that the order of batches is
-                # irrelevant.
+                # With equal counts no expert is treated as unused, whatever the order of batches.
                 bank.counts.fill_(1)
         for images, _ in batches("train"):
             self.features(images)

@@ -1,22 +1,23 @@
-"""SMoPE+: experts that learn from the first task, and a classifier in closed form for all of them.
+"""SMoPE+: experts that learn from the first task, and a classifier in closed form for all tasks.
 
-What small budgets need that SMoPE lacks: a classifier that sets the classes of all tasks against
-each other, features that stay what they were when the classifier learned from them, and a start
-near the backbone's own features (values of 0 add nothing; keys take some of the attention away).
+It adds three things that SMoPE lacks with a small budget: a classifier that compares the classes of
+all tasks; features that do not change after the classifier has learned from them; and a start near
+the backbone's own features (values of 0 add nothing, keys only take some of the attention away).
 
-    first task     the experts and a linear classifier learn as in SMoPE, from values of 0
-    every task     one pass over its training images; the ridge classifier takes them in
-                   (ridge_head.py)
-    prediction     the ridge classifier on the CLS feature and the mean patch token before the last
+    first task     experts and a linear classifier learn as in SMoPE, from values of 0
+    every task     the ridge classifier learns from one pass over the training images
+                   (_shared/ridge_head.py)
+    prediction     the ridge classifier, on the CLS feature and the mean patch token before the last
                    block
 
-first_session.py has the idea. Nothing that the classifier remembers goes stale, so that all the
-forgetting there is comes from more classes competing.
+_shared/first_task_only.py has the idea. What the classifier remembers stays valid, so forgetting
+comes only from more classes competing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from torch import Tensor
@@ -25,25 +26,26 @@ from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, OrderedPair, Positive, Range
 from smope.methods._shared.first_task_only import FirstSession
 from smope.methods._shared.ridge_head import RidgeHead
-from smope.methods.base import Card, Phase, TaskSpan
+from smope.methods.base import Phase, Reference, TaskSpan
 from smope.methods.smope import SMoPE
 from smope.routers.base import Router
 
 
 class SMoPEPlus(FirstSession, SMoPE):
-    """SMoPE's experts and router, trained on the first task; see the head of this file.
+    """SMoPE's experts and router, trained on the first task alone.
 
-    epochs_factor: the first task takes so many times the trainer's epochs and dense epochs, since
-        no other one trains.
-    readout:   "cls": the classifier sees the CLS feature; "cls_and_tokens": also the mean patch
-               token before the last
-               block, which costs nothing.
-    width, exponents: of the ridge classifier, see ridge_head.RidgeHead. The other arguments are
-    SMoPE's. The first task ends with the count of what its experts are used, which fixes the
-    features.
+    The first task ends with the usage pass of SMoPE, which fixes the features. Arguments that SMoPE
+    has as well are documented there.
+
+    Args:
+        epochs_factor: the first task takes so many times the trainer's epochs and dense epochs,
+            since no other task trains.
+        readout: "cls": the classifier sees the CLS feature. "cls_and_tokens": also the mean patch
+            token before the last block, which costs nothing.
+        width, exponents: see ridge_head.RidgeHead.
     """
 
-    card = Card(
+    reference = Reference(
         "smope; experts of Le et al. 2026 (arXiv 2509.24483), classifier of McDonnell et al. 2023 "
         "(arXiv 2307.02251)",
         "experts learn in the first task alone; later tasks cost one forward pass an image",
@@ -83,14 +85,17 @@ class SMoPEPlus(FirstSession, SMoPE):
         self.ridge = RidgeHead(features, num_classes, width, exponents)
 
     def features(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) in [0, 1] -> features (B, C), or (B, 2C) with the mean patch token."""
+        """images (B, 3, S, S) in [0, 1] -> features (B, C), or (B, 2C) with the mean patch
+        token.
+        """
         return self.backbone(images, with_tokens=self.readout == "cls_and_tokens")
 
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        return super().phases(task, self.epochs_factor * epochs, self.epochs_factor * dense_epochs)
+    def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
+        phases = super().phases(task, epochs)
+        return [replace(phase, epochs=self.epochs_factor * phase.epochs) for phase in phases]
 
     def begin_task(self, task: TaskSpan) -> None:
-        """Experts stay as the first task left them: none is flagged, and there are no prototypes."""
+        """Do nothing: experts stay as the first task left them, so no prototypes are needed."""
 
     def _training_logits(self, images: Tensor) -> Tensor:
         return self.classifier(self.backbone(images))

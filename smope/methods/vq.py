@@ -1,13 +1,14 @@
-"""VQ-Prompt: a soft mixture of prompts is replaced by the prompt nearest to it, and gradients pass
+"""VQ-Prompt: a soft mixture of prompts is replaced by the prompt nearest to it; gradients pass
 straight through.
 
-Jiao et al., NeurIPS 2024, arXiv 2410.20444, after their public program. In each of the first five
-blocks, with query q, and M keys k_m and prompts p_m:
+Jiao et al., NeurIPS 2024, arXiv 2410.20444, after their public code. In each of the first five
+blocks, with query q, M keys k_m and M prompts p_m:
 
-    soft = sum over m of softmax_m(q·k_m/|k_m| / temperature) · p_m,    hard = the p_m nearest to soft,
+    soft = sum over m of softmax_m(q·k_m/|k_m| / temperature) · p_m
+    hard = the p_m nearest to soft
 
-the image's prefix is `hard`, its gradient that of `soft`. All tasks share the M prompts, and none
-is ever frozen.
+The prefix of an image is `hard`, and its gradient is that of `soft`. All tasks share the M prompts,
+and none is ever frozen.
 """
 
 from __future__ import annotations
@@ -21,23 +22,27 @@ from torch import Tensor, nn
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range
 from smope.methods._shared.prefix_method import Choice, PrefixMethod
-from smope.methods.base import Card
+from smope.methods.base import Reference
 from smope.prompts.prefix import prefixes
 
 
 class VQPrompt(PrefixMethod):
-    """`pool_size` prompts in each block, each `length` keys and `length` values, quantised.
+    """Quantised prompts.
 
-    temperature:        of the softmax.
-    soft_weight:        of the loss (soft - hard)² that moves the mixture, mean over a block's
-                        entries, sum over blocks.
-    hard_weight:        of the same with the mixture fixed, which moves the prompts.
-    prompt_rate_factor: the prompts' learning rate over the classifier's.
+    Parameters, for L blocks and M prompts: prompts (L, M, 2, P, W), keys (L, M, C).
 
-    Parameters, for L blocks: prompts (L, M, 2, P, W), keys (L, M, C).
+    Args:
+        pool_size: prompts of each block.
+        length: keys of a prompt, and as many values.
+        blocks: where the prompts join; None: the first five.
+        temperature: of the softmax.
+        soft_weight: of the loss (soft - hard)² that moves the mixture; a mean over the entries of a
+            block, summed over blocks.
+        hard_weight: of the same loss with the mixture fixed, which moves the prompts.
+        prompt_rate_factor: learning rate of the prompts, as a multiple of the classifier's.
     """
 
-    card = Card(
+    reference = Reference(
         "Jiao et al. 2024, arXiv 2410.20444, and its program",
         "two forward passes an image, in training and evaluation: the first gives the query",
         published_parameters=0.50,
@@ -81,9 +86,8 @@ class VQPrompt(PrefixMethod):
         shares = (query @ F.normalize(self.keys, dim=-1).mT / self.temperature).softmax(-1)
         soft = torch.einsum("lbm,lmdpw->ldbpw", shares, self.prompts)
         chosen = nearest(shares, self.prompts)
-        hard = self.prompts[
-            torch.arange(len(chosen), device=chosen.device).unsqueeze(1), chosen
-        ].transpose(1, 2)
+        blocks = torch.arange(len(chosen), device=chosen.device).unsqueeze(1)
+        hard = self.prompts[blocks, chosen].transpose(1, 2)
         losses = {
             "soft": self.soft_weight * distance(soft, hard.detach()),
             "hard": self.hard_weight * distance(hard, soft.detach()),
@@ -93,11 +97,18 @@ class VQPrompt(PrefixMethod):
 
 @torch.no_grad()
 def nearest(shares: Tensor, prompts: Tensor) -> Tensor:
-    """The prompt nearest to each mixture: shares (L, B, M), prompts (L, M, 2, P, W) -> ids (L, B).
+    """The prompt nearest to each mixture.
 
-    |soft - p_m|² = |soft|² - 2 soft·p_m + |p_m|², where soft·p_m needs no more than the products of
-    prompts with each other. Taken round their mean, which changes no distance (shares add up to 1)
-    and keeps rounding small.
+    |soft - p_m|² = |soft|² - 2 soft·p_m + |p_m|², where soft·p_m follows from the products of
+    prompts with each other. The mean of all prompts is subtracted first. That changes no distance,
+    since shares add up to 1, and keeps rounding small.
+
+    Args:
+        shares: weights of the mixtures (L, B, M).
+        prompts: (L, M, 2, P, W).
+
+    Returns:
+        Numbers of the prompts (L, B).
     """
     rows = prompts.flatten(2)
     rows = rows - rows.mean(1, keepdim=True)
@@ -107,5 +118,5 @@ def nearest(shares: Tensor, prompts: Tensor) -> Tensor:
 
 
 def distance(one: Tensor, other: Tensor) -> Tensor:
-    """Mean squared difference of a block's entries, summed over the blocks of dimension 0."""
+    """Mean squared difference of the entries of a block, summed over blocks (dimension 0)."""
     return (one - other).square().flatten(1).mean(1).sum()

@@ -161,7 +161,7 @@ def _trial(method: Method, task: TaskSpan) -> tuple[Method, bool]:
     """
     trial = _copy(method)
     trial.begin_task(task)
-    phases = trial.phases(task, 1, 0)
+    phases = trial.phases(task, 1)
     if phases:
         trial.begin_phase(phases[-1])
     return trial, bool(phases)

@@ -1,3 +1,3 @@
-"""What a run will take: counted from its configuration, measured for a few seconds, or told from
-other hardware.
+"""What a run will take: counted from its configuration, measured here, or estimated for
+hardware.
 """

@@ -1,5 +1,5 @@
-"""Seconds of a run from its workload and a throughput: measured here, of a finished run, or stated
-for hardware.
+"""Seconds of a run, from its workload and a rate: measured here, from a finished run, or from
+hardware.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from smope.training.workload import Workload
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: of training, of what follows a task's last step, of alignment and of evaluation.
-    assumptions: each a sentence; `rate`: operations a second in training, 10^9.
+    """What a run will take.
+
+    Attributes:
+        seconds: by kind of work.
+        assumptions: sentences.
     """
 
     seconds: dict[str, float]
@@ -24,6 +27,7 @@ class Estimate:
 
     @property
     def total(self) -> float:
+        """Seconds of the whole run."""
         return sum(self.seconds.values())
 
 
@@ -34,32 +38,50 @@ COMMON = (
 )
 
 
-def from_measured(work: Workload, found: Measured, tasks: int) -> Estimate:
-    """By the seconds of the steps that were measured."""
-    step = {(timed.tasks, timed.name): timed.seconds for timed in found.phases}
-    passes = work.train_images * found.pass_seconds
+def from_measured(work: Workload, measured: Measured, tasks: int) -> Estimate:
+    """Estimate from steps that were measured.
+
+    Args:
+        work: what the run computes.
+        measured: what was measured.
+        tasks: of the stream.
+
+    Returns:
+        The estimate.
+    """
+    step = {(timing.tasks, timing.name): timing.seconds for timing in measured.phases}
+    passes = work.train_images * measured.pass_seconds
     return Estimate(
         {
             "training": sum(phase.steps * step[phase.tasks, phase.name] for phase in work.phases),
-            "passes after training": passes * found.passes + tasks * found.end_seconds,
+            "passes after training": passes * measured.passes + tasks * measured.end_seconds,
             "statistics and alignment": passes * work.statistics
-            + work.alignment_steps * (found.alignment_step or 0.0),
-            "evaluation": work.evaluated * found.eval_seconds,
+            + work.alignment_steps * (measured.alignment_step or 0.0),
+            "evaluation": work.evaluated * measured.eval_seconds,
         },
         (
             "a step takes as long throughout as the median of the few that were measured",
             "alignment steps cost the same however many classes there are, and what a method "
-            "computes after its "
-            "own passes the same as after a single batch",
-            *found.assumed,
+            "computes after its own passes the same as after a single batch",
+            *measured.assumed,
             *COMMON,
         ),
     )
 
 
 def from_run(work: Workload, record: Mapping[str, Any], path: str) -> Estimate:
-    """By the images a second of a finished run, scaled by the operations of an image where they
-    differ.
+    """Estimate from the rates of a finished run, scaled by the operations of an image.
+
+    Args:
+        work: what the run computes.
+        record: run.json of the finished run.
+        path: of that run, for people.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        UserError: the record has no rates.
     """
     cost = record.get("cost", {})
     rates, flops = cost.get("images_per_second", {}), cost.get("gflops_per_image")
@@ -73,21 +95,18 @@ def from_run(work: Workload, record: Mapping[str, Any], path: str) -> Estimate:
             f"--from {path}: that run took no training steps, and this one does; name a run of "
             f"such a method"
         )
-    old_images = sum(task["train"] for task in record["tasks"])
+    align_seconds = cost["seconds"]["align"] / sum(task["train"] for task in record["tasks"])
+    image_ratio = work.infer_gflops / infer
     return Estimate(
         {
             "training": work.train_gflops / (train * rates["train"]) if work.steps else 0.0,
-            "statistics and alignment": cost["seconds"]["align"]
-            / old_images
-            * work.train_images
-            * _ratio(work, infer),
-            "evaluation": work.evaluated / rates["infer"] * _ratio(work, infer),
+            "statistics and alignment": align_seconds * work.train_images * image_ratio,
+            "evaluation": work.evaluated / rates["infer"] * image_ratio,
         },
         (
             f"rates of {path}, measured there on {record.get('device')}: "
-            f"{rates['train'] or 0:.1f} images a second in "
-            f"training, {rates['infer']:.1f} in evaluation; passes after training are part of its "
-            f"training seconds",
+            f"{rates['train'] or 0:.1f} images a second in training, {rates['infer']:.1f} in "
+            f"evaluation; passes after training are part of its training seconds",
             "an image's seconds are taken to grow with its operations, which are those of that "
             "run's last phase",
             *COMMON,
@@ -95,12 +114,18 @@ def from_run(work: Workload, record: Mapping[str, Any], path: str) -> Estimate:
     )
 
 
-def _ratio(work: Workload, infer: float) -> float:
-    return work.infer_gflops / infer
-
-
 def from_peak(work: Workload, operations: float, utilisation: float, where: str) -> Estimate:
-    """By a share of the operations a second that hardware can do at best."""
+    """Estimate from the peak rate of hardware.
+
+    Args:
+        work: what the run computes.
+        operations: of the hardware in a second, at its peak.
+        utilisation: share of the peak that is assumed.
+        where: the hardware, for people.
+
+    Returns:
+        The estimate.
+    """
     rate = operations * utilisation / 1e9
     passes = work.train_images * (1 + work.statistics)
     return Estimate(
@@ -112,11 +137,9 @@ def from_peak(work: Workload, operations: float, utilisation: float, where: str)
         },
         (
             f"{where}: NOTHING WAS MEASURED; {operations / 1e12:g} TFLOP/s at their peak, of "
-            f"which a share of "
-            f"{utilisation:g} is assumed in every step (--utilisation)",
+            f"which a share of {utilisation:g} is assumed in every step (--utilisation)",
             "images are read as fast as they are wanted; one pass over a task's images follows "
-            "its training; steps of "
-            "the classifier's alignment cost nothing",
+            "its training; steps of the classifier's alignment cost nothing",
             *COMMON,
         ),
     )

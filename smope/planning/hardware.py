@@ -1,9 +1,8 @@
-"""Peak rates of processors as their vendors state them, and the share of it that a run is assumed
-to reach.
+"""Peak rates of processors as their vendors state them, and the share of it that a run may reach.
 
-Dense matrix products in 10^12 operations a second: float32 on the general units (what torch uses
-unless TF32 is allowed), bfloat16 and float16 on tensor cores without sparsity, accumulated in
-float32. Imports no torch.
+Rates are dense matrix products in 10^12 operations a second: float32 on the general units (which
+torch uses unless TF32 is allowed), bfloat16 and float16 on tensor cores, without sparsity,
+accumulated in float32. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,15 +13,19 @@ from dataclasses import dataclass
 from smope.console.markup import aligned
 from smope.errors import UserError
 
-# Nothing was measured for this: large models in training reach 0.3 to 0.5 of a GPU's tensor-core
-# peak at best, a small ViT far less, because its kernels end before the next are launched.
+# An assumption, not a measurement. Large models in training reach 0.3 to 0.5 of a GPU's tensor-core
+# peak at best. A small ViT reaches far less, because its kernels end before the next are launched.
 UTILISATION = 0.3
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """teraflops: peak by trainer.precision, where it has one. memory_gb: 10^9 bytes, None where
-    unknown.
+    """A processor.
+
+    Attributes:
+        teraflops: peak rate by trainer.precision, for those that the vendor states.
+        memory_gb: 10^9 bytes; None: unknown.
+        source: of the numbers.
     """
 
     teraflops: dict[str, float]
@@ -61,7 +64,7 @@ HARDWARE = {
 
 
 def choose(name: str) -> Hardware:
-    """The hardware of a name; UserError for one that is not in the table."""
+    """The hardware of a name; UserError if it is not in the table."""
     if name not in HARDWARE:
         near = difflib.get_close_matches(name.lower(), HARDWARE, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(HARDWARE)}"
@@ -70,23 +73,38 @@ def choose(name: str) -> Hardware:
 
 
 def peak(name: str, precision: str) -> float:
-    """Operations a second of `name` in that precision; UserError where it has none."""
-    found = choose(name).teraflops.get(precision)
-    if found is None:
+    """The peak rate of hardware.
+
+    Args:
+        name: in the table.
+        precision: trainer.precision.
+
+    Returns:
+        Operations in a second.
+
+    Raises:
+        UserError: the name is unknown, or has no rate in that precision.
+    """
+    teraflops = choose(name).teraflops.get(precision)
+    if teraflops is None:
         known = ", ".join(choose(name).teraflops)
         raise UserError(
             f"--hardware {name}: states no peak for trainer.precision={precision}; it has "
             f"{known}: choose one of them"
         )
-    return found * 1e12
+    return teraflops * 1e12
 
 
 def listing() -> str:
-    """The table on the screen."""
-    lines = [
+    """The table, for the terminal."""
+    rows = [
         ["hardware", "float32", "bfloat16", "float16", "float64", "memory", "peak TFLOP/s from"]
     ]
     for name, item in HARDWARE.items():
-        rates = [f"{item.teraflops[p]:g}" if p in item.teraflops else "-" for p in lines[0][1:5]]
-        lines.append([name, *rates, f"{item.memory_gb} GB" if item.memory_gb else "-", item.source])
-    return aligned(lines)
+        rates = [
+            f"{item.teraflops[precision]:g}" if precision in item.teraflops else "-"
+            for precision in rows[0][1:5]
+        ]
+        memory = f"{item.memory_gb} GB" if item.memory_gb else "-"
+        rows.append([name, *rates, memory, item.source])
+    return aligned(rows)

@@ -1,4 +1,4 @@
-"""A plan on the screen, and as plain values for --json."""
+"""A plan as lines for the terminal, and as plain values for --json."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from smope.training.workload import Workload
 
 @dataclass(frozen=True)
 class Plan:
-    """One configuration: what it is, how many runs of a sweep are like it, and what a run takes.
+    """What the runs of one configuration take.
 
-    start: seconds to build it here, images read included. resident: bytes of this process with
-    everything built.
+    Attributes:
+        title: of the run.
+        labels: names of the runs of a sweep that take the same work.
+        tasks: of the stream.
+        work: what was counted.
+        estimate: seconds.
+        measured: what was measured; None if the rate came from elsewhere.
+        start: seconds to build the run here, reading images included.
+        resident: bytes of this process with everything built; None if that says nothing about the
+            run.
+        hardware: the name that --hardware gave.
     """
 
     title: str
@@ -32,16 +41,17 @@ class Plan:
 
     @property
     def runs(self) -> int:
+        """How many runs take this."""
         return len(self.labels)
 
     @property
     def step_memory(self) -> int:
-        """Bytes that training holds."""
+        """Bytes of a training step."""
         return sum(self.work.memory.values())
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """All of a plan as plain values."""
+    """The plan as plain values."""
     return {
         "title": plan.title,
         "runs": list(plan.labels),
@@ -64,43 +74,43 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 def lines(plan: Plan) -> list[str]:
     """What is counted, measured and estimated, in this order."""
-    return [
-        plan.title,
-        *(["", f"{plan.runs} runs like this: {', '.join(plan.labels)}"] if plan.runs > 1 else []),
-        "",
-        "COUNTED (exact)",
-        *_indented(_counted(plan)),
-        *(
-            ["", f"MEASURED HERE ({plan.measured.device}, {plan.measured.threads} threads)"]
-            if plan.measured
-            else []
-        ),
-        *(_indented(_measured(plan.measured)) if plan.measured else []),
-        "",
-        "ESTIMATED",
-        *_indented(_estimated(plan)),
-        "",
-        "ASSUMED",
-        *_indented([f"- {text}" for text in plan.estimate.assumptions]),
-    ]
+    title = [plan.title]
+    if plan.runs > 1:
+        title += ["", f"{plan.runs} runs like this: {', '.join(plan.labels)}"]
+    parts = [title, ["COUNTED (exact)", *_indented(_counted(plan))]]
+    if plan.measured:
+        heading = f"MEASURED HERE ({plan.measured.device}, {plan.measured.threads} threads)"
+        parts.append([heading, *_indented(_measured(plan.measured))])
+    parts.append(["ESTIMATED", *_indented(_estimated(plan))])
+    assumptions = [f"- {text}" for text in plan.estimate.assumptions]
+    parts.append(["ASSUMED", *_indented(assumptions)])
+    return [line for part in parts for line in ("", *part)][1:]
 
 
 def total(plans: list[Plan], price: float | None) -> list[str]:
-    """The whole, with its price."""
+    """Sum over all plans.
+
+    Args:
+        plans: of a sweep.
+        price: of an hour; None: no cost is printed.
+
+    Returns:
+        One or two lines.
+    """
     runs = sum(plan.runs for plan in plans)
     seconds = sum(plan.runs * (plan.estimate.total + plan.start) for plan in plans)
     what = f"{runs} runs one after the other" if runs > 1 else "the run"
-    found = [f"{what}: {duration(seconds)} (estimated)"]
+    result = [f"{what}: {duration(seconds)} (estimated)"]
     if price is not None:
         hours = seconds / 3600
-        found.append(
+        result.append(
             f"cost: {hours:.3g} h at {price:g} an hour = {hours * price:.2f}, the price being yours"
         )
-    return found
+    return result
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds with a unit that suits them."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -131,19 +141,18 @@ def _counted(plan: Plan) -> list[str]:
     ]
 
 
-def _measured(found: Measured) -> list[str]:
+def _measured(measured: Measured) -> list[str]:
     rows = [["step of", "tasks", "seconds", "range", "steps"]]
-    for timed in found.phases:
-        spread = f"{timed.low:.3g} to {timed.high:.3g}"
-        rows.append([timed.name, timed.tasks, f"{timed.seconds:.3g}", spread, str(timed.steps)])
-    alignment = found.alignment_step
+    for step in measured.phases:
+        spread = f"{step.low:.3g} to {step.high:.3g}"
+        rows.append([step.name, step.tasks, f"{step.seconds:.3g}", spread, str(step.steps)])
+    alignment = measured.alignment_step
     return [
-        *([aligned(rows)] if found.phases else []),
-        f"an image: {1e3 * found.eval_seconds:.3g} ms to classify, {1e3 * found.pass_seconds:.3g} "
-        f"ms in a pass over "
-        "training images",
-        f"after a task's training: {found.passes} passes by the method itself, and "
-        f"{found.end_seconds:.2g} s",
+        *([aligned(rows)] if measured.phases else []),
+        f"an image: {1e3 * measured.eval_seconds:.3g} ms to classify, "
+        f"{1e3 * measured.pass_seconds:.3g} ms in a pass over training images",
+        f"after a task's training: {measured.passes} passes by the method itself, and "
+        f"{measured.end_seconds:.2g} s",
         *([f"alignment: {1e3 * alignment:.3g} ms a step"] if alignment else []),
     ]
 
@@ -163,17 +172,22 @@ def _memory_lines(plan: Plan) -> list[str]:
         more = step - work.memory["weights"]
         return [
             f"memory: {megabytes(plan.resident + more)} resident, {megabytes(plan.resident)} of "
-            f"it measured here with "
-            f"everything built and {megabytes(more)} counted for a step; passes need more for "
-            f"moments"
+            f"it measured here with everything built and {megabytes(more)} counted for a step; "
+            f"passes need more for moments"
         ]
-    said = f"memory on the device: {megabytes(step)} counted; its libraries (about 0.5 GB) and passes need more, its "
-    said += "attention may keep less than the one counted here"
-    room = choose(plan.hardware).memory_gb if plan.hardware else None
-    if room and step > 0.9e9 * room:
-        said += f"; MORE THAN FITS into {room} GB: lower trainer.batch_size, or trainer.activation_checkpointing=true"
-    return [said]
+    text = (
+        f"memory on the device: {megabytes(step)} counted; its libraries (about 0.5 GB) and "
+        f"passes need more, its attention may keep less than the one counted here"
+    )
+    available = choose(plan.hardware).memory_gb if plan.hardware else None
+    if available and step > 0.9e9 * available:
+        text += (
+            f"; MORE THAN FITS into {available} GB: lower trainer.batch_size, or "
+            f"trainer.activation_checkpointing=true"
+        )
+    return [text]
 
 
 def megabytes(size: float) -> str:
+    """Bytes in MB or GB."""
     return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

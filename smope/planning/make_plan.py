@@ -1,4 +1,4 @@
-"""From a configuration to its plan."""
+"""From a configuration to its plan: build, count, estimate."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 
 from smope.config.config import Config, replaced
 from smope.metrics.cost import peak_memory
-from smope.planning.estimate import Estimate, from_measured, from_peak, from_run
+from smope.planning.estimate import from_measured, from_peak, from_run
 from smope.planning.hardware import UTILISATION, peak
 from smope.planning.lines import Plan
 from smope.planning.measuring import Measured, measure
 from smope.run.dry_run import summary
 from smope.run.prepare import prepare
-from smope.training.trainer import Trainer
-from smope.training.workload import Workload, count
+from smope.training.workload import count
 
 
 def make_plan(
@@ -27,7 +26,24 @@ def make_plan(
     hardware: str | None,
     utilisation: float | None,
 ) -> Plan:
-    """Build the run, count what it computes, and estimate its seconds from the source asked for."""
+    """Build a run, count what it computes, and estimate its seconds.
+
+    The rate comes from `record`, from `hardware`, or is measured here if both are None.
+
+    Args:
+        config: the run's configuration.
+        labels: names of the runs of a sweep that are like this one.
+        record: run.json of a finished run.
+        source: where `record` is from, for people.
+        hardware: a name of planning/hardware.py.
+        utilisation: share of the hardware's peak rate; None: the default.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: the run cannot be built, or the source has no rate for it.
+    """
     elsewhere = record is not None or hardware is not None
     started = time.perf_counter()
     experiment, trainer = prepare(_counted_here(config) if elsewhere else config)
@@ -43,7 +59,8 @@ def make_plan(
             work, rate, UTILISATION if utilisation is None else utilisation, hardware
         )
     else:
-        measured, estimate = _measured(trainer, work)
+        measured = measure(trainer, work)
+        estimate = from_measured(work, measured, len(trainer.spans))
     return Plan(
         title=summary(experiment),
         labels=tuple(labels),
@@ -58,13 +75,8 @@ def make_plan(
 
 
 def _counted_here(config: Config) -> Config:
-    """The configuration in a form that any machine can count: a CPU has neither float16 nor,
-    perhaps, a compiler.
-    """
-    half = {"trainer.precision": "bfloat16"} if config.trainer["precision"] == "float16" else {}
-    return replaced(config, {"trainer.device": "cpu", "trainer.compile": False, **half})
-
-
-def _measured(trainer: Trainer, work: Workload) -> tuple[Measured, Estimate]:
-    found = measure(trainer, work)
-    return found, from_measured(work, found, len(trainer.spans))
+    """The configuration in a form that can be counted on any CPU: without float16 and compiler."""
+    changes: dict[str, Any] = {"trainer.device": "cpu", "trainer.compile": False}
+    if config.trainer["precision"] == "float16":
+        changes["trainer.precision"] = "bfloat16"
+    return replaced(config, changes)

@@ -1,6 +1,4 @@
-"""Seconds of a training step, of a pass over images and of aligning the classifier, measured here
-on the real ones.
-"""
+"""Measures seconds of training steps, of passes over images and of alignment, on the run itself."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +15,7 @@ from torch import Tensor
 from smope.errors import UserError
 from smope.methods.base import Phase, TaskSpan
 from smope.training.alignment import align_classifier
-from smope.training.loading import choose_workers, in_order, load, shuffled
+from smope.training.loading import choose_workers, load, ordered_batches, shuffled_batches
 from smope.training.phase import RunningPhase
 from smope.training.precision import autocast
 from smope.training.trainer import Trainer
@@ -26,17 +24,24 @@ from smope.training.workload import Kind, Workload, alignment_steps
 if TYPE_CHECKING:
     from smope.streams.task_images import TaskImages
 
-LONGEST = 5.0  # seconds of a step; fewer images are measured where a whole batch would take longer
-ROOM = 0.5  # of the memory that is free, for what a step keeps
-SECONDS = 2.0  # for each thing that is measured, unless a single step takes longer
-FEWEST, MOST = 3, 30  # steps
-CALIBRATION = 3  # epochs of alignment
+LONGEST_STEP_SECONDS = 5.0  # smaller batches are measured if a step would take longer
+FREE_MEMORY_SHARE = 0.5  # of free memory, for what a step keeps
+MEASURING_SECONDS = 2.0  # for each measurement, unless a single step takes longer
+FEWEST_STEPS, MOST_STEPS = 3, 30
+MEASURED_ALIGNMENT_EPOCHS = 3
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Seconds of one step of a phase, its images read from their source: median, fastest and
-    slowest of `steps`.
+class StepTiming:
+    """Seconds of one training step, reading its images included.
+
+    Attributes:
+        tasks: which tasks.
+        name: of the phase.
+        seconds: the median.
+        low: the fastest step.
+        high: the slowest step.
+        steps: how many were measured.
     """
 
     tasks: Kind
@@ -46,24 +51,32 @@ class Timed:
     high: float
     steps: int
 
-    def times(self, factor: float) -> Timed:
-        """For so many times as many images."""
-        scaled = {name: factor * getattr(self, name) for name in ("seconds", "low", "high")}
-        return replace(self, **scaled)
+    def scaled(self, factor: float) -> StepTiming:
+        """The same for a batch with `factor` times as many images."""
+        return replace(
+            self, seconds=factor * self.seconds, low=factor * self.low, high=factor * self.high
+        )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """phases: a step of each. pass_seconds, eval_seconds: an image in a pass over training images,
-    and classified.
-    passes: over a task's images in the method's own end_task; end_seconds: what that takes beside
-    them. alignment_step: seconds, None where nothing is aligned. assumed: what could not be
-    measured, in words.
+    """What was measured.
+
+    Attributes:
+        device: where.
+        threads: of torch.
+        phases: a step of each phase.
+        pass_seconds: an image in a pass over training images.
+        eval_seconds: an image that is classified.
+        passes: passes over a task's images in the method's end_task.
+        end_seconds: what end_task takes beside these passes.
+        alignment_step: seconds; None if nothing is aligned.
+        assumed: what could not be measured, in words.
     """
 
     device: str
     threads: int
-    phases: tuple[Timed, ...]
+    phases: tuple[StepTiming, ...]
     pass_seconds: float
     eval_seconds: float
     passes: int
@@ -73,13 +86,18 @@ class Measured:
 
 
 def measure(trainer: Trainer, work: Workload) -> Measured:
-    """A few steps of each phase of the first and the second task, and what comes after a task.
+    """Measure a few steps of each phase of the first two tasks, and what follows a task.
 
-    The trainer is used up by it: its method has learned nonsense.
+    Args:
+        trainer: cannot be used afterwards, since its method is trained on a few images.
+        work: what the run computes.
+
+    Returns:
+        The seconds.
     """
     first, *later = trainer.spans
-    share, said = _whole_or_less(trainer, work)
-    phases = _steps_of(trainer, first, "first task")
+    factor, notes = _reduce_batches(trainer, work)
+    phases = _time_phases(trainer, first, "first task")
     trainer.method.eval()
     task = trainer.stream.tasks[0]
     pass_seconds = _pass(
@@ -90,48 +108,52 @@ def measure(trainer: Trainer, work: Workload) -> Measured:
     )
     passes, end_seconds, assumed = _end_of_task(trainer, first)
     if later:
-        phases += _steps_of(trainer, later[0], "later tasks")
+        phases += _time_phases(trainer, later[0], "later tasks")
+    on_cuda = trainer.device.type == "cuda"
     return Measured(
-        device=torch.cuda.get_device_name(trainer.device)
-        if trainer.device.type == "cuda"
-        else str(trainer.device),
+        device=torch.cuda.get_device_name(trainer.device) if on_cuda else str(trainer.device),
         threads=torch.get_num_threads(),
-        phases=tuple(timed.times(share) for timed in phases),
+        phases=tuple(timing.scaled(factor) for timing in phases),
         pass_seconds=pass_seconds,
         eval_seconds=eval_seconds,
         passes=passes,
         end_seconds=end_seconds,
         alignment_step=_alignment_step(trainer, later[0]) if later else None,
-        assumed=(*said, *assumed),
+        assumed=(*notes, *assumed),
     )
 
 
-def _whole_or_less(trainer: Trainer, work: Workload) -> tuple[float, list[str]]:
-    """Have `trainer` take smaller batches where a whole one needs too much memory or time; by what
-    factor fewer images.
+def _reduce_batches(trainer: Trainer, work: Workload) -> tuple[float, list[str]]:
+    """Let `trainer` take smaller batches if whole ones need too much memory or time.
 
-    A training step is taken to last as long as three passes.
+    A training step is assumed to last as long as three passes. Returns by which factor batches are
+    smaller, and a note about it.
     """
     settings = trainer.settings
-    few = trainer.stream.tasks[0].test
+    images = trainer.stream.tasks[0].test
     trainer.settings = replace(settings, eval_batch_size=min(4, settings.eval_batch_size))
-    image = _pass(trainer, few, trainer.method.features, seconds=0.2)
-    fit = ROOM * _free_memory(trainer) / max(1, work.memory["activations"])
-    share = min(1.0, fit, LONGEST / (3 * image * settings.batch_size))
-    batch = max(2, int(share * settings.batch_size)) if share < 1 else settings.batch_size
-    batch = min(batch, settings.batch_size)
-    most = max(1, int(LONGEST / image))
+    image_seconds = _pass(trainer, images, trainer.method.features, seconds=0.2)
+    by_memory = FREE_MEMORY_SHARE * _free_memory(trainer) / max(1, work.memory["activations"])
+    by_time = LONGEST_STEP_SECONDS / (3 * image_seconds * settings.batch_size)
+    share = min(1.0, by_memory, by_time)
+    batch = settings.batch_size
+    if share < 1:
+        batch = min(max(2, int(share * batch)), batch)
+    most = max(1, int(LONGEST_STEP_SECONDS / image_seconds))
     trainer.settings = replace(
         settings, batch_size=batch, eval_batch_size=min(most, settings.eval_batch_size)
     )
     if batch == settings.batch_size:
         return 1.0, []
-    said = f"steps of {batch} images were measured instead of {settings.batch_size} (memory or time), and scaled"
-    return settings.batch_size / batch, [said]
+    note = (
+        f"steps of {batch} images were measured instead of {settings.batch_size} (memory or "
+        f"time), and scaled"
+    )
+    return settings.batch_size / batch, [note]
 
 
 def _free_memory(trainer: Trainer) -> float:
-    """Bytes; infinite where the system does not say."""
+    """Free memory in bytes; infinite if the system does not say."""
     if trainer.device.type == "cuda":
         return torch.cuda.mem_get_info(trainer.device)[0]
     try:
@@ -140,14 +162,14 @@ def _free_memory(trainer: Trainer) -> float:
         return float("inf")
 
 
-def _steps_of(trainer: Trainer, span: TaskSpan, kind: Kind) -> list[Timed]:
+def _time_phases(trainer: Trainer, span: TaskSpan, kind: Kind) -> list[StepTiming]:
     trainer.method.begin_task(span)
-    return [_timed_phase(trainer, span, phase, kind) for phase, _ in trainer.steps_of_phases(span)]
+    return [_time_phase(trainer, span, phase, kind) for phase, _ in trainer.steps_of_phases(span)]
 
 
-def _timed_phase(trainer: Trainer, span: TaskSpan, phase: Phase, kind: Kind) -> Timed:
-    """Steps as the trainer takes them; the first warms up and does not count, unless it alone
-    takes all the time.
+def _time_phase(trainer: Trainer, span: TaskSpan, phase: Phase, kind: Kind) -> StepTiming:
+    """Take steps as the trainer does. The first one warms up and does not count, unless it takes
+    all the time by itself.
     """
     method, task = trainer.method, trainer.stream.tasks[span.index]
     method.begin_phase(phase)
@@ -156,21 +178,22 @@ def _timed_phase(trainer: Trainer, span: TaskSpan, phase: Phase, kind: Kind) -> 
     running = RunningPhase(
         method, span, phase, trainer.settings, trainer.device, first=0, steps=steps
     )
-    found: list[float] = []
-    batches = _batches_without_end(trainer, task.train, shuffle=True)
+    seconds: list[float] = []
+    batches = _endless_batches(trainer, task.train, shuffle=True)
     begun = _now(trainer)
-    while len(found) <= MOST:
+    while len(seconds) <= MOST_STEPS:
         started = _now(trainer)
-        running.done = 0  # the schedule's first step, over and over
+        running.done = 0  # always at the first step of the schedule
         running.step(*next(batches))
-        found.append(_now(trainer) - started)
-        if _now(trainer) - begun > SECONDS and (len(found) > FEWEST or found[0] > SECONDS):
+        seconds.append(_now(trainer) - started)
+        enough = len(seconds) > FEWEST_STEPS or seconds[0] > MEASURING_SECONDS
+        if enough and _now(trainer) - begun > MEASURING_SECONDS:
             break
-    counted = found[1:] or found
-    return Timed(kind, phase.name, median(counted), min(counted), max(counted), len(counted))
+    counted = seconds[1:] or seconds
+    return StepTiming(kind, phase.name, median(counted), min(counted), max(counted), len(counted))
 
 
-def _batches_without_end(
+def _endless_batches(
     trainer: Trainer, images: TaskImages, *, shuffle: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     workers = choose_workers(trainer.settings.num_workers, images, trainer.device)
@@ -178,38 +201,41 @@ def _batches_without_end(
     while True:
         images.set_epoch(epoch)
         if shuffle:
-            batches = shuffled(len(images), settings.batch_size, epoch)
+            batches = shuffled_batches(len(images), settings.batch_size, epoch)
         else:
-            batches = in_order(len(images), settings.eval_batch_size)
+            batches = ordered_batches(len(images), settings.eval_batch_size)
         yield from load(images, batches, trainer.device, trainer.dtype, workers)
         epoch += 1
 
 
 def _pass(
-    trainer: Trainer, images: TaskImages, run: Callable[[Tensor], Tensor], seconds: float = SECONDS
+    trainer: Trainer,
+    images: TaskImages,
+    run: Callable[[Tensor], Tensor],
+    seconds: float | None = None,
 ) -> float:
-    """Seconds an image of a pass without gradients, the first batch apart if there is time for
-    more.
+    """Seconds an image of a pass without gradients. The first batch does not count, if there is
+    time for more.
     """
-    found: list[tuple[float, int]] = []
+    limit = MEASURING_SECONDS if seconds is None else seconds
+    timings: list[tuple[float, int]] = []
     begun = _now(trainer)
-    batches = _batches_without_end(trainer, images, shuffle=False)
-    while (_now(trainer) - begun < seconds and len(found) <= MOST) or not found:
+    batches = _endless_batches(trainer, images, shuffle=False)
+    while (_now(trainer) - begun < limit and len(timings) <= MOST_STEPS) or not timings:
         started = _now(trainer)
         pixels, _ = next(batches)
         with torch.no_grad(), autocast(trainer.settings.precision, trainer.device):
             run(pixels)
-        found.append((_now(trainer) - started, len(pixels)))
-    counted = found[1:] or found
-    return sum(took for took, _ in counted) / sum(count for _, count in counted)
+        timings.append((_now(trainer) - started, len(pixels)))
+    counted = timings[1:] or timings
+    return sum(taken for taken, _ in counted) / sum(count for _, count in counted)
 
 
 def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str]]:
-    """Passes that the method's end_task makes over its task's images, and what it takes beside
-    them.
+    """Passes of the method's end_task over the images of its task, seconds beside them, and notes.
 
-    It is shown a single batch instead of all images, labelled so that each class occurs if there
-    are images enough.
+    end_task gets a single batch instead of all images, labelled so that each class occurs if there
+    are enough images.
     """
     calls, last = 0, _now(trainer)
     classes = torch.tensor(span.classes, device=trainer.device)
@@ -219,7 +245,7 @@ def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str
         calls += 1
         task = trainer.stream.tasks[span.index]
         images = task.train if kind == "train" else task.train_plain
-        pixels, _ = next(_batches_without_end(trainer, images, shuffle=kind == "train"))
+        pixels, _ = next(_endless_batches(trainer, images, shuffle=kind == "train"))
         yield pixels, classes[torch.arange(len(pixels), device=trainer.device) % len(classes)]
         last = _now(trainer)
 
@@ -229,16 +255,13 @@ def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str
             trainer.method.end_task(span, batches)
     except (RuntimeError, ValueError, UserError) as error:  # too few images to learn from
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return (
-            max(calls, 1),
-            0.0,
-            [f"what follows a task's last step could not be tried on one batch ({reason})"],
-        )
+        note = f"what follows a task's last step could not be tried on one batch ({reason})"
+        return max(calls, 1), 0.0, [note]
     return calls, (_now(trainer) - last if calls else 0.0), []
 
 
 def _alignment_step(trainer: Trainer, span: TaskSpan) -> float | None:
-    """Seconds of one alignment step on made-up class statistics."""
+    """Seconds of one alignment step on random class statistics; None if nothing is aligned."""
     parts = trainer.method.aligned()
     if not parts or not trainer.settings.alignment_epochs:
         return None
@@ -251,9 +274,8 @@ def _alignment_step(trainer: Trainer, span: TaskSpan) -> float | None:
             16 * part.statistics.mean.shape[1], weight.shape[1], generator=generator
         )
         part.statistics.record(label, features.to(weight), seed=0)
-    settings = replace(
-        trainer.settings, alignment_epochs=min(CALIBRATION, trainer.settings.alignment_epochs)
-    )
+    epochs = min(MEASURED_ALIGNMENT_EPOCHS, trainer.settings.alignment_epochs)
+    settings = replace(trainer.settings, alignment_epochs=epochs)
     started = _now(trainer)
     trainer.method.train()
     align_classifier(part, span, settings, 0)

@@ -1,8 +1,7 @@
-"""What each method of conf/method trains and computes, counted on the real objects, beside what its
-paper says.
+"""What each method of conf/method trains and computes, beside what its paper says.
 
-One setting for all: a ViT-B/16 at 224 pixels with random weights, the first of ten tasks of twenty
-classes.
+Counted on the objects themselves, in one setting for all: a ViT-B/16 at 224 pixels with random
+weights, in the first of ten tasks of twenty classes.
 """
 
 from __future__ import annotations
@@ -25,13 +24,19 @@ BACKBONE, CLASSES, TASKS = "vit_base_patch16_224", 200, 10
 
 
 def method_rows(names: Sequence[str], config_dir: str | None = None) -> Iterator[dict[str, Any]]:
-    """A row of plain values for each name, published numbers in the same units as ours.
+    """Count each method.
 
-    train_gflops, infer_gflops: torch: what runs here, by PyTorch's counter; paper_convention: as
-    papers count, whose
-                                programs compute all rows of the last block.
-    cls_saving:                 how much less it is that the last block computes here, in both
-                                countings.
+    In a row, train_gflops and infer_gflops have two values: `torch`, what runs here by PyTorch's
+    counter, and `paper_convention`, what papers count, whose code computes all rows of the last
+    block. cls_saving says how much less the last block computes here. Published numbers have the
+    same units as ours.
+
+    Args:
+        names: of conf/method.
+        config_dir: a folder like conf/ that is searched as well.
+
+    Returns:
+        A row of plain values for each name.
     """
     backbone = load_backbone(BACKBONE, weights="random", pixel_statistics="none")
     for name in names:
@@ -39,9 +44,7 @@ def method_rows(names: Sequence[str], config_dir: str | None = None) -> Iterator
 
 
 def _copy(backbone: Backbone) -> Backbone:
-    """A backbone of its own, frozen, for a method to wrap; the weights, which nobody changes here,
-    are shared.
-    """
+    """A copy for a method to wrap, frozen. Weights are shared, since nobody changes them here."""
     shared = {id(parameter): parameter.requires_grad_(False) for parameter in backbone.parameters()}
     return copy.deepcopy(backbone, shared)
 
@@ -50,16 +53,18 @@ def _row(name: str, backbone: Backbone, config_dir: str | None) -> dict[str, Any
     config = compose(read_overrides([f"method={name}"], config_dir))
     with torch.random.fork_rng(devices=[]):
         method = make_method(config.method, config.router, backbone, CLASSES, TASKS)
-    card, trained = method.card, count_parameters(method)
+    reference, trained = method.reference, count_parameters(method)
     flops = count_flops(method, TaskSpan(0, 0, CLASSES // TASKS))
-    published = card.published_parameters
+    published = reference.published_parameters
     return {
         "name": name,
-        "source": card.source,
-        "note": card.note,
+        "source": reference.source,
+        "note": reference.note,
         "trainable_parameters": {**trained, "total": sum(trained.values())},
         "published_parameters": None if published is None else round(1e6 * published),
-        "published_gflops": None if card.published_gflops is None else list(card.published_gflops),
+        "published_gflops": None
+        if reference.published_gflops is None
+        else list(reference.published_gflops),
         **{phase: _as_papers_count(flops, phase) for phase in ("train_gflops", "infer_gflops")},
         "cls_saving": flops["cls_saving"],
     }

@@ -1,1 +1,1 @@
-"""One run, from its configuration to its run directory."""
+"""One run: plan.py, build.py, prepare.py, train.py and record.py are called in this order."""

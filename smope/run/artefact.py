@@ -1,10 +1,11 @@
-"""The artefact: one safetensors file, RUN/model.safetensors, with all that classifying images needs
-and nothing else.
+"""The artefact: RUN/model.safetensors, one file with what classifying images needs.
 
-In it: what evaluation reads of the method's state (Method.inference_state()), of a backbone that
-was itself trained the weights too; how backbone, method and router were configured; the classes
-seen so far; how images are shown.
-Not in it: a frozen backbone's weights, which their sha256 tells, and what only learning needs.
+It holds the part of the method's state that evaluation reads (Method.inference_state()), including
+the weights of a backbone that was trained; the configuration of backbone, method and router; the
+names of the classes seen so far; and how images are resized and cropped.
+
+It does not hold the weights of a frozen backbone, which are identified by their sha256, nor what
+only learning needs.
 """
 
 from __future__ import annotations
@@ -31,15 +32,20 @@ KIND = "smope model"
 class Artefact:
     """What classifies images, as plain values and tensors.
 
-    backbone, method, router: groups of the run's configuration. identity: of the backbone, see
-        BackboneIdentity.
-    num_classes, total_tasks: of the whole stream, which the method was made for; class_names: of
-        the classes seen in
-    the first tasks_done of these tasks, by label; others are never predicted.
-    image_size, eval_crop:    see streams/transforms.Evaluation. image_size 0: the backbone's own.
-    precision:                of the run's forward passes, see TrainerSettings.
-    state:                    what evaluation reads, by name; it may hold more of the method's
-                              state.
+    Attributes:
+        backbone: the group of the run's configuration.
+        identity: of the backbone; see BackboneIdentity.
+        method: the group of the run's configuration.
+        router: the group of the run's configuration.
+        num_classes: of the whole stream, which the method was made for.
+        total_tasks: of the whole stream.
+        class_names: of the classes seen in the first `tasks_done` tasks, by label. Other classes
+            are never predicted.
+        tasks_done: tasks learned.
+        image_size: pixels of a side; 0: the backbone's own. See streams/pixels/transforms.py.
+        eval_crop: see streams/pixels/transforms.py.
+        precision: of the run's forward passes; see TrainerSettings.
+        state: what evaluation reads, by name; it may hold more of the method's state.
     """
 
     backbone: dict[str, Any]
@@ -60,11 +66,11 @@ class Artefact:
 
     @property
     def has_backbone(self) -> bool:
-        """Whether the backbone's weights are part of it, since they were trained."""
+        """Whether it holds the weights of the backbone, because they were trained."""
         return any(key.startswith("backbone.") for key in self.state)
 
 
-RECORD = {
+RECORD_TYPES = {
     **dict.fromkeys(("backbone", "identity", "method", "router"), dict),
     **dict.fromkeys(("num_classes", "total_tasks", "tasks_done", "image_size", "seed"), int),
     **dict.fromkeys(("precision", "config_hash", "smope_version"), str),
@@ -76,7 +82,17 @@ RECORD = {
 def describe(
     record: Mapping[str, Any], tasks: int, state: Mapping[str, Tensor], image_size: int
 ) -> Artefact:
-    """What a run, known by its run.json, has learned after so many tasks, where that is `state`."""
+    """The artefact of a run.
+
+    Args:
+        record: its run.json.
+        tasks: how many tasks are learned.
+        state: what evaluation reads of the method after these tasks.
+        image_size: pixels of a side; 0: the backbone's own.
+
+    Returns:
+        The artefact.
+    """
     config = record["config"]
     seen = 1 + max(label for task in record["tasks"][:tasks] for label in task["classes"])
     return Artefact(
@@ -97,8 +113,15 @@ def describe(
 
 
 def write_model(directory: RunDirectory, method: Method, record: Mapping[str, Any]) -> None:
-    """Write what `method` has learned in a run, whose run.json is `record`, into its directory.
-    OSError, with the file as it was, where it cannot be written.
+    """Write model.safetensors.
+
+    Args:
+        directory: the run.
+        method: what was trained.
+        record: the content of run.json.
+
+    Raises:
+        OSError: it cannot be written; the old file is untouched.
     """
     artefact = describe(
         record, tasks_done(record), method.inference_state(), method.backbone.image_size
@@ -114,36 +137,35 @@ def write_model(directory: RunDirectory, method: Method, record: Mapping[str, An
 def to_bytes(artefact: Artefact) -> bytes:
     """The content of an artefact's file."""
     return pack(
-        {key: getattr(artefact, key) for key in RECORD}, artefact.state, MODEL_FORMAT_VERSION, KIND
+        {key: getattr(artefact, key) for key in RECORD_TYPES},
+        artefact.state,
+        MODEL_FORMAT_VERSION,
+        KIND,
     )
 
 
 def read_model(path: Path) -> Artefact:
-    """What a file, or a run directory, has to classify with.
-
-    UserError, in one line, where there is nothing.
-    """
+    """Read the artefact of a file or a run directory; UserError if there is none."""
     directory = RunDirectory(path)
     if path.is_dir() and not directory.model.is_file():
         return _of_checkpoint(RunDirectory.open(path))
     check_run(path)
+    file = directory.model if path.is_dir() else path
     try:
-        record, state = unpack(
-            "model", directory.model if path.is_dir() else path, MODEL_FORMAT_VERSION, RECORD, KIND
-        )
+        record, state = unpack("model", file, MODEL_FORMAT_VERSION, RECORD_TYPES, KIND)
     except OtherFormat:
         raise
     except UserError as error:
-        way_out = "give a run directory, or the model.safetensors of one"
-        way_out = "remove it, and the run's last checkpoint serves" if path.is_dir() else way_out
+        if path.is_dir():
+            way_out = "remove it, and the run's last checkpoint serves"
+        else:
+            way_out = "give a run directory, or the model.safetensors of one"
         raise UserError(f"{error}; {way_out}") from error
-    return Artefact(**{key: record[key] for key in RECORD}, state=state)
+    return Artefact(**{key: record[key] for key in RECORD_TYPES}, state=state)
 
 
 def _of_checkpoint(directory: RunDirectory) -> Artefact:
-    """The same from the last checkpoint of a finished task, for runs of versions that wrote no
-    artefact.
-    """
+    """The artefact of a run from an old version that wrote none: from its last checkpoint."""
     record = directory.read_record()
     checkpoint = last_checkpoint(directory, lambda *_: None, boundary=True)
     if "part" in record:
@@ -152,11 +174,12 @@ def _of_checkpoint(directory: RunDirectory) -> Artefact:
             f"settings"
         )
     if checkpoint is None or not record:
-        go_on = f"train on with: smope train resume={directory.path}"
+        way_out = f"continue with: smope train resume={directory.path}"
+        if record.get("status") == "finished":
+            way_out = "train it anew"
         raise UserError(
             f"RUN={directory.path}: holds neither {directory.model.name} nor a checkpoint of a "
-            f"finished task; "
-            f"{'train it anew' if record.get('status') == 'finished' else go_on}"
+            f"finished task; {way_out}"
         )
     return describe(
         record,
@@ -167,19 +190,25 @@ def _of_checkpoint(directory: RunDirectory) -> Artefact:
 
 
 def restore(method: Method, artefact: Artefact) -> None:
-    """Put an artefact's state into a method like the one that it is of, to classify and not to
-    learn further.
+    """Put an artefact's state into a method, to classify and not to learn further.
 
     The method must have its final device and precision already, so that nothing is rounded on the
     way.
+
+    Args:
+        method: made with the artefact's configuration.
+        artefact: the state.
+
+    Raises:
+        UserError: the state does not fit the method.
     """
     needed = method.inference_state()
-    spare = method.trained_state().keys() - needed.keys()
-    odd = unlike(needed, {key: value for key, value in artefact.state.items() if key not in spare})
-    if odd:
+    unused = method.trained_state().keys() - needed.keys()
+    state = {key: value for key, value in artefact.state.items() if key not in unused}
+    differing = unlike(needed, state)
+    if differing:
         raise UserError(
-            f"model: its state does not fit {type(method).__name__} ({odd[0]} differs, {len(odd)} "
-            f"in all); use smope "
-            f"{artefact.smope_version}, which wrote it"
+            f"model: its state does not fit {type(method).__name__} ({differing[0]} differs, "
+            f"{len(differing)} in all); use smope {artefact.smope_version}, which wrote it"
         )
     method.load_state_dict({key: artefact.state[key] for key in needed}, strict=False)

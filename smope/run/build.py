@@ -1,4 +1,4 @@
-"""From a validated configuration to objects: the one place that looks at `_target_`."""
+"""From a validated configuration to objects. Only this module calls what `_target_` names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STREAM_KEYS = tuple(inspect.signature(build_stream).parameters)
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a run needs, on the CPU still."""
+    """The objects of a run, on the CPU."""
 
     config: Config
     backbone: Backbone
@@ -38,9 +38,8 @@ class Experiment:
 
 
 def build(config: Config) -> Experiment:
-    """Build a run's objects.
-
-    UserError, before anything is trained or written, for what does not fit together.
+    """Build a run's objects; UserError if they do not fit together. Nothing is trained or
+    written.
     """
     settings: TrainerSettings = _call(config.trainer)
     device = resolve_device(settings.device)
@@ -61,31 +60,46 @@ def make_method(
     num_classes: int,
     total_tasks: int,
 ) -> Method:
-    """The method of these groups of a configuration round `backbone`; its first weights come from
-    torch's generator.
+    """Build a method; its first weights are drawn from torch's global generator.
+
+    Args:
+        method: the group `method` of a configuration.
+        router: the group `router`; not used by methods without one.
+        backbone: the method may wrap its blocks.
+        num_classes: classes of the whole stream.
+        total_tasks: tasks of the whole stream, for methods with prompts for each task.
+
+    Returns:
+        The method, on the CPU.
     """
     objects: dict[str, Any] = {"backbone": backbone, "num_classes": num_classes}
-    wanted = inspect.signature(get_object(method["_target_"])).parameters
-    if "router" in wanted:
+    parameters = inspect.signature(get_object(method["_target_"])).parameters
+    if "router" in parameters:
         objects["router"] = _call(router)
-    if "total_tasks" in wanted:  # a method with something of its own for each task
+    if "total_tasks" in parameters:
         objects["total_tasks"] = total_tasks
     return _call(method, **objects)
 
 
 def make_backbone(group: dict[str, Any]) -> Backbone:
-    """The backbone of a group of a configuration."""
+    """The backbone of the group `backbone` of a configuration."""
     return _call(group)
 
 
 def check_target(group: dict[str, Any], kind: type) -> None:
-    """UserError unless a group, from a file that may be anybody's, names a class or function that
-    makes a `kind`, and arguments that it has: nothing else is called in the name of a file.
+    """Check a group that comes from a file, before anything that the file names is called.
+
+    Args:
+        group: of a configuration.
+        kind: what its `_target_` must make.
+
+    Raises:
+        UserError: `_target_` makes something else, or has no such arguments.
     """
     target = str(group.get("_target_"))
     try:
-        found = get_object(target)
-        makes = found if isinstance(found, type) else get_type_hints(found).get("return")
+        maker = get_object(target)
+        makes = maker if isinstance(maker, type) else get_type_hints(maker).get("return")
         unknown = group.keys() - {"_target_"} - keys_of(target, "_target_").keys()
     except Exception as error:  # importing a module may fail with any class of exception
         raise UserError(
@@ -103,7 +117,15 @@ def check_target(group: dict[str, Any], kind: type) -> None:
 
 
 def make_stream(config: Config, image_size: int) -> Stream:
-    """The stream of a configuration for images of `image_size` pixels."""
+    """Build the stream of a configuration.
+
+    Args:
+        config: its group `stream`, and its seed.
+        image_size: pixels of a side.
+
+    Returns:
+        The stream; no image is decoded yet unless the settings say so.
+    """
     common = {key: value for key, value in config.stream.items() if key in STREAM_KEYS}
     return build_stream(make_source(config), image_size=image_size, seed=config.seed, **common)
 

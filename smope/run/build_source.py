@@ -1,5 +1,5 @@
-"""What the stream of a configuration finds on disk; apart from build.py, so that looking at data
-imports no torch.
+"""The images of a configuration's stream. Not in build.py, so that `smope data` imports no
+torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from smope.streams.source import Source
 
 
 def make_source(config: Config) -> Source:
-    """The images of a configuration's stream, none of them decoded."""
+    """Find the images on disk; none is decoded."""
     shared = ("name", *keys_of(STREAM_BUILDER, "stream"))
     own = {key: value for key, value in config.stream.items() if key not in shared}
     return get_object(config.stream["_target_"])(**arguments(own))

@@ -9,9 +9,11 @@ from smope.run.build import Experiment, build
 from smope.run.prepare import make_trainer
 from smope.training.workload import count_training
 
+CLASSES_SHOWN = 6
+
 
 def describe(config: Config) -> str:
-    """What a run would do, without training: its configuration, its parts, its tasks and its cost."""
+    """The configuration of a run, its parts, its tasks and its cost, for the terminal."""
     experiment = build(config)
     stream, trainer = experiment.stream, make_trainer(experiment)
     infer = count_flops(experiment.method, trainer.spans[0])["infer_gflops"]["torch"]
@@ -22,12 +24,12 @@ def describe(config: Config) -> str:
         f"{'task':>4}{'train':>8}{'test':>7}{'steps':>8}  classes",
     ]
     for span, task in zip(trainer.spans, stream.tasks, strict=True):
-        shown = ", ".join(task.class_names[:6]) + (
-            f" and {len(task.classes) - 6} more" if len(task.classes) > 6 else ""
-        )
+        classes = ", ".join(task.class_names[:CLASSES_SHOWN])
+        if len(task.classes) > CLASSES_SHOWN:
+            classes += f" and {len(task.classes) - CLASSES_SHOWN} more"
         lines.append(
             f"{span.index + 1:>4}{len(task.train):>8}{len(task.test):>7}{trainer.steps(span):>8}  "
-            f"{shown}"
+            f"{classes}"
         )
     phases = count_training(trainer)
     steps, batch = sum(phase.steps for phase in phases), experiment.settings.batch_size
@@ -41,24 +43,23 @@ def describe(config: Config) -> str:
         "",
         f"GFLOPs of an image: {', '.join([f'{infer:.2f} to classify', *trained])}",
         f"cost of the run: {steps:,} training steps, {steps * batch:,} images, "
-        f"{operations / 1e3:,.1f} TFLOPs, "
-        "and the passes for usage, statistics and evaluation; `smope plan` estimates its seconds",
+        f"{operations / 1e3:,.1f} TFLOPs, and the passes for usage, statistics and evaluation; "
+        f"`smope plan` estimates its seconds",
         "nothing was trained or written (--dry-run)",
     ]
     return "\n".join(lines)
 
 
 def summary(experiment: Experiment) -> str:
-    """Two lines that say what is trained on what."""
+    """Two lines: method, stream and device; backbone and trained parameters."""
     config, stream, backbone = experiment.config, experiment.stream, experiment.backbone
     parameters = count_parameters(experiment.method)
-    together = f", {collectives.world()} processes" if collectives.world() > 1 else ""
-    frozen, own = ("frozen", "prompt") if backbone.frozen else ("trained", "backbone")
+    processes = f", {collectives.world()} processes" if collectives.world() > 1 else ""
+    state, trained = ("frozen", "prompt") if backbone.frozen else ("trained", "backbone")
     return (
         f"{type(experiment.method).__name__} on {stream.name}: {len(stream.class_names)} classes "
-        f"in {len(stream.tasks)} tasks, seed {config.seed}, {experiment.device}{together}\n"
+        f"in {len(stream.tasks)} tasks, seed {config.seed}, {experiment.device}{processes}\n"
         f"backbone {backbone.identity.name} ({backbone.identity.source}), {backbone.image_size} "
-        f"px, {frozen}; "
-        f"training {parameters['prompt']:,} {own} and {parameters['classifier']:,} classifier "
-        f"parameters"
+        f"px, {state}; training {parameters['prompt']:,} {trained} and "
+        f"{parameters['classifier']:,} classifier parameters"
     )

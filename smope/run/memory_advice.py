@@ -1,4 +1,4 @@
-"""Running out of memory: recognising it, and saying which settings would need less."""
+"""Recognises that memory ran out, and says which settings would need less."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from smope.distributed import collectives
+from smope.training.settings import TrainerSettings
 from smope.training.trainer import Trainer
+
+OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory")
 
 
 @contextmanager
 def memory_advised(trainer: Trainer) -> Iterator[None]:
-    """MemoryError that says what would need less, where there is no memory left for the block."""
+    """Turn running out of memory in the block into a MemoryError with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -22,26 +25,31 @@ def memory_advised(trainer: Trainer) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch (on whatever device), numpy or Python found no memory: torch says so in words."""
-    words = r"out of memory|not enough memory|can't allocate memory"
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and bool(re.search(words, str(error)))
-    )
+    """Whether an error of torch (on any device), numpy or Python means that memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def _memory_advice(trainer: Trainer) -> str:
-    settings, device = trainer.settings, trainer.device
+    settings = trainer.settings
     if trainer.method.training:
-        advice = f"start a new run with a smaller trainer.batch_size than {settings.batch_size}"
-        parts = 2 * settings.gradient_accumulation_steps
-        if (
-            trainer.method.needs_whole_batch() is None
-            and settings.batch_size >= parts * collectives.world()
-        ):
-            advice = f"with trainer.gradient_accumulation_steps={parts}, {advice}"
-            advice = f"continue {advice}" if settings.activation_checkpointing else advice
-        if not settings.activation_checkpointing:
-            advice = f"continue with trainer.activation_checkpointing=true, {advice}"
+        advice = _training_advice(trainer, settings)
     else:
         advice = f"continue with a smaller trainer.eval_batch_size than {settings.eval_batch_size}"
-    return f"out of memory on {device}: {advice}, or continue on a device with more memory"
+    return f"out of memory on {trainer.device}: {advice}, or continue on a device with more memory"
+
+
+def _training_advice(trainer: Trainer, settings: TrainerSettings) -> str:
+    """What needs less memory in training, the cheapest first. A resumed run may change the first
+    two settings.
+    """
+    kept: list[str] = []
+    if not settings.activation_checkpointing:
+        kept.append("with trainer.activation_checkpointing=true")
+    parts = 2 * settings.gradient_accumulation_steps
+    can_split = trainer.method.needs_whole_batch() is None
+    if can_split and settings.batch_size >= parts * collectives.world():
+        kept.append(f"with trainer.gradient_accumulation_steps={parts}")
+    new_run = f"start a new run with a smaller trainer.batch_size than {settings.batch_size}"
+    return ", ".join([f"continue {kept[0]}", *kept[1:], new_run]) if kept else new_run

@@ -1,9 +1,9 @@
-"""What overrides ask for: a new run or an old one to resume, its configuration and its directory."""
+"""From overrides to a run: new or resumed, its configuration and its directory."""
 
 from __future__ import annotations
 
-import sys
 import time
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from smope.storage.run_directory import RUNS_FOLDER, RunDirectory
 
 
 def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
-    """What the overrides ask for: a configuration, its run directory, and whether to resume there."""
+    """The configuration, the run directory, and whether to resume there."""
     resumed = override_value(overrides, "resume")
     if resumed is not None:
         TOP_LEVEL["resume"].check("resume", resumed)
@@ -30,39 +30,44 @@ def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
 
 
 def new_run_dir(config: Config) -> Path:
-    """`run_dir` where it is set, else runs/<name>/<time>.
+    """`run_dir` if it is set, else runs/<name>/<time>. Nothing is created.
 
-    Nothing is created; a folder in use is refused.
+    UserError if `run_dir` is in use.
     """
     if config.run_dir is None:
         folder = RUNS_FOLDER / config.name
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-        taken = (
-            folder / (stamp if number == 1 else f"{stamp}_{number}")
-            for number in range(1, sys.maxsize)
-        )
-        return next(path for path in taken if not path.exists())
+        later = (folder / f"{stamp}_{number}" for number in count(2))
+        return next(path for path in chain([folder / stamp], later) if not path.exists())
     path = Path(config.run_dir).expanduser()
-    if torchrun.rank() == 0:  # the others of one run may find what it has begun already
+    if torchrun.rank() == 0:  # other processes of the run may find a directory that this one made
         RunDirectory.check_free(path)
     return path
 
 
 def override_value(overrides: Overrides, key: str) -> Any:
-    """What the user wrote for `key`, the last time."""
+    """What the user wrote for a key.
+
+    Args:
+        overrides: the command line.
+        key: a group or a key.
+
+    Returns:
+        The last value; None where there is none.
+    """
     values = [item.value() for item in overrides.parsed if item.key_or_group == key]
     return values[-1] if values else None
 
 
 def _resumed_config(overrides: Overrides, run_dir: Path) -> Config:
-    """The configuration that `run_dir` holds; overrides may say where things are now, and not
-    change anything else.
+    """The configuration of an interrupted run. UserError if the overrides change more than places,
+    workers, device, checkpoints and tracker.
     """
     RunDirectory.open(run_dir, "resume")
     settings = flatten(read_config(run_dir))
     # a group comes before its keys
-    given = sorted(key for key in overrides.given if may_move(key, settings))
-    moved = {key: override_value(overrides, key) for key in given}
+    movable = sorted(key for key in overrides.given if may_move(key, settings))
+    moved = {key: override_value(overrides, key) for key in movable}
     if "tracker" in moved:
         moved["tracker"] = compose_values(overrides)["tracker"]
     saved = load_config(run_dir, moved=moved)
@@ -70,33 +75,27 @@ def _resumed_config(overrides: Overrides, run_dir: Path) -> Config:
     if changed:
         raise UserError(
             f"resume={run_dir} continues with that run's own configuration, but "
-            f"{', '.join(changed)} "
-            "differs from it; leave the override out, or start a new run (where things are, "
-            "workers, device, "
-            "checkpoints and tracker may change)"
+            f"{', '.join(changed)} differs from it; leave the override out, or start a new run "
+            f"(where things are, workers, device, checkpoints and tracker may change)"
         )
     return saved
 
 
 def _changed(overrides: Overrides, saved: Config) -> list[str]:
-    """What the overrides set otherwise than the saved configuration has it, as key=value.
+    """What the overrides change in the saved configuration, as key=value.
 
-    A chosen group sets all its keys, an experiment those in which it differs from the defaults.
+    Choosing a group sets all its keys, choosing an experiment those that differ from the defaults.
     """
-    asked, defaults = (
-        _flat_values(overrides),
-        _flat_values(Overrides([], [], overrides.config_dirs)),
-    )
-    named = overrides.given
+    values = _flat_values(overrides)
+    defaults = _flat_values(Overrides([], [], overrides.config_dirs))
     old = flatten(saved.as_dict())
     changed = []
-    for key, value in asked.items():
-        is_set = key in named or key.partition(".")[0] in named or value != defaults.get(key)
-        if (
-            is_set
-            and value not in (MISSING, old.get(key))
-            and not (key in ("resume", "run_dir") or may_move(key, old))
-        ):
+    for key, value in values.items():
+        if key in ("resume", "run_dir") or may_move(key, old):
+            continue
+        named = key in overrides.given or key.partition(".")[0] in overrides.given
+        is_set = named or value != defaults.get(key)
+        if is_set and value not in (MISSING, old.get(key)):
             changed.append(f"{key}={shown(value)}")
     return changed
 

@@ -1,4 +1,4 @@
-"""The objects of a run, and the trainer for them."""
+"""The objects of a run and their trainer, or advice where there is no memory for them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from smope.training.trainer import Trainer
 
 
 def prepare(config: Config, tasks: int | None = None) -> tuple[Experiment, Trainer]:
-    """The objects of a run, or of its first `tasks` tasks with a method made for them all, and its
-    trainer.
+    """Build a run.
 
-    MemoryError, saying what is too large, where there is no room for them.
+    Args:
+        config: the run's configuration.
+        tasks: only the first so many tasks of the stream; the method is still made for all.
+
+    Returns:
+        The objects of the run, and their trainer.
+
+    Raises:
+        UserError: something does not fit together.
+        MemoryError: there is no memory for them; the message says what is too large.
     """
     try:
         experiment = build(config)
@@ -27,8 +35,8 @@ def prepare(config: Config, tasks: int | None = None) -> tuple[Experiment, Train
             raise
         raise MemoryError(
             "out of memory before training: backbone, experts and class statistics do not fit; "
-            "choose a smaller "
-            "backbone, method.num_experts or method.centroids, or a device with more memory"
+            "choose a smaller backbone, method.num_experts or method.centroids, or a device with "
+            "more memory"
         ) from error
 
 
@@ -43,7 +51,7 @@ def _first_tasks(experiment: Experiment, tasks: int) -> Experiment:
 
 
 def make_trainer(experiment: Experiment) -> Trainer:
-    """The trainer of an experiment, its method on the device and in the precision of the settings."""
+    """The trainer of an experiment; it moves the method to the device."""
     seed, settings = experiment.config.seed, experiment.settings
     return Trainer(
         experiment.method, experiment.stream, settings, seed=seed, device=experiment.device

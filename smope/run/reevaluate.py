@@ -1,9 +1,8 @@
-"""A run's last row of accuracies evaluated again and held to what the run recorded: for `smope
-eval` and `smope audit`.
+"""Evaluates the last row of a run's accuracy matrix again, for `smope eval` and `smope audit`.
 
-On the set-up of the run (device, threads, torch, instructions) every accuracy has to come out
-equal. On another one images between two classes may fall to either side: MOVED of a task's images,
-and at least one, may.
+With the device, threads, torch and processor instructions of the run, every accuracy must come out
+equal. With others, an image between two classes may fall to either side, so LARGEST_MOVED_SHARE of
+a task's images may change, and at least one.
 """
 
 from __future__ import annotations
@@ -15,54 +14,64 @@ from smope.training.checkpoint import Checkpoint
 from smope.training.history import History
 from smope.training.trainer import Trainer
 
-MOVED = 0.005
-WHOLE = 1e-6  # an accuracy times its number of images is a whole number, to this
+LARGEST_MOVED_SHARE = 0.005
+# An accuracy times its number of images is a whole number up to this.
+IMAGE_COUNT_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Again:
-    """fresh, recorded: accuracy on each task learned so far, as fractions; images: of each of these
-    tasks;
-    same_set_up: whether this process computes as the run's did.
+class Reevaluation:
+    """Accuracies evaluated again, beside those that the run recorded.
+
+    Attributes:
+        fresh: accuracy on each task learned so far, evaluated now, as fractions.
+        recorded: the same from the run.
+        images: test images of each of these tasks.
+        same_setup: whether this process computes as the run's did.
     """
 
     fresh: list[float]
     recorded: list[float]
     images: list[int]
-    same_set_up: bool
+    same_setup: bool
 
     @property
-    def off(self) -> list[int]:
-        """Numbers of the tasks, from 0, whose accuracy is further from what was recorded than it
-        may be.
-        """
+    def differing_tasks(self) -> list[int]:
+        """Numbers of the tasks, from 0, whose accuracy differs by more than is allowed."""
+        rows = enumerate(zip(self.fresh, self.recorded, self.images, strict=True))
         return [
             task
-            for task, (now, then, images) in enumerate(
-                zip(self.fresh, self.recorded, self.images, strict=True)
-            )
-            if abs(now - then) * images > self._allowed(images) + WHOLE
+            for task, (fresh, recorded, images) in rows
+            if abs(fresh - recorded) * images > self._allowed(images) + IMAGE_COUNT_TOLERANCE
         ]
 
     def _allowed(self, images: int) -> int:
-        return 0 if self.same_set_up else max(1, int(MOVED * images))
+        """How many of so many images may be classified differently."""
+        return 0 if self.same_setup else max(1, int(LARGEST_MOVED_SHARE * images))
 
     @property
     def rule(self) -> str:
-        """How near an accuracy has to be, in words."""
-        other = f"within {100 * MOVED:g} % or one image, on another set-up"
-        return "exactly, on the set-up of the run" if self.same_set_up else other
+        """What is allowed, in words."""
+        if self.same_setup:
+            return "exactly, on the set-up of the run"
+        return f"within {100 * LARGEST_MOVED_SHARE:g} % or one image, on another set-up"
 
 
-def evaluate_again(trainer: Trainer, checkpoint: Checkpoint) -> Again:
-    """Evaluate a trainer that `checkpoint`, of a finished task, was restored into on every task
-    learned until then.
+def evaluate_again(trainer: Trainer, checkpoint: Checkpoint) -> Reevaluation:
+    """Evaluate on every task learned until a checkpoint.
+
+    Args:
+        trainer: the checkpoint was restored into its method.
+        checkpoint: one at the end of a task.
+
+    Returns:
+        The accuracies of now and of the run.
     """
     done = checkpoint.tasks_done
-    seen = trainer.spans[done - 1].stop
-    fresh = [trainer.accuracy(index, seen) for index in range(done)]
-    recorded = History.read(checkpoint.history, checkpoint.path).accuracy_matrix[-1]
-    images = [len(task.test) for task in trainer.stream.tasks[:done]]
-    return Again(
-        fresh, recorded, images, checkpoint.context.get("process") == process(trainer.device)
+    seen_classes = trainer.spans[done - 1].stop
+    return Reevaluation(
+        fresh=[trainer.accuracy(index, seen_classes) for index in range(done)],
+        recorded=History.read(checkpoint.history, checkpoint.path).accuracy_matrix[-1],
+        images=[len(task.test) for task in trainer.stream.tasks[:done]],
+        same_setup=checkpoint.context.get("process") == process(trainer.device),
     )

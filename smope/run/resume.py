@@ -1,6 +1,4 @@
-"""Going back to where an interrupted run was: to which checkpoint, and what may have changed
-since.
-"""
+"""Restoring an interrupted run: from which checkpoint, and what may have changed since."""
 
 from __future__ import annotations
 
@@ -22,14 +20,24 @@ from smope.training.device import float32_products
 from smope.training.trainer import Trainer
 
 
-def go_back(trainer: Trainer, config: Config, directory: RunDirectory) -> list[str]:
-    """Have `trainer` go on from the run's last checkpoint that can be read, or from the start where
-    there is none.
+def restore_last_checkpoint(trainer: Trainer, config: Config, directory: RunDirectory) -> list[str]:
+    """Restore the last checkpoint of a run that can be read, and clean up what came after it.
 
-    What cannot be read is renamed, not deleted; metrics.csv loses what will be written again;
-    config.yaml gets the places where things are now. Returns lines that tell about all this.
-    UserError, with nothing changed, where the checkpoint was made with other settings, weights or
-    images. Other processes meanwhile `follow_back`.
+    Checkpoints that cannot be read are renamed, not deleted. metrics.csv loses the rows that will
+    be written again. config.yaml gets the paths and devices of now. Other processes call
+    receive_checkpoint() meanwhile.
+
+    Args:
+        trainer: continues from the checkpoint, or from the start if there is none.
+        config: the run's configuration.
+        directory: the run.
+
+    Returns:
+        Lines to print about what was done.
+
+    Raises:
+        UserError: the checkpoint was made with other settings, weights or images; nothing was
+            changed.
     """
     unreadable: dict[Path, UserError] = {}
     checkpoint = last_checkpoint(directory, unreadable.__setitem__)
@@ -41,25 +49,29 @@ def go_back(trainer: Trainer, config: Config, directory: RunDirectory) -> list[s
     directory.remove_leftovers()
     lines = []
     for path, error in unreadable.items():
-        aside = path.rename(path.with_suffix(".unreadable"))
-        lines.append(f"{error}; renamed to {aside.name}, looking for the one before")
+        renamed = path.rename(path.with_suffix(".unreadable"))
+        lines.append(f"{error}; renamed to {renamed.name}, looking for the one before")
     directory.checkpoints.mkdir(exist_ok=True)
     directory.drop_metrics_after(trainer.history.steps)
-    return [*lines, *_note_moved(directory, config), *_where(trainer, checkpoint)]
+    return [*lines, *_save_moved(directory, config), *_start_lines(trainer, checkpoint)]
 
 
-def follow_back(trainer: Trainer) -> None:
-    """What another process than the first does while that one goes back: take the checkpoint that
-    it has read.
-    """
+def receive_checkpoint(trainer: Trainer) -> None:
+    """Restore the checkpoint that the first process has read; for all other processes."""
     checkpoint: Checkpoint | None = collectives.from_first(None)
     if checkpoint is not None:
         trainer.resume(checkpoint)
 
 
 def context(trainer: Trainer, config: Config) -> dict[str, Any]:
-    """What a checkpoint keeps beside its state: the configuration, and what else decides about the
-    last digits.
+    """What a checkpoint keeps beside its state.
+
+    Args:
+        trainer: its device is described.
+        config: the run's configuration.
+
+    Returns:
+        Plain JSON: the configuration, and the process that computes.
     """
     return {
         "config": config.as_dict(),
@@ -69,7 +81,7 @@ def context(trainer: Trainer, config: Config) -> dict[str, Any]:
 
 
 def process(device: torch.device) -> dict[str, Any]:
-    """What of a process decides about the last digits of its numbers."""
+    """What decides about the last digits of the numbers that a process computes on `device`."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
@@ -83,6 +95,7 @@ def process(device: torch.device) -> dict[str, Any]:
 def _refuse_other_settings(
     directory: RunDirectory, made_with: Mapping[str, Any], config: Config
 ) -> None:
+    """UserError if a checkpoint was made with settings that decide about results and differ."""
     old, new = flatten(made_with), flatten(config.as_dict())
     changed = [
         f"{key}={shown(new[key])} (was {shown(value)})"
@@ -99,8 +112,8 @@ def _refuse_other_settings(
         )
 
 
-def _note_moved(directory: RunDirectory, config: Config) -> list[str]:
-    """Write into config.yaml what an override changed, so that it need not be said again."""
+def _save_moved(directory: RunDirectory, config: Config) -> list[str]:
+    """Write what overrides changed into config.yaml, so that the next resume needs none."""
     old, new = flatten(read_config(directory.path)), flatten(config.as_dict())
     keys = [
         key
@@ -113,12 +126,8 @@ def _note_moved(directory: RunDirectory, config: Config) -> list[str]:
     return moved
 
 
-def _differs(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return key in old and key in new and old[key] != new[key]
-
-
-def _where(trainer: Trainer, checkpoint: Checkpoint | None) -> list[str]:
-    """Where the run goes on, and what of this process may change the last digits of its numbers."""
+def _start_lines(trainer: Trainer, checkpoint: Checkpoint | None) -> list[str]:
+    """Where the run continues, and what may change the last digits of its numbers from there."""
     if checkpoint is None:
         return ["there is no checkpoint to go on from: starting over"]
     if checkpoint.within is None:
@@ -130,9 +139,13 @@ def _where(trainer: Trainer, checkpoint: Checkpoint | None) -> list[str]:
             f"{trainer.steps(span)} steps"
         ]
     old, new = checkpoint.context.get("process", {}), process(trainer.device)
-    other = [f"{key} {new[key]} (was {old[key]})" for key in new if _differs(key, old, new)]
-    if other:
+    changed = [
+        f"{key} {value} (was {old[key]})"
+        for key, value in new.items()
+        if key in old and old[key] != value
+    ]
+    if changed:
         lines.append(
-            f"from here on with {', '.join(other)}: numbers may differ in their last digits"
+            f"from here on with {', '.join(changed)}: numbers may differ in their last digits"
         )
     return lines

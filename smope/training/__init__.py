@@ -1,3 +1,3 @@
-"""The one training loop and its parts: settings, schedules, class statistics and alignment,
+"""The training loop (trainer.py) and its parts: loading, phases, evaluation, alignment,
 checkpoints.
 """

@@ -1,9 +1,9 @@
-"""Checkpoints: a run at a task boundary or within a task, in one safetensors file.
+"""The checkpoint file: a run at the end of a task or within one, in one safetensors file.
 
-hashed_safetensors.py has the format: no pickle, and a hash over all of it. The backbone is not in
-it; its sha256 is, and another backbone is refused.
+checkpoints/TTT-SSSSSSSS.safetensors: TTT tasks are done, and SSSSSSSS training steps of the next.
 
-checkpoints/TTT-SSSSSSSS.safetensors: TTT tasks done, SSSSSSSS training steps into the next one.
+storage/hashed_safetensors.py has the format: no pickle, and a hash over all of it. The backbone is
+not part of the file. Its sha256 is, and another backbone is refused.
 """
 
 from __future__ import annotations
@@ -24,21 +24,27 @@ from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 
 CHECKPOINT_FORMAT_VERSION = 2
-KEPT = 2
-NAME = re.compile(r"\d{3,}-\d{8,}\.safetensors")
-RECORD = {
-    "tasks_done": int, "steps": int, "backbone_sha256": str, "stream_identity": str, "history": dict, "context": dict,
+CHECKPOINTS_KEPT = 2
+FILE_NAME = re.compile(r"\d{3,}-\d{8,}\.safetensors")
+RECORD_TYPES = {
+    "tasks_done": int,
+    "steps": int,
+    "backbone_sha256": str,
+    "stream_identity": str,
+    "history": dict,
+    "context": dict,
     "values": dict,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Within:
-    """A place within a task: training steps taken in it, and what they left beside the method's own
-    state.
+    """The state within a task, beside the method's own.
 
-    tensors: of optimizer, sums of losses, torch's generators; values: of gradient scaler and other
-    generators, JSON.
+    Attributes:
+        steps: training steps taken in the task.
+        tensors: of the optimizer, the sums of losses and torch's generators.
+        values: of the gradient scaler and the other generators, as JSON.
     """
 
     steps: int
@@ -48,10 +54,14 @@ class Within:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tasks_done: tasks learned and evaluated; within: None at a task boundary; history:
-    training/history.py as JSON;
-    context: the run's configuration and the process that computed it, JSON; state:
-    Method.trained_state().
+    """A checkpoint that was read.
+
+    Attributes:
+        tasks_done: tasks learned and evaluated.
+        history: training/history.py as JSON.
+        state: Method.trained_state().
+        within: the state within the next task; None at the end of a task.
+        context: the run's configuration and the process that computed it, as JSON.
     """
 
     path: Path
@@ -63,6 +73,11 @@ class Checkpoint:
     within: Within | None = None
     context: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def steps(self) -> int:
+        """Training steps taken in the next task."""
+        return self.within.steps if self.within else 0
+
 
 def save_checkpoint(
     directory: RunDirectory,
@@ -73,11 +88,25 @@ def save_checkpoint(
     within: Within | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint; keep the last two, and the last task boundary. OSError, with the older
-    ones as they were, where it cannot be written.
+    """Write a checkpoint, then delete all but the last two and the last one at the end of a task.
+
+    Args:
+        directory: the run.
+        method: what is trained.
+        stream: what it is trained on.
+        tasks_done: tasks learned and evaluated.
+        history: training/history.py as JSON.
+        within: the state within the next task; None at the end of a task.
+        context: further JSON to keep.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: it cannot be written; older checkpoints are untouched.
     """
     steps = within.steps if within else 0
-    facts = {
+    record = {
         "tasks_done": tasks_done,
         "steps": steps,
         "backbone_sha256": method.backbone.identity.sha256,
@@ -86,29 +115,30 @@ def save_checkpoint(
         "context": context or {},
         "values": within.values if within else {},
     }
-    groups = {"method": method.trained_state(), "within": within.tensors if within else {}}
-    tensors = {
-        f"{group}.{key}": value for group, state in groups.items() for key, value in state.items()
-    }
+    tensors = {f"method.{key}": value for key, value in method.trained_state().items()}
+    if within is not None:
+        tensors |= {f"within.{key}": value for key, value in within.tensors.items()}
     path = directory.checkpoints / f"{tasks_done:03d}-{steps:08d}.safetensors"
     try:
-        write_atomically(path, pack(facts, tensors, CHECKPOINT_FORMAT_VERSION))
+        write_atomically(path, pack(record, tensors, CHECKPOINT_FORMAT_VERSION))
     except OSError as error:
         raise OSError(
             f"checkpoint {path}: cannot be written ({error.strerror}); those before it are kept"
         ) from error
-    paths = list_checkpoints(directory)
-    boundaries = [path for path in paths if is_boundary(path)]
-    for old in set(paths) - {*paths[-KEPT:], *boundaries[-1:]}:
-        old.unlink()
+    _delete_old(list_checkpoints(directory))
     return path
+
+
+def _delete_old(paths: list[Path]) -> None:
+    boundaries = [path for path in paths if is_boundary(path)]
+    for old in set(paths) - {*paths[-CHECKPOINTS_KEPT:], *boundaries[-1:]}:
+        old.unlink()
 
 
 def list_checkpoints(directory: RunDirectory) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(
-        path for path in directory.checkpoints.glob("*.safetensors") if NAME.fullmatch(path.name)
-    )
+    paths = directory.checkpoints.glob("*.safetensors")
+    return sorted(path for path in paths if FILE_NAME.fullmatch(path.name))
 
 
 def is_boundary(path: Path) -> bool:
@@ -117,75 +147,92 @@ def is_boundary(path: Path) -> bool:
 
 
 def last_checkpoint(
-    directory: RunDirectory, tell: Callable[[Path, UserError], object], *, boundary: bool = False
+    directory: RunDirectory,
+    on_unreadable: Callable[[Path, UserError], object],
+    *,
+    boundary: bool = False,
 ) -> Checkpoint | None:
-    """The last checkpoint that can be read, of a task `boundary` if so asked; None where there is
-    none.
+    """The last checkpoint of a run that can be read.
 
-    `tell` is given each later one that cannot be read, and why. UserError where all that is left is
-    of another format: that is no reason to start over.
+    Args:
+        directory: the run.
+        on_unreadable: called with each later checkpoint that cannot be read, and the reason.
+        boundary: look only at those written at the end of a task.
+
+    Returns:
+        The checkpoint; None where there is none.
+
+    Raises:
+        UserError: all that is left is of another format, which is no reason to start over.
     """
-    foreign = None
+    other_format = None
     for path in reversed(list_checkpoints(directory)):
         if boundary and not is_boundary(path):
             continue
         try:
             return read_checkpoint(path)
         except OtherFormat as error:
-            foreign = error
-            tell(path, error)
+            other_format = error
+            on_unreadable(path, error)
         except UserError as error:
-            tell(path, error)
-    if foreign is not None:
-        raise foreign
+            on_unreadable(path, error)
+    if other_format is not None:
+        raise other_format
     return None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint; UserError where it is damaged or of another format."""
-    facts, tensors = unpack("checkpoint", path, CHECKPOINT_FORMAT_VERSION, RECORD)
-    parts: dict[str, dict[str, Tensor]] = {"method": {}, "within": {}}
+    record, tensors = unpack("checkpoint", path, CHECKPOINT_FORMAT_VERSION, RECORD_TYPES)
+    groups: dict[str, dict[str, Tensor]] = {"method": {}, "within": {}}
     for key, value in tensors.items():
         group, _, name = key.partition(".")
-        parts[group][name] = value
+        groups[group][name] = value
+    within = None
+    if record["steps"]:
+        within = Within(record["steps"], groups["within"], record["values"])
     return Checkpoint(
         path,
-        facts["tasks_done"],
-        facts["backbone_sha256"],
-        facts["stream_identity"],
-        facts["history"],
-        parts["method"],
-        Within(facts["steps"], parts["within"], facts["values"]) if facts["steps"] else None,
-        facts["context"],
+        record["tasks_done"],
+        record["backbone_sha256"],
+        record["stream_identity"],
+        record["history"],
+        groups["method"],
+        within,
+        record["context"],
     )
 
 
 def restore(method: Method, stream: Stream, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's state into a method on the same backbone and the same stream.
+    """Put a checkpoint's state into a method.
 
     The method must have its final device and precision already, so that nothing is rounded on the
     way.
+
+    Args:
+        method: made like the one that was trained, on the same backbone.
+        stream: the stream that it was trained on.
+        checkpoint: the state.
+
+    Raises:
+        UserError: the checkpoint is of another backbone, stream or method.
     """
-    for what, theirs, ours, key in (
-        (
-            "backbone",
-            checkpoint.backbone_sha256,
-            method.backbone.identity.sha256,
-            "backbone.weights",
-        ),
-        ("stream", checkpoint.stream_identity, stream.identity, "stream.root"),
-    ):
-        if theirs != ours:
-            raise UserError(
-                f"checkpoint {checkpoint.path}: was trained on another {what} (sha256 "
-                f"{theirs[:12]}, "
-                f"here {ours[:12]}); give the same in {key}"
-            )
-    odd = unlike(method.trained_state(), checkpoint.state)
-    if odd:
+    backbone = method.backbone.identity.sha256
+    _check_same(checkpoint, "backbone", checkpoint.backbone_sha256, backbone, "backbone.weights")
+    _check_same(checkpoint, "stream", checkpoint.stream_identity, stream.identity, "stream.root")
+    differing = unlike(method.trained_state(), checkpoint.state)
+    if differing:
         raise UserError(
-            f"checkpoint {checkpoint.path}: does not fit {type(method).__name__} ({odd[0]} "
-            f"differs, {len(odd)} in "
-            "all); use the version of smope in run.json"
+            f"checkpoint {checkpoint.path}: does not fit {type(method).__name__} "
+            f"({differing[0]} differs, {len(differing)} in all); use the version of smope in "
+            f"run.json"
         )
     method.load_trained_state(checkpoint.state)
+
+
+def _check_same(checkpoint: Checkpoint, what: str, theirs: str, ours: str, key: str) -> None:
+    if theirs != ours:
+        raise UserError(
+            f"checkpoint {checkpoint.path}: was trained on another {what} (sha256 {theirs[:12]}, "
+            f"here {ours[:12]}); give the same in {key}"
+        )

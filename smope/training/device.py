@@ -15,16 +15,24 @@ from smope.methods.base import Method
 from smope.training.settings import TrainerSettings
 
 COMPILER = "inductor"
-# largest relative error at which a float32 product still counts as computed in float32; bfloat16
-# gives 1e-3
-EXACT = 1e-5
-PROBES = ((32, 32), (256, 192), (640, 768))  # rows and width of the products that this is seen by
+# Up to this relative error a product counts as computed in float32. bfloat16 gives 1e-3.
+FLOAT32_TOLERANCE = 1e-5
+PROBE_SHAPES = ((32, 32), (256, 192), (640, 768))  # rows and width of the products tried
 
 
 def resolve_device(name: str, key: str = "trainer.device") -> torch.device:
-    """auto: the first CUDA device, else Apple's, else the CPU; of several processes on a machine
-    each has a CUDA device of its own. UserError, naming `key`, for a device that this machine
-    lacks.
+    """The device of a name.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N or mps. auto is the first CUDA device, else Apple's, else the
+            CPU. Of several processes on a machine, each gets a CUDA device of its own.
+        key: the setting that an error names.
+
+    Returns:
+        The device.
+
+    Raises:
+        UserError: this machine has no such device.
     """
     if torchrun.world_size() > 1:
         return _device_of_process(name)
@@ -33,37 +41,45 @@ def resolve_device(name: str, key: str = "trainer.device") -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)  # the form of the name is checked with the configuration
-    lacking = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if lacking:
+    if not _is_available(device):
         raise UserError(f"{key}={name}: this machine has no such device; use {key}=auto or cpu")
     return device
 
 
+def _is_available(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return (device.index or 0) < torch.cuda.device_count()
+    return device.type != "mps" or torch.backends.mps.is_available()
+
+
 def _device_of_process(name: str) -> torch.device:
     """The device of one of the processes that torchrun started."""
-    number, there = torchrun.local_rank(), torch.cuda.device_count()
-    if name == "cpu" or (name == "auto" and there == 0):
+    number, available = torchrun.local_rank(), torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and available == 0):
         return torch.device("cpu")
     if name not in ("auto", "cuda"):
         raise UserError(
             f"trainer.device={name}: each of {torchrun.world_size()} processes needs a device of "
-            f"its own; write "
-            "trainer.device=cuda or cpu"
+            f"its own; write trainer.device=cuda or cpu"
         )
-    if number >= there:
+    if number >= available:
         raise UserError(
             f"trainer.device={name}: process {number} of this machine has no CUDA device, there "
-            f"are {there}; start as "
-            "many as there are (torchrun --nproc-per-node), or write trainer.device=cpu"
+            f"are {available}; start as many as there are (torchrun --nproc-per-node), or write "
+            f"trainer.device=cpu"
         )
     return torch.device("cuda", number)
 
 
 def prepare_process(settings: TrainerSettings, device: torch.device) -> None:
-    """Set torch's process-wide switches: repeatable kernels if asked for, and the faster float32
-    products on a CPU.
+    """Set torch's process-wide switches: repeatable kernels, and fast float32 products on a CPU.
+
+    Args:
+        settings: `precision` and `deterministic`.
+        device: where the method will compute.
+
+    Raises:
+        UserError: the device does not have the precision.
     """
     if settings.precision == "float16" and device.type != "cuda":
         raise UserError(
@@ -83,17 +99,21 @@ def prepare_process(settings: TrainerSettings, device: torch.device) -> None:
 
 
 def prepare_backbone(method: Method, settings: TrainerSettings, device: torch.device) -> None:
-    """Compile the backbone, or have it keep less for the backward pass, where the settings ask for
-    it.
+    """Compile the backbone, or have it keep less for the backward pass, if the settings say so.
 
-    UserError where nothing is there that could compile.
+    Args:
+        method: its backbone is changed.
+        settings: `compile` and `activation_checkpointing`.
+        device: where the method computes.
+
+    Raises:
+        UserError: no compiler is installed.
     """
     method.backbone.recompute = settings.activation_checkpointing
     if not settings.compile:
         return
-    if device.type == "cpu" and not any(
-        map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))
-    ):
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError(
             "trainer.compile=true needs a C++ compiler, and none is installed; install g++, or "
             "set it to false"
@@ -107,19 +127,22 @@ def prepare_backbone(method: Method, settings: TrainerSettings, device: torch.de
 
 
 def float32_products() -> str:
-    """Which precision CPU products may be computed in: "bf16" means by oneDNN, checked to be in
-    float32; see below.
+    """What torch's switch for CPU products says. "bf16" means oneDNN, checked to be exact: see
+    prefer_onednn().
     """
     return getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", "ieee")
 
 
 def prefer_onednn() -> bool:
-    """Have oneDNN compute float32 matrix products where it does so in full precision; returns
-    whether it now does.
+    """Let oneDNN compute float32 matrix products if it does so in full precision.
 
-    torch sends them to its BLAS unless reduced precision is allowed. Allowing it selects oneDNN,
-    which on processors without bfloat16 matrix units still computes in float32, and on AMD ones
-    twice as fast. Where a product comes out in reduced precision the switch is put back.
+    torch sends them to its BLAS unless reduced precision is allowed. Allowing it selects oneDNN.
+    On processors without bfloat16 matrix units oneDNN still computes in float32, and on AMD
+    processors it is twice as fast. If a product comes out in reduced precision, the switch is set
+    back.
+
+    Returns:
+        Whether oneDNN is used.
     """
     switch: Any = getattr(torch.backends.mkldnn, "matmul", None)  # since torch 2.9
     if switch is None or not _onednn_has_effect():
@@ -133,18 +156,19 @@ def prefer_onednn() -> bool:
 
 
 def _products_are_exact() -> bool:
-    """Small and large ones, single and in a batch: torch 2.11 reduces those in a batch, and single
-    ones if large.
+    """Whether products are exact, small and large, single and in a batch.
+
+    torch 2.11 reduces the precision of products in a batch, and of single ones that are large.
     """
     generator = torch.Generator().manual_seed(0)
-    for rows, width in PROBES:
+    for rows, width in PROBE_SHAPES:
         left, right = torch.randn(2, 2, rows, width, generator=generator)
         exact = left.double() @ right.double().mT
         single = torch.stack(
             [torch.nn.functional.linear(a, b) for a, b in zip(left, right, strict=True)]
         )
         for product in (single, torch.bmm(left, right.mT)):
-            if (product - exact).abs().max() > EXACT * exact.abs().max():
+            if (product - exact).abs().max() > FLOAT32_TOLERANCE * exact.abs().max():
                 return False
     return True
 

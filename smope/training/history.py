@@ -1,4 +1,4 @@
-"""What a run has measured so far: it goes into run.json and, for resuming, into every checkpoint."""
+"""What a run has measured so far. It goes into run.json and into every checkpoint."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from smope.metrics import accuracy_matrix as metrics
 
 @dataclass
 class History:
-    """accuracy_matrix: one row a finished task, fractions; test_images: of each task; seconds:
-    wall-clock totals, with `wait` (of training steps for their images) as part of `train`;
-    seconds_per_task: training, alignment and evaluation together; seconds_of_task: of the one under
-    way; images_trained: images that went through a step, and `steps` those steps, which grow with
-    each epoch that ends; images_evaluated: test images that were classified;
-    peak_memory: bytes of one process, see metrics/cost.py, the most of all those that this run has
-    had.
+    """Accuracies, times and counts of a run.
+
+    Attributes:
+        test_images: number of test images of each task.
+        accuracy_matrix: a row for each finished task, with the accuracy on each task so far as a
+            fraction.
+        seconds: wall-clock totals. `wait`, the time that steps waited for images, is part of
+            `train`.
+        seconds_per_task: training, alignment and evaluation of each finished task.
+        seconds_of_task: the same of the task under way.
+        images_trained: images that went through a training step; grows when an epoch ends.
+        steps: training steps; grows when an epoch ends.
+        images_evaluated: test images that were classified.
+        peak_memory: the most bytes of one process, over all processes of this run; see
+            metrics/cost.py.
     """
 
     test_images: list[int]
@@ -35,53 +43,64 @@ class History:
     peak_memory: dict[str, int] = field(default_factory=dict)
 
     @property
-    def place(self) -> int:
-        """Where a tracker puts what is measured now: training steps so far, or tasks for a method
-        that takes none.
-        """
+    def tracker_step(self) -> int:
+        """The x value for trackers: training steps so far, or tasks for a method without steps."""
         return self.steps or len(self.accuracy_matrix)
 
     @classmethod
     def read(cls, values: Mapping[str, Any], path: Path) -> History:
-        """What as_dict() gave, from the checkpoint `path`. UserError where it is none: hashes tell
-        only that a file is as it was written.
+        """Read what as_dict() gave. A file's hash says only that nobody changed it, so every value
+        is checked.
+
+        Args:
+            values: the history in a checkpoint.
+            path: the checkpoint, for the error.
+
+        Returns:
+            The history.
+
+        Raises:
+            UserError: a value cannot be one of a history.
         """
         fresh = cls([]).as_dict()
-        needed = {"test_images": None, **values}
-        odd = [
+        invalid = [
             key
-            for key, value in needed.items()
+            for key, value in {"test_images": None, **values}.items()
             if key not in fresh or not _fits(key, value, fresh[key])
         ]
-        if odd:
+        if invalid:
             raise UserError(
-                f"checkpoint {path}: its record of the run makes no sense ({', '.join(odd)}); "
-                f"delete it, then resume "
-                "from the one before"
+                f"checkpoint {path}: its record of the run makes no sense ({', '.join(invalid)}); "
+                f"delete it, then resume from the one before"
             )
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def add_seconds(self, what: str, seconds: float) -> None:
-        """Time spent on training, alignment or evaluation, of the task under way."""
-        self.seconds[what] += seconds
+    def add_seconds(self, work: str, seconds: float) -> None:
+        """Add time of the task under way.
+
+        Args:
+            work: train, align or eval.
+            seconds: wall-clock time.
+        """
+        self.seconds[work] += seconds
         self.seconds_of_task += seconds
 
-    def note_memory(self, now: dict[str, int]) -> None:
-        self.peak_memory |= {
-            what: max(size, self.peak_memory.get(what, 0)) for what, size in now.items()
-        }
+    def note_memory(self, peaks: dict[str, int]) -> None:
+        """Keep the larger of each peak and the one noted before."""
+        for kind, size in peaks.items():
+            self.peak_memory[kind] = max(size, self.peak_memory.get(kind, 0))
 
     def end_task(self, row: list[float]) -> None:
-        """The task under way is done; `row` is the accuracy on each task so far."""
+        """Finish the task under way; `row` is the accuracy on each task so far."""
         self.accuracy_matrix.append(row)
         self.seconds_per_task.append(self.seconds_of_task)
         self.seconds_of_task = 0.0
 
     def full_matrix(self) -> list[list[float | None]]:
-        """T x T, None where nothing was measured."""
+        """The accuracy matrix (T, T), None where nothing was measured."""
         tasks = len(self.test_images)
         rows: list[list[float | None]] = [
             [*row, *([None] * (tasks - len(row)))] for row in self.accuracy_matrix
@@ -109,7 +128,7 @@ class History:
         }
 
     def record(self) -> dict[str, Any]:
-        """The part of run.json that changes while a run goes on."""
+        """The part of run.json that changes during a run."""
         return {
             "accuracy_matrix": self.full_matrix(),
             **self.scores(),
@@ -119,11 +138,13 @@ class History:
         }
 
     def cost(self) -> dict[str, Any]:
-        """What was measured for the block `cost` of run.json; rates are over all seconds of a kind,
-        passes after a task's last step and checkpoints included.
+        """The measured part of the block `cost` of run.json.
+
+        Rates are over all seconds of a kind, including passes after the last step of a task and
+        checkpoints.
         """
         return {
-            "seconds": {what: self.seconds[what] for what in ("train", "align", "eval")},
+            "seconds": {work: self.seconds[work] for work in ("train", "align", "eval")},
             "images_per_second": {
                 "train": _ratio(self.images_trained, self.seconds["train"]),
                 "infer": _ratio(self.images_evaluated, self.seconds["eval"]),
@@ -136,22 +157,26 @@ class History:
 def _fits(key: str, value: Any, example: Any) -> bool:
     """Whether a value from JSON can be that of a field which starts as `example`."""
     if key == "accuracy_matrix":
-        rows: list[Any] = value if isinstance(value, list) else [None]
-        return all(
-            _are_numbers(row, list) and len(row) == length
-            for length, row in enumerate(rows, start=1)
-        )
+        return _is_triangle(value)
     if isinstance(example, list | dict):
-        names = set(example)  # none where any will do, as in a list
+        names = set(example)  # empty where any names will do, and for a list
         return _are_numbers(value, type(example)) and (not names or set(value) == names)
     return _is_number(value)
 
 
+def _is_triangle(rows: Any) -> bool:
+    """Whether `rows` is a list of lists of 1, 2, 3 and so on numbers."""
+    return isinstance(rows, list) and all(
+        _are_numbers(row, list) and len(row) == length for length, row in enumerate(rows, start=1)
+    )
+
+
 def _are_numbers(value: Any, kind: type) -> bool:
     """Whether `value` is a list or dict, as `kind` says, of numbers."""
-    return isinstance(value, kind) and all(
-        map(_is_number, value.values() if isinstance(value, dict) else value)
-    )
+    if not isinstance(value, kind):
+        return False
+    members = value.values() if isinstance(value, dict) else value
+    return all(map(_is_number, members))
 
 
 def _is_number(value: Any) -> bool:

@@ -1,8 +1,7 @@
-"""SIGINT and SIGTERM: noted during a training step and answered after it, answered at once
-elsewhere.
+"""SIGINT and SIGTERM: during a training step they are obeyed after it, elsewhere at once.
 
-Where several processes train together, they stop at the same place or they would wait for each
-other: a signal is noted wherever it comes and answered by all of them at the next batch, see
+Several processes that train together must stop at the same place, or they would wait for each
+other. There a signal is noted wherever it arrives, and all processes obey it at the next batch; see
 `agree`.
 """
 
@@ -32,33 +31,32 @@ class Interruption:
     def __init__(self) -> None:
         self._held = False
         self._noted: int | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._old_handlers: dict[signal.Signals, Any] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Answer signals until the end of the block; does nothing outside the main thread.
+        """Handle signals until the end of the block; does nothing outside the main thread.
 
-        The first signal puts the handlers back that were there before, so a second one stops the
-        process as ever. A signal that is ignored (nohup, a background job of a script) stays
-        ignored.
+        The first signal restores the handlers of before, so a second one stops the process at once.
+        A signal that was ignored (nohup, a background job of a script) stays ignored.
         """
         if threading.current_thread() is threading.main_thread():
             handlers = {number: signal.getsignal(number) for number in SIGNALS}
-            self._before = {
+            self._old_handlers = {
                 n: handler
                 for n, handler in handlers.items()
                 if handler not in (None, signal.SIG_IGN)
             }
-            for number in self._before:
-                signal.signal(number, self._answer)
+            for number in self._old_handlers:
+                signal.signal(number, self._handle)
         try:
             yield
         finally:
-            self._put_back()
+            self._restore_handlers()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A block that is finished first: a signal in it is raised at its end."""
+        """A block that is not interrupted: a signal within it is raised at its end."""
         self._held = True
         try:
             yield
@@ -68,8 +66,8 @@ class Interruption:
             self._stop(self._noted)
 
     def agree(self) -> None:
-        """Called by all processes in the same place: where one of them has noted a signal, all
-        stop here.
+        """Stop here if any process has noted a signal; all processes call this at the same
+        place.
         """
         if collectives.world() > 1:
             [number] = collectives.largest([self._noted or 0])
@@ -80,16 +78,16 @@ class Interruption:
         self._noted = None
         raise Interrupted(number)
 
-    def _answer(self, number: int, _frame: FrameType | None) -> None:
-        self._put_back()
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self._restore_handlers()
         if not self._held and collectives.world() == 1:
             raise Interrupted(number)
         self._noted = number
         if collectives.is_first():
             with suppress(OSError):
-                os.write(2, NOTICE)  # print may be what the signal came into
+                os.write(2, NOTICE)  # the signal may have interrupted a print
 
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._old_handlers = {}

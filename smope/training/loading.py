@@ -1,4 +1,4 @@
-"""Batches of a task's images on the device: which images, in which order, read by whom."""
+"""Batches of images on the device: which images, in which order, read by which processes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,101 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from smope.distributed import collectives
 from smope.errors import UserError
+from smope.seeding import stable_seed
 from smope.streams.pixels.transforms import Batch, collate, resample
 
 if TYPE_CHECKING:
     from smope.streams.task_images import TaskImages
+from smope.training.interruption import Interruption
+from smope.training.settings import TrainerSettings
 
 MOST_WORKERS = 4
 
 
-def in_order(count: int, size: int, least: int = 1) -> list[list[int]]:
-    """Every one of `count` images once, the last batch as large as it comes out; joined to the one
-    before where it has fewer than `least` images, which may be as many as there are processes.
+class TaskLoader:
+    """Loads the batches of a run, or this process's share of each batch.
+
+    The order of images and their augmentation follow from the seed, the task and `epoch`, and from
+    nothing else. A resumed run sets `epoch` and then loads what an uninterrupted run would.
+
+    Attributes:
+        epoch: passes over training images in the current task, over all its phases.
+    """
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        *,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        interruption: Interruption,
+    ) -> None:
+        self.epoch = 0
+        self._settings = settings
+        self._seed = seed
+        self._device = device
+        self._dtype = dtype
+        self._interruption = interruption
+
+    def shuffled(
+        self, images: TaskImages, task_index: int, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One training epoch: shuffled, augmented, an incomplete last batch dropped.
+
+        Args:
+            images: what to draw from.
+            task_index: number of the task, from 0; part of the seed of the order.
+            first: batches of the epoch to leave out, because they were trained on already.
+            last: the batch to stop before; None for all.
+
+        Returns:
+            Images (B, 3, S, S) and labels (B,), batch by batch.
+        """
+        images.set_epoch(self.epoch)
+        seed = stable_seed(self._seed, "order", task_index, self.epoch)
+        self.epoch += 1
+        batches = shuffled_batches(len(images), self._settings.batch_size, seed)
+        yield from self._load(images, batches[first:last])
+
+    def in_order(self, images: TaskImages) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every training image once, in order; an epoch of its own for augmentation."""
+        images.set_epoch(self.epoch)
+        self.epoch += 1
+        yield from self._load(images, self._ordered(images))
+
+    def of_test(self, images: TaskImages) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every test image once, in order."""
+        images.set_epoch(self.epoch)
+        yield from self._load(images, self._ordered(images))
+
+    def _ordered(self, images: TaskImages) -> list[list[int]]:
+        size, least = self._settings.eval_batch_size, collectives.world()
+        return ordered_batches(len(images), size, least)
+
+    def _load(
+        self, images: TaskImages, batches: Sequence[list[int]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        workers = choose_workers(self._settings.num_workers, images, self._device)
+        shares = [collectives.share(batch) for batch in batches]
+        for batch in load(images, shares, self._device, self._dtype, workers):
+            self._interruption.agree()
+            yield batch
+
+
+def ordered_batches(count: int, size: int, least: int = 1) -> list[list[int]]:
+    """Cut 0..count-1 into batches, in order.
+
+    Args:
+        count: number of images.
+        size: images of a batch; the last batch may have fewer.
+        least: a last batch smaller than this is joined to the one before, since each process needs
+            an image.
+
+    Returns:
+        The indices of each batch.
     """
     batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
     if len(batches) > 1 and len(batches[-1]) < least:
@@ -29,27 +112,43 @@ def in_order(count: int, size: int, least: int = 1) -> list[list[int]]:
     return batches
 
 
-def shuffled(count: int, size: int, seed: int) -> list[list[int]]:
-    """An epoch's whole batches: a permutation of `count` images cut into pieces, an incomplete
-    last one dropped.
+def shuffled_batches(count: int, size: int, seed: int) -> list[list[int]]:
+    """Cut a permutation of 0..count-1 into batches; an incomplete last one is dropped.
+
+    Args:
+        count: number of images.
+        size: images of a batch.
+        seed: decides about the permutation.
+
+    Returns:
+        The indices of each batch.
     """
     generator = torch.Generator().manual_seed(seed)
-    # DataLoader draws one number before it shuffles; so does this, for the same order as with
-    # shuffle=True
+    # DataLoader draws one number before it shuffles. So does this, for the same order as with
+    # shuffle=True.
     torch.empty((), dtype=torch.int64).random_(generator=generator)
     order = torch.randperm(count, generator=generator).tolist()
     return [order[start : start + size] for start in range(0, count - size + 1, size)]
 
 
 def choose_workers(wanted: int | None, images: TaskImages, device: torch.device) -> int:
-    """`wanted`, or where that is None, processes that read images while an accelerator computes.
+    """How many processes read images.
 
-    Pixels that are in memory need no reading, and on a CPU the processes would only take turns with
-    the training.
+    Pixels in memory need no reading, and on a CPU such processes would only compete with training.
+
+    Args:
+        wanted: trainer.num_workers; None to choose.
+        images: what is read.
+        device: where the method computes.
+
+    Returns:
+        `wanted` where it is set; else 0, or up to 4 for files and an accelerator.
     """
     if wanted is not None:
         return wanted
-    return 0 if images.in_memory or device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+    if images.in_memory or device.type == "cpu":
+        return 0
+    return min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 def load(
@@ -59,11 +158,23 @@ def load(
     dtype: torch.dtype,
     workers: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (B, 3, S, S) of `dtype` in [0, 1] and labels (B,) on `device`, for each batch of
-    indices.
+    """Read, decode and resize batches of images.
 
-    No global generator is drawn from, so the batches that are left of an epoch are the same as in
-    the whole of it. UserError where an image cannot be read or a worker has died.
+    No global generator is drawn from, so the last batches of an epoch are the same whether or not
+    the first ones are loaded.
+
+    Args:
+        images: where the indices point.
+        batches: indices of each batch.
+        device: where the tensors are put.
+        dtype: of the pixels.
+        workers: processes that read; 0 reads in this one.
+
+    Returns:
+        Images (B, 3, S, S) in [0, 1] and labels (B,), batch by batch.
+
+    Raises:
+        UserError: an image cannot be read, or a reading process has died.
     """
     loader = DataLoader(
         images.unresampled,
@@ -73,28 +184,24 @@ def load(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    for batch in _own_errors(loader):
+    for batch in _with_plain_errors(loader):
         pixels = batch.pixels.to(device, non_blocking=True)
-        with torch.autocast(device.type, enabled=False):  # pixels are pixels in every precision
-            shown = resample(batch._replace(pixels=pixels), images.transform.image_size, dtype)
-        yield shown, batch.labels.to(device, non_blocking=True)
+        with torch.autocast(device.type, enabled=False):  # pixels keep their precision
+            resized = resample(batch._replace(pixels=pixels), images.transform.image_size, dtype)
+        yield resized, batch.labels.to(device, non_blocking=True)
 
 
-def _own_errors(loader: DataLoader) -> Iterator[Batch]:
-    """The batches of a loader; what goes wrong in a worker process is said in one line, as without
-    workers.
-    """
+def _with_plain_errors(loader: DataLoader) -> Iterator[Batch]:
+    """The batches of a loader; an error in a worker process keeps the one line it has without."""
     try:
         yield from loader
     except UserError as error:
-        raise UserError(
-            str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)
-        ) from error
+        last_line = str(error).strip().splitlines()[-1]
+        raise UserError(last_line.partition("UserError: ")[2] or str(error)) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
             f"a process that reads images has died ({str(error).splitlines()[0]}), perhaps for "
-            f"lack of memory; "
-            f"lower trainer.num_workers={loader.num_workers}"
+            f"lack of memory; lower trainer.num_workers={loader.num_workers}"
         ) from error

@@ -1,6 +1,4 @@
-"""One phase of training as it goes: a step at a time, and all of it that a resumed run has to get
-back.
-"""
+"""One phase of training: its steps, and the state that a resumed run needs."""
 
 from __future__ import annotations
 
@@ -12,14 +10,22 @@ from torch import Tensor, nn
 from smope.distributed import collectives
 from smope.errors import UserError
 from smope.methods.base import Method, Phase, TaskSpan
-from smope.training.precision import AUTOCAST, autocast
+from smope.training.precision import AUTOCAST_DTYPES, autocast
 from smope.training.schedule import make_schedule
 from smope.training.settings import TrainerSettings
 
 
 def make_optimizer(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:
-    """What phases and alignment train with. Fused: one kernel that passes over the parameters once,
-    about five times as fast for 2,500 experts a head.
+    """The optimizer of phases and alignment: AdamW.
+
+    Fused, it passes over the parameters once, about five times as fast for 2,500 experts a head.
+
+    Args:
+        groups: parameters with their rates.
+        weight_decay: for groups that do not set their own.
+
+    Returns:
+        The optimizer.
     """
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
@@ -27,8 +33,17 @@ def make_optimizer(groups: list[dict[str, Any]], weight_decay: float) -> torch.o
 class RunningPhase:
     """Optimizer, schedule and gradient scaler of one phase, and the epoch's losses so far.
 
-    first: steps of the task before this phase; steps: those of an epoch; done: those of this phase
-    taken so far.
+    Args:
+        method: what is trained.
+        span: the task.
+        phase: the phase.
+        settings: rates, schedule and precision.
+        device: where the method computes.
+        first: training steps of the task before this phase.
+        steps: training steps of an epoch.
+
+    Attributes:
+        done: training steps of this phase taken so far.
     """
 
     def __init__(
@@ -82,16 +97,24 @@ class RunningPhase:
         return [group["lr"] for group in self._optimizer.param_groups]
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Train on one batch, or on this process's share of it; returns the losses of the whole
-        batch and their sum, `loss`, without gradient. UserError, with nothing changed, where the
-        sum is not finite.
+        """Train on one batch.
+
+        Args:
+            images: (B, 3, S, S), or this process's share of the batch.
+            labels: (B,).
+
+        Returns:
+            The losses of the whole batch and their sum, `loss`, without gradient.
+
+        Raises:
+            UserError: the sum is not finite; nothing was changed.
         """
         for group, base in zip(self._optimizer.param_groups, self._bases, strict=True):
             step = self.phase.start * self.steps + self.done
             group["lr"] = self._schedule(base, step, step // self.steps)
         self._optimizer.zero_grad()
         losses = collectives.sum_gradients(self._trained, self._backward(images, labels))
-        # An accelerator is waited for here: the step is not taken before its loss is known.
+        # This waits for an accelerator: the step is taken only once its loss is known.
         if not torch.isfinite(losses["loss"]):
             raise UserError(self._not_finite(losses["loss"].item()))
         self._scaler.step(self._optimizer)
@@ -102,19 +125,18 @@ class RunningPhase:
         return losses
 
     def _backward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Gradients and losses of these images, part by part, each weighted by its part of the
+        """Gradients and losses of these images, part by part, each weighted by its share of the
         whole batch.
         """
-        whole = len(labels) if collectives.world() == 1 else self.settings.batch_size
+        batch_size = len(labels) if collectives.world() == 1 else self.settings.batch_size
         parts = self.settings.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}
-        for some, theirs in zip(
-            images.tensor_split(parts), labels.tensor_split(parts), strict=True
-        ):
+        split = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+        for part_images, part_labels in split:
             with autocast(self.settings.precision, self.device):
-                losses = self.method.losses(some, theirs, self.span)
+                losses = self.method.losses(part_images, part_labels, self.span)
                 total = torch.stack(list(losses.values())).sum()
-            weight = len(theirs) / whole
+            weight = len(part_labels) / batch_size
             self._scaler.scale(weight * total).backward()
             for name, value in {"loss": total, **losses}.items():
                 sums[name] = sums.get(name, 0.0) + weight * value.detach()
@@ -127,18 +149,24 @@ class RunningPhase:
         return means
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What `load` wants back, beside the method's own state: tensors, and plain JSON values."""
-        kept = self._optimizer.state_dict()["state"]
+        """What load() needs beside the method's own state: tensors, and plain JSON values."""
+        moments = self._optimizer.state_dict()["state"]
         optimizer = {
             f"optimizer.{index}.{name}": value
-            for index in kept
-            for name, value in kept[index].items()
+            for index in moments
+            for name, value in moments[index].items()
         }
         sums = {f"sums.{name}": value for name, value in self._sums.items()}
         return {**optimizer, **sums}, self._scaler.state_dict()
 
     def load(self, tensors: dict[str, Tensor], scaler: dict[str, Any], position: int) -> None:
-        """Go on at `position` as if this phase had been taken there without a break."""
+        """Continue at `position` as if this phase had run there without a break.
+
+        Args:
+            tensors: of state().
+            scaler: the other part of state().
+            position: training steps of the task taken so far.
+        """
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
@@ -156,10 +184,9 @@ class RunningPhase:
     def _not_finite(self, loss: float) -> str:
         epoch, batch = divmod(self.done, self.steps)
         task, precision = self.span.index + 1, self.settings.precision
-        other = " or use trainer.precision=float32" if precision in AUTOCAST else ""
+        other = " or use trainer.precision=float32" if precision in AUTOCAST_DTYPES else ""
         return (
             f"the loss became {loss} in step {self.position + 1} of task {task} "
-            f"({self.phase.name}, "
-            f"epoch {epoch + 1}, batch {batch + 1} of {self.steps}); "
+            f"({self.phase.name}, epoch {epoch + 1}, batch {batch + 1} of {self.steps}); "
             f"lower trainer.learning_rate={self.settings.learning_rate}{other}"
         )

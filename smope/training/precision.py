@@ -1,4 +1,4 @@
-"""In which precision a run computes, by the names of trainer.precision."""
+"""The precisions that a run can compute in, by the names of trainer.precision."""
 
 from __future__ import annotations
 
@@ -10,24 +10,42 @@ from torch import Tensor
 
 from smope.methods.base import Method
 
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision of forward passes."""
-    dtype = AUTOCAST.get(precision)
+    """The context in which forward passes compute.
+
+    Args:
+        precision: trainer.precision.
+        device: where they compute.
+
+    Returns:
+        torch's autocast, or a context that does nothing.
+    """
+    dtype = AUTOCAST_DTYPES.get(precision)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 def full_precision(precision: str) -> torch.dtype:
-    """Of what is not under autocast: parameters, images, what is remembered."""
+    """The type of what autocast does not change: parameters, images and class statistics."""
     return torch.float64 if precision == "float64" else torch.float32
 
 
 @torch.no_grad()
 def evaluated(method: Method, images: Tensor, precision: str) -> Tensor:
-    """images (B, 3, S, S) in [0, 1] -> logits (B, num_classes): features in `precision`, classified
-    in full precision, for rounded logits have ties.
+    """Logits for evaluation.
+
+    Features are computed in `precision` and classified in full precision, since rounded logits
+    have ties.
+
+    Args:
+        method: in evaluation mode.
+        images: (B, 3, S, S) in [0, 1].
+        precision: trainer.precision.
+
+    Returns:
+        Logits (B, num_classes).
     """
     with autocast(precision, images.device):
         features = method.features(images).to(full_precision(precision))

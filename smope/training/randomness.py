@@ -1,5 +1,5 @@
-"""The global generators that a method may draw from: torch's on the CPU and on the device, numpy's
-and Python's.
+"""The global random generators that a method may draw from: torch's (CPU and device), numpy's and
+Python's.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor
 
 
 def seed_generators(seed: int) -> None:
-    """Start all of them from `seed`."""
+    """Seed all of them."""
     torch.manual_seed(seed)
     numpy.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 def generator_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Their states: torch's as tensors (uint8) by the name of the device, the others as plain JSON
-    values.
+    """The states of all generators: torch's as uint8 tensors by device, the others as plain
+    JSON.
     """
     tensors = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -38,7 +38,13 @@ def generator_states(device: torch.device) -> tuple[dict[str, Tensor], dict[str,
 def restore_generators(
     tensors: dict[str, Tensor], values: dict[str, Any], device: torch.device
 ) -> None:
-    """Put generator_states() back; the state of a device that this is not is left out."""
+    """Restore what generator_states() gave.
+
+    Args:
+        tensors: states of torch's generators, by device; those of other devices are ignored.
+        values: states of numpy's and Python's.
+        device: where the method computes.
+    """
     torch.set_rng_state(tensors["cpu"])
     if device.type == "cuda" and "cuda" in tensors:
         torch.cuda.set_rng_state(tensors["cuda"], device)

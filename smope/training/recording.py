@@ -1,22 +1,26 @@
-"""What evaluation saw, kept for the analysis: logits, chosen experts, keys and values, after each
-task.
+"""What evaluation saw after each task, kept for the analysis: logits, chosen experts, keys, values.
 
-analysis/images.safetensors    once: of every task's test images, in the order of tasks
-    labels (N,) uint16, tasks (N,) uint16 (which task evaluates the image), source_index (N,)
-    uint32; examples (n, s, s, 3) uint8, a few of the images, small, and example_of (n,) uint32,
-    which ones
-analysis/task-TTT.safetensors  after TTT tasks, for the first M of these images: those of the tasks
-                               seen so far, or all
-    logits (M, C) float16 over the C classes seen so far, less the largest of the image, which is in
-    top (M,) float32: what they differ by is kept however large they are; predicted (M,) uint16,
-    decided before they were rounded; experts.B (M, H, K) uint8 or uint16, keys.B and values.B (H,
-    E, D) float32, counts.B (H, E) int64 of the B-th prompted block, where the method has experts;
-    no choices where every expert is used
+analysis/images.safetensors, written once, about all test images in the order of tasks:
+    labels (N,) uint16
+    tasks (N,) uint16: which task evaluates the image
+    source_index (N,) uint32
+    examples (n, s, s, 3) uint8: a few of the images, small
+    example_of (n,) uint32: which images these are
+
+analysis/task-TTT.safetensors, after TTT tasks, about the first M of these images, which are those
+of the tasks seen so far, or all:
+    logits (M, C) float16: over the C classes seen so far, minus the image's largest, so that
+        differences are kept however large logits are
+    top (M,) float32: the largest
+    predicted (M,) uint16: decided before logits were rounded
+    experts.B (M, H, K) uint8 or uint16: choices in the B-th prompted block; left out where every
+        expert is used
+    keys.B, values.B (H, E, D) float32 and counts.B (H, E) int64: where the method has experts
 
 With ViT-B/16, SMoPE and CIFAR-100 in 10 tasks, `trainer.record=seen` writes 37 MB over the run
-(logits 7.9, experts 19.8, keys and values 9.2) and computes nothing more; `all` also evaluates the
-tasks to come, 45,000 forward passes more than the 55,000 of every run, and writes 56 MB. Nothing
-that is trained or scored changes: no random number is drawn.
+(logits 7.9, experts 19.8, keys and values 9.2) and computes nothing more. `all` also evaluates
+later tasks: 45,000 forward passes on top of the 55,000 of every run, and 56 MB. No random number is
+drawn, so nothing that is trained or scored changes.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from smope.distributed import collectives
+from smope.methods._shared.routed_method import experts_of, routings_of
 from smope.methods.base import Method, TaskSpan
 from smope.storage.files import write_atomically
 from smope.storage.run_directory import RunDirectory
@@ -38,13 +43,17 @@ from smope.streams.stream import Stream, Task
 from smope.training.settings import Record
 
 SNAPSHOT_FORMAT_VERSION = 1
-EXAMPLES = 4  # pictures a task
-EXAMPLE_SIDE = 48  # pixels
-LARGEST_HALF, LARGEST = 65504.0, torch.finfo(torch.float32).max
+EXAMPLES_PER_TASK = 4
+EXAMPLE_SIDE_PIXELS = 48
+LARGEST_FLOAT16, LARGEST_FLOAT32 = 65504.0, torch.finfo(torch.float32).max
 
 
 class Recorder:
-    """Collects batches of one evaluation after another; `open` only between `begin` and `write`."""
+    """Collects the batches of one evaluation after another.
+
+    Attributes:
+        open: whether an evaluation has begun and is not written yet.
+    """
 
     def __init__(self, record: Record, stream: Stream) -> None:
         self.record = record
@@ -53,36 +62,46 @@ class Recorder:
         self._batches: list[dict[str, Tensor]] = []
 
     def begin(self) -> None:
-        """An evaluation starts: forget what one that was broken off has left."""
+        """Start an evaluation; batches of one that was interrupted are dropped."""
         self.open = self.record != "nothing"
         self._batches = []
 
     def add(self, logits: Tensor, method: Method) -> None:
-        """One batch of test images was classified; logits (B, C) over the classes seen so far, of
-        the whole batch where several processes have a share of it each.
+        """Add one batch of test images.
+
+        Args:
+            logits: (B, C) over the classes seen so far, of the whole batch even where several
+                processes have a share of it each.
+            method: has just classified this process's share.
         """
         if not self.open:
             return
-        kept = logits.float().clamp(-LARGEST, LARGEST)
-        top = kept.amax(-1)
+        finite = logits.float().clamp(-LARGEST_FLOAT32, LARGEST_FLOAT32)
+        top = finite.amax(-1)
         batch = {
-            "logits": (kept - top[:, None]).clamp(min=-LARGEST_HALF).half(),
+            "logits": (finite - top[:, None]).clamp(min=-LARGEST_FLOAT16).half(),
             "top": top,
             "predicted": logits.argmax(-1).to(torch.int32),
         }
-        for block, routing in enumerate(method.routings):
+        for block, routing in enumerate(routings_of(method)):
             num_experts = routing.scores.shape[-1]
             if routing.expert_ids.shape[-1] < num_experts:
                 small = torch.uint8 if num_experts <= 256 else torch.int32
                 batch[f"experts.{block}"] = collectives.gathered(routing.expert_ids.to(small))
         self._batches.append({key: value.cpu() for key, value in batch.items()})
 
-    def tasks_to_come(self, span: TaskSpan) -> range:
-        """Tasks that are evaluated for the record alone."""
+    def later_tasks(self, span: TaskSpan) -> range:
+        """Later tasks, which are evaluated for the record alone."""
         return range(span.index + 1, len(self.stream.tasks) if self.record == "all" else 0)
 
     def write(self, directory: RunDirectory | None, method: Method, span: TaskSpan) -> None:
-        """The evaluation after task `span` is whole. A resumed run writes the same again."""
+        """Write a finished evaluation. A resumed run writes the same again.
+
+        Args:
+            directory: the run; None writes nothing.
+            method: its experts are part of the record.
+            span: the task that was learned last.
+        """
         batches, self._batches = self._batches, []
         if not self.open or directory is None:
             return
@@ -92,23 +111,23 @@ class Recorder:
         if not images.exists():
             _write(images, _describe_images(self.stream))
         arrays = {
-            key: _small(key, torch.cat([batch[key] for batch in batches])) for key in batches[0]
+            key: _as_array(torch.cat([batch[key] for batch in batches])) for key in batches[0]
         }
         _write(
             directory.analysis / f"task-{span.index + 1:03d}.safetensors",
-            arrays | _experts_of(method),
+            arrays | _expert_arrays(method),
         )
 
 
-def _small(key: str, tensor: Tensor) -> numpy.ndarray:
+def _as_array(tensor: Tensor) -> numpy.ndarray:
     array = tensor.numpy()
     return array.astype(numpy.uint16) if array.dtype == numpy.int32 else array
 
 
-def _experts_of(method: Method) -> dict[str, numpy.ndarray]:
+def _expert_arrays(method: Method) -> dict[str, numpy.ndarray]:
     """Keys, values and usage counts of each prompted block, as attention uses them."""
     arrays: dict[str, numpy.ndarray] = {}
-    for block, bank in enumerate(method.experts):
+    for block, bank in enumerate(experts_of(method)):
         with torch.no_grad():
             keys, values = (rows.detach().float().cpu().numpy() for rows in bank())
         arrays |= {
@@ -120,10 +139,10 @@ def _experts_of(method: Method) -> dict[str, numpy.ndarray]:
 
 
 def _describe_images(stream: Stream) -> dict[str, numpy.ndarray]:
-    """What is known of the test images without a model, and a few of them."""
+    """What images.safetensors holds."""
     tests = [task.test for task in stream.tasks]
     start = numpy.cumsum([0, *(len(test) for test in tests)])
-    chosen = [(task, index) for task in stream.tasks for index in _examples_of(task)]
+    examples = [(task, index) for task in stream.tasks for index in _examples_of(task)]
     return {
         "labels": numpy.array([label for test in tests for label in test.targets], numpy.uint16),
         "tasks": numpy.repeat(
@@ -132,26 +151,27 @@ def _describe_images(stream: Stream) -> dict[str, numpy.ndarray]:
         "source_index": numpy.array(
             [index for test in tests for index in test.source_index], numpy.uint32
         ),
-        "examples": numpy.stack([_thumbnail(task.test[index][0]) for task, index in chosen]),
+        "examples": numpy.stack([_thumbnail(task.test[index][0]) for task, index in examples]),
         "example_of": numpy.array(
-            [start[task.index] + index for task, index in chosen], numpy.uint32
+            [start[task.index] + index for task, index in examples], numpy.uint32
         ),
     }
 
 
 def _examples_of(task: Task) -> list[int]:
-    """The first test image of each of a few classes, as far apart as the task's classes allow."""
+    """The first test image of each of a few classes, which are spread over the task's classes."""
     first: dict[int, int] = {}
     for index, label in enumerate(task.test.targets):
         first.setdefault(label, index)
     labels = sorted(first)
-    places = numpy.linspace(0, len(labels) - 1, min(EXAMPLES, len(labels))).round().astype(int)
-    return [first[labels[place]] for place in places]
+    count = min(EXAMPLES_PER_TASK, len(labels))
+    positions = numpy.linspace(0, len(labels) - 1, count).round().astype(int)
+    return [first[labels[position]] for position in positions]
 
 
 def _thumbnail(image: Tensor) -> numpy.ndarray:
-    """image (3, S, S) in [0, 1] -> (s, s, 3) uint8, s at most EXAMPLE_SIDE."""
-    side = min(image.shape[-1], EXAMPLE_SIDE)
+    """image (3, S, S) in [0, 1] -> (s, s, 3) uint8, s at most EXAMPLE_SIDE_PIXELS."""
+    side = min(image.shape[-1], EXAMPLE_SIDE_PIXELS)
     small = F.interpolate(image[None].float(), (side, side), mode="bilinear", antialias=True)[0]
     return (255 * small.clamp(0, 1)).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 

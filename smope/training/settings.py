@@ -1,7 +1,4 @@
-"""What the training loop can be told; its keys are those of the `trainer` group.
-
-Imports no torch.
-"""
+"""The settings of the training loop: the `trainer` group of the configuration. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,48 +13,48 @@ Record = Literal["nothing", "seen", "all"]
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Defaults are the authors' for CIFAR-100 (Le et al. 2026, arXiv 2509.24483, and their
-    program).
+    """The keys of the `trainer` group. Defaults are those of the paper for CIFAR-100 (Le et al.
+    2026, arXiv 2509.24483) and of the authors' code.
 
-    batch_size, eval_batch_size:  images, of all processes together. Training drops an incomplete
-                                  last batch.
-    gradient_accumulation_steps:  parts that a process's share of a training batch is taken in, one
-                                  after the other, for
-                                  one step: less memory, the same mean over the batch, up to its
-                                  last digits.
-    epochs, dense_epochs:         of each task, and of the dense warm-up before the first (null:
-                                  half of `epochs`).
-    learning_rate, weight_decay:  AdamW, fresh for each phase; a method may give its prompts a
-                                  multiple of the rate.
-    schedule, frozen_steps, iter_step, schedule_lag: see training/schedule.py (iter_step null: steps
-        of an epoch).
-    alignment_*:                  see training/alignment.py. `alignment_batches`: "old_classes"
-                                  takes as many batches an
-                                  epoch as there are old classes (the authors' program), "all" uses
-                                  every feature.
-    statistics_images:            class statistics from training images "train" (augmented, the
-                                  authors' program) or
-                                  "plain".
-    device:                       auto, cpu, cuda, cuda:N or mps.
-    precision:                    float32, bfloat16 / float16 (autocast) or float64.
-    num_workers:                  processes that decode images; 0 decodes in the main process, null
-                                  decides by itself: 0
-                                  on a CPU and for images in memory, up to 4 elsewhere.
-    deterministic:                only kernels whose results repeat (the CPU's always do); slower on
-                                  accelerators.
-    compile:                      run the backbone through torch.compile: a minute or two at the
-                                  start, then faster on
-                                  accelerators. Moves the last digits of a run's numbers.
-    activation_checkpointing:     keep only each block's input for the backward pass and compute the
-                                  rest again there:
-                                  less memory, about a third more time, the same numbers.
-    checkpoint_minutes, checkpoint_steps: a checkpoint after so long, or so many steps of a task,
-    beside those at the
-                                  end of each phase and task; null: none.
-    record:                       what evaluation keeps for the analysis, see training/recording.py:
-                                  logits and chosen
-                                  experts of the test images of the tasks "seen" so far, of "all"
-                                  tasks, or "nothing".
+    Attributes:
+        batch_size: the global batch size of training; N processes each take a share. An incomplete
+            last batch of an epoch is dropped.
+        eval_batch_size: the same for evaluation; no image is dropped.
+        gradient_accumulation_steps: parts that a process's share of a training batch is taken in,
+            one after the other, for one step. Needs less memory; the mean over the batch is the
+            same up to rounding.
+        epochs: of each task.
+        dense_epochs: of a warm-up before the first task in which all experts are used; None: half
+            of `epochs`.
+        learning_rate: of AdamW, which starts anew with each phase. A method may give its prompts a
+            multiple of it.
+        weight_decay: of AdamW.
+        schedule: see training/schedule.py.
+        frozen_steps: see training/schedule.py.
+        iter_step: steps of an epoch that the schedule counts with; None: the true number.
+        schedule_lag: see training/schedule.py.
+        alignment_epochs: see training/alignment.py.
+        alignment_samples_per_class: see training/alignment.py.
+        alignment_learning_rate: see training/alignment.py.
+        alignment_batches: batches of an epoch of alignment: "old_classes" takes as many as there
+            are old classes (the authors' code), "all" takes every feature.
+        statistics_images: class statistics from "train" images (augmented, the authors' code) or
+            "plain" ones.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: float32, bfloat16 and float16 (autocast) or float64.
+        num_workers: processes that decode images; 0 decodes in the main process. None: 0 on a CPU
+            and for images in memory, up to 4 elsewhere.
+        deterministic: use only kernels whose results repeat (a CPU's always do). Slower on
+            accelerators.
+        compile: run the backbone through torch.compile. Takes a minute or two at the start and is
+            then faster on accelerators. Changes the last digits of a run's numbers.
+        activation_checkpointing: keep only the input of each block for the backward pass and
+            compute the rest again. Less memory, about a third more time, the same numbers.
+        checkpoint_minutes: write a checkpoint after so many minutes, beside those at the end of
+            each phase and task; None: no others.
+        checkpoint_steps: the same after so many training steps of a task.
+        record: logits and chosen experts that evaluation keeps for the analysis: of the test images
+            of the tasks "seen" so far, of "all" tasks, or "nothing". See training/recording.py.
     """
 
     batch_size: Annotated[int, AtLeast(1)] = 128
@@ -85,3 +82,8 @@ class TrainerSettings:
     checkpoint_minutes: Annotated[float | None, Positive()] = 10.0
     checkpoint_steps: Annotated[int | None, AtLeast(1, example="500")] = None
     record: Record = "seen"
+
+    @property
+    def warm_up_epochs(self) -> int:
+        """`dense_epochs`, or half of `epochs` where it is not set."""
+        return self.epochs // 2 if self.dense_epochs is None else self.dense_epochs

@@ -1,4 +1,4 @@
-"""What single training steps give, for a tracker that wants it."""
+"""Losses and rates of single training steps, for a tracker that wants them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from torch import Tensor, stack
 
 from smope.trackers.base import Tracker
 
-WINDOW = 50  # steps
+WINDOW_STEPS = 50
 
 
 class StepLog:
-    """Gathers losses and learning rates of training steps, and hands them on WINDOW steps at a
-    time.
+    """Collects losses and learning rates of training steps and sends them WINDOW_STEPS at a time.
 
-    Losses stay on the device until then: an accelerator is waited for once a window, not once a
-    step.
+    Losses stay on the device until then, so an accelerator is waited for once a window and not at
+    every step.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -26,8 +25,12 @@ class StepLog:
         self._rates: list[Sequence[float]] = []
 
     def add(self, step: int, losses: Mapping[str, Tensor], rates: Sequence[float]) -> None:
-        """One step: its number in the run, from 1; scalar losses without gradient; a rate an
-        optimizer group.
+        """Add one step.
+
+        Args:
+            step: its number in the run, from 1.
+            losses: scalars without gradient, by name.
+            rates: the learning rate of each optimizer group.
         """
         if not self._tracker.wants_steps:
             return
@@ -35,28 +38,26 @@ class StepLog:
             self._first = step
         self._losses.append(losses)
         self._rates.append(rates)
-        if len(self._losses) == WINDOW:
+        if len(self._losses) == WINDOW_STEPS:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on what there is."""
+        """Send what was collected."""
         losses, rates, self._losses, self._rates = self._losses, self._rates, [], []
         if not losses:
             return
         values = iter(stack([value.float() for step in losses for value in step.values()]).tolist())
         rows = [
-            {**{name: next(values) for name in step}, **_named(own)}
-            for step, own in zip(losses, rates, strict=True)
+            {**{name: next(values) for name in step}, **_named(step_rates)}
+            for step, step_rates in zip(losses, rates, strict=True)
         ]
         self._tracker.log_steps(rows, first=self._first)
 
 
 def _named(rates: Sequence[float]) -> dict[str, float]:
-    """learning_rate is the last group's, the classifier's, as in metrics.csv; the others are
-    numbered from 1.
+    """Rates by name. `learning_rate` is that of the last group, the classifier, as in metrics.csv;
+    the others are numbered from 1.
     """
     *others, last = rates
-    return {
-        "learning_rate": last,
-        **{f"learning_rate_group_{n}": rate for n, rate in enumerate(others, 1)},
-    }
+    named = {f"learning_rate_group_{number}": rate for number, rate in enumerate(others, 1)}
+    return {"learning_rate": last, **named}

@@ -1,4 +1,4 @@
-"""What a run computes, counted on its real objects without training: steps, images, operations,
+"""What a run will compute, counted on its objects without training: steps, images, operations and
 memory.
 """
 
@@ -20,8 +20,13 @@ Kind = Literal["first task", "later tasks"]
 
 @dataclass(frozen=True)
 class PhaseWork:
-    """One phase of the first task, or of all later ones: its steps over all of them, GFLOPs of an
-    image.
+    """One phase of the first task, or of all later tasks together.
+
+    Attributes:
+        tasks: which tasks.
+        name: of the phase.
+        steps: training steps over all these tasks.
+        gflops: of one image.
     """
 
     tasks: Kind
@@ -34,14 +39,17 @@ class PhaseWork:
 class Workload:
     """A run in numbers of images and operations.
 
-    batch:            images of a training step.
-    train_images:     of all tasks, each once: what a pass after a task goes over.
-    statistics:       passes over a task's images that record class statistics.
-    evaluated:        test images classified over the run, those of earlier tasks again after each
-                      task.
-    alignment_steps:  of the classifier on drawn features.
-    memory:           bytes: weights, gradients, optimizer, and activations that a step keeps for
-                      its backward pass.
+    Attributes:
+        batch: images of a training step.
+        phases: training, phase by phase.
+        train_images: training images of all tasks.
+        statistics: passes over each task's images that record class statistics.
+        evaluated: test images classified over the run; those of earlier tasks count again after
+            each task.
+        alignment_steps: training steps of the classifier on drawn features.
+        infer_gflops: of one image that is classified.
+        memory: bytes of weights, gradients and optimizer, and of the activations that a step keeps
+            for its backward pass.
     """
 
     batch: int
@@ -59,15 +67,12 @@ class Workload:
 
     @property
     def train_gflops(self) -> float:
-        """Of all training steps."""
+        """GFLOPs of all training steps."""
         return self.batch * sum(phase.steps * phase.gflops for phase in self.phases)
 
 
 def count(trainer: Trainer) -> Workload:
-    """The workload of `trainer`'s run.
-
-    Its method is left as it was, but for what backward passes leave.
-    """
+    """The workload of a trainer's run. Its method keeps its state, but not its gradients."""
     method, settings, tasks = trainer.method, trainer.settings, trainer.stream.tasks
     evaluated = sum(len(task.test) for span in trainer.spans for task in tasks[: span.index + 1])
     if settings.record == "all":
@@ -88,7 +93,7 @@ def count(trainer: Trainer) -> Workload:
 
 def count_training(trainer: Trainer) -> list[PhaseWork]:
     """Each phase of the first task, then each of the later ones together."""
-    found: list[PhaseWork] = []
+    work: list[PhaseWork] = []
     groups: tuple[tuple[Kind, list[TaskSpan]], ...] = (
         ("first task", trainer.spans[:1]),
         ("later tasks", trainer.spans[1:]),
@@ -99,13 +104,21 @@ def count_training(trainer: Trainer) -> list[PhaseWork]:
         phases = [trainer.steps_of_phases(span) for span in spans]
         gflops = count_phases(trainer.method, spans[0], [phase for phase, _ in phases[0]])
         for number, (phase, _) in enumerate(phases[0]):
-            steps = sum(one[number][1] for one in phases)
-            found.append(PhaseWork(kind, phase.name, steps, gflops[number]["torch"]))
-    return found
+            steps = sum(of_task[number][1] for of_task in phases)
+            work.append(PhaseWork(kind, phase.name, steps, gflops[number]["torch"]))
+    return work
 
 
 def alignment_steps(span: TaskSpan, settings: TrainerSettings) -> int:
-    """Steps of aligning one classifier after a task: see training/alignment.py."""
+    """Training steps of aligning one classifier; see training/alignment.py.
+
+    Args:
+        span: the task that was learned last.
+        settings: the keys alignment_* of the `trainer` group.
+
+    Returns:
+        The number of steps.
+    """
     batches = span.start if settings.alignment_batches == "old_classes" else span.stop
     return settings.alignment_epochs * batches
 
@@ -114,24 +127,33 @@ def _memory(trainer: Trainer) -> dict[str, int]:
     """Bytes of a training step, the largest over the phases of the first task."""
     state = step_state_bytes(trainer.method)
     phases = [phase for phase, _ in trainer.steps_of_phases(trainer.spans[0])]
-    kept = [activation_bytes(trainer, trainer.spans[0], phase) for phase in phases]
-    return {**state, "activations": max(kept, default=0)}
+    activations = [activation_bytes(trainer, trainer.spans[0], phase) for phase in phases]
+    return {**state, "activations": max(activations, default=0)}
 
 
 def activation_bytes(trainer: Trainer, span: TaskSpan, phase: Phase) -> int:
-    """Bytes kept for the backward pass of a whole batch: counted for two and three images, the
-    rest is proportional.
+    """Bytes kept for the backward pass of a whole batch.
+
+    Counted for two and for three images; each further image is taken to add the difference.
+
+    Args:
+        trainer: of the run.
+        span: the task.
+        phase: one of its phases.
+
+    Returns:
+        The number of bytes.
     """
-    two, three = (_kept(trainer, span, phase, images) for images in (2, 3))
+    two, three = (_saved_by_step(trainer, span, phase, images) for images in (2, 3))
     return max(two + (trainer.settings.batch_size - 2) * (three - two), 0)
 
 
-def _kept(trainer: Trainer, span: TaskSpan, phase: Phase, images: int) -> int:
+def _saved_by_step(trainer: Trainer, span: TaskSpan, phase: Phase, images: int) -> int:
     method, device = trainer.method, trainer.device
     size = method.backbone.image_size
     pixels = torch.zeros(images, 3, size, size, device=device, dtype=trainer.dtype)
     labels = torch.full((images,), span.classes[0], device=device)
-    was = method.training
+    was_training = method.training
     method.begin_phase(phase)
     method.train()
 
@@ -140,6 +162,6 @@ def _kept(trainer: Trainer, span: TaskSpan, phase: Phase, images: int) -> int:
             return torch.stack(list(method.losses(pixels, labels, span).values())).sum()
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        kept = saved_bytes(step, method)
-    method.train(was)
-    return kept
+        saved = saved_bytes(step, method)
+    method.train(was_training)
+    return saved

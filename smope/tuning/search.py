@@ -16,8 +16,9 @@ from smope.config.config import Config, chosen_name, replaced
 from smope.config.identity import flatten, may_move
 from smope.errors import UserError
 from smope.metrics.accuracy_matrix import Matrix, average_accuracy, cumulative_average_accuracy
+from smope.run.partial import EndEarly, PartialRun
 from smope.run.prepare import prepare
-from smope.run.train import EndEarly, Part, train
+from smope.run.train import train
 from smope.training.history import History
 from smope.tuning.settings import TuneSettings
 from smope.tuning.space import Space, own_values, without_steps
@@ -162,7 +163,7 @@ def _run(claim: Claim, study: Study, job: Search) -> bool:
         flush=True,
     )
     reports = _Reports(claim, study, job.settings)
-    part = Part(
+    partial = PartialRun(
         job.settings.first_tasks,
         reports.after_task,
         {"searched": True, "ranked_on": job.settings.rank_on},
@@ -171,7 +172,7 @@ def _run(claim: Claim, study: Study, job: Search) -> bool:
         config = replaced(job.config, claim.values)
         if not claim.resume and claim.run_dir.exists():  # killed before anything was in it
             shutil.rmtree(claim.run_dir)
-        record = train(config, claim.run_dir, resume=claim.resume, part=part)
+        record = train(config, claim.run_dir, resume=claim.resume, partial=partial)
     except (UserError, MemoryError) as error:
         claim.trial.set_user_attr("note", " ".join(str(error).split()))
         study.optuna.tell(claim.trial, state=TrialState.PRUNED)

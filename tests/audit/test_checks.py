@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from smope.audit import checks
-from smope.audit.restored_run import Subject, Verdict, choose_sample
+from smope.audit.restored_run import RestoredRun, Verdict, choose_sample
 from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.methods.finetune import Finetune
 from smope.run.resume import process
@@ -26,7 +26,7 @@ from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream
 
 
-def make_subject(path: Path, **stream: Any) -> Subject:
+def make_run(path: Path, **stream: Any) -> RestoredRun:
     """A small run, trained on two tasks, as an audit finds it."""
     torch.manual_seed(0)
     directory = RunDirectory.create(path, "seed: 0\n")
@@ -54,16 +54,16 @@ def make_subject(path: Path, **stream: Any) -> Subject:
     }
     sizes = [len(task.test) for task in trainer.stream.tasks]
     checkpoint = read_checkpoint(list_checkpoints(directory)[-1])
-    return Subject(trainer, record, checkpoint, choose_sample(sizes, 0))
+    return RestoredRun(trainer, record, checkpoint, choose_sample(sizes, 0))
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return make_subject(tmp_path_factory.mktemp("audit") / "run")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RestoredRun:
+    return make_run(tmp_path_factory.mktemp("audit") / "run")
 
 
 @pytest.fixture
-def subject(whole: Subject) -> Subject:
+def run(whole: RestoredRun) -> RestoredRun:
     """The run, for one test to spoil."""
     trainer = copy.copy(whole.trainer)
     trainer.method = copy.deepcopy(whole.method)
@@ -71,18 +71,18 @@ def subject(whole: Subject) -> Subject:
     return replace(whole, trainer=trainer, record=copy.deepcopy(whole.record))
 
 
-def override(subject: Subject, name: str, function: Callable[..., Any]) -> None:
-    """Replace a method of the subject's Method, in a way that copies of it follow."""
-    setattr(subject.method, "__class__", type("Spoiled", (type(subject.method),), {name: function}))  # noqa: B010
+def override(run: RestoredRun, name: str, function: Callable[..., Any]) -> None:
+    """Replace a method of the run's Method, in a way that copies of it follow."""
+    setattr(run.method, "__class__", type("Spoiled", (type(run.method),), {name: function}))  # noqa: B010
 
 
-def failed(check: Callable[[Subject], Verdict], subject: Subject) -> str:
-    verdict = check(subject)
+def failed(check: Callable[[RestoredRun], Verdict], run: RestoredRun) -> str:
+    verdict = check(run)
     assert not verdict.passed, verdict.text
     return verdict.text
 
 
-def test_a_run_in_order_passes_every_check(whole: Subject) -> None:
+def test_a_run_in_order_passes_every_check(whole: RestoredRun) -> None:
     before = copy.deepcopy(whole.method.state_dict())
     verdicts = list(checks.run_checks(whole))
     assert [verdict.text for verdict in verdicts if not verdict.passed] == []
@@ -96,84 +96,82 @@ def leaking(self: Any, images: Tensor) -> Tensor:
     return features + 1e-4 * features.mean(0)
 
 
-def test_a_method_that_looks_at_the_rest_of_the_batch(subject: Subject) -> None:
-    override(subject, "features", leaking)
-    assert "alone and in batches of 8 differ by" in failed(checks.batch_size, subject)
-    assert "sorted by task and shuffled differ by" in failed(checks.image_order, subject)
+def test_a_method_that_looks_at_the_rest_of_the_batch(run: RestoredRun) -> None:
+    override(run, "features", leaking)
+    assert "alone and in batches of 8 differ by" in failed(checks.batch_size, run)
+    assert "sorted by task and shuffled differ by" in failed(checks.image_order, run)
 
 
-def test_a_reshape_that_mixes_images(subject: Subject) -> None:
+def test_a_reshape_that_mixes_images(run: RestoredRun) -> None:
     """The mistake that several published programs share: heads and images swapped in a reshape."""
 
     def mixed(self: Any, images: Tensor) -> Tensor:
         features = Finetune.features(self, images)
         return features.reshape(2, -1, len(images)).transpose(1, 2).reshape(features.shape)
 
-    override(subject, "features", mixed)
-    failed(checks.batch_size, subject)
-    failed(checks.image_order, subject)
+    override(run, "features", mixed)
+    failed(checks.batch_size, run)
+    failed(checks.image_order, run)
 
 
-def test_a_method_that_remembers_the_images_before(subject: Subject) -> None:
+def test_a_method_that_remembers_the_images_before(run: RestoredRun) -> None:
 
     def drifting(self: Any, images: Tensor) -> Tensor:
         self.drift = getattr(self, "drift", 0.0) + float(images.mean())
         return Finetune.features(self, images) + 1e-3 * self.drift
 
-    override(subject, "features", drifting)
-    failed(checks.image_order, subject)
+    override(run, "features", drifting)
+    failed(checks.image_order, run)
 
 
-def test_dropout_that_stays_on(subject: Subject) -> None:
+def test_dropout_that_stays_on(run: RestoredRun) -> None:
     class Noisy(nn.Module):
         def forward(self, features: Tensor) -> Tensor:
             return nn.functional.dropout(features, 0.5)
 
-    subject.method.noise = Noisy()
-    override(subject, "features", lambda self, images: self.noise(Finetune.features(self, images)))
-    assert "evaluated twice differ by" in failed(checks.repeated_evaluation, subject)
+    run.method.noise = Noisy()
+    override(run, "features", lambda self, images: self.noise(Finetune.features(self, images)))
+    assert "evaluated twice differ by" in failed(checks.repeated_evaluation, run)
 
 
-def test_counting_during_evaluation(subject: Subject) -> None:
-    subject.method.register_buffer("seen", torch.zeros(()))
+def test_counting_during_evaluation(run: RestoredRun) -> None:
+    run.method.register_buffer("seen", torch.zeros(()))
 
     def counting(self: Any, images: Tensor) -> Tensor:
         self.seen += len(images)
         return Finetune.features(self, images)
 
-    override(subject, "features", counting)
-    assert failed(checks.repeated_evaluation, subject) == "evaluating changed seen (1 in all)"
+    override(run, "features", counting)
+    assert failed(checks.repeated_evaluation, run) == "evaluating changed seen (1 in all)"
 
 
-def test_a_module_left_in_training_mode(subject: Subject) -> None:
+def test_a_module_left_in_training_mode(run: RestoredRun) -> None:
     class Stubborn(nn.Dropout):
         def train(self, mode: bool = True) -> Any:
             return super().train(True)
 
-    subject.method.stubborn = Stubborn(0.0)
-    assert failed(checks.evaluation_mode, subject) == "in training mode while evaluated: Stubborn"
+    run.method.stubborn = Stubborn(0.0)
+    assert failed(checks.evaluation_mode, run) == "in training mode while evaluated: Stubborn"
 
 
-def test_a_hidden_module_in_training_mode(subject: Subject) -> None:
+def test_a_hidden_module_in_training_mode(run: RestoredRun) -> None:
     """One that the method keeps outside of its modules, where eval() does not reach it."""
     hidden = [nn.BatchNorm1d(32)]
-    override(subject, "features", lambda self, images: hidden[0](Finetune.features(self, images)))
-    assert (
-        failed(checks.evaluation_mode, subject) == "in training mode while evaluated: BatchNorm1d"
-    )
+    override(run, "features", lambda self, images: hidden[0](Finetune.features(self, images)))
+    assert failed(checks.evaluation_mode, run) == "in training mode while evaluated: BatchNorm1d"
 
 
-def test_training_transforms_at_test_time(subject: Subject) -> None:
-    for task in subject.trainer.stream.tasks:
+def test_training_transforms_at_test_time(run: RestoredRun) -> None:
+    for task in run.trainer.stream.tasks:
         task.test.unresampled = UnresampledImages(task.test._selection, task.train.transform)
     assert "20 of 20 test images are not shown as stream.eval_crop says" in failed(
-        checks.evaluation_transforms, subject
+        checks.evaluation_transforms, run
     )
 
 
-def test_another_crop_than_the_configuration_says(subject: Subject) -> None:
-    subject.record["config"]["stream"]["eval_crop"] = 0.875
-    failed(checks.evaluation_transforms, subject)
+def test_another_crop_than_the_configuration_says(run: RestoredRun) -> None:
+    run.record["config"]["stream"]["eval_crop"] = 0.875
+    failed(checks.evaluation_transforms, run)
 
 
 def test_shared_images_are_counted_by_their_pixels(tmp_path: Path) -> None:
@@ -181,91 +179,91 @@ def test_shared_images_are_counted_by_their_pixels(tmp_path: Path) -> None:
     images = list(source.test.images)
     images[0], images[1] = (source.train.images[i].copy() for i in (0, 1))
     source = replace(source, test=ImageSet(source.test.targets, images))
-    subject = make_subject(tmp_path / "two", source=source)
-    verdict = checks.overlap(subject)
+    run = make_run(tmp_path / "two", source=source)
+    verdict = checks.overlap(run)
     assert verdict.passed, "2 of 200 are 1 %"
     assert verdict.text.startswith(
         "2 of 200 test images (1 %) are among the training images, pixel for pixel"
     )
-    assert "(allowed: 0)" in failed(checks.overlap, replace(subject, strict=True))
+    assert "(allowed: 0)" in failed(checks.overlap, replace(run, strict=True))
     images[2] = source.train.images[2].copy()
-    more = make_subject(
+    more = make_run(
         tmp_path / "three", source=replace(source, test=ImageSet(source.test.targets, images))
     )
     assert failed(checks.overlap, more).startswith("3 of 200 test images (1.5 %)")
 
 
-def test_an_evaluation_in_which_later_classes_compete(subject: Subject) -> None:
+def test_an_evaluation_in_which_later_classes_compete(run: RestoredRun) -> None:
     def careless(self: Trainer, index: int, seen_classes: int) -> float:
         return Trainer.accuracy(self, index, self.method.num_classes)
 
-    subject.trainer.accuracy = MethodType(careless, subject.trainer)
-    assert "with the 2 later classes favoured" in failed(checks.unseen_classes, subject)
+    run.trainer.accuracy = MethodType(careless, run.trainer)
+    assert "with the 2 later classes favoured" in failed(checks.unseen_classes, run)
 
 
-def test_classes_of_a_single_task_are_never_unseen(subject: Subject) -> None:
-    subject.trainer.spans = [replace(subject.trainer.spans[0], stop=subject.method.num_classes)]
-    assert checks.unseen_classes(subject).passed is None
+def test_classes_of_a_single_task_are_never_unseen(run: RestoredRun) -> None:
+    run.trainer.spans = [replace(run.trainer.spans[0], stop=run.method.num_classes)]
+    assert checks.unseen_classes(run).passed is None
 
 
-def test_an_evaluation_that_passes_classify_by_is_no_proof(subject: Subject) -> None:
-    subject.trainer.accuracy = lambda index, seen: 0.5
+def test_an_evaluation_that_passes_classify_by_is_no_proof(run: RestoredRun) -> None:
+    run.trainer.accuracy = lambda index, seen: 0.5
     with pytest.raises(AssertionError, match="the trainer evaluates by"):
-        checks.unseen_classes(subject)
+        checks.unseen_classes(run)
 
 
-def test_a_frozen_weight_that_training_changed(subject: Subject) -> None:
-    subject.record["frozen_weights"]["trained"] = "f" * 64
-    assert "but its tensors hash to" in failed(checks.frozen_weights, subject)
+def test_a_frozen_weight_that_training_changed(run: RestoredRun) -> None:
+    run.record["frozen_weights"]["trained"] = "f" * 64
+    assert "but its tensors hash to" in failed(checks.frozen_weights, run)
 
 
-def test_a_frozen_weight_that_is_another_now(subject: Subject) -> None:
+def test_a_frozen_weight_that_is_another_now(run: RestoredRun) -> None:
     with torch.no_grad():
-        subject.method.backbone.vit.blocks[1].mlp.fc1.weight[0, 0] += 1e-6
-    failed(checks.frozen_weights, subject)
+        run.method.backbone.vit.blocks[1].mlp.fc1.weight[0, 0] += 1e-6
+    failed(checks.frozen_weights, run)
 
 
-def test_another_weight_file(subject: Subject) -> None:
-    subject.record["backbone"]["sha256"] = "e" * 64
-    assert "run.json says eeeeeeeeeeee" in failed(checks.frozen_weights, subject)
+def test_another_weight_file(run: RestoredRun) -> None:
+    run.record["backbone"]["sha256"] = "e" * 64
+    assert "run.json says eeeeeeeeeeee" in failed(checks.frozen_weights, run)
 
 
-def test_a_finished_run_must_tell_its_frozen_weights(subject: Subject) -> None:
-    subject.record["frozen_weights"] = None
-    assert "lacks a hash" in failed(checks.frozen_weights, subject)
-    subject.record["status"] = "interrupted"
-    assert checks.frozen_weights(subject).passed is None, "what cannot be looked at is not in order"
+def test_a_finished_run_must_tell_its_frozen_weights(run: RestoredRun) -> None:
+    run.record["frozen_weights"] = None
+    assert "lacks a hash" in failed(checks.frozen_weights, run)
+    run.record["status"] = "interrupted"
+    assert checks.frozen_weights(run).passed is None, "what cannot be looked at is not in order"
 
 
 @pytest.mark.parametrize("row", [0, 1])
-def test_a_tampered_matrix(row: int, subject: Subject) -> None:
-    subject.record["accuracy_matrix"][row][0] = 1.1 - subject.record["accuracy_matrix"][row][0]
-    text = failed(checks.last_row, subject)
+def test_a_tampered_matrix(row: int, run: RestoredRun) -> None:
+    run.record["accuracy_matrix"][row][0] = 1.1 - run.record["accuracy_matrix"][row][0]
+    text = failed(checks.last_row, run)
     assert text == f"run.json and the checkpoint differ in the matrix after task {row + 1}"
 
 
-def test_a_state_that_gives_other_numbers(subject: Subject) -> None:
+def test_a_state_that_gives_other_numbers(run: RestoredRun) -> None:
     with torch.no_grad():
-        subject.method.classifier.bias[0] += 100
-    assert "evaluated again: task" in failed(checks.last_row, subject)
+        run.method.classifier.bias[0] += 100
+    assert "evaluated again: task" in failed(checks.last_row, run)
 
 
-def test_on_another_set_up_an_image_may_move(subject: Subject) -> None:
-    images = [len(task.test) for task in subject.trainer.stream.tasks]
-    row = subject.record["accuracy_matrix"][-1]
+def test_on_another_set_up_an_image_may_move(run: RestoredRun) -> None:
+    images = [len(task.test) for task in run.trainer.stream.tasks]
+    row = run.record["accuracy_matrix"][-1]
     moved = [
         value - 1 / count if value > 0.5 else value + 1 / count
         for value, count in zip(row, images, strict=True)
     ]
     history = {
-        **subject.checkpoint.history,
-        "accuracy_matrix": [subject.checkpoint.history["accuracy_matrix"][0], moved],
+        **run.checkpoint.history,
+        "accuracy_matrix": [run.checkpoint.history["accuracy_matrix"][0], moved],
     }
-    subject.record["accuracy_matrix"][-1] = moved
-    here = replace(subject, checkpoint=replace(subject.checkpoint, history=history))
+    run.record["accuracy_matrix"][-1] = moved
+    here = replace(run, checkpoint=replace(run.checkpoint, history=history))
     failed(checks.last_row, here)
-    context = {"process": {**subject.checkpoint.context["process"], "torch": "1.0"}}
-    elsewhere = replace(subject, checkpoint=replace(here.checkpoint, context=context))
+    context = {"process": {**run.checkpoint.context["process"], "torch": "1.0"}}
+    elsewhere = replace(run, checkpoint=replace(here.checkpoint, context=context))
     assert "or one image, on another set-up" in checks.last_row(elsewhere).text
     assert checks.last_row(elsewhere).passed
 
@@ -279,17 +277,17 @@ def test_on_another_set_up_an_image_may_move(subject: Subject) -> None:
         "sample_weighted_accuracy",
     ],
 )
-def test_a_tampered_score(score: str, subject: Subject) -> None:
-    subject.record[score] += 1e-6
-    assert f"in run.json {score}" in failed(checks.scores, subject)
-    subject.record[score] = None
-    failed(checks.scores, subject)
+def test_a_tampered_score(score: str, run: RestoredRun) -> None:
+    run.record[score] += 1e-6
+    assert f"in run.json {score}" in failed(checks.scores, run)
+    run.record[score] = None
+    failed(checks.scores, run)
 
 
 @pytest.mark.parametrize("value", [0.123, 1.2, -0.1, None])
-def test_an_accuracy_that_is_no_number_of_images(value: float | None, subject: Subject) -> None:
-    subject.record["accuracy_matrix"][1][0] = value
-    assert f"accuracy [2, 1] {value}" in failed(checks.scores, subject)
+def test_an_accuracy_that_is_no_number_of_images(value: float | None, run: RestoredRun) -> None:
+    run.record["accuracy_matrix"][1][0] = value
+    assert f"accuracy [2, 1] {value}" in failed(checks.scores, run)
 
 
 def test_the_sample_is_spread_over_tasks_and_images() -> None:

@@ -180,7 +180,7 @@ def test_an_interrupted_run_is_told_from_a_whole_one(
     assert (found["passed"], found["tasks_done"], found["tasks"]) == (True, 1, 2)
     assert found["verdicts"][8]["passed"] is None
     assert main(["eval", str(tmp_path / "run")]) == 0
-    said = f"1 of the 2 tasks are learned; train on with: smope train resume={tmp_path / 'run'}"
+    said = f"1 of the 2 tasks are learned; continue with: smope train resume={tmp_path / 'run'}"
     assert said in capsys.readouterr().out
 
 
@@ -190,7 +190,7 @@ def test_no_checkpoint_is_left(run_dir: Path, audit: Any) -> None:
     code, (line,) = audit()
     assert code == 2
     assert (
-        "holds no finished task's checkpoint that can be read; train on with: smope train resume="
+        "holds no finished task's checkpoint that can be read; continue with: smope train resume="
         in line
     )
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.experts.inject import detach
-from smope.methods.base import Card, Method
+from smope.methods._shared.routed_method import RoutedMethod, experts_of, routings_of
+from smope.methods.base import Method, Reference
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
@@ -224,7 +225,7 @@ def test_losses_are_named_scalars(
     trainer = trained(name)
     task, method = trainer.spans[1], copy.deepcopy(trainer.method).train()
     if not method.parameter_groups(0.1):
-        assert not trainer._phases(task), "a phase needs something to train"
+        assert not trainer.phases(task), "a phase needs something to train"
         return
     images, labels = zip(*(stream.tasks[1].train[index] for index in range(4)), strict=True)
     losses = method.losses(torch.stack(images), torch.tensor(labels), task)
@@ -235,9 +236,19 @@ def test_losses_are_named_scalars(
 
 
 @every_method
+def test_experts_are_known_by_a_protocol(name: str, method: Method) -> None:
+    """The contract of all methods knows no experts; SMoPE and SMoPE+ have them."""
+    assert not {"experts", "routings", "dense_epochs"} & set(dir(Method))
+    assert isinstance(method, RoutedMethod) == (name in ("smope", "smope_plus"))
+    with torch.no_grad():
+        method(torch.rand(2, 3, 32, 32))
+    assert len(routings_of(method)) == len(experts_of(method))
+
+
+@every_method
 def test_says_where_it_is_from(method: Method) -> None:
-    assert isinstance(method.card, Card)
-    assert method.card.source
+    assert isinstance(method.reference, Reference)
+    assert method.reference.source
 
 
 @every_method

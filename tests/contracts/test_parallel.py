@@ -20,7 +20,7 @@ from torch import Tensor
 from smope.distributed import collectives
 from smope.errors import UserError
 from smope.storage.run_directory import RunDirectory
-from smope.training.loading import in_order
+from smope.training.loading import ordered_batches
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream
 from tests.two_processes import in_two_processes
@@ -239,10 +239,10 @@ def test_what_mixes_images_is_not_taken_in_parts(name: str) -> None:
 
 
 def test_batches_in_order_leave_nobody_without_an_image() -> None:
-    assert [len(batch) for batch in in_order(8, 7, 2)] == [8]
-    assert [len(batch) for batch in in_order(9, 7, 2)] == [7, 2]
-    assert [len(batch) for batch in in_order(8, 7)] == [7, 1]
-    assert [index for batch in in_order(22, 4, 3) for index in batch] == list(range(22))
+    assert [len(batch) for batch in ordered_batches(8, 7, 2)] == [8]
+    assert [len(batch) for batch in ordered_batches(9, 7, 2)] == [7, 2]
+    assert [len(batch) for batch in ordered_batches(8, 7)] == [7, 1]
+    assert [index for batch in ordered_batches(22, 4, 3) for index in batch] == list(range(22))
 
 
 def test_what_learns_by_steps_is_found() -> None:

@@ -23,9 +23,16 @@ from smope.training import device
 from tests.two_processes import ROOT
 
 RUN = [
-    "experiment=smoke", "method=finetune", "backbone.image_size=8", "trainer.batch_size=65", "trainer.epochs=3",
-    "trainer.precision=float64", "trainer.device=cpu", "trainer.alignment_epochs=2", "method.align=true",
-]  # fmt: skip
+    "experiment=smoke",
+    "method=finetune",
+    "backbone.image_size=8",
+    "trainer.batch_size=65",
+    "trainer.epochs=3",
+    "trainer.precision=float64",
+    "trainer.device=cpu",
+    "trainer.alignment_epochs=2",
+    "method.align=true",
+]
 
 
 @pytest.fixture

@@ -37,7 +37,9 @@ def learn() -> Callable[[Method, Stream], Trainer]:
 
 @pytest.fixture
 def all_features() -> Callable[[Method, Stream], tuple[Tensor, Tensor]]:
-    """Features (n, C) in float64 and labels (n,) of every training image of a stream, unaugmented."""
+    """Features (n, C) in float64 and labels (n,) of every training image of a stream,
+    unaugmented.
+    """
 
     def collect(method: Method, stream: Stream) -> tuple[Tensor, Tensor]:
         pairs = [

@@ -56,15 +56,12 @@ def test_joint_training_draws_from_all_tasks_so_far_in_as_many_steps():
 
 def test_an_epoch_of_joint_training_draws_no_image_twice():
     trainer = trainer_of(make())
-    trainer.epoch = 3
-    material = trainer._material(trainer.stream.tasks[1])
-    assert len(material) == 48 and list(material.targets).count(0) == 12
-    batches = [
-        labels for _, labels in trainer._loader(trainer.spans[1], material, shuffle=True, last=6)
-    ]
-    assert sorted(torch.cat(batches).tolist()) == sorted(material.targets)
-    few = [batch for _, batch in trainer._loader(trainer.spans[1], material, shuffle=True, last=3)]
-    assert len(few) == 3
+    trainer.loader.epoch = 3
+    images = trainer.training_images(trainer.spans[1])
+    assert len(images) == 48 and images.targets.count(0) == 12
+    batches = [labels for _, labels in trainer.loader.shuffled(images, 1, last=6)]
+    assert sorted(torch.cat(batches).tolist()) == sorted(images.targets)
+    assert len(list(trainer.loader.shuffled(images, 1, last=3))) == 3
 
 
 def test_images_of_several_tasks_together_are_the_same_images():

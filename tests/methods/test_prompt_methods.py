@@ -66,7 +66,7 @@ def full_size(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Metho
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_as_many_parameters_as_published(name: str, full_size: Callable[[str], Method]) -> None:
     method = full_size(name)
-    published = method.card.published_parameters
+    published = method.reference.published_parameters
     assert published is not None
     assert sum(count_parameters(method).values()) / 1e6 == pytest.approx(published, rel=0.01)
 
@@ -105,8 +105,15 @@ def moved(
 ) -> dict[str, torch.Tensor]:
     """What some steps on a task change, by name: True where an entry moved."""
     before = {name: method.get_parameter(name).detach().clone() for name in names}
-    phase = RunningPhase(method, task, method.phases(task, 4, 1)[-1], tiny_settings(weight_decay=decay), CPU,
-                         first=0, steps=steps)  # fmt: skip
+    phase = RunningPhase(
+        method,
+        task,
+        method.phases(task, 4)[-1],
+        tiny_settings(weight_decay=decay),
+        CPU,
+        first=0,
+        steps=steps,
+    )
     draw = torch.Generator().manual_seed(1)
     for _ in range(steps):
         labels = torch.randint(task.start, task.stop, (8,), generator=draw)
@@ -184,7 +191,7 @@ def test_hide_keeps_what_training_mixed_in() -> None:
 
 def test_ovor_ends_a_task_with_outliers_on_one_schedule() -> None:
     method = OVOR(tiny_backbone(), 4)
-    assert method.phases(TaskSpan(0, 0, 2), 20, 1) == [
+    assert method.phases(TaskSpan(0, 0, 2), 20) == [
         Phase("train", 16, 0, 20),
         Phase("outliers", 4, 16, 20),
     ]
@@ -203,7 +210,7 @@ def test_ovor_ends_a_task_with_outliers_on_one_schedule() -> None:
 )
 def test_each_of_ovors_phases_has_an_epoch(share: float, epochs: int, expected: list[int]) -> None:
     """But where there is one epoch alone, or no outliers are asked for."""
-    phases = OVOR(tiny_backbone(), 4, outlier_share=share).phases(TaskSpan(0, 0, 2), epochs, 1)
+    phases = OVOR(tiny_backbone(), 4, outlier_share=share).phases(TaskSpan(0, 0, 2), epochs)
     assert [phase.epochs for phase in phases] == expected
     assert [phase.name for phase in phases] == ["train", "outliers"][: len(expected)]
 
@@ -214,7 +221,7 @@ def test_outliers_train_the_classifier_alone(source: Any) -> None:
     method = OVOR(tiny_backbone(), 4, outlier_source=source).train()
     task = TaskSpan(1, 2, 4)
     method.begin_task(task)
-    method.begin_phase(method.phases(task, 20, 1)[-1])
+    method.begin_phase(method.phases(task, 20)[-1])
     found = moved(method, task, ["general", "expert", "classifier.weight"], decay=0.0)
     assert not found["general"].any() and not found["expert"].any()
     assert found["classifier.weight"].any(-1).tolist() == [False, False, True, True]
@@ -310,8 +317,11 @@ def test_telling_tasks_is_aligned_even_where_the_classifier_is_not(stream: Strea
     assert isinstance(method, HiDePrompt)
     assert method.identity.statistics.known.all()
     assert method.identity.task_of.tolist() == [0, 0, 1, 1]
-    right = sum(int((method.identity(method.query(batch)) == task.index).sum())
-                for task in stream.tasks for batch in [torch.stack([task.test[i][0] for i in range(10)])])  # fmt: skip
+    right = sum(
+        int((method.identity(method.query(batch)) == task.index).sum())
+        for task in stream.tasks
+        for batch in [torch.stack([task.test[i][0] for i in range(10)])]
+    )
     assert right > 12, "of 20 images of two tasks"
 
 

@@ -31,7 +31,7 @@ def test_the_prompt_learns_in_the_first_task_alone() -> None:
     assert not torch.equal(first["prompt"], start)
     assert torch.equal(first["prompt"], last["prompt"])
     assert not torch.equal(first["ridge.weight"], last["ridge.weight"])
-    assert method.phases(TaskSpan(1, 2, 4), 3, 1) == []
+    assert method.phases(TaskSpan(1, 2, 4), 3) == []
 
 
 def test_with_values_of_zero_a_prompt_takes_attention_away_and_adds_nothing() -> None:

@@ -69,12 +69,14 @@ def test_the_classifier_is_one_fit_to_the_features_of_all_tasks(
 def test_the_first_task_takes_the_epochs_of_the_others_as_well() -> None:
     first, second = TaskSpan(0, 0, 2), TaskSpan(1, 2, 4)
     method = make(epochs_factor=3)
-    assert [(phase.name, phase.epochs) for phase in method.phases(first, 2, 1)] == [
+    method.dense_epochs = 1
+    assert [(phase.name, phase.epochs) for phase in method.phases(first, 2)] == [
         ("dense", 3),
         ("sparse", 6),
     ]
-    assert [phase.name for phase in method.phases(first, 2, 0)] == ["sparse"]
-    assert method.phases(second, 2, 1) == []
+    method.dense_epochs = 0
+    assert [phase.name for phase in method.phases(first, 2)] == ["sparse"]
+    assert method.phases(second, 2) == []
 
 
 def test_values_start_at_zero_and_keys_apart() -> None:

@@ -26,7 +26,7 @@ from smope.planning import measuring
 from smope.planning.estimate import from_measured, from_peak, from_run
 from smope.planning.hardware import HARDWARE, choose, peak
 from smope.planning.lines import duration
-from smope.planning.measuring import Measured, Timed, measure
+from smope.planning.measuring import Measured, StepTiming, measure
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.trainer import Trainer
 from smope.training.workload import PhaseWork, Workload, count
@@ -112,7 +112,7 @@ def test_the_last_phase_is_what_count_flops_tells() -> None:
         phases = [phase for phase, _ in trainer.steps_of_phases(span)]
         found = count_phases(trainer.method, span, phases)
         # the flops of one epoch in all, as count_flops begins its phases
-        last = trainer.method.phases(span, 1, 0)[-1]
+        last = trainer.method.phases(span, 1)[-1]
         assert (
             count_phases(trainer.method, span, [last])[0]
             == count_flops(trainer.method, span)["train_gflops"]
@@ -122,13 +122,14 @@ def test_the_last_phase_is_what_count_flops_tells() -> None:
 
 def test_activations_grow_with_the_batch_as_counted() -> None:
     """Told from two and three images, and what a step of the whole batch keeps."""
-    from smope.training.workload import _kept
+    from smope.training.workload import _saved_by_step
 
     for name in ("smope", "finetune"):
         trainer = trainer_of(name)
         phases = [phase for phase, _ in trainer.steps_of_phases(trainer.spans[0])]
         whole = max(
-            _kept(trainer, trainer.spans[0], phase, trainer.settings.batch_size) for phase in phases
+            _saved_by_step(trainer, trainer.spans[0], phase, trainer.settings.batch_size)
+            for phase in phases
         )
         assert count(trainer).memory["activations"] == pytest.approx(whole, rel=0.02)
 
@@ -155,8 +156,8 @@ WORK = Workload(
 
 def test_seconds_from_a_measurement_by_hand() -> None:
     steps = (
-        Timed("first task", "a", 0.5, 0.4, 0.6, 3),
-        Timed("later tasks", "a", 0.25, 0.2, 0.3, 3),
+        StepTiming("first task", "a", 0.5, 0.4, 0.6, 3),
+        StepTiming("later tasks", "a", 0.25, 0.2, 0.3, 3),
     )
     found = Measured("cpu", 1, steps, 0.01, 0.02, 1, 0.5, 0.1, ("odd",))
     estimate = from_measured(WORK, found, tasks=3)
@@ -223,7 +224,7 @@ def test_seconds_from_a_run_by_hand() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_kind_of_method_can_be_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "SECONDS", 0.01)
+    monkeypatch.setattr(measuring, "MEASURING_SECONDS", 0.01)
     trainer = trainer_of(name)
     work = count(trainer)
     found = measure(trainer, work)
@@ -240,8 +241,8 @@ def test_every_kind_of_method_can_be_measured(name: str, monkeypatch: pytest.Mon
 def test_a_step_that_takes_too_long_is_measured_on_fewer_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(measuring, "SECONDS", 0.01)
-    monkeypatch.setattr(measuring, "LONGEST", 1e-6)
+    monkeypatch.setattr(measuring, "MEASURING_SECONDS", 0.01)
+    monkeypatch.setattr(measuring, "LONGEST_STEP_SECONDS", 1e-6)
     trainer = trainer_of("finetune")
     found = measure(trainer, count(trainer))
     assert found.assumed == (
@@ -285,7 +286,10 @@ def test_durations(seconds: float, text: str) -> None:
         (["--price", "-1"], r"--price must be a finite number, 0 or more, got -1"),
         (["--from", "nowhere"], r"--from=nowhere: no such directory"),
         (["trainer.epoch=3"], r"unknown key trainer\.epoch=3; did you mean trainer\.epochs\?"),
-        (["seed=0,1", "method=smope,cda"], r"method=cda is no choice; .*did you mean method=coda\?"),
+        (
+            ["seed=0,1", "method=smope,cda"],
+            r"method=cda is no choice; .*did you mean method=coda\?",
+        ),
         (["--hardwre", "t4"], r"unrecognized arguments: --hardwre.*did you mean --hardware\?"),
     ],
 )  # fmt: skip
@@ -367,7 +371,7 @@ def test_measured_here_the_screen_says_what_is_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measuring, "SECONDS", 0.05)
+    monkeypatch.setattr(measuring, "MEASURING_SECONDS", 0.05)
     assert main(["plan", *SMALL]) == 0
     screen = capsys.readouterr().out
     heads = ["COUNTED (exact)", "MEASURED HERE (cpu, 1 threads)", "ESTIMATED", "ASSUMED"]

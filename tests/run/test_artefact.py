@@ -115,7 +115,7 @@ def test_a_run_that_has_finished_no_task(run_dir: Path, tmp_path: Path) -> None:
     young.mkdir()
     shutil.copy(run_dir / "config.yaml", young)
     nothing = r"RUN=.*young: holds neither model\.safetensors nor a checkpoint of a finished task; "
-    with pytest.raises(UserError, match=rf"{nothing}train on with: smope train resume=.*young"):
+    with pytest.raises(UserError, match=rf"{nothing}continue with: smope train resume=.*young"):
         read_model(young)
     shutil.copy(run_dir / "run.json", young)
     with pytest.raises(UserError, match=rf"{nothing}train it anew"):

@@ -37,9 +37,14 @@ from smope.training.phase import RunningPhase
 from tests.disks import disk, remount
 
 QUICK = [
-    "experiment=smoke", "backbone.image_size=8", "trainer.batch_size=128", "method=finetune", "trainer.device=cpu",
-    "trainer.checkpoint_steps=2", "trainer.frozen_steps=1",
-]  # fmt: skip
+    "experiment=smoke",
+    "backbone.image_size=8",
+    "trainer.batch_size=128",
+    "method=finetune",
+    "trainer.device=cpu",
+    "trainer.checkpoint_steps=2",
+    "trainer.frozen_steps=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +156,11 @@ def test_a_disk_that_fills_up(
     with in_step(1, 3, fill):
         line = refused(capsys, 1, "train", *QUICK, f"run_dir={run_dir}")
     names = {
-        "save": r"checkpoint .*001-0000\d+\.safetensors", "metrics": r".*metrics\.csv", "record": r".*run\.json",
+        "save": r"checkpoint .*001-0000\d+\.safetensors",
+        "metrics": r".*metrics\.csv",
+        "record": r".*run\.json",
         "model": r".*model\.safetensors",
-    }  # fmt: skip
+    }
     assert re.search(rf"{names[where]}: cannot be written \(No space left on device\)", line)
     monkeypatch.undo()
     goes_on(run_dir, whole)
@@ -209,7 +216,7 @@ def test_a_directory_that_may_not_be_written(
 HOLDER = """
 import sys
 from pathlib import Path
-from smope.runs import RunDirectory
+from smope.storage.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     sys.stdin.read()

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """A training that was broken off, anywhere, and taken up again from its last checkpoint ends as if
 it had not been.
 """
@@ -23,6 +22,7 @@ from smope.methods.base import Batches, Method, Phase, TaskSpan
 from smope.methods.finetune import Finetune
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
+from smope.training import checkpointing
 from smope.training import trainer as loop
 from smope.training.checkpoint import last_checkpoint, list_checkpoints, read_checkpoint
 from smope.training.history import History
@@ -48,8 +48,8 @@ class Drawing(Finetune):
         with torch.no_grad():
             self.classifier.weight += torch.rand(1) + random.gauss(0, 0.1) + numpy.random.rand()
 
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        return [Phase("one", dense_epochs), Phase("two", epochs)]
+    def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
+        return [Phase("one", 1), Phase("two", epochs)]
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
         factor = random.gauss(1, 0.1) + numpy.random.standard_normal() / 10
@@ -169,7 +169,7 @@ def broken_off(trainer: Trainer, patch: Any, how: type[BaseException]) -> None:
 
 def takes_steps(name: str) -> bool:
     """Whether a method is trained by the loop's steps."""
-    return bool(make(name).phases(TaskSpan(0, 0, 2), 1, 1))
+    return bool(make(name).phases(TaskSpan(0, 0, 2), 1))
 
 
 STOPS = [("drawing", n) for n in (1, MID_EPOCH, EPOCH_END, DENSE_END, SPARSE_END, SECOND_TASK)]
@@ -205,9 +205,16 @@ def test_killed_in_a_step(step: int, stream: Stream, directory: RunDirectory, wh
 
 
 PLACES = [
-    (Method, "begin_phase"), (Drawing, "end_task"), (Trainer, "_record_statistics"), (loop, "align_classifier"),
-    (Trainer, "_evaluate"), (Trainer, "accuracy"), (loop, "save_checkpoint"), (RunDirectory, "append_metrics"), (History, "end_task"),
-]  # fmt: skip
+    (Method, "begin_phase"),
+    (Drawing, "end_task"),
+    (loop, "record_class_statistics"),
+    (loop, "align_classifier"),
+    (Trainer, "_evaluate"),
+    (Trainer, "accuracy"),
+    (checkpointing, "save_checkpoint"),
+    (RunDirectory, "append_metrics"),
+    (History, "end_task"),
+]
 
 
 @pytest.mark.parametrize("how", [kill, terminate])
@@ -288,7 +295,7 @@ def test_the_scaler_of_float16_comes_back(stream: Stream) -> None:
 def places(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Tasks done and steps into the next, of each checkpoint that a training writes."""
     written = []
-    save = loop.save_checkpoint
+    save = checkpointing.save_checkpoint
 
     def watched(*arguments: Any) -> Path:
         path = save(*arguments)
@@ -296,7 +303,7 @@ def places(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int,
         written.append((int(tasks), int(steps)))
         return path
 
-    monkeypatch.setattr(loop, "save_checkpoint", watched)
+    monkeypatch.setattr(checkpointing, "save_checkpoint", watched)
     trainer.fit()
     return written
 

@@ -129,10 +129,17 @@ def without_times(found: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_run_directory(finished: Path) -> None:
     assert sorted(contents(finished)) == [
-        "analysis/images.safetensors", "analysis/task-001.safetensors", "analysis/task-002.safetensors",
-        "checkpoints/001-00000022.safetensors", "checkpoints/002-00000000.safetensors",
-        "config.yaml", "metrics.csv", "model.safetensors", "run.json", "train.log",
-    ]  # fmt: skip
+        "analysis/images.safetensors",
+        "analysis/task-001.safetensors",
+        "analysis/task-002.safetensors",
+        "checkpoints/001-00000022.safetensors",
+        "checkpoints/002-00000000.safetensors",
+        "config.yaml",
+        "metrics.csv",
+        "model.safetensors",
+        "run.json",
+        "train.log",
+    ]
     log = (finished / "train.log").read_text(encoding="utf-8")
     assert "SMoPE on digits: 10 classes in 2 tasks, seed 0" in log
     assert re.search(r"task 2/2: accuracy \d+\.\d %", log)
@@ -142,12 +149,30 @@ def test_the_run_directory(finished: Path) -> None:
 def test_every_key_of_the_record(finished: Path) -> None:
     found = record(finished)
     types = {
-        "format_version": int, "config": dict, "versions": dict, "seed": int, "class_order": list,
-        "accuracy_matrix": list, "final_average_accuracy": float, "cumulative_average_accuracy": float,
-        "forgetting": float, "sample_weighted_accuracy": float, "status": str, "method": str, "stream": dict,
-        "class_names": list, "tasks": list, "evaluated_on": str, "config_hash": str, "trainable_parameters": dict,
-        "seconds": dict, "images_per_second": float, "backbone": dict, "cost": dict, "world_size": int,
-    }  # fmt: skip
+        "format_version": int,
+        "config": dict,
+        "versions": dict,
+        "seed": int,
+        "class_order": list,
+        "accuracy_matrix": list,
+        "final_average_accuracy": float,
+        "cumulative_average_accuracy": float,
+        "forgetting": float,
+        "sample_weighted_accuracy": float,
+        "status": str,
+        "method": str,
+        "stream": dict,
+        "class_names": list,
+        "tasks": list,
+        "evaluated_on": str,
+        "config_hash": str,
+        "trainable_parameters": dict,
+        "seconds": dict,
+        "images_per_second": float,
+        "backbone": dict,
+        "cost": dict,
+        "world_size": int,
+    }
     assert {key: type(found.get(key)) for key in types} == types
     assert (found["status"], found["method"], found["seed"], found["evaluated_on"]) == (
         "finished",
@@ -194,8 +219,9 @@ def test_the_record_says_what_it_cost(finished: Path) -> None:
     assert cost["waiting_share"] == found["waiting_share"]
     tested = sum(sum(task["test"] for task in found["tasks"][: index + 1]) for index in range(2))
     assert cost["images_per_second"] == {
-        "train": found["images_per_second"], "infer": pytest.approx(tested / seconds["eval"])
-    }  # fmt: skip
+        "train": found["images_per_second"],
+        "infer": pytest.approx(tested / seconds["eval"]),
+    }
     flops = cost["gflops_per_image"]
     assert 0 < flops["infer_gflops"]["torch"] < flops["train_gflops"]["torch"]
     stored = sum(v.nbytes for k, v in final_state(finished).items() if k.startswith("method."))

@@ -60,8 +60,8 @@ def seen(stream: Stream, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 
 
 def folder(trainer: Trainer) -> Path:
-    assert trainer.directory is not None
-    return trainer.directory.path
+    assert trainer.outputs.directory is not None
+    return trainer.outputs.directory.path
 
 
 def test_the_images_are_described_once_in_the_order_of_tasks(seen: Trainer, stream: Stream) -> None:
@@ -183,25 +183,27 @@ class Broken(BaseException):
     """Stands for a process that is killed."""
 
 
-@pytest.mark.parametrize("owner", ["_save", "accuracy"])
+@pytest.mark.parametrize("name", ["_save", "accuracy"])
 def test_a_run_broken_off_and_resumed_leaves_the_same_files(
-    owner: str, seen: Trainer, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, seen: Trainer, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the checkpoint of the second task, its file just written, and within its evaluation."""
-    real = getattr(Trainer, owner)
+    """Before the checkpoint of the second task, its file just written, and within its
+    evaluation.
+    """
+    real = getattr(Trainer, name)
 
     def breaking(self: Trainer, *arguments: Any) -> Any:
-        done = len(self.history.accuracy_matrix)
-        if (owner == "_save" and done == 2) or (owner == "accuracy" and arguments == (1, 4)):
+        evaluated = name == "_save" and len(self.history.accuracy_matrix) == 2
+        if evaluated or (name == "accuracy" and arguments == (1, 4)):
             raise Broken
         return real(self, *arguments)
 
-    monkeypatch.setattr(Trainer, owner, breaking)
-    with pytest.raises(Broken):
-        train(tmp_path / "run", stream, make())
-    monkeypatch.setattr(Trainer, owner, real)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, name, breaking)
+        with pytest.raises(Broken):
+            train(tmp_path / "run", stream, make())
     directory = RunDirectory.open(tmp_path / "run")
-    assert (directory.analysis / "task-002.safetensors").exists() == (owner == "_save")
+    assert (directory.analysis / "task-002.safetensors").exists() == (name == "_save")
     (
         directory.analysis / ".task-002.safetensors.1.tmp"
     ).touch()  # half written by a process that was killed

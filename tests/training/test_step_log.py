@@ -1,4 +1,6 @@
-"""Every training step once, with its number, and an accelerator is not waited for at each of them."""
+"""Every training step once, with its number, and an accelerator is not waited for at each of
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from smope.cli.main import main
 from smope.methods.smope import SMoPE
 from smope.routers.topk import TopK
 from smope.trackers.base import Tracker
-from smope.training.step_log import WINDOW, StepLog
+from smope.training.step_log import WINDOW_STEPS, StepLog
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
@@ -40,13 +42,13 @@ class Listener(Tracker):
 def test_windows_and_what_is_left() -> None:
     listener = Listener()
     log = StepLog(listener)
-    for step in range(1, WINDOW + 3):
+    for step in range(1, WINDOW_STEPS + 3):
         log.add(step, {"loss": torch.tensor(1.0 / step, dtype=torch.float64)}, [5e-3, 1e-3])
-        assert listener.sizes == ([WINDOW] if step >= WINDOW else [])
+        assert listener.sizes == ([WINDOW_STEPS] if step >= WINDOW_STEPS else [])
     log.flush()
     log.flush()
-    assert listener.sizes == [WINDOW, 2]
-    assert list(listener.rows) == list(range(1, WINDOW + 3))
+    assert listener.sizes == [WINDOW_STEPS, 2]
+    assert list(listener.rows) == list(range(1, WINDOW_STEPS + 3))
     assert listener.rows[2] == {"loss": 0.5, "learning_rate": 1e-3, "learning_rate_group_1": 5e-3}
 
 

@@ -1,1 +1,1 @@
-"""What several methods are made of; a file here is no method by itself."""
+"""What several methods share. None of these modules is a method that a run can choose."""

@@ -1,5 +1,6 @@
-"""What is remembered of each class's features: a mean and a diagonal variance for one or more
-centroids.
+"""Class statistics: mean and diagonal variance of each class's features.
+
+Methods with classifier alignment keep them instead of images.
 """
 
 from __future__ import annotations
@@ -7,14 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-VARIANCE_FLOOR = 1e-4  # added to every variance when sampling, as in the authors' program
+VARIANCE_FLOOR = 1e-4  # added to every variance when sampling, as in the authors' code
 
 
 class ClassStatistics(nn.Module):
-    """A diagonal Gaussian (or several) a class, from which features can be drawn.
+    """One or more diagonal Gaussians for each class, from which features can be drawn.
 
-    Buffers mean, variance (num_classes, M, C) and count (num_classes, M), the images behind each,
-    for M centroids and C features.
+    Buffers, for M centroids and C features: mean and variance (num_classes, M, C), and count
+    (num_classes, M), the number of images behind each Gaussian.
+
+    Args:
+        num_classes: classes of the stream.
+        centroids: M; 0 remembers nothing.
+        width: C.
     """
 
     mean: Tensor
@@ -29,43 +35,51 @@ class ClassStatistics(nn.Module):
 
     @property
     def known(self) -> Tensor:
-        """(num_classes, M) bool: which Gaussians there are."""
+        """Which Gaussians exist, (num_classes, M) bool."""
         return self.count > 0
 
     @torch.no_grad()
     def record(self, label: int, features: Tensor, *, seed: int) -> None:
-        """Describe class `label` by its features (n, C), n >= 1; the variance divides by n.
+        """Describe a class by its features; the variance divides by n.
 
-        A single Gaussian that is there already becomes that of all images, earlier ones and these.
+        If a class with a single Gaussian comes again, its Gaussian becomes that of all its images.
+        With several centroids, k-means (scikit-learn, seeded) splits the features. A centroid of a
+        single image has no variance and is left out. If no centroid remains, the class gets one
+        Gaussian.
 
-        With several centroids the features are split by k-means (scikit-learn, seeded); a centroid
-        of a single image, which has no variance, is left out. A class for which none remains gets
-        one Gaussian.
+        Args:
+            label: the class.
+            features: (n, C), n >= 1.
+            seed: of k-means.
         """
         assignment = _assign(features, self.mean.shape[1], seed)
         groups = [features[assignment == index] for index in range(self.mean.shape[1])]
-        spread = [group for group in groups if len(group) and group.var(dim=0, correction=0).any()]
+        varied = [group for group in groups if len(group) and group.var(dim=0, correction=0).any()]
         earlier = self.count[label].clone()
         assert len(earlier) == 1 or not earlier.any(), (
             "several Gaussians a class cannot be continued"
         )
         self.count[label] = 0
-        for index, group in enumerate(spread or [features]):
+        for index, group in enumerate(varied or [features]):
             mean, variance = group.mean(dim=0), group.var(dim=0, correction=0)
             share = len(group) / (len(group) + int(earlier[index]))
-            apart = mean - self.mean[label, index]
+            shift = mean - self.mean[label, index]
             variance = share * variance + (1 - share) * (
-                self.variance[label, index] + share * apart.square()
+                self.variance[label, index] + share * shift.square()
             )
-            self.mean[label, index] += share * apart
+            self.mean[label, index] += share * shift
             self.variance[label, index] = variance
             self.count[label, index] = len(group) + earlier[index]
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` features of each known centroid: (n, C) and labels (n,), grouped by class.
+        """Draw features as mean + sqrt(variance + 1e-4) · noise.
 
-        Drawn as mean + sqrt(variance + 1e-4) · noise: a diagonal Gaussian needs no factorisation.
-        `generator` is a CPU one, so that the numbers are the same on every device.
+        Args:
+            count: features of each Gaussian.
+            generator: on the CPU, so that the numbers are the same on every device.
+
+        Returns:
+            Features (n, C) and labels (n,), grouped by class.
         """
         labels, index = self.known.nonzero(as_tuple=True)
         mean, variance = self.mean[labels, index], self.variance[labels, index]

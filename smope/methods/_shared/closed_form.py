@@ -1,7 +1,6 @@
-"""Methods that learn from one pass over a task's frozen features, without gradients: what they
-share.
+"""For methods that learn from one pass over a task's features, without gradients.
 
-Letters: K classes, C features, G groups of classes with a scatter matrix of their own, n images.
+Letters: K classes, C features, G groups of classes with their own scatter matrix, n images.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ from smope.methods.base import Batches, Method, Phase, TaskSpan
 
 
 class OnePass(Method):
-    """Trains nothing; a subclass learns in end_task, where features_of() gives it each training
-    image once.
-    """
+    """Takes no training steps. A subclass learns in end_task, from what features_of() gives."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes, align=False)
         self.classifier.requires_grad_(False)
 
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
+    def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
         return []
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
@@ -37,36 +34,42 @@ class OnePass(Method):
 def features_of(
     method: Method, batches: Batches, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features (n, C) and labels (n,) of a task's training images, each once, through the
-    evaluation transform, in float64 on `device`; memory for one batch at a time. Of several
-    processes each is given all of them, so that all learn the same. UserError where a feature is
-    not a finite number: nothing can be learned from it.
+    """The features of a task's training images, each image once, through the evaluation transform.
+
+    Each of several processes gets the features of all images, so that all learn the same.
+
+    Args:
+        method: computes the features.
+        batches: the argument of Method.end_task.
+        device: where features and labels are put.
+
+    Returns:
+        Features (n, C) in float64 and labels (n,), batch by batch.
+
+    Raises:
+        UserError: a feature is not a finite number.
     """
     for images, labels in batches("plain"):
-        features, labels = (
-            collectives.gathered(method.features(images)),
-            collectives.gathered(labels),
-        )
+        features = collectives.gathered(method.features(images))
+        labels = collectives.gathered(labels)
         if not features.isfinite().all():
             raise UserError(
                 "backbone: its features are not finite numbers; choose another backbone.name or "
-                "backbone.weights, or "
-                "trainer.precision=float32"
+                "backbone.weights, or trainer.precision=float32"
             )
         yield features.to(device).double(), labels.to(device)
 
 
 def joined(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Features (n, C) and labels (n,) of all batches together."""
+    """Features (n, C) and labels (n,) of all batches, concatenated."""
     features, labels = zip(*pairs, strict=True)
     return torch.cat(features), torch.cat(labels)
 
 
 class FixedPrecision(nn.Module):
-    """Its buffers keep the precision they were made in, whatever the module around them is moved
-    to.
+    """A module whose buffers keep their precision when the module around it changes its own.
 
-    Sums over many images need float64; they stay on the CPU where an accelerator does not have it.
+    Sums over many images need float64. On an accelerator without float64 they stay on the CPU.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedPrecision:
@@ -78,13 +81,16 @@ class FixedPrecision(nn.Module):
 
 
 class ClassMoments(FixedPrecision):
-    """Of each class the number of images and their mean; within classes the scatter about these
-    means.
+    """Number of images and mean feature of each class, and the scatter around these means.
 
-    covariance: "shared", one matrix for all classes (G = 1), or "class" (G = K). Buffers counts
-    (K,), means (K, C), scatter (G, C, C): their size follows from K and C alone, and what they
-    hold, to rounding, from the images alone, not from their order nor from the tasks in which they
-    came.
+    Buffers: counts (K,), means (K, C), scatter (G, C, C). Their values depend on the images alone,
+    up to rounding: not on the order of images nor on the tasks in which they came.
+
+    Args:
+        num_classes: K.
+        width: C.
+        covariance: "shared", one scatter matrix for all classes (G = 1), or "class" (G = K).
+        dtype: of means and scatter.
     """
 
     counts: Tensor
@@ -106,24 +112,25 @@ class ClassMoments(FixedPrecision):
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Take in features (n, C) in float64 with labels (n,): Chan et al. 1983, two samples'
-        moments in one.
+        """Add images, by the formula for combining the moments of two samples (Chan et al. 1983).
+
+        Args:
+            features: (n, C) in float64.
+            labels: (n,).
         """
         for label in labels.unique().tolist():
             rows = features[labels == label]
             mean, earlier = rows.mean(0), int(self.counts[label])
             share = len(rows) / (earlier + len(rows))
-            apart = mean - self.means[label]
+            shift = mean - self.means[label]
             centred = rows - mean
             group = label if len(self.scatter) > 1 else 0
-            self.scatter[group] += centred.T @ centred + share * earlier * torch.outer(apart, apart)
-            self.means[label] += share * apart
+            self.scatter[group] += centred.T @ centred + share * earlier * torch.outer(shift, shift)
+            self.means[label] += share * shift
             self.counts[label] += len(rows)
 
     def covariance(self, group: int) -> Tensor:
-        """(C, C) float64, the unbiased estimate of one group; zero where no class of it has two
-        images.
-        """
-        spare = (self.counts - 1).clamp(min=0)
-        freedom = spare[group] if len(self.scatter) > 1 else spare.sum()
+        """The unbiased covariance of one group, (C, C) float64; zero if no class has two images."""
+        class_freedom = (self.counts - 1).clamp(min=0)
+        freedom = class_freedom[group] if len(self.scatter) > 1 else class_freedom.sum()
         return self.scatter[group].double() / int(freedom.clamp(min=1))

@@ -1,8 +1,7 @@
-"""Adapting to the first task alone: what learns does so there and stays, and a ridge classifier
-learns all tasks.
+"""For methods that adapt the network to the first task alone, and learn all tasks in closed form.
 
-The first session of RanPAC and ADAM (McDonnell et al. 2023, arXiv 2307.02251; Zhou et al. 2023,
-arXiv 2303.07338).
+This is the first session of RanPAC and ADAM (McDonnell et al. 2023, arXiv 2307.02251; Zhou et al.
+2023, arXiv 2303.07338).
 """
 
 from __future__ import annotations
@@ -16,9 +15,11 @@ from smope.methods.base import Batches, Method, Phase, TaskSpan
 
 
 class FirstSession(Method):
-    """To be named before the base that says what learns in the first task; the linear classifier
-    helps it and predicts nothing. Memory: RidgeHead's, and the features of a task's images while it
-    is learned.
+    """Mixin: the other base of a class says what is trained in the first task, and comes second.
+
+    The ridge classifier learns after every task and predicts. The linear classifier only helps to
+    train in the first task. Memory is that of RidgeHead, and of the features of a task while it is
+    learned.
     """
 
     learning_only = ("classifier",)
@@ -27,8 +28,8 @@ class FirstSession(Method):
     def classify(self, features: Tensor) -> Tensor:
         return self.ridge(features)
 
-    def phases(self, task: TaskSpan, epochs: int, dense_epochs: int) -> list[Phase]:
-        return super().phases(task, epochs, dense_epochs) if task.index == 0 else []
+    def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
+        return super().phases(task, epochs) if task.index == 0 else []
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:

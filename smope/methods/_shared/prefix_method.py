@@ -1,5 +1,5 @@
-"""What the methods with prefix prompts share: a frozen pass for the query, a choice of prompts, a
-pass with them.
+"""For methods with prefix prompts: a frozen pass gives a query, the query chooses prompts, and a
+second pass uses them.
 
 Shapes: B batch, S image side, C feature width.
 """
@@ -17,15 +17,18 @@ from smope.backbones.vit import Backbone
 from smope.backbones.wrapping import wrap
 from smope.errors import UserError
 from smope.losses.classification import task_cross_entropy
-from smope.methods.base import Coupling, Method, TaskSpan
+from smope.methods.base import BatchDependence, Method, TaskSpan
 from smope.prompts.pool import AuthorsBug
 from smope.prompts.prefix import Prefix, PrefixAttention, clear, prefixed
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The prompts of each image, one prefix a prompted block, and what choosing adds to the loss,
-    by name.
+    """The prompts chosen for a batch.
+
+    Attributes:
+        prefixes: one for each prompted block.
+        losses: what choosing adds to the loss, by name.
     """
 
     prefixes: Sequence[Prefix]
@@ -33,14 +36,17 @@ class Choice:
 
 
 class PrefixMethod(Method):
-    """Base of these methods; a subclass says in `choose` which prompts an image gets for its query.
+    """Base of methods with prefix prompts; a subclass chooses the prompts of an image in `choose`.
 
-    The query is the CLS feature of one pass through the same backbone without prompts, so that
-    features cost two forward passes. Where a method is not `queried`, it chooses without one and
-    costs one.
+    The query is the CLS feature of a pass through the same backbone without prompts, so features
+    cost two forward passes. A method that is not `queried` chooses without a query and costs one.
 
-    Prompts have no weight decay: it would move those of earlier tasks, which have no gradient any
-    more.
+    Prompts have no weight decay. It would change those of earlier tasks, which have no gradient.
+
+    Args:
+        blocks: which blocks get prompts.
+        prompt_rate_factor: learning rate of the prompts, as a multiple of the classifier's.
+        key: the setting that an error about `blocks` names.
     """
 
     task: Tensor
@@ -60,27 +66,27 @@ class PrefixMethod(Method):
         super().__init__(backbone, num_classes, align=align, centroids=centroids)
         self.prompt_rate_factor = prompt_rate_factor
         self._wrappers = tuple(wrap(backbone.vit, blocks, PrefixAttention, key))
-        # The task at hand, or the last one: a resumed run goes on within it.
+        # The current task, or the last one: a buffer, since a resumed run continues within it.
         self.register_buffer("task", torch.zeros((), dtype=torch.int64))
 
     @property
     def queried(self) -> bool:
-        """Whether choosing takes the query, at present."""
+        """Whether choosing needs the query now."""
         return True
 
     @property
     def width(self) -> int:
-        """The width of a prompt: that of the backbone's keys and values, heads side by side."""
+        """The width of a prompt: that of the backbone's keys and values, all heads together."""
         return self._wrappers[0].width
 
     def choose(self, query: Tensor) -> Choice:
-        """query (B, C), in full precision; (B, 0) where the method is not `queried`."""
+        """The prompts for queries (B, C) in full precision; (B, 0) if the method is not
+        `queried`.
+        """
         raise TypeError(f"{type(self).__name__} does not define choose(query) -> Choice")
 
     def query(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) -> CLS features (B, C) of the frozen backbone without prompts,
-        without gradient.
-        """
+        """images (B, 3, S, S) -> CLS features (B, C) without prompts and without gradient."""
         clear(self._wrappers)
         with torch.no_grad():
             return self.backbone(images)
@@ -89,20 +95,28 @@ class PrefixMethod(Method):
         return self.prompted(images, self._choice(images))
 
     def prompted(self, images: Tensor, choice: Choice) -> Tensor:
-        """images (B, 3, S, S) -> features (B, C) with the chosen prompts."""
+        """Features with the chosen prompts.
+
+        Args:
+            images: (B, 3, S, S) in [0, 1].
+            choice: the prompts.
+
+        Returns:
+            Features (B, C).
+        """
         with prefixed(self._wrappers, choice.prefixes, keep=self.backbone.recompute):
             return self.backbone(images)
 
     def _choice(self, images: Tensor) -> Choice:
         query = self.query(images) if self.queried else images.new_empty(len(images), 0)
-        # A half-precision similarity can choose another prompt.
+        # In half precision, rounded similarities may choose another prompt.
         with torch.autocast(images.device.type, enabled=False):
             return self.choose(query.to(self.classifier.weight.dtype))
 
-    def needs_one_process(self) -> Coupling | None:
+    def needs_one_process(self) -> BatchDependence | None:
         if self.authors_bug == "none":
             return None
-        return Coupling(f"method.authors_bug={self.authors_bug}", "method.authors_bug=none")
+        return BatchDependence(f"method.authors_bug={self.authors_bug}", "method.authors_bug=none")
 
     def begin_task(self, task: TaskSpan) -> None:
         self.task.fill_(task.index)
@@ -128,12 +142,18 @@ class PrefixMethod(Method):
 
 
 def check_tasks(method: Method, tasks: Sequence[TaskSpan], prepared: int) -> None:
-    """UserError where a method with prompts of their own for `prepared` tasks meets a stream of
-    more.
+    """Check that a method with prompts for each task has enough of them.
+
+    Args:
+        method: named in the error.
+        tasks: of the stream.
+        prepared: tasks that the method has prompts for.
+
+    Raises:
+        UserError: the stream has more tasks.
     """
     if len(tasks) > prepared:
         raise UserError(
             f"{type(method).__name__} was made for {prepared} tasks (total_tasks), and the stream "
-            f"has {len(tasks)}; "
-            "make it for as many"
+            f"has {len(tasks)}; make it for as many"
         )

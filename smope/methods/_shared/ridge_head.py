@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from smope.methods._shared.closed_form import FixedPrecision, joined
 
-CHUNK = 1024  # images whose random features are in memory at once
-HELD_OUT = 5  # one image in so many decides about the penalty
+CHUNK_IMAGES = 1024  # images whose random features are in memory at once
+HELD_OUT_EVERY = 5  # one image in so many decides about the penalty
 
 
 class Sums(FixedPrecision):
-    """In float64, over all images so far: gram (M, M), the sum of h·hᵀ, and classes (M, K), the sum
-    of h a class; penalty (), the λ in use.
+    """Sums over all images so far, in float64.
+
+    Buffers: gram (M, M), the sum of h·hᵀ; classes (M, K), the sum of h of each class; penalty (),
+    the λ in use.
     """
 
     gram: Tensor
@@ -34,12 +36,17 @@ class Sums(FixedPrecision):
         self.register_buffer("penalty", torch.ones((), dtype=torch.float64))
 
     def add(self, hidden: Tensor, targets: Tensor) -> None:
-        """hidden (n, M), targets (n, K), one-hot."""
+        """Add images.
+
+        Args:
+            hidden: h, (n, M).
+            targets: one-hot labels (n, K).
+        """
         self.gram.addmm_(hidden.T, hidden)
         self.classes.addmm_(hidden.T, targets)
 
     def solve(self, penalty: float) -> Tensor | None:
-        """(gram + λ I)^-1 classes, (M, K); None where λ is too small beside the rounding of
+        """(gram + λ I)^-1 classes, (M, K); None if λ is too small for the rounding errors of
         `gram`.
         """
         system = self.gram.clone()
@@ -49,27 +56,30 @@ class Sums(FixedPrecision):
 
 
 class RidgeHead(nn.Module):
-    """The least-squares fit of one-hot labels by h = relu(x·projection), x a feature; nothing of it
-    is trained.
+    """The least-squares fit of one-hot labels by h = relu(x·projection), where x is a feature.
 
-    W = (gram + λ I)^-1 classes: up to λ those of one fit to all images that `fit` was given, in
-    whatever order they came. The projection (C, M) is drawn from N(0, 1) once, and saved.
+    The weights are W = (gram + λ I)^-1 classes. Apart from the choice of λ they are those of one
+    fit to all images that `fit` was given, in any order. The projection (C, M) is drawn from N(0,
+    1) once, and saved. Nothing is trained by gradients.
 
-    width:     M; the paper takes 10000. None: no projection and no relu, h = x.
-    exponents: λ is one of 10^a, 10^(a + 1), ..., 10^b for [a, b], the one with the smallest squared
-        error on a fifth of
-               the images of the last `fit` (every fifth of each class) when the fit is to the
-               images of earlier ones and the other four fifths. The authors' program takes earlier
-               tasks' images into W but not into the choice. Where no class has two images, λ stays
-               what it was, 1 at first. Where rounding makes the system unsolvable with the chosen
-               λ, which is then far too small beside the largest eigenvalue of the sums (that grows
-               with every image), it is raised tenfold until it is not, if need be beyond 10^b;
-               `sums.penalty` is the λ of the weights.
+    How λ is chosen: a fifth of the images of the last `fit` is held out, every fifth of each class.
+    For each candidate, W is fitted to all other images, earlier ones included. The λ with the
+    smallest squared error on the held-out images is taken. (The authors' code leaves the images of
+    earlier tasks out of this choice.) If no class has two images, λ stays as it was; it is 1 at
+    first. If rounding makes the system unsolvable with the chosen λ, because that is far too small
+    for the largest eigenvalue of the sums, λ is raised tenfold until it can be solved, if necessary
+    beyond the candidates. `sums.penalty` is the λ of the weights.
 
-    Buffers weight (K, M), projection (C, M), and those of `sums`; before the first `fit` all logits
-    are 0. Memory, whatever the number of images: M² + M·K numbers in float64 and C·M in float32 (41
-    MB for M = 2000, 0.85 GB for M = 10000, with ViT-B/16 and 200 classes); twice M² more while it
-    is fitted.
+    Buffers: weight (K, M), projection (C, M), and those of `sums`. Before the first `fit` all
+    logits are 0. Memory does not depend on the number of images: M² + M·K numbers in float64 and
+    C·M in float32 (41 MB for M = 2000, 0.85 GB for M = 10000, with ViT-B/16 and 200 classes), and
+    twice M² more while it is fitted.
+
+    Args:
+        features: C.
+        num_classes: K.
+        width: M; the paper has 10000. None: no projection and no relu, h = x.
+        exponents: [a, b] for the candidates 10^a, 10^(a + 1), ..., 10^b of λ.
     """
 
     learning_only = ("sums",)
@@ -98,8 +108,8 @@ class RidgeHead(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Take in features (n, C) in float64 with labels (n,), all batches together, and solve for
-        the weights anew.
+        """Add the images of a task, given as features (n, C) in float64 and labels (n,) in batches,
+        and solve for the weights.
         """
         features, labels = joined(batches)
         held_out = _held_out(labels)
@@ -112,21 +122,20 @@ class RidgeHead(nn.Module):
         self.weight.copy_(self._solve_raised().T)
 
     def _solve_raised(self) -> Tensor:
-        """W (M, K) for the λ in use, which is first raised tenfold as often as the system cannot
-        be solved with it.
-        """
+        """W (M, K); λ is raised tenfold until the system can be solved."""
         while (weights := self.sums.solve(float(self.sums.penalty))) is None:
             self.sums.penalty *= 10
         return weights
 
     def _chunks(self, features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """h and one-hot labels in float64, so many images at once that memory stays bounded."""
-        for some, theirs in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
-            yield self._hidden(some), F.one_hot(theirs, len(self.weight)).double()
+        """h and one-hot labels in float64, for a bounded number of images at once."""
+        chunks = zip(features.split(CHUNK_IMAGES), labels.split(CHUNK_IMAGES), strict=True)
+        for chunk, chunk_labels in chunks:
+            yield self._hidden(chunk), F.one_hot(chunk_labels, len(self.weight)).double()
 
     def _best_penalty(self, features: Tensor, labels: Tensor) -> float:
         """The λ whose fit to the sums so far has the smallest squared error on these images; the
-        largest where none can be solved.
+        largest candidate if none can be solved.
         """
         errors = {}
         for penalty in self.penalties:
@@ -140,12 +149,12 @@ class RidgeHead(nn.Module):
 
 
 def _held_out(labels: Tensor) -> Tensor:
-    """(n,) bool: every fifth image of each class, or the last of a class with two to four."""
-    chosen = torch.zeros_like(labels, dtype=torch.bool)
+    """Every fifth image of each class, or the last one of a class with two to four: (n,) bool."""
+    held_out = torch.zeros_like(labels, dtype=torch.bool)
     for label in labels.unique():
-        places = (labels == label).nonzero()[:, 0]
-        if len(places) > 1:
-            chosen[places[HELD_OUT - 1 :: HELD_OUT] if len(places) >= HELD_OUT else places[-1:]] = (
-                True
-            )
-    return chosen
+        indices = (labels == label).nonzero()[:, 0]
+        if len(indices) >= HELD_OUT_EVERY:
+            held_out[indices[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]] = True
+        elif len(indices) > 1:
+            held_out[indices[-1]] = True
+    return held_out

@@ -1,5 +1,4 @@
-"""Which task an image belongs to, told from its feature without prompts (HiDe-Prompt's task
-identity inference).
+"""Infers which task an image belongs to, from its feature without prompts (HiDe-Prompt).
 
 Shapes: B batch, C feature width.
 """
@@ -16,7 +15,7 @@ from smope.methods.base import TaskSpan
 
 
 class Residual(nn.Module):
-    """norm(x + W2·gelu(W1·x)), x (B, C), twice as wide inside."""
+    """norm(x + W2·gelu(W1·x)) for x (B, C); the inner layer is 2C wide."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,19 +29,20 @@ class Residual(nn.Module):
 
 
 class TaskIdentity(nn.Module):
-    """Classifies among all classes seen and answers with the task of the class, as each class
-    belongs to one task.
+    """Classifies among all classes seen, and gives the task of the class.
 
-    query(images) -> features (B, C) without prompts. The classifier, a residual layer and a linear
-    one, is trained on a task's classes and aligned on class statistics of these features, as the
-    trainer does with a method's own.
+    The classifier is a residual layer and a linear one. It is trained on the classes of a task and
+    aligned on class statistics of features without prompts: it is an AlignableClassifier.
+
+    Args:
+        width: C.
+        num_classes: classes of the stream.
+        centroids: Gaussians of each class, for alignment.
+        query: images -> features (B, C) without prompts.
     """
 
-    # its counts say which classes there are
-    learning_only = (
-        "statistics.mean",
-        "statistics.variance",
-    )
+    # statistics.count is not among them: it says which classes were seen.
+    learning_only = ("statistics.mean", "statistics.variance")
     task_of: Tensor
 
     def __init__(
@@ -62,12 +62,13 @@ class TaskIdentity(nn.Module):
         return self.classifier(features)
 
     def forward(self, query: Tensor) -> Tensor:
-        """query (B, C) -> task of each image (B,), among those whose classes have statistics; task
-        0 where none has.
+        """query (B, C) -> task of each image (B,), among tasks with class statistics; 0 before the
+        first.
         """
         unseen = ~self.statistics.known.any(-1)
         logits = self.classify(query).masked_fill(unseen & ~unseen.all(), float("-inf"))
         return self.task_of[logits.argmax(-1)]
 
     def begin_task(self, task: TaskSpan) -> None:
+        """Note that the classes belong to this task."""
         self.task_of[list(task.classes)] = task.index
