@@ -10,10 +10,10 @@ from typing import Any
 from smope.config.identity import GROUPS
 from smope.errors import UserError
 
-# Groups whose files set keys of several others; nothing is chosen unless asked.
-SETTINGS = ("experiment", "variant", "sweep")
+# Groups whose files set keys of several other groups. By default none of their files is chosen.
+SETTINGS = ("benchmark", "experiment", "variant", "sweep")
 ALL_GROUPS = (*GROUPS, *SETTINGS)
-MOST_NAMED = 18  # choices that a message names
+MAX_LISTED_CHOICES = 18  # in an error message
 
 
 def conf_dir() -> Path:
@@ -23,14 +23,15 @@ def conf_dir() -> Path:
         if (candidate / "train.yaml").is_file():
             return candidate
     raise UserError(
-        f"no conf/train.yaml in {package} or {package.parent}; not all is installed: install "
-        f"smope again"
+        f"no conf/train.yaml in {package} or {package.parent}; the installation is incomplete: "
+        f"install smope again"
     )
 
 
 def choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
-    """Names that `group=` accepts: the stems of its YAML files; one that starts with _ is for
-    others to include.
+    """Names that `group=` accepts: the YAML files of its folder, without their suffix.
+
+    A file whose name starts with _ is no choice; other files include it.
     """
     return sorted(
         {path.stem for folder in config_dirs for path in (folder / group).glob("[!_]*.yaml")}
@@ -38,6 +39,7 @@ def choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
 
 
 def config_folders(config_dir: str | None) -> tuple[Path, ...]:
+    """conf/, and the folder that --config-dir names, if any."""
     if config_dir is None:
         return (conf_dir(),)
     path = Path(config_dir).expanduser().resolve()
@@ -50,11 +52,18 @@ def config_folders(config_dir: str | None) -> tuple[Path, ...]:
 
 
 def known_choices(group: str, value: str, known: Sequence[str]) -> str:
-    """The way out of a choice that is none: the nearest first, then all others where one line
-    takes them.
+    """The hint for a choice that does not exist.
+
+    Args:
+        group: The group of the choice, such as method.
+        value: What the user wrote.
+        known: The choices of that group.
+
+    Returns:
+        The nearest choice, if one is near, and the others, if there are few enough for one line.
     """
     near = difflib.get_close_matches(value, known, n=1)
-    if len(known) <= MOST_NAMED:
+    if len(known) <= MAX_LISTED_CHOICES:
         named = ", ".join(known)
         return (
             f"did you mean {group}={near[0]}? Choices are {named}"
@@ -64,25 +73,40 @@ def known_choices(group: str, value: str, known: Sequence[str]) -> str:
     rest = f"`smope train --help` lists all {len(known)}"
     if near:
         return f"did you mean {group}={near[0]}? {rest}"
-    return f"choose one of {', '.join(known[: MOST_NAMED // 2])}, ...; {rest}"
+    return f"choose one of {', '.join(known[: MAX_LISTED_CHOICES // 2])}, ...; {rest}"
 
 
 def load_choice(group: str, name: str, config_dirs: Sequence[Path]) -> dict[str, Any]:
-    """The values of a choice's file, for a group that no run's configuration has; the user's own
-    folder goes first.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    """The values of a choice's file, for a group that no run's configuration has.
 
+    Args:
+        group: A folder of conf/, such as tune.
+        name: The choice, a file of that folder without its suffix.
+        config_dirs: conf/, and the user's own folder if there is one.
+
+    Raises:
+        UserError: There is no such choice, or its file cannot be read.
+    """
     known = choices(group, config_dirs)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {group}={near[0]}?" if near else ""
         raise UserError(f"{group}={name} is no choice; choose one of {', '.join(known)}{hint}")
-    path = next(
-        p for folder in reversed(config_dirs) if (p := folder / group / f"{name}.yaml").is_file()
-    )
+    return read_mapping(choice_file(group, name, config_dirs))
+
+
+def choice_file(group: str, name: str, config_dirs: Sequence[Path]) -> Path:
+    """The file of a choice that is known to exist. The user's own folder comes before conf/."""
+    paths = (folder / group / f"{name}.yaml" for folder in reversed(config_dirs))
+    return next(path for path in paths if path.is_file())
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; UserError where it cannot be read or holds no mapping."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
