@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smope.config.config import Config, closest_key, replaced, settable
 from smope.config.conf_files import ALL_GROUPS
+from smope.config.config import Config, closest_key, replaced, settable
 from smope.config.identity import flatten, immaterial
 from smope.config.signatures import takes
 from smope.config.value_types import convert, describe, fits, shown
