@@ -101,14 +101,22 @@ def choice_file(group: str, name: str, config_dirs: Sequence[Path]) -> Path:
     return next(path for path in paths if path.is_file())
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; UserError where it cannot be read or holds no mapping."""
+def read_mapping(path: Path, *, resolve: bool = True) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Args:
+        path: The file.
+        resolve: Whether ${key} is replaced by the value of that key in the file.
+
+    Raises:
+        UserError: The file cannot be read, or holds no mapping.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=resolve)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: is not readable YAML ({first_line(error)}); correct it"

@@ -50,10 +50,11 @@ def _file(name: str, benchmark: str, sections: Mapping[str, Any]) -> ConfigNode:
     from hydra.core.config_store import ConfigNode
     from omegaconf import OmegaConf
 
-    used = [sections[key] for key in (ALL_BENCHMARKS, benchmark) if key in sections]
+    node = OmegaConf.create({})
+    node.merge_with(*(sections[key] for key in (ALL_BENCHMARKS, benchmark) if key in sections))
     return ConfigNode(
         name=name,
-        node=OmegaConf.merge({}, *used),
+        node=node,
         group=f"{GROUP}/{benchmark}",
         package="_global_",
         provider=None,
@@ -66,7 +67,7 @@ def _sections(path: Path, benchmarks: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: A section has another name than the benchmarks, or holds no mapping.
     """
-    sections = read_mapping(path)
+    sections = read_mapping(path, resolve=False)
     known = (ALL_BENCHMARKS, *benchmarks)
     for name, section in sections.items():
         if name not in known:

@@ -91,7 +91,7 @@ def own(tmp_path: Path) -> Path:
         "defaults:\n  - override /stream: digits\nname: four_digits\n",
         "method/mine.yaml": "_target_: smope.methods.ncm.NearestClassMean\n",
         "recipe/mine.yaml": "four_digits:\n  method: {similarity: euclidean}\n",
-        "recipe/ridge.yaml": "all:\n  method: {width: 3000}\n"
+        "recipe/ridge.yaml": "all:\n  method: {width: 3000}\n  trainer: {epochs: '${seed}'}\n"
         "four_digits:\n  method: {width: 4000}\n",
     }
     for name, text in files.items():
@@ -118,6 +118,11 @@ def test_recipes_of_another_folder_are_forgotten(own: Path) -> None:
     texts = ["method=ridge", "benchmark=cifar100"]
     assert compose_values(read_overrides(texts, str(own)))["method"]["width"] == 3000
     assert compose_values(read_overrides(texts))["method"]["width"] == 10_000
+
+
+def test_a_recipe_may_refer_to_other_keys(own: Path) -> None:
+    texts = ["method=ridge", "benchmark=cifar100", "seed=7"]
+    assert compose_values(read_overrides(texts, str(own)))["trainer"]["epochs"] == 7
 
 
 @pytest.mark.parametrize(
