@@ -1,9 +1,8 @@
-"""One training step and one forward pass of the authors' program, from a checkout of it, for
-benchmarks/speed.py.
+"""A training step and a forward pass of the authors' code, from a checkout of it, for speed.py.
 
-Nothing of the program is copied: its modules are imported from the checkout and put together as its
-ViTZoo does, with the sizes of another ViT where asked. As in the program the backbone is not
-frozen, only kept out of the optimizer.
+Nothing of it is copied: its modules are imported from the checkout and combined as its ViTZoo does,
+optionally with the sizes of another ViT. As in that code, the backbone is not frozen, but left out
+of the optimizer.
 """
 
 from __future__ import annotations
@@ -23,7 +22,16 @@ from torch import Tensor, nn
 
 
 class AuthorsProgram(nn.Module):
-    """Its ViT, prompts and classifier. `task` 1 runs with the prototypes of the task before."""
+    """The ViT, prompts and classifier of the authors' code.
+
+    Args:
+        checkout: The folder of their repository.
+        width: Of the ViT.
+        heads: Of the ViT.
+        num_experts: In each head.
+        top_k: Experts chosen for each head and image.
+        task: From 0; with 1 it runs with the prototypes of the first task.
+    """
 
     def __init__(
         self, checkout: Path, *, width: int, heads: int, num_experts: int, top_k: int, task: int
@@ -46,9 +54,7 @@ class AuthorsProgram(nn.Module):
         self.optimizer = torch.optim.AdamW(trained, weight_decay=0)
 
     def _use_experts(self) -> None:
-        """Counts as after a task, about half of the experts above the mean; then the task's
-        beginning.
-        """
+        """Set counts as after a task, about half of them above the mean; begin the next task."""
         draw = torch.Generator().manual_seed(0)
         for name in list(vars(self.prompt)):
             if name.startswith("e_freq_"):
@@ -57,6 +63,7 @@ class AuthorsProgram(nn.Module):
             self.prompt.process_task_count()
 
     def features(self, images: Tensor, *, train: bool) -> tuple[Tensor, Tensor]:
+        """The CLS features (B, C) and the loss of the prompts, of images (B, 3, S, S)."""
         with _cuda_is_where_the_images_are(images):
             out, loss, _ = self.feat(
                 images,
@@ -69,7 +76,7 @@ class AuthorsProgram(nn.Module):
         return out[:, 0], loss
 
     def step(self, images: Tensor, labels: Tensor) -> Callable[[], None]:
-        """labels of classes 10·task to 10·task + 9."""
+        """A training step, ready to be called; labels (B,) are in 10·task to 10·task + 9."""
 
         def run() -> None:
             features, prompt_loss = self.features(images, train=True)
@@ -83,6 +90,8 @@ class AuthorsProgram(nn.Module):
         return run
 
     def inference(self, images: Tensor) -> Callable[[], None]:
+        """A forward pass without gradients, ready to be called."""
+
         def run() -> None:
             with torch.no_grad():
                 self.last(self.features(images, train=False)[0])
@@ -102,7 +111,7 @@ def _modules(checkout: Path) -> tuple[Any, Any]:
 
 @contextmanager
 def _cuda_is_where_the_images_are(images: Tensor) -> Iterator[None]:
-    """The program calls .cuda() wherever it runs; on a CPU that is a copy."""
+    """The authors' code always calls .cuda(); on a CPU this makes a copy instead."""
     if images.device.type == "cuda":
         yield
         return

@@ -1,9 +1,8 @@
-"""Input that is broken or hostile, and what it has to be answered with; tried by input_trial.py for
-chaos.py.
+"""Broken and hostile inputs, each with the answer that it must get; input_trial.py tries them.
 
-Every input starts from a copy of one small run, or of a folder with images, and spoils one thing.
-Nothing may be lost: where training refuses a run directory, its files stay as they were; where it
-goes on, the numbers are those of a run that nothing happened to.
+Every input starts from a copy of one small run, or of a folder with images, and damages one thing.
+Nothing may be lost. Where training refuses a run directory, its files must not change. Where it
+continues, the numbers must be those of an undamaged run.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ RUN = [
 RUN += ["trainer.checkpoint_steps=5"]
 
 
-# made where code in a checkpoint is run
+# This folder appears if code inside a checkpoint is run.
 BOMB = Path(tempfile.gettempdir()) / f"smope-bomb-{os.getpid()}"
 
 
@@ -43,9 +42,13 @@ class Skipped(Exception):
 
 
 @dataclass(frozen=True)
-class Place:
-    """run: a run that was stopped in its second task; images: class folders in train/ and test/;
-    scratch: to use.
+class Workspace:
+    """The files that an input may damage, and the arguments of `smope train` for them.
+
+    Attributes:
+        run: A run that was stopped in its second task.
+        images: Class folders in train/ and test/.
+        scratch: An empty folder.
     """
 
     run: Path
@@ -53,11 +56,11 @@ class Place:
     scratch: Path
 
     def last(self) -> Path:
-        """The run's last checkpoint."""
+        """The last checkpoint of the run."""
         return sorted((self.run / "checkpoints").glob("*.safetensors"))[-1]
 
     def folder(self, *more: str) -> list[str]:
-        """Training on the images."""
+        """Arguments that train on the images, followed by `more`."""
         return [
             "stream=folder",
             f"stream.root={self.images}",
@@ -68,6 +71,7 @@ class Place:
         ]
 
     def table(self, text: str) -> list[str]:
+        """Arguments that train on a table with this text."""
         (self.images / "table.csv").write_text(text)
         return [
             "stream=table",
@@ -78,21 +82,32 @@ class Place:
         ]
 
     def new(self) -> str:
+        """The argument that names a new run directory."""
         return f"run_dir={self.scratch / 'new'}"
 
     def resume(self) -> list[str]:
+        """The argument that resumes the run."""
         return [f"resume={self.run}"]
 
 
-# A prepared input: the arguments of `smope train`, or what to call instead, and a pattern that the
-# answer has. goes on: the run ends well and says what it did; stops: exit code 1 or 2, one line.
-Prepare = Callable[[Place], "list[str] | contextlib.AbstractContextManager[list[str]]"]
+# An input is a function that damages a workspace and returns the arguments of `smope train`, or a
+# context manager with them. It is listed with a pattern that the answer must match, and with how
+# training must end. goes on: it finishes and prints what it did; stops: exit code 1 or 2, one line.
+Prepare = Callable[[Workspace], "list[str] | contextlib.AbstractContextManager[list[str]]"]
 INPUTS: dict[str, tuple[Literal["stops", "goes on"], str, Prepare]] = {}
 
 
 def broken(
     name: str, ends: Literal["stops", "goes on"], pattern: str
 ) -> Callable[[Prepare], Prepare]:
+    """A decorator that lists an input.
+
+    Args:
+        name: What is broken.
+        ends: How training must end.
+        pattern: A regular expression that the answer must match.
+    """
+
     def enter(prepare: Prepare) -> Prepare:
         INPUTS[name] = (ends, pattern, prepare)
         return prepare
@@ -101,10 +116,10 @@ def broken(
 
 
 def _spoiled(content: Callable[[bytes], bytes]) -> Prepare:
-    def prepare(place: Place) -> list[str]:
-        path = place.last()
+    def prepare(workspace: Workspace) -> list[str]:
+        path = workspace.last()
         path.write_bytes(content(path.read_bytes()))
-        return place.resume()
+        return workspace.resume()
 
     return prepare
 
@@ -135,21 +150,21 @@ for _name, _content in {
 @broken(
     "every checkpoint damaged", "goes on", r"there is no checkpoint to go on from: starting over"
 )
-def _(place: Place) -> list[str]:
-    for path in (place.run / "checkpoints").glob("*.safetensors"):
+def _(workspace: Workspace) -> list[str]:
+    for path in (workspace.run / "checkpoints").glob("*.safetensors"):
         path.write_bytes(b"")
-    return place.resume()
+    return workspace.resume()
 
 
 @broken(
     "checkpoint of another format", "stops", r"has format version 1, this smope reads \d+; use the"
 )
-def _(place: Place) -> list[str]:
-    for path in (place.run / "checkpoints").glob("*.safetensors"):
+def _(workspace: Workspace) -> list[str]:
+    for path in (workspace.run / "checkpoints").glob("*.safetensors"):
         path.write_bytes(
             path.read_bytes().replace(b'"format_version":"2"', b'"format_version":"1"')
         )
-    return place.resume()
+    return workspace.resume()
 
 
 @broken(
@@ -157,13 +172,13 @@ def _(place: Place) -> list[str]:
     "stops",
     r"config\.yaml has changed since .*: seed=1 \(was 0\)",
 )
-def _(place: Place) -> list[str]:
-    return _edited(place, "seed: 0", "seed: 1")
+def _(workspace: Workspace) -> list[str]:
+    return _edited(workspace, "seed: 0", "seed: 1")
 
 
 @broken("other weights under the same name", "stops", r"was trained on another backbone \(sha256")
-def _(place: Place) -> list[str]:
-    return _edited(place, "weights: embedded", "weights: random")
+def _(workspace: Workspace) -> list[str]:
+    return _edited(workspace, "weights: embedded", "weights: random")
 
 
 @broken(
@@ -171,40 +186,40 @@ def _(place: Place) -> list[str]:
     "stops",
     r"has changed .*learning_rate=0\.5 \(was 0\.005\)",
 )
-def _(place: Place) -> list[str]:
-    return _edited(place, "learning_rate: 0.005", "learning_rate: 0.5")
+def _(workspace: Workspace) -> list[str]:
+    return _edited(workspace, "learning_rate: 0.005", "learning_rate: 0.5")
 
 
 @broken("config.yaml that is no YAML", "stops", r"config\.yaml is not readable YAML")
-def _(place: Place) -> list[str]:
-    return _edited(place, "seed: 0", "seed: [")
+def _(workspace: Workspace) -> list[str]:
+    return _edited(workspace, "seed: 0", "seed: [")
 
 
 @broken("no config.yaml", "stops", r"holds no config\.yaml, so it is not a run directory")
-def _(place: Place) -> list[str]:
-    (place.run / "config.yaml").unlink()
-    return place.resume()
+def _(workspace: Workspace) -> list[str]:
+    (workspace.run / "config.yaml").unlink()
+    return workspace.resume()
 
 
 @broken("run.json cut short", "stops", r"run\.json: is damaged")
-def _(place: Place) -> list[str]:
-    (place.run / "run.json").write_text('{"status": "run')
-    return place.resume()
+def _(workspace: Workspace) -> list[str]:
+    (workspace.run / "run.json").write_text('{"status": "run')
+    return workspace.resume()
 
 
 @broken("metrics.csv cut short", "goes on", r"resuming ")
-def _(place: Place) -> list[str]:
-    path = place.run / "metrics.csv"
+def _(workspace: Workspace) -> list[str]:
+    path = workspace.run / "metrics.csv"
     path.write_bytes(path.read_bytes()[:-30])
-    return place.resume()
+    return workspace.resume()
 
 
-def _edited(place: Place, old: str, new: str) -> list[str]:
-    path = place.run / "config.yaml"
+def _edited(workspace: Workspace, old: str, new: str) -> list[str]:
+    path = workspace.run / "config.yaml"
     text = path.read_text()
     assert old in text, old
     path.write_text(text.replace(old, new))
-    return place.resume()
+    return workspace.resume()
 
 
 @broken(
@@ -213,24 +228,29 @@ def _edited(place: Place, old: str, new: str) -> list[str]:
     r"in use by process \d+ on .*; wait until it has ended",
 )
 @contextlib.contextmanager
-def _(place: Place) -> Iterator[list[str]]:
+def _(workspace: Workspace) -> Iterator[list[str]]:
     program = (
         "import sys; from pathlib import Path; from smope.storage.run_directory import "
         "RunDirectory\n"
         "with RunDirectory(Path(sys.argv[1])).locked(): print('locked', flush=True); "
         "sys.stdin.read()"
     )
-    command = [sys.executable, "-c", program, str(place.run)]
+    command = [sys.executable, "-c", program, str(workspace.run)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        yield place.resume()
+        yield workspace.resume()
         holder.kill()
 
 
 @contextlib.contextmanager
 def small_disk(path: Path, options: str) -> Iterator[None]:
-    """A file system in memory at `path`; Skipped where none may be mounted."""
+    """A file system in memory, mounted at `path`; Skipped if this machine does not allow it.
+
+    Args:
+        path: The mount point, created if needed.
+        options: Options of mount, such as size=192k.
+    """
     path.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True, text=True
@@ -245,9 +265,9 @@ def small_disk(path: Path, options: str) -> Iterator[None]:
 
 @broken("disk full while a run saves", "stops", r"cannot be written \(No space left on device\)")
 @contextlib.contextmanager
-def _(place: Place) -> Iterator[list[str]]:
-    with small_disk(place.scratch / "small", "size=192k"):
-        yield [*RUN, f"run_dir={place.scratch / 'small' / 'run'}"]
+def _(workspace: Workspace) -> Iterator[list[str]]:
+    with small_disk(workspace.scratch / "small", "size=192k"):
+        yield [*RUN, f"run_dir={workspace.scratch / 'small' / 'run'}"]
 
 
 @broken(
@@ -256,10 +276,10 @@ def _(place: Place) -> Iterator[list[str]]:
     r"cannot be written \(Read-only file system\)",
 )
 @contextlib.contextmanager
-def _(place: Place) -> Iterator[list[str]]:
-    disk = place.scratch / "locked"
+def _(workspace: Workspace) -> Iterator[list[str]]:
+    disk = workspace.scratch / "locked"
     with small_disk(disk, "size=16m"):
-        shutil.copytree(place.run, disk / "run")
+        shutil.copytree(workspace.run, disk / "run")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         yield [f"resume={disk / 'run'}"]
 
@@ -269,8 +289,8 @@ def _(place: Place) -> Iterator[list[str]]:
     "stops",
     r"the loss became \w+ in step \d+ of task 1 .*lower trainer\.",
 )
-def _(place: Place) -> list[str]:
-    return [*RUN, "trainer.learning_rate=1e30", "trainer.epochs=3", place.new()]
+def _(workspace: Workspace) -> list[str]:
+    return [*RUN, "trainer.learning_rate=1e30", "trainer.epochs=3", workspace.new()]
 
 
 @broken(
@@ -278,8 +298,8 @@ def _(place: Place) -> list[str]:
     "stops",
     r"batch_size=800 is larger than the 723 training images of task 1",
 )
-def _(place: Place) -> list[str]:
-    return [*RUN, "trainer.batch_size=800", place.new()]
+def _(workspace: Workspace) -> list[str]:
+    return [*RUN, "trainer.batch_size=800", workspace.new()]
 
 
 @broken(
@@ -288,26 +308,26 @@ def _(place: Place) -> list[str]:
     r"out of memory on cpu: .*start a new run with a smaller trainer\.batch_size than 64",
 )
 @contextlib.contextmanager
-def _(place: Place) -> Iterator[list[str]]:
+def _(workspace: Workspace) -> Iterator[list[str]]:
     problem = RuntimeError(
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
     with mock.patch("smope.training.phase.RunningPhase.step", side_effect=problem):
-        yield [*RUN, place.new()]
+        yield [*RUN, workspace.new()]
 
 
 @broken("a class without images", "stops", r"class folder .*train/b has no image files")
-def _(place: Place) -> list[str]:
-    for path in (place.images / "train" / "b").iterdir():
+def _(workspace: Workspace) -> list[str]:
+    for path in (workspace.images / "train" / "b").iterdir():
         path.unlink()
-    return place.folder()
+    return workspace.folder()
 
 
 @broken("a class of one image", "goes on", r"final average accuracy")
-def _(place: Place) -> list[str]:
-    for path in sorted((place.images / "train" / "b").iterdir())[1:]:
+def _(workspace: Workspace) -> list[str]:
+    for path in sorted((workspace.images / "train" / "b").iterdir())[1:]:
         path.unlink()
-    return place.folder("trainer.batch_size=4", "trainer.frozen_steps=1")
+    return workspace.folder("trainer.batch_size=4", "trainer.frozen_steps=1")
 
 
 @broken(
@@ -315,13 +335,13 @@ def _(place: Place) -> list[str]:
     "stops",
     r"cannot read image .*b.*: not a known image format; replace",
 )
-def _(place: Place) -> list[str]:
-    next((place.images / "train" / "b").iterdir()).write_bytes(b"nothing")
-    return place.folder()
+def _(workspace: Workspace) -> list[str]:
+    next((workspace.images / "train" / "b").iterdir()).write_bytes(b"nothing")
+    return workspace.folder()
 
 
 def png(width: int, height: int) -> bytes:
-    """A small file that says it holds many pixels, all black."""
+    """A small PNG file whose header claims `width` times `height` pixels, all black."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -338,9 +358,9 @@ def png(width: int, height: int) -> bytes:
 @broken(
     "a decompression bomb", "stops", r"cannot read image .*bomb\.png: Image size .* exceeds limit"
 )
-def _(place: Place) -> list[str]:
-    (place.images / "train" / "a" / "bomb.png").write_bytes(png(60_000, 60_000))
-    return place.folder()
+def _(workspace: Workspace) -> list[str]:
+    (workspace.images / "train" / "a" / "bomb.png").write_bytes(png(60_000, 60_000))
+    return workspace.folder()
 
 
 @broken(
@@ -349,13 +369,13 @@ def _(place: Place) -> list[str]:
     r"cannot read image .*: not a known image format; replace",
 )
 @contextlib.contextmanager
-def _(place: Place) -> Iterator[list[str]]:
+def _(workspace: Workspace) -> Iterator[list[str]]:
     from smope.training.phase import RunningPhase
 
     step = RunningPhase.step
 
     def spoil(self: RunningPhase, *batch: Any) -> None:
-        for path in (place.images / "train").rglob("*.png"):
+        for path in (workspace.images / "train").rglob("*.png"):
             path.write_bytes(b"gone")
         step(self, *batch)
 
@@ -363,7 +383,9 @@ def _(place: Place) -> Iterator[list[str]]:
         mock.patch("smope.streams.pixels.preload.MEMORY_LIMIT_BYTES", 0),
         mock.patch.object(RunningPhase, "step", spoil),
     ):
-        yield place.folder("stream.cache_gb=0", "trainer.batch_size=4", "trainer.frozen_steps=1")
+        yield workspace.folder(
+            "stream.cache_gb=0", "trainer.batch_size=4", "trainer.frozen_steps=1"
+        )
 
 
 @broken(
@@ -371,29 +393,29 @@ def _(place: Place) -> Iterator[list[str]]:
     "stops",
     r"line 2: path \.\./\.\./secret\.png leads out of",
 )
-def _(place: Place) -> list[str]:
-    return place.table("path,label\n../../secret.png,a\n")
+def _(workspace: Workspace) -> list[str]:
+    return workspace.table("path,label\n../../secret.png,a\n")
 
 
 @broken("an absolute path in a table", "stops", r"line 2: path /etc/passwd leads out of")
-def _(place: Place) -> list[str]:
-    return place.table("path,label\n/etc/passwd,a\n")
+def _(workspace: Workspace) -> list[str]:
+    return workspace.table("path,label\n/etc/passwd,a\n")
 
 
 @broken("a table of binary data", "stops", r"is not UTF-8 text|must name columns")
-def _(place: Place) -> list[str]:
-    arguments = place.table("")
-    (place.images / "table.csv").write_bytes(bytes(range(256)) * 100)
+def _(workspace: Workspace) -> list[str]:
+    arguments = workspace.table("")
+    (workspace.images / "table.csv").write_bytes(bytes(range(256)) * 100)
     return arguments
 
 
 @broken(
     "labels out of range", "stops", r"train has 101 different class ids instead of each of 0 to 99"
 )
-def _(place: Place) -> list[str]:
+def _(workspace: Workspace) -> list[str]:
     import numpy
 
-    root = place.scratch / "cifar-100-python"
+    root = workspace.scratch / "cifar-100-python"
     root.mkdir()
     (root / "meta").write_bytes(
         pickle.dumps({"fine_label_names": [f"class {number}" for number in range(100)]})
@@ -401,19 +423,19 @@ def _(place: Place) -> list[str]:
     for split, labels in (("train", [*range(100), 100]), ("test", list(range(100)))):
         table = {"data": numpy.zeros((len(labels), 3072), numpy.uint8), "fine_labels": labels}
         (root / split).write_bytes(pickle.dumps(table))
-    return ["stream=cifar100", f"stream.root={place.scratch}", *RUN[1:], place.new()]
+    return ["stream=cifar100", f"stream.root={workspace.scratch}", *RUN[1:], workspace.new()]
 
 
 @broken(
     "an archive whose names lead out of it", "stops", r"which would be written outside its folder"
 )
 @contextlib.contextmanager
-def _(place: Place) -> Iterator[list[str]]:
+def _(workspace: Workspace) -> Iterator[list[str]]:
     import tarfile
 
     from smope.streams import cifar100
 
-    root = place.scratch / "root"
+    root = workspace.scratch / "root"
     root.mkdir()
     with tarfile.open(root / cifar100.DATASET.archive.filename, "w:gz") as whole:
         whole.addfile(tarfile.TarInfo("../../evil"), io.BytesIO())
@@ -423,7 +445,7 @@ def _(place: Place) -> Iterator[list[str]]:
             f"stream.root={root}",
             "stream.download=true",
             *RUN[1:],
-            place.new(),
+            workspace.new(),
         ]
 
 
@@ -434,14 +456,15 @@ for _override, _rule in {
     "trainer.learning_rate=inf": r"trainer\.learning_rate must be a finite number above 0, got inf",
     "trainer.learning_rate=nan": r"trainer\.learning_rate must be a finite number above 0, got nan",
     "router.epsilon=-1": r"router\.epsilon must be a finite number, 0 or more, got -1",
-    "trainer.batch_size=1000000000": r"batch_size=1000000000 is larger than the 723 training images",
+    "trainer.batch_size=1000000000": r"batch_size=1000000000 is larger than the 723 training "
+    r"images",
     "stream.num_tasks=1000000000": r"stream\.num_tasks must be in 1\.\.10",
     "trainer.num_workers=1000000000": r"trainer\.num_workers must be at least 0 and at most 256",
     "method.blocks=[1000000000]": r"method\.blocks must be different numbers in 0\.\.7",
     "router.topk=3": r"unknown key router\.topk=3; did you mean router\.top_k",
 }.items():
     broken(_override, "stops", _rule)(
-        lambda place, override=_override: [*RUN, override, place.new()]
+        lambda workspace, override=_override: [*RUN, override, workspace.new()]
     )
 
 
@@ -451,10 +474,10 @@ for _override, _rule in {
     r"no tracking: WandbTracker did not start \(no API key: run `wandb login`",
 )
 @contextlib.contextmanager
-def _(place: Place) -> Iterator[list[str]]:
-    with mock.patch.dict(os.environ, {"NETRC": str(place.scratch / "none")}):
+def _(workspace: Workspace) -> Iterator[list[str]]:
+    with mock.patch.dict(os.environ, {"NETRC": str(workspace.scratch / "none")}):
         os.environ.pop("WANDB_API_KEY", None)
-        yield [*RUN, "tracker=wandb", "tracker.mode=online", place.new()]
+        yield [*RUN, "tracker=wandb", "tracker.mode=online", workspace.new()]
 
 
 @broken(
@@ -463,11 +486,11 @@ def _(place: Place) -> Iterator[list[str]]:
     r"no tracking: WandbTracker did not start \(.*\); training goes on",
 )
 @contextlib.contextmanager
-def _(place: Place) -> Iterator[list[str]]:
+def _(workspace: Workspace) -> Iterator[list[str]]:
     nobody = {
         "WANDB_API_KEY": "0" * 40,
         "WANDB_BASE_URL": "http://127.0.0.1:9",
         "WANDB_MODE": "online",
     }
     with mock.patch.dict(os.environ, nobody), mock.patch("smope.trackers.wandb.INIT_SECONDS", 5.0):
-        yield [*RUN, "tracker=wandb", place.new()]
+        yield [*RUN, "tracker=wandb", workspace.new()]

@@ -1,22 +1,18 @@
-"""Runs that are killed and resumed, and input that is broken: what survives, what is said, what
-crashes.
+"""Kills and resumes runs, and tries broken inputs: what survives, what is reported, what crashes.
 
-    python benchmarks/chaos.py                            # 20 kills of experiment=smoke and the broken inputs, minutes
-    python benchmarks/chaos.py --kills 5 trainer.epochs=6 # fewer kills, of runs with other settings
-    python benchmarks/chaos.py --kills 0                  # the broken inputs alone
+    python benchmarks/chaos.py                             # 20 kills and all broken inputs, minutes
+    python benchmarks/chaos.py --kills 5 trainer.epochs=6  # fewer kills, with other settings
+    python benchmarks/chaos.py --kills 0                   # the broken inputs alone
 
-kills:  `smope train` is started and, once it has a run directory, killed with SIGKILL at a moment
-        drawn evenly from the
-        time that an undisturbed run took from there on; then `smope train resume=` takes it up.
-survived: the resumed run ends with exit code 0, status "finished" and no half-written file left
-    behind.
-equal:  run.json (all of it but wall-clock times and the run's own place), metrics.csv and, bit for
-        bit, every tensor of
-        the last checkpoint (experts, classifier, counts, class statistics) are those of the
-        undisturbed run.
-inputs: broken_inputs.py, through the command line in this process. Clear: one line that names the
-matter, or the run
-        goes on and says what it did. Crash: an exception that leaves the command line.
+kills: `smope train experiment=smoke` is started and, once it has a run directory, killed with
+    SIGKILL. The moment is drawn uniformly from the time that an undisturbed run takes from there
+    on. Then `smope train resume=` continues it.
+survived: The resumed run ends with exit code 0, status "finished" and no half-written files.
+equal: All of run.json except times and paths, metrics.csv, and every tensor of the last checkpoint
+    equal those of the undisturbed run, bit for bit.
+inputs: Those of broken_inputs.py, through the command line in this process. Clear: one line names
+    the problem, or the run continues and prints what it did. Crash: an exception leaves the command
+    line.
 """
 
 from __future__ import annotations
@@ -40,33 +36,45 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from input_trial import Outcome, try_inputs
 
-# The demo in two tasks, about a hundred steps, with a checkpoint every fourth.
+# The demo in two tasks of about a hundred steps together, with a checkpoint every four steps.
 RUN = ("experiment=smoke", "trainer.epochs=2", "trainer.checkpoint_steps=4", "trainer.device=cpu")
-TIMES = ("seconds", "images_per_second", "waiting_share", "cost")
-PATIENCE = 600.0  # seconds for one process
-ATTEMPTS = 10  # of one kill: a run may end before its moment comes
+TIME_KEYS = ("seconds", "images_per_second", "waiting_share", "cost")
+PROCESS_SECONDS = 600.0  # most seconds for one process
+KILL_ATTEMPTS = 10  # a run may end before the moment at which it is to be killed
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One killed run. moment: seconds after the run directory was there; found: checkpoints at that
-    moment, by name;
-    said: where the resumed run went on; differs: what is not as in the undisturbed run.
+    """One killed run.
+
+    Attributes:
+        moment: Seconds between the run directory and the kill.
+        checkpoints: Names of the checkpoints at that moment.
+        message: Where the resumed run says that it continues.
+        survived: Whether the resumed run finished.
+        differs: What is not equal to the undisturbed run.
     """
 
     moment: float
-    found: list[str]
-    said: str
+    checkpoints: list[str]
+    message: str
     survived: bool
     differs: list[str]
 
     @property
     def equal(self) -> bool:
+        """Whether the resumed run equals the undisturbed one."""
         return self.survived and not self.differs
 
 
 def start(arguments: Sequence[str], log: Path, threads: int) -> subprocess.Popen[bytes]:
-    """`smope train` with these arguments in a process of its own, what it prints in `log`."""
+    """Start `smope train` in a process of its own.
+
+    Args:
+        arguments: Of `smope train`.
+        log: A file to which its output is appended.
+        threads: CPU threads.
+    """
     count = str(threads)
     environment = {
         **os.environ,
@@ -80,22 +88,34 @@ def start(arguments: Sequence[str], log: Path, threads: int) -> subprocess.Popen
 
 
 def wait_for_directory(run_dir: Path, process: subprocess.Popen[bytes]) -> None:
-    """Return as soon as there is a run directory: nothing can be lost before."""
-    last = time.monotonic() + PATIENCE
+    """Return as soon as there is a run directory, before which nothing can be lost.
+
+    RuntimeError if `process` ends without one, or takes too long.
+    """
+    deadline = time.monotonic() + PROCESS_SECONDS
     while not (run_dir / "config.yaml").is_file():
-        if process.poll() is not None or time.monotonic() > last:
+        if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             raise RuntimeError(f"smope train did not make {run_dir} (exit code {process.wait()})")
         time.sleep(0.005)
 
 
 def undisturbed(run_dir: Path, overrides: Sequence[str], threads: int) -> float:
-    """Train without a break; seconds from the run directory to the end of the process."""
+    """Train without interruption.
+
+    Args:
+        run_dir: A new run directory.
+        overrides: Of `smope train`.
+        threads: CPU threads.
+
+    Returns:
+        Seconds from the run directory to the end of the process.
+    """
     log = run_dir.with_suffix(".log")
     process = start([*overrides, f"run_dir={run_dir}"], log, threads)
     wait_for_directory(run_dir, process)
     started = time.monotonic()
-    if process.wait(PATIENCE) != 0:
+    if process.wait(PROCESS_SECONDS) != 0:
         raise RuntimeError(f"the undisturbed run failed:\n{log.read_text(errors='replace')}")
     return time.monotonic() - started
 
@@ -103,17 +123,28 @@ def undisturbed(run_dir: Path, overrides: Sequence[str], threads: int) -> float:
 def killed(
     folder: Path, overrides: Sequence[str], threads: int, longest: float, draw: random.Random
 ) -> tuple[Path, float]:
-    """A run directory whose process was killed, and when."""
-    for attempt in range(ATTEMPTS):
+    """Start a run and kill it.
+
+    Args:
+        folder: Where the run directory goes.
+        overrides: Of `smope train`.
+        threads: CPU threads.
+        longest: Latest moment, in seconds after the run directory appears.
+        draw: Draws the moment.
+
+    Returns:
+        The run directory, and the moment.
+    """
+    for attempt in range(KILL_ATTEMPTS):
         run_dir = folder / f"run{attempt}"
         process = start([*overrides, f"run_dir={run_dir}"], folder / "killed.log", threads)
         wait_for_directory(run_dir, process)
         moment = draw.uniform(0, longest)
         time.sleep(moment)
         process.send_signal(signal.SIGKILL)
-        if process.wait(PATIENCE) == -signal.SIGKILL:
+        if process.wait(PROCESS_SECONDS) == -signal.SIGKILL:
             return run_dir, moment
-    raise RuntimeError(f"{ATTEMPTS} runs ended before they could be killed; give more epochs")
+    raise RuntimeError(f"{KILL_ATTEMPTS} runs ended before they could be killed; give more epochs")
 
 
 def kill_and_resume(
@@ -124,14 +155,14 @@ def kill_and_resume(
     longest: float,
     draw: random.Random,
 ) -> Kill:
-    """Kill a run, resume it, and compare it with the undisturbed run in `whole`."""
+    """Kill a run, resume it, and compare it with the undisturbed run `whole`; else as `killed`."""
     folder.mkdir()
     run_dir, at = killed(folder, overrides, threads, longest, draw)
-    found = sorted(path.name for path in (run_dir / "checkpoints").glob("*.safetensors"))
+    checkpoints = sorted(path.name for path in (run_dir / "checkpoints").glob("*.safetensors"))
     log = folder / "resumed.log"
-    code = start([f"resume={run_dir}"], log, threads).wait(PATIENCE)
+    code = start([f"resume={run_dir}"], log, threads).wait(PROCESS_SECONDS)
     lines = log.read_text(errors="replace").splitlines()
-    said = next(
+    message = next(
         (line for line in lines if "resum" in line or "starting over" in line),
         lines[-1] if lines else "",
     )
@@ -140,35 +171,32 @@ def kill_and_resume(
         and record(run_dir).get("status") == "finished"
         and not list(run_dir.rglob(".*.tmp"))
     )
-    return Kill(
-        at, found, said, survived, differences(whole, run_dir) if survived else ["not finished"]
-    )
+    differs = differences(whole, run_dir) if survived else ["not finished"]
+    return Kill(at, checkpoints, message, survived, differs)
 
 
 def record(run_dir: Path) -> dict[str, Any]:
+    """The content of run.json; empty if there is none."""
     path = run_dir / "run.json"
     return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
 def differences(whole: Path, run_dir: Path) -> list[str]:
-    """What of a run is not bit for bit as in another: keys of run.json, metrics.csv, tensors of
-    the last checkpoint.
-    """
+    """What differs between two runs: keys of run.json, metrics.csv, last checkpoint's tensors."""
     import torch
 
     from smope.storage.run_directory import RunDirectory
     from smope.training.checkpoint import list_checkpoints, read_checkpoint
 
     old, new = (_timeless(record(path)) for path in (whole, run_dir))
-    found = [
-        f"run.json {key}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
-    ]
+    keys = sorted(old.keys() | new.keys())
+    differing = [f"run.json {key}" for key in keys if old.get(key) != new.get(key)]
     if _rows(whole) != _rows(run_dir):
-        found.append("metrics.csv")
+        differing.append("metrics.csv")
     first, second = (
         read_checkpoint(list_checkpoints(RunDirectory(path))[-1]).state for path in (whole, run_dir)
     )
-    return found + [
+    return differing + [
         f"tensor {key}"
         for key in sorted(first.keys() | second.keys())
         if key not in first or key not in second or not torch.equal(first[key], second[key])
@@ -176,8 +204,9 @@ def differences(whole: Path, run_dir: Path) -> list[str]:
 
 
 def _timeless(values: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in values.items() if key not in TIMES}
-    return {**kept, "config": {**kept.get("config", {}), "run_dir": None}}
+    """A record without times and without its own path."""
+    timeless = {key: value for key, value in values.items() if key not in TIME_KEYS}
+    return {**timeless, "config": {**timeless.get("config", {}), "run_dir": None}}
 
 
 def _rows(run_dir: Path) -> list[dict[str, str]]:
@@ -188,7 +217,15 @@ def _rows(run_dir: Path) -> list[dict[str, str]]:
 def campaign(
     folder: Path, overrides: Sequence[str], kills: int, seed: int, threads: int
 ) -> list[Kill]:
-    """Kill and resume `kills` runs, and say how each went."""
+    """Kill and resume runs, and print the result of each.
+
+    Args:
+        folder: Where run directories go.
+        overrides: Of `smope train`.
+        kills: How many runs.
+        seed: Of the moments.
+        threads: CPU threads of each run.
+    """
     draw, whole, results = random.Random(seed), folder / "whole", []
     longest = undisturbed(whole, overrides, threads)
     print(f"an undisturbed run takes {longest:.1f} s from its run directory on")
@@ -197,13 +234,14 @@ def campaign(
         results.append(kill)
         verdict = "equal" if kill.equal else f"DIFFERS: {', '.join(kill.differs[:3])}"
         print(
-            f"kill {number + 1:>2} after {kill.moment:5.2f} s: {kill.said}: {verdict}", flush=True
+            f"kill {number + 1:>2} after {kill.moment:5.2f} s: {kill.message}: {verdict}",
+            flush=True,
         )
     return results
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine and versions that this runs on."""
     import torch
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -218,6 +256,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def summary(kills: Sequence[Kill], inputs: Sequence[Outcome]) -> dict[str, int]:
+    """The counts of all kills and inputs."""
     return {
         "kills_tried": len(kills),
         "kills_survived": sum(kill.survived for kill in kills),
@@ -229,9 +268,7 @@ def summary(kills: Sequence[Kill], inputs: Sequence[Outcome]) -> dict[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 1 where a run was lost or came out different, or an input was answered in any way
-    but a clear one.
-    """
+    """Returns 0, or 1 if a run was lost or differs, or an input did not get a clear answer."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -250,8 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     about = machine(options.threads)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         overrides = [*RUN, *options.overrides]
         kills = (
             campaign(folder, overrides, options.kills, options.seed, options.threads)

@@ -1,6 +1,4 @@
-"""Tries each input of broken_inputs.py through the command line, in this process, and judges the
-answer.
-"""
+"""Tries each input of broken_inputs.py through the command line in this process, for chaos.py."""
 
 from __future__ import annotations
 
@@ -16,23 +14,32 @@ from typing import Any, Literal
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
-from broken_inputs import BOMB, INPUTS, RUN, Place, Skipped
+from broken_inputs import BOMB, INPUTS, RUN, Skipped, Workspace
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """clear: answered as it should be, in one line, and nothing lost; unclear: in another way;
-    crash: an exception left the command line; skipped: this machine cannot try it. said: what was
-    printed.
+    """How an input was answered.
+
+    Attributes:
+        name: The input.
+        verdict: clear: with the expected answer in one line, and nothing lost; unclear: in another
+            way; crash: an exception left the command line; skipped: this machine cannot try it.
+        message: What was printed.
     """
 
     name: str
     verdict: Literal["clear", "unclear", "crash", "skipped"]
-    said: str
+    message: str
 
 
 def try_inputs(folder: Path, wanted: str = "") -> list[Outcome]:
-    """The outcome of every input that has `wanted` in its name, printed as they come."""
+    """The outcomes of all inputs, each printed as soon as it is known.
+
+    Args:
+        folder: A new folder for runs and images.
+        wanted: Only inputs whose name contains this text are tried.
+    """
     folder.mkdir(parents=True)
     run, images = folder / "run", folder / "images"
     _stopped_run(run)
@@ -43,26 +50,26 @@ def try_inputs(folder: Path, wanted: str = "") -> list[Outcome]:
     for number, name in enumerate(INPUTS):
         if wanted not in name:
             continue
-        place = Place(
+        workspace = Workspace(
             folder / str(number) / "run", folder / str(number) / "images", folder / str(number)
         )
-        shutil.copytree(run, place.run)
-        shutil.copytree(images, place.images)
-        results.append(_tried(name, place))
-        print(f"{results[-1].verdict:<8} {name}: {results[-1].said}", flush=True)
+        shutil.copytree(run, workspace.run)
+        shutil.copytree(images, workspace.images)
+        results.append(_tried(name, workspace))
+        print(f"{results[-1].verdict:<8} {name}: {results[-1].message}", flush=True)
     return results
 
 
-def _tried(name: str, place: Place) -> Outcome:
+def _tried(name: str, workspace: Workspace) -> Outcome:
     ends, pattern, prepare = INPUTS[name]
     try:
-        prepared = prepare(place)
+        prepared = prepare(workspace)
         with (
             contextlib.nullcontext(prepared)
             if isinstance(prepared, list)
             else prepared as arguments
         ):
-            before = contents(place.run)
+            before = contents(workspace.run)
             code, out, err = call(arguments)
     except Skipped as why:
         return Outcome(name, "skipped", str(why))
@@ -74,8 +81,8 @@ def _tried(name: str, place: Place) -> Outcome:
     answer = next((line for line in [*lines, *out.splitlines()] if re.search(pattern, line)), None)
     if BOMB.exists():
         return Outcome(name, "unclear", "code was run")
-    lost = "" if code else _other_numbers(place)
-    if code and contents(place.run) != before:
+    lost = "" if code else _other_numbers(workspace)
+    if code and contents(workspace.run) != before:
         lost = "files of the run have changed"
     if lost:
         return Outcome(name, "unclear", lost)
@@ -87,6 +94,7 @@ def _tried(name: str, place: Place) -> Outcome:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
+    """The content of every file below a folder, lock files left out."""
     return {
         path: path.read_bytes()
         for path in folder.rglob("*")
@@ -94,24 +102,17 @@ def contents(folder: Path) -> dict[Path, bytes]:
     }
 
 
-def _other_numbers(place: Place) -> str:
-    """What is wrong with the matrix of a run that was resumed: "" where nothing is, or where none
-    was.
-    """
-    found = json.loads((place.run / "run.json").read_text())
-    whole = json.loads((place.scratch.parent / "whole" / "run.json").read_text())
-    if found["status"] == "interrupted":
+def _other_numbers(workspace: Workspace) -> str:
+    """How the accuracy matrix of a resumed run differs from the undamaged one; "" if not at all."""
+    record = json.loads((workspace.run / "run.json").read_text())
+    whole = json.loads((workspace.scratch.parent / "whole" / "run.json").read_text())
+    if record["status"] == "interrupted" or record["accuracy_matrix"] == whole["accuracy_matrix"]:
         return ""
-    same = found["accuracy_matrix"] == whole["accuracy_matrix"]
-    return (
-        ""
-        if same
-        else f"the matrix is {found['accuracy_matrix']} instead of {whole['accuracy_matrix']}"
-    )
+    return f"the matrix is {record['accuracy_matrix']} instead of {whole['accuracy_matrix']}"
 
 
 def call(arguments: list[str]) -> tuple[int, str, str]:
-    """`smope train` in this process: exit code, and what it printed."""
+    """Run `smope train` in this process; returns its exit code, output and error output."""
     from smope.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
@@ -138,7 +139,7 @@ def _stopped_run(path: Path) -> None:
 
 
 def _pictures(path: Path) -> None:
-    """Four classes, 8 training and 3 test images each, 16 pixels."""
+    """Write four classes with 8 training and 3 test images each, of 16 by 16 pixels."""
     import numpy
     from PIL import Image
 

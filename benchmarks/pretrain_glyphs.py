@@ -1,18 +1,17 @@
-"""Pretrain the small Vision Transformer that ships inside the package, on characters rendered from
-fonts.
+"""Pretrains the small ViT that ships inside the package, on characters rendered from fonts.
 
     python benchmarks/pretrain_glyphs.py
 
-trains on one CPU in about a quarter of an hour and writes
-smope/backbones/embedded/glyph_vit.safetensors. The task is to tell printed characters of many
-scripts apart under the distortions that handwriting and coarse scanning bring. Neither digits nor
-the characters of the stream `glyphs` are among them (smope/streams/glyph_rendering.py), and no
-image of a digit has a part in training or in choosing weights: the weights kept are simply the last
-ones. The final nearest-class-mean accuracy on scikit-learn's handwritten digits is a report and
-nothing else.
+This takes about a quarter of an hour on one CPU, and writes
+smope/backbones/embedded/glyph_vit.safetensors. The task is to recognise printed characters of many
+scripts, distorted as by handwriting and coarse scanning. Digits and the characters of the stream
+`glyphs` are not among them (smope/streams/pixels/glyph_rendering.py). No image of a digit is used
+for training or for choosing weights: the last weights are saved. The nearest-class-mean accuracy on
+scikit-learn's handwritten digits at the end is only printed.
 
-Same seed, same machine and same number of threads give the same file. Shapes: B batch, S = 48 bank
-pixels.
+The same seed, machine and number of threads give the same file.
+
+Shapes: B batch, M drawings, S = 48 pixels of a drawing, C width of the ViT.
 """
 
 from __future__ import annotations
@@ -55,20 +54,21 @@ BANK_SIZE, INK_SIZE, IMAGE_SIZE = 48, 40, 32
 
 
 def render_bank(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw every pretraining character once in every face that has it.
+    """Draw every pretraining character once in every font face that has it.
 
     Returns:
-        bitmaps (M, S, S) in [0, 1], white ink on black, its longer side `INK_SIZE`; class ids (M,);
-        held out (M,), true for one drawing of each class, which training never sees.
+        Bitmaps (M, S, S) in [0, 1], white ink on black, the longer side of the ink `INK_SIZE`;
+        class ids (M,); and held out (M,), true for one drawing of each class, which is not trained
+        on.
     """
     generator = np.random.default_rng(seed)
     images, labels, held_out = [], [], []
     for label, drawings in enumerate(pretraining_characters()):
-        left_out = generator.integers(len(drawings))
+        held_out_index = generator.integers(len(drawings))
         for index, (face, character) in enumerate(drawings):
             images.append(centred(bitmap(face, character)))
             labels.append(label)
-            held_out.append(index == left_out)
+            held_out.append(index == held_out_index)
     return (
         torch.from_numpy(np.stack(images)).float() / 255,
         torch.tensor(labels),
@@ -77,9 +77,7 @@ def render_bank(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def centred(ink: np.ndarray) -> np.ndarray:
-    """Scale a cropped bitmap so that its longer side is `INK_SIZE`, in the middle of a square of
-    side `BANK_SIZE`.
-    """
+    """A cropped bitmap, its longer side scaled to `INK_SIZE`, centred in a `BANK_SIZE` square."""
     scale = INK_SIZE / max(ink.shape)
     width, height = (max(2, round(side * scale)) for side in ink.shape[::-1])
     canvas = Image.new("L", (BANK_SIZE, BANK_SIZE))
@@ -89,13 +87,17 @@ def centred(ink: np.ndarray) -> np.ndarray:
 
 
 def uniform(generator: torch.Generator, count: int, low: float, high: float) -> Tensor:
-    """Random numbers (count, 1, 1, 1), to go with a batch of images."""
+    """Uniform random numbers from `low` to `high`, (count, 1, 1, 1): one for each image."""
     return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
 
 
 def vary_stroke(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Give each character its own pen: from half a pixel of erosion to two of dilation, in steps
-    between.
+    """Vary the width of strokes, from half a pixel of erosion to two pixels of dilation.
+
+    Args:
+        images: (B, 1, S, S).
+        strength: 0 to 1.
+        generator: Draws the width for each image.
     """
     half = (len(images) + 1) // 2
     eroded = -F.max_pool2d(-images[:half], 3, 1, 1)
@@ -109,18 +111,23 @@ def vary_stroke(images: Tensor, strength: float, generator: torch.Generator) -> 
 
 
 def warp(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Random affine map and smooth elastic displacement, (B, 1, S, S) to (B, 1, 32, 32)."""
+    """Apply random affine maps and smooth elastic displacements.
+
+    Args:
+        images: (B, 1, S, S).
+        strength: 0 to 1.
+        generator: Draws a map and a displacement for each image.
+
+    Returns:
+        (B, 1, 32, 32).
+    """
     count = len(images)
     angle, shear, stretch = (
         strength * uniform(generator, count, -width, width).flatten() for width in (0.3, 0.35, 0.3)
     )
     zoom = strength * uniform(generator, count, -0.2, 0.3).flatten()
     cos, sin = angle.cos(), angle.sin()
-    # above 1: the character gets smaller
-    across, down = (
-        torch.exp(zoom + stretch),
-        torch.exp(zoom - stretch),
-    )
+    across, down = torch.exp(zoom + stretch), torch.exp(zoom - stretch)  # above 1: smaller
     shift = strength * (torch.rand(2, count, generator=generator) - 0.5) * 0.3
     first = (cos * across, (shear * cos - sin) * down, shift[0])
     second = (sin * across, (shear * sin + cos) * down, shift[1])
@@ -134,8 +141,12 @@ def warp(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
 
 
 def scan(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Look at each quarter of the batch through another scanner: three coarse ones (8 to 14
-    pixels), a sharp one.
+    """Scan each quarter of the batch differently: three coarsely (8 to 14 pixels), one sharply.
+
+    Args:
+        images: (B, 1, 32, 32).
+        strength: 0 to 1.
+        generator: Draws the resolutions and the blur.
     """
     parts = list(images.chunk(4))
     for index, sizes in enumerate(((8, 9), (8, 11), (10, 15))):
@@ -150,7 +161,13 @@ def scan(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
 
 
 def expose(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Vary gain, tone curve, background and noise; up to one image in ten becomes dark on light."""
+    """Vary gain, tone curve, background and noise; up to one image in ten is inverted.
+
+    Args:
+        images: (B, 1, 32, 32) in [0, 1].
+        strength: 0 to 1.
+        generator: Draws the values for each image.
+    """
     count = len(images)
     images = (
         images.clamp(1e-4, 1) ** uniform(generator, count, -0.5 * strength, 0.5 * strength).exp()
@@ -168,15 +185,22 @@ def expose(images: Tensor, strength: float, generator: torch.Generator) -> Tenso
 
 
 def as_input(images: Tensor) -> Tensor:
-    """(B, 1, 32, 32) in [0, 1] to the backbone's input (B, 3, 32, 32), mean = std = 0.5."""
+    """The backbone's input (B, 3, 32, 32), with mean = std = 0.5, of (B, 1, 32, 32) in [0, 1]."""
     return ((images - 0.5) / 0.5).expand(-1, 3, -1, -1)
 
 
 def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """All the variation of training, (B, S, S) to (B, 3, 32, 32); B at least 4, strength 0..1.
+    """The whole augmentation of training.
 
-    Neighbours in the batch meet different pens and scanners, so the batch must come in random
-    order.
+    Parts of the batch get different strokes and scans, so the batch must be in random order.
+
+    Args:
+        images: (B, S, S), B at least 4.
+        strength: 0 to 1.
+        generator: Draws all random numbers.
+
+    Returns:
+        (B, 3, 32, 32), the backbone's input.
     """
     drawn = warp(vary_stroke(images[:, None], strength, generator), strength, generator)
     order = torch.randperm(len(drawn), generator=generator)
@@ -185,10 +209,10 @@ def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tens
 
 
 def initialise(model: nn.Module) -> None:
-    """Weights that keep the scale of a signal, and positions of sines and cosines.
+    """Set weights that keep the scale of a signal, and sines and cosines as position embeddings.
 
-    timm's start (weights of 0.02, random positions) is made for long schedules; here it cost most
-    of the budget before the class token carried anything of the image.
+    timm's initial values (weights of 0.02, random positions) suit long schedules. Here most of the
+    training passed before the class token depended on the image.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not model.head:
@@ -203,12 +227,13 @@ def initialise(model: nn.Module) -> None:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 200 steps, then half a cosine to a hundredth of the peak."""
+    """The rate in a step: linear warm-up over 200 steps, then half a cosine to peak / 100."""
     progress = max(0, step - 200) / max(1, steps - 200)
     return peak * min(1, (step + 1) / 200) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def make_optimizer(modules: list[nn.Module]) -> torch.optim.Optimizer:
+    """AdamW, with weight decay for matrices only."""
     parameters = [p for module in modules for p in module.parameters()]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
@@ -218,12 +243,18 @@ def make_optimizer(modules: list[nn.Module]) -> torch.optim.Optimizer:
 
 
 def train(model: nn.Module, bank: Tensor, labels: Tensor, arguments: argparse.Namespace) -> None:
-    """Cross-entropy on character classes: classes drawn evenly, then a drawing of the class.
+    """Train with cross-entropy; a class is drawn uniformly, then a drawing of it.
 
-    Three things make it learn in minutes: the first `small_fraction` of the steps sees images of 16
-    pixels (a quarter of the patches), the distortions grow over the first half, and a second
-    classifier on the mean of the patch tokens, thrown away at the end, teaches the blocks before
-    the class token knows where to look.
+    Three things make it learn in minutes. The first `small_fraction` of the steps uses images of 16
+    pixels, which have a quarter of the patches. Distortions grow over the first half of the steps.
+    And a second classifier on the mean patch token, which is not saved, trains the blocks while the
+    class token does not yet depend on the image.
+
+    Args:
+        model: A timm ViT with a classifier; changed in place.
+        bank: (M, S, S), drawings.
+        labels: (M,), their classes.
+        arguments: Those of `parse_arguments`.
     """
     generator = torch.Generator().manual_seed(arguments.seed)
     sampling = 1 / torch.bincount(labels).double()[labels]
@@ -259,7 +290,7 @@ def train(model: nn.Module, bank: Tensor, labels: Tensor, arguments: argparse.Na
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images (M, 3, 32, 32) whose class is ranked first."""
+    """The share of images (M, 3, 32, 32) whose class, in labels (M,), is ranked first."""
     model.eval()
     hits = [
         (model(part).argmax(1) == truth)
@@ -270,9 +301,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def digits_by_class_mean(model: nn.Module) -> float:
-    """Nearest class mean (cosine) on scikit-learn's handwritten digits, ten classes at once, 80/20
-    split.
-    """
+    """Accuracy of the nearest class mean (cosine) on scikit-learn's digits, with an 80/20 split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -291,7 +320,16 @@ def digits_by_class_mean(model: nn.Module) -> float:
 
 
 def save(model: nn.Module, path: Path, seed: int) -> str:
-    """Write the backbone without its classifier; returns the file's sha256."""
+    """Write the backbone without its classifier.
+
+    Args:
+        model: The trained ViT.
+        path: The file, replaced if it exists.
+        seed: For the metadata.
+
+    Returns:
+        The sha256 of the file.
+    """
     tensors = {
         key: value.contiguous()
         for key, value in model.state_dict().items()
@@ -313,9 +351,7 @@ def save(model: nn.Module, path: Path, seed: int) -> str:
 
 
 def sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in alphabetical order: the library writes them in a
-    random one.
-    """
+    """Sort the metadata of a safetensors file, which the library writes in random order."""
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
@@ -325,6 +361,7 @@ def sort_metadata(path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--seed", type=int, default=0)
@@ -339,6 +376,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Train, print accuracies, and write the file."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)

@@ -1,25 +1,23 @@
-"""What a SMoPE step costs, beside the plain frozen ViT: seconds and bytes, measured alternately in
-one process.
+"""What a step of SMoPE costs beside the plain frozen ViT: seconds and bytes, in one process.
 
-    python benchmarks/speed.py                      # the figures with a goal, 8 minutes at most on two CPU cores
-    python benchmarks/speed.py --full --plot FILE   # numbers of experts and chosen experts, batches, ViTs, precisions
+    python benchmarks/speed.py                     # the figures with a goal: at most 8 minutes
+    python benchmarks/speed.py --full --plot FILE  # also other experts, batches, ViTs, precisions
 
-plain:  timm's ViT, frozen; a training step is its forward pass and the backward pass to the images.
-smope:  a training step is the method's losses, their backward pass and the optimizer's step.
-Each step stands between two steps of smope with 25 experts, 5 chosen, in the first task. A ratio to
-    smope is the
-median over rounds of the seconds of a step / the mean seconds of those two, and a ratio to plain is
-    that / plain's own.
-Error, lowest and highest are those of the ratio to smope, told in steps of plain; smope's own are
-    those of a round's
-first to its last step: how noisy the machine is. What the prototype loss adds from the second task
-    on is measured with
-a quarter of the images: its cost does not depend on the batch, so that short steps show it best,
-    and many of them fit
-into the time.
-Matrix products on a CPU go the way that training chooses (smope.training.device), for plain as
-    well;
-plain_torch_default and the authors' program keep torch's own way, as they do by themselves.
+plain: timm's ViT, frozen. A training step is a forward pass, and a backward pass to the images.
+smope: A training step is the losses of the method, their backward pass, and the optimizer's step.
+
+Each measured step stands between two steps of smope with 25 experts, 5 chosen, in the first task.
+Its ratio to smope is the median over rounds of its seconds / the mean seconds of those two. Its
+ratio to plain is that / plain's own ratio to smope. The error, lowest and highest value belong to
+the ratio to smope, in units of plain's. For smope itself they compare the first and last step of a
+round: they show how noisy the machine is.
+
+The prototype loss, which begins with the second task, costs the same whatever the batch. It is
+measured with a quarter of the images, because short steps show it best and more of them fit into
+the time.
+
+Matrix products on a CPU are computed as training does (smope.training.device), also for plain.
+plain_torch_default and the authors' code use torch's own way, as they do by themselves.
 """
 
 from __future__ import annotations
@@ -274,7 +272,8 @@ def describe(row: dict[str, Any]) -> str:
     setting = (
         f"{row['backbone']} batch {row['batch']} {row['device']} {row['dtype']} {row['phase']}"
     )
-    spread = f"{row['ratio_to_plain']:.3f} ± {row['ratio_error']:.3f} of plain, {row['ratio_to_smope']:.3f} of smope ("
+    spread = f"{row['ratio_to_plain']:.3f} ± {row['ratio_error']:.3f} of plain, "
+    spread += f"{row['ratio_to_smope']:.3f} of smope ("
     spread += f"{row['lowest_ratio']:.2f} to {row['highest_ratio']:.2f} in {row['rounds']} rounds; "
     spread += f"fastest/fastest {row['fastest_ratio']:.3f})"
     return f"{setting}: {row['variant']}{sizes} {row['seconds']:.3f} s, {spread}{ratios}"

@@ -1,4 +1,4 @@
-"""Draws the rows of speed.py: time beside the plain ViT against the number of experts of a head.
+"""Draws the rows of speed.py: time relative to the plain ViT by the number of experts in a head.
 
 python benchmarks/speed_plot.py ROWS.json FILE      # .svg or .png
 """
@@ -21,15 +21,21 @@ PHASES = {"train": "training", "infer": "inference"}
 
 
 def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float, float]]]:
-    """By name: number of experts, ratio to the plain ViT, its lowest and highest; where there are
-    several numbers.
+    """The curves with more than one point.
+
+    Returns:
+        By name, for each number of experts: the number, the ratio to the plain ViT, and its lowest
+        and highest value.
     """
-    found: dict[str, dict[int, tuple[float, float, float]]] = {}
+    by_name: dict[str, dict[int, tuple[float, float, float]]] = {}
     for row in rows:
         if row["variant"] == "smope" and row["top_k"] == 5:
-            where = f"{SHORT.get(row['backbone'], row['backbone'])}, batch {row['batch']}, {row['device']} {row['dtype']}"
             later = ", from task 2 on" if row["task"] else ""
-            points = found.setdefault(f"{where}: {PHASES[row['phase']]}{later}", {})
+            name = (
+                f"{SHORT.get(row['backbone'], row['backbone'])}, batch {row['batch']}, "
+                f"{row['device']} {row['dtype']}: {PHASES[row['phase']]}{later}"
+            )
+            points = by_name.setdefault(name, {})
             points[row["num_experts"]] = (
                 row["ratio_to_plain"],
                 row["lowest_ratio"],
@@ -37,13 +43,13 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float
             )
     return {
         name: [(number, *points[number]) for number in sorted(points)]
-        for name, points in sorted(found.items())
+        for name, points in sorted(by_name.items())
         if len(points) > 1
     }
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Medians with their lowest and highest as bars; the plain ViT is the line at 1."""
+    """Draw medians, with their lowest and highest value as bars; the plain ViT is the line at 1."""
     lines = curves(rows)
     with style.drawing(height=3.2 + 0.2 * len(lines), width=6.0) as (figure, axes):
         axes.axhline(1.0, color=style.INK, linewidth=1, linestyle=":", label="the plain ViT")

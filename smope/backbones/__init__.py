@@ -1,3 +1,4 @@
-"""Backbones: which file holds the weights (files.py), its layout (layouts.py), reading it
-(weights.py), and the frozen ViT that carries them (vit.py).
+"""Backbones: the frozen ViT (vit.py), its forward pass, and where its weights come from.
+
+files.py finds the weight file, weights.py reads it, layouts.py translates its keys to timm's.
 """

@@ -1,14 +1,13 @@
-"""Softmax attention over the tokens and, where a block has prompt experts, over one more key that
-stands for them all.
+"""Softmax attention over the tokens and, in blocks with prompt experts, over one extra key.
 
-An expert's logit is the same for every row. So all experts of a head together act like a single
-extra key: its logit is the log of the sum of their exponentials, its value their softmax average.
-This is exact, costs one column however many experts there are, and keeps nothing for the backward
-pass that plain attention does not keep.
+The extra key stands for all experts of a head. An expert's logit is the same for every row, so the
+experts together act like a single key: its logit is the log of the sum of their exponentials, its
+value their softmax average. This is exact, costs one column for any number of experts, and keeps no
+more for the backward pass than plain attention does.
 
-Two ways to compute it, equal to rounding; `attend` chooses:
-    _Products  matrix products, a few heads at a time, so that no (N, N) matrix outlives its turn.
-    _Fused     torch's flash kernel on the tokens alone, the extra key merged in through the
+There are two ways to compute it, equal up to rounding, between which `attend` chooses:
+    _Products  Matrix products for a few heads at a time, so that (N, N) matrices are short-lived.
+    _Fused     torch's flash kernel on the tokens alone; the extra key is merged in by means of the
                log-sum-exp of each row.
 
 Shapes: B batch, R rows (queries), N tokens, H heads, D head width, C = H·D.
@@ -33,9 +32,11 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ExtraKey:
-    """One more key of each head, answered by every row with the same logit (scale included).
+    """One extra key of each head, for which every row has the same logit.
 
-    logit (B, H), value (B, H, D), in float32 or better.
+    Attributes:
+        logit: (B, H), scale included, in float32 or float64.
+        value: (B, H, D), in float32 or float64.
     """
 
     logit: Tensor
@@ -45,7 +46,15 @@ class ExtraKey:
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None = None) -> Tensor:
     """Row i = softmax([q_i·k_j·scale for all tokens j, extra.logit]) · [v; extra.value].
 
-    q (B, H, R, D), k, v (B, H, N, D) -> (B, H, R, D) in v's precision.
+    Args:
+        q: (B, H, R, D).
+        k: (B, H, N, D).
+        v: (B, H, N, D).
+        scale: Factor of the tokens' logits, usually 1/sqrt(D).
+        extra: The extra key; None for attention over the tokens alone.
+
+    Returns:
+        (B, H, R, D), in the precision of v.
     """
     # under autocast the norms of q and k, where there are any, give float32
     q, k = (

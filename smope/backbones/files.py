@@ -1,7 +1,6 @@
-"""Which file holds a backbone's weights: a path, the one in a folder, or the Hub's. Imports nothing
-heavy.
+"""Which file holds a backbone's weights: a path, the one in a folder, or the Hub's.
 
-The heavy libraries are imported late, so that a wrong path is answered at once.
+Heavy libraries are imported late, so that a wrong path is reported at once.
 """
 
 from __future__ import annotations
@@ -22,8 +21,12 @@ CONNECT_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class AuthorsFile:
-    """Weights that are on no Hub: where their authors keep the file, and the pixel statistics of
-    their training.
+    """Weights that are not on the Hub.
+
+    Attributes:
+        where: Where the authors publish the file.
+        mean: Pixel mean in training, for each channel.
+        std: Pixel standard deviation in training, for each channel.
     """
 
     where: str
@@ -31,7 +34,7 @@ class AuthorsFile:
     std: tuple[float, float, float]
 
 
-# Named as timm would name them: architecture.tag.
+# Keys are names as timm would give them: architecture.tag.
 AUTHORS_FILES = {
     "vit_base_patch16_224.ibot_in1k": AuthorsFile(
         "`backbone (t)` of ViT-B/16 under Pre-Trained Models in the README of "
@@ -44,10 +47,10 @@ AUTHORS_FILES = {
 
 
 def weight_file(path: Path) -> Path:
-    """`path` itself, or the one weight file in the folder `path`, such as a Hub snapshot; UserError
-    for none or many.
+    """`path` itself, or the only weight file in the folder `path`, such as a Hub snapshot.
 
-    Of a model saved both ways (model.safetensors and pytorch_model.bin) it is the safetensors file.
+    If a model is there twice, as model.safetensors and pytorch_model.bin, it is the safetensors
+    file. UserError if there is no file, or several models.
     """
     if path.is_file():
         return path
@@ -56,9 +59,9 @@ def weight_file(path: Path) -> Path:
             f"backbone.weights={path}: no such file or folder; give a {' / '.join(SUFFIXES)} file "
             f"or a folder with one"
         )
-    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
-    safe = {_model(file) for file in found if file.suffix == ".safetensors"}
-    files = [file for file in found if file.suffix == ".safetensors" or _model(file) not in safe]
+    candidates = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.is_file())
+    safe = {_model(f) for f in candidates if f.suffix == ".safetensors"}
+    files = [f for f in candidates if f.suffix == ".safetensors" or _model(f) not in safe]
     if not files:
         raise UserError(
             f"backbone.weights={path}: no {' / '.join(SUFFIXES)} file in this folder; name the "
@@ -68,30 +71,27 @@ def weight_file(path: Path) -> Path:
         raise UserError(
             f"backbone.weights={path}: this folder has {len(files)} weight files "
             f"({', '.join(f.name for f in files)}); "
-            f"say which, for example backbone.weights={files[0]}"
+            f"name one of them, for example backbone.weights={files[0]}"
         )
     return files[0]
 
 
 def _model(file: Path) -> str:
-    """What a file's name says of its model: the Hub calls the same one model.safetensors and
-    pytorch_model.bin.
-    """
+    """The model's name in a file name; the Hub has the same as model and as pytorch_model."""
     return file.stem.replace("pytorch_model", "model")
 
 
 def tags(name: str) -> str:
-    """The full names of all weights that timm has for the architecture of `name`, or an empty
-    text.
-    """
+    """The names of all weights that timm has for the architecture of `name`, in one text."""
     import timm
 
     return ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
 
 
 def hub_file(name: str) -> Path:
-    """The weight file of timm's `name`, an architecture with its tag, from the local Hub cache or
-    else from the Hub.
+    """The weight file of a timm model, `name` with its tag, from the Hub cache or the Hub.
+
+    UserError if the Hub has no such file, or cannot be reached.
     """
     from timm.models import get_pretrained_cfg
 
@@ -111,19 +111,17 @@ def hub_file(name: str) -> Path:
         raise UserError(
             f"backbone.name={name}: timm knows no Hub weights for it; give backbone.weights=FILE"
         )
-    # OpenAI's CLIP is there as the whole model in a PyTorch file, without a model.safetensors.
-    usual = (
-        ["pytorch_model.bin"]
-        if config.tag == "openai"
-        else ["model.safetensors", "pytorch_model.bin"]
-    )
-    return _hub_download(
-        name, config.hf_hub_id, [config.hf_hub_filename] if config.hf_hub_filename else usual
-    )
+    # The Hub has OpenAI's CLIP as a PyTorch file with the whole model, without model.safetensors.
+    filenames = ["model.safetensors", "pytorch_model.bin"]
+    if config.hf_hub_filename:
+        filenames = [config.hf_hub_filename]
+    elif config.tag == "openai":
+        filenames = ["pytorch_model.bin"]
+    return _hub_download(name, config.hf_hub_id, filenames)
 
 
 def _hub_download(name: str, repository: str, filenames: list[str]) -> Path:
-    """The first of `filenames` that the repository has, the cache before the network."""
+    """The first of `filenames` that the repository has; the cache comes before the network."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -131,7 +129,7 @@ def _hub_download(name: str, repository: str, filenames: list[str]) -> Path:
         with suppress(LocalEntryNotFoundError):
             return Path(hf_hub_download(repository, filename, local_files_only=True))
     way_out = (
-        f"where there is a network run `hf download {repository} {filenames[0]} --local-dir "
+        f"on a machine with a network run `hf download {repository} {filenames[0]} --local-dir "
         f"{name}`, "
         f"then give that file: backbone.weights={name}/{filenames[0]}"
     )
@@ -153,11 +151,10 @@ def _hub_download(name: str, repository: str, filenames: list[str]) -> Path:
 
 
 def _reachable(url: str) -> bool:
-    """One quick try, of the proxy where there is one: the Hub client itself retries for most of a
-    minute.
+    """Whether a connection to `url`, or to its proxy, opens within CONNECT_SECONDS.
 
-    In a thread, because looking up a name where no server answers takes longer than any time that a
-    socket is given.
+    The Hub client itself retries for most of a minute. The attempt runs in a thread, because a name
+    lookup without a server outlasts the timeout of a socket.
     """
     host, port = _address(url)
     proxy = "" if proxy_bypass(host) else getproxies().get(urlparse(url).scheme, "")

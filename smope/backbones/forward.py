@@ -1,11 +1,13 @@
-"""A frozen ViT's forward pass to its CLS feature: what timm computes, without what nobody reads.
+"""The forward pass of a frozen ViT to its CLS feature: what timm computes, without unused rows.
 
-The last block computes the CLS row alone: its keys and values need all tokens, its query,
-projection and MLP one. With twelve blocks this saves 6.9 % of the multiplications of a ViT-B/16.
-Where attention runs faster by other means than timm's (see attention.py), these are used.
+The last block computes only its CLS row. Its keys and values need all tokens, but its query,
+projection and MLP need one. With twelve blocks this saves 6.9 % of the multiplications of a
+ViT-B/16. Attention is computed by attention.py where that is faster than timm's.
 
-Only modules made of the parts known here are taken apart. Anything else, a block that somebody
-observes with hooks included, is called as it is.
+Only modules that consist of the parts listed here are taken apart. All others, including blocks
+with hooks, are called as a whole.
+
+Shapes: B batch, N tokens, C width.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from smope.backbones.attention import attend, heads, in_products, project
 
 VIT = {"patch_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "norm"}
-HEAD = {"attn_pool", "fc_norm", "head_drop", "head", "head_dist"}  # behind the features
+HEAD = {"attn_pool", "fc_norm", "head_drop", "head", "head_dist"}  # after the features
 BLOCK = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 ATTENTION = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"}
 
@@ -36,10 +38,16 @@ def cls_features(
     recompute: bool = False,
     whole_last_block: bool = False,
 ) -> Tensor:
-    """The CLS row of vit.forward_features(pixels), (B, C), in evaluation mode.
+    """The CLS row of vit.forward_features(pixels), in evaluation mode.
 
-    recompute: keep only each block's input for the backward pass, and run the block again there.
-    whole_last_block: compute rows that nobody reads as well, to count what it saves not to.
+    Args:
+        vit: A timm ViT with a CLS token.
+        pixels: (B, 3, S, S), normalised.
+        recompute: Keep only the input of each block for the backward pass, which runs it again.
+        whole_last_block: Compute the unused rows of the last block too, to count what they cost.
+
+    Returns:
+        (B, C), after the ViT's norm.
     """
     return cls_and_tokens(vit, pixels, recompute=recompute, whole_last_block=whole_last_block)[0]
 
@@ -51,7 +59,7 @@ def cls_and_tokens(
     recompute: bool = False,
     whole_last_block: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """cls_features(), (B, C), and the tokens that enter the last block, (B, N, C)."""
+    """As `cls_features`; returns (B, C), and the tokens that enter the last block, (B, N, C)."""
     if type(vit).forward_features is not VisionTransformer.forward_features or not _made_of(
         vit, VIT | HEAD
     ):
@@ -59,17 +67,17 @@ def cls_and_tokens(
     x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixels))))
     *blocks, last = vit.blocks
     for block in blocks:
-        # Below the first block with anything to learn nothing is kept anyway.
-        x = (
-            checkpoint(run_block, block, x, use_reentrant=False)
-            if recompute and x.requires_grad
-            else run_block(block, x)
-        )
-    return vit.norm((run_block if whole_last_block else run_cls_row)(last, x))[:, 0], x
+        # Nothing is kept below the first block that learns, so there is nothing to recompute.
+        if recompute and x.requires_grad:
+            x = checkpoint(run_block, block, x, use_reentrant=False)
+        else:
+            x = run_block(block, x)
+    rows = run_block(last, x) if whole_last_block else run_cls_row(last, x)
+    return vit.norm(rows)[:, 0], x
 
 
 def _observed(vit: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """cls_and_tokens() of a ViT that is not taken apart."""
+    """As `cls_and_tokens`, for a ViT that is called as a whole."""
     tokens: list[Tensor] = []
     observer = vit.blocks[-1].register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
     try:
@@ -111,15 +119,13 @@ def run_cls_row(block: Any, x: Tensor) -> Tensor:
 
 
 def _add(block: Any, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of timm's Block, from its input and what its attention gave."""
+    """The rest of timm's Block after attention: x its input, `attended` the attention's output."""
     x = x + block.drop_path1(block.ls1(attended))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def takes_apart(block: Any) -> bool:
-    """Whether `block` is a timm Block round a timm Attention, with no part that this file does not
-    know.
-    """
+    """Whether `block` is a timm Block with timm's Attention, and has only parts listed above."""
     return (
         type(block) is Block
         and type(block.attn) is Attention
@@ -130,5 +136,5 @@ def takes_apart(block: Any) -> bool:
 
 def _made_of(module: nn.Module, parts: set[str]) -> bool:
     observed = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    # spelt out: torch 2.6 does not compile issuperset
+    # Written out because torch 2.6 does not compile issuperset.
     return not observed and all(name in parts for name in module._modules)

@@ -1,8 +1,7 @@
-"""The layouts in which published checkpoints keep a ViT, brought to timm's keys without a
-classification head.
+"""Published checkpoints of ViTs in other layouts than timm's: their keys are translated to timm's.
 
-Keys that are neither the backbone's nor a head's are kept under their own names, so that whoever
-compares them with the model's finds them.
+Classification heads are dropped. Other keys that the backbone does not have keep their names, so
+that loading reports them as unexpected.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from smope.errors import UserError
 
-# Where a checkpoint has several networks, the averaged one comes first, as in timm: it is the one
-# that is evaluated.
+# Keys under which a checkpoint keeps its network. Of several, the averaged one comes first, as in
+# timm: that is the one its authors evaluate.
 WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -32,8 +31,8 @@ WRAPPERS = (
 )
 PREFIXES = ("module.", "backbone.", "vit.")
 HEADS = re.compile(r"(\w+_)?head(_dist)?\.|fc_norm\.")
-# What self-supervised training puts in place of hidden patches (DINOv2, MAE; iBOT): no part of the
-# forward pass.
+# Self-supervised training puts these in place of masked patches (DINOv2, MAE; iBOT). The forward
+# pass does not use them.
 MASKS = ("mask_token", "masked_embed")
 # OpenAI's names and timm's, https://github.com/openai/CLIP/blob/main/clip/model.py
 CLIP_NAMES = {
@@ -50,7 +49,7 @@ CLIP_NAMES = {
     ".c_fc.": ".fc1.",
     ".c_proj.": ".fc2.",
 }
-# What timm's reader of Google's files knows of, as the ViT's blocks lie there one by one.
+# The keys that timm's reader of Google's files understands.
 GOOGLE_KEY = re.compile(
     r"(opt/target/|params/)?(cls|pos_embedding|embedding/\w+|(pre_logits|head)/\w+"
     r"|Transformer/(posembed_input/pos_embedding|encoder_norm/\w+|encoderblock_(?P<block>\d+)/.+))"
@@ -58,8 +57,14 @@ GOOGLE_KEY = re.compile(
 
 
 def unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
-    """The tensors inside the usual layers of training checkpoints, such as {'teacher': {...},
-    'optimizer': ...}.
+    """The tensors of a checkpoint.
+
+    Args:
+        loaded: What torch.load returned, often nested: {'teacher': {...}, 'optimizer': {...}}.
+        path: The file, for error messages.
+
+    Raises:
+        UserError: There is no state dict in it.
     """
     while isinstance(loaded, dict):
         inner = next(
@@ -74,7 +79,7 @@ def unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
 
 
 def timm_keys(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of wrappers, without heads and masks, OpenAI's names translated."""
+    """Tensors by timm's keys: no prefixes of wrappers, no heads or masks, OpenAI's names mapped."""
     if "visual.class_embedding" in tensors:
         return _from_clip(tensors)
     for prefix in PREFIXES:
@@ -90,36 +95,36 @@ def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
     }
     for key, value in tensors.items():
-        if not key.startswith(prefix):  # two tensors are never taken for one
+        if not key.startswith(prefix):  # never let one tensor replace another of the same name
             stripped[f"{key} beside {prefix}{key}" if key in stripped else key] = value
     return stripped
 
 
 def _from_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower of a CLIP, without its projection to the text's space."""
-    found = {}
+    """The image tower of a CLIP model, without its projection to the space of text."""
+    renamed = {}
     for key, value in tensors.items():
         name = key.removeprefix("visual.")
         if name == key or name == "proj":
             continue
         for theirs, ours in CLIP_NAMES.items():
             name = name.replace(theirs, ours)
-        found[name] = value
-        # (C) and (N, C) there, (1, 1, C) and (1, N, C) in timm
-        if name in (
-            "cls_token",
-            "pos_embed",
-        ):
-            found[name] = value.view(1, -1, value.shape[-1])
-    return found
+        renamed[name] = value
+        # (C) and (N, C) in CLIP, (1, 1, C) and (1, N, C) in timm
+        if name in ("cls_token", "pos_embed"):
+            renamed[name] = value.view(1, -1, value.shape[-1])
+    return renamed
 
 
 def read_google(path: Path, vit: VisionTransformer) -> dict[str, Tensor]:
-    """The tensors of one of Google's .npz files by timm key, as timm reads them into a copy of
-    `vit`.
+    """The tensors of one of Google's .npz files by timm's keys.
 
-    The copy starts as NaN, and what the reader does not set is left out of the result: it stops
-    where a tensor lacks or has another shape.
+    timm reads the file into a copy of the model. The copy starts as NaN; tensors that the reader
+    does not set are left out, because it stops at a tensor that is missing or has another shape.
+
+    Args:
+        path: The file.
+        vit: The model that the weights are for; not changed.
     """
     filled = copy.deepcopy(vit)
     with torch.no_grad():

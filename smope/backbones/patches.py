@@ -1,4 +1,4 @@
-"""Images are cut into patches that leave nothing over. Imports nothing heavy."""
+"""Patches must cover an image completely. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from smope.errors import UserError
 
 
 def patch_side(name: str, options: Mapping[str, Any]) -> int | None:
-    """Pixels of a patch's side, as the options or the name of a timm model say; None where neither
-    does.
+    """Side of a patch in pixels.
+
+    Args:
+        name: A timm model, such as vit_base_patch16_224.
+        options: Further arguments of timm.create_model, which come before the name.
+
+    Returns:
+        None if neither gives it.
     """
     given, named = options.get("patch_size"), re.search(r"_patch(\d+)_", name)
     if isinstance(given, int):
@@ -20,8 +26,11 @@ def patch_side(name: str, options: Mapping[str, Any]) -> int | None:
 
 
 def check_image_size(size: int, patch: int) -> None:
-    """UserError unless patches cover an image; timm would leave the pixels at its right and lower
-    edge out.
+    """UserError unless patches cover an image; timm would ignore its right and lower edge.
+
+    Args:
+        size: Side of the image in pixels.
+        patch: Side of a patch in pixels.
     """
     if size % patch or size < patch:
         fitting = patch * max(1, round(size / patch))

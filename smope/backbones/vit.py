@@ -1,5 +1,8 @@
-"""The frozen ViT: created by timm, loaded with every key accounted for, and never trained unless a
-method says so.
+"""The frozen ViT: timm creates it, every key of the weight file must match, no method trains it.
+
+Methods that fine-tune the backbone itself call `unfreeze`.
+
+Shapes: B batch, S side of an image in pixels, N tokens, C width.
 """
 
 from __future__ import annotations
@@ -28,15 +31,22 @@ from smope.declare.ranges import Channels, Range
 from smope.declare.texts import NameOf, WeightFile
 from smope.errors import UserError
 
-WANTED = "prompt experts need a plain timm VisionTransformer with a CLS token, such as vit_base_patch16_224.augreg_in21k"
+REQUIREMENT = (
+    "prompt experts need a plain timm VisionTransformer with a CLS token, such as "
+    "vit_base_patch16_224.augreg_in21k"
+)
 
 
 @dataclass(frozen=True)
 class BackboneIdentity:
-    """Which weights these are: enough to tell two runs' backbones apart and to get the same again.
+    """Identifies a backbone: enough to tell two apart, and to load the same one again.
 
-    mean, std: the pixel statistics applied to images in [0, 1], one number a channel (0 and 1:
-    none).
+    Attributes:
+        name: The timm model, with its tag.
+        source: Where the weights come from: hub:<name>, embedded, random, or a path.
+        sha256: Of the weight file; of the tensors where they are random.
+        mean: Subtracted from pixels in [0, 1], one number for each channel; 0: nothing.
+        std: Divides them, one number for each channel; 1: nothing.
     """
 
     name: str
@@ -46,19 +56,19 @@ class BackboneIdentity:
     std: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON gives it back: lists, not tuples."""
+        """As it is read back from JSON: with lists instead of tuples."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
 
 class Backbone(nn.Module):
-    """A frozen ViT with its own pixel statistics: images (B, 3, S, S) in [0, 1] -> CLS features (B,
-    C) after its norm.
+    """A frozen ViT with its pixel statistics: images (B, 3, S, S) in [0, 1] -> CLS features (B, C).
 
-    Always in evaluation mode (no dropout, no stochastic depth) and, while it is `frozen`, without
-    gradients for its weights; gradients still flow through it to whatever is injected into it.
+    It is always in evaluation mode, without dropout and stochastic depth. While it is `frozen`, its
+    weights get no gradients, but gradients flow through it to what is injected into it.
 
-    recompute: keep less for the backward pass and run each block again there.
-    whole_last_block: compute all its rows, not the CLS row alone; the features are the same.
+    Attributes:
+        recompute: Keep less for the backward pass, and run each block again there.
+        whole_last_block: Compute all rows of the last block; the features are the same.
     """
 
     recompute: bool = False
@@ -79,30 +89,37 @@ class Backbone(nn.Module):
 
     @property
     def embed_dim(self) -> int:
+        """C."""
         return self.vit.embed_dim
 
     @property
     def image_size(self) -> int:
+        """S."""
         return self.vit.patch_embed.img_size[0]
 
     def unfreeze(self) -> None:
-        """Have the weights trained, for methods that fine-tune the backbone itself; `identity` is
-        where they began.
-        """
+        """Let the weights be trained; `identity` still names those that training began with."""
         self.vit.requires_grad_(True)
         self.frozen = False
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stays in evaluation mode whatever is asked."""
+        """Stays in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     def forward(self, images: Tensor, with_tokens: bool = False) -> Tensor:
-        """The CLS feature (B, C); with_tokens: (B, 2C), then comes from the same pass the mean
-        patch token before the last block, of zero mean and unit variance over channels.
+        """The features of images.
+
+        Args:
+            images: (B, 3, S, S), pixels in [0, 1].
+            with_tokens: Append the mean patch token before the last block, from the same pass,
+                normalised to zero mean and unit variance over channels.
+
+        Returns:
+            The CLS feature after the ViT's norm, (B, C); (B, 2C) with_tokens.
         """
         if not with_tokens:
-            return cls_features(self.vit, self._pixels(images), **self._how)
-        features, tokens = cls_and_tokens(self.vit, self._pixels(images), **self._how)
+            return cls_features(self.vit, self._pixels(images), **self._options)
+        features, tokens = cls_and_tokens(self.vit, self._pixels(images), **self._options)
         mean = tokens[:, self.vit.num_prefix_tokens :].mean(1)
         return torch.cat([features, F.layer_norm(mean, mean.shape[-1:])], -1)
 
@@ -110,7 +127,7 @@ class Backbone(nn.Module):
         return (images - self.mean) / self.std
 
     @property
-    def _how(self) -> dict[str, bool]:
+    def _options(self) -> dict[str, bool]:
         return {"recompute": self.recompute, "whole_last_block": self.whole_last_block}
 
 
@@ -123,19 +140,22 @@ def load_backbone(
     image_size: Annotated[int | None, Range(1, 4096, example="224")] = None,
     options: dict[str, Any] | None = None,
 ) -> Backbone:
-    """A frozen backbone.
+    """Create a backbone and load its weights. The arguments are the keys of conf/backbone/.
 
-    name:             a timm ViT with a CLS token, with its tag (vit_base_patch16_224.augreg_in21k)
-                      where statistics or
-                      weights follow from it.
-    weights:          "hub" (timm's file for the tag), "embedded" (the small glyph ViT of this
-                      package), "random"
-                      (untrained, for tests), a file, or a folder with one weight file.
-    pixel_statistics: "own" (what the weights were trained with), "none" (pixels stay in [0, 1], as
-    in the authors'
-                      program) or "given" (mean and std, one number a channel).
-    image_size:       pixels, if not the model's own; position embeddings are resampled.
-    options:          further keyword arguments of timm.create_model.
+    Args:
+        name: A timm ViT with a CLS token. With its tag, as in vit_base_patch16_224.augreg_in21k, it
+            decides Hub weights and pixel statistics.
+        weights: "hub" (timm's file for the tag), "embedded" (the small ViT of this package),
+            "random" (untrained, for tests), a file, or a folder with one weight file.
+        pixel_statistics: "own" (what the weights were trained with), "none" (pixels stay in [0, 1],
+            as in the authors' code) or "given" (`mean` and `std`).
+        mean: One number for each channel.
+        std: One number for each channel.
+        image_size: Side in pixels, if not the model's own; position embeddings are resampled.
+        options: Further keyword arguments of timm.create_model.
+
+    Raises:
+        UserError: There is no such model, or its weights cannot be found or do not fit.
     """
     vit = _create(name, image_size, options or {})
     loaded = _find_weights(name, weights, vit)
@@ -168,22 +188,23 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
     arguments = {"global_pool": "token", **options, **extra}
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Mapping deprecated model name")  # an error below
+            # A deprecated name is an error below.
+            warnings.filterwarnings("ignore", "Mapping deprecated model name")
             vit = timm.create_model(known, pretrained=False, num_classes=0, **arguments)
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(
             f"backbone.name={name}: timm cannot build it with {options | extra} and a CLS token "
-            f"({reason}); {WANTED}"
+            f"({reason}); {REQUIREMENT}"
         ) from error
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
         raise UserError(
-            f"backbone.name={name}: timm builds a {type(vit).__name__} for it; {WANTED}"
+            f"backbone.name={name}: timm builds a {type(vit).__name__} for it; {REQUIREMENT}"
         )
     check_image_size(vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0])
-    meant: Any = vit.pretrained_cfg
-    if meant.get("architecture", architecture) != architecture:
-        new = f"{meant['architecture']}.{meant['tag']}"
+    current: Any = vit.pretrained_cfg
+    if current.get("architecture", architecture) != architecture:
+        new = f"{current['architecture']}.{current['tag']}"
         raise UserError(
             f"backbone.name={name} is timm's old name for {new}; write backbone.name={new}"
         )
@@ -201,9 +222,7 @@ def _find_weights(name: str, weights: str, vit: VisionTransformer) -> Weights | 
 
 
 def _load(vit: VisionTransformer, weights: Weights) -> None:
-    """Load, with every backbone key accounted for: timm itself would leave what does not match at
-    random.
-    """
+    """Load weights whose keys all match; timm itself would leave other parameters at random."""
     tensors = {key: value.float() for key, value in weights.tensors.items()}
     own = vit.state_dict()
     if "pos_embed" in tensors and "pos_embed" in own:
@@ -228,8 +247,9 @@ def _load(vit: VisionTransformer, weights: Weights) -> None:
 
 
 def _resampled(positions: Tensor, vit: VisionTransformer) -> Tensor:
-    """Position embeddings (1, N, C) of a square grid for the grid of `vit`, as timm does it; else
-    as they are.
+    """Position embeddings (1, N, C) of a square grid, resampled by timm to the grid of `vit`.
+
+    Embeddings that need no change, or are not of a square grid, are returned unchanged.
     """
     prefix, grid = 0 if vit.no_embed_class else vit.num_prefix_tokens, vit.patch_embed.grid_size
     tokens = positions.shape[1] if positions.ndim == 3 and len(positions) == 1 else 0
@@ -240,14 +260,10 @@ def _resampled(positions: Tensor, vit: VisionTransformer) -> Tensor:
 
 
 def _own_statistics(name: str, loaded: Weights | None) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std the weights were trained with: written in the file, or known to timm for the
-    tag.
-    """
+    """The mean and std that the weights were trained with, from the file or from timm's tag."""
     if loaded is not None:
-        mean, std = (
-            metadata_numbers(loaded.metadata, "mean"),
-            metadata_numbers(loaded.metadata, "std"),
-        )
+        mean = metadata_numbers(loaded.metadata, "mean")
+        std = metadata_numbers(loaded.metadata, "std")
         if mean and std:
             return mean, std
     if name in AUTHORS_FILES:

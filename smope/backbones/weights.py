@@ -1,4 +1,4 @@
-"""Reading pretrained weights, with an identity that can be written down."""
+"""Reads pretrained weights from a file, and identifies the file by its sha256."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from smope.backbones.layouts import read_google, timm_keys, unwrap
 from smope.errors import UserError
 
 EMBEDDED = Path(__file__).parent / "embedded" / "glyph_vit.safetensors"
-# What training programs keep beside their tensors: settings, and learning rates that are numpy's
-# numbers.
+# What checkpoints often hold beside tensors: settings, and learning rates as numpy's numbers.
 HARMLESS = (
     "argparse.Namespace",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
 )
-# Reads nothing but these and tensors, and writes tensors alone; {path!r} is filled in.
+# A command for the user, which reads only these and tensors, and writes only tensors. {path!r} is
+# filled in.
 EXTRACTION = (
     'python -c "import argparse, numpy, torch; scalar = numpy.float64().__reduce__()[0]; '
     "torch.serialization.add_safe_globals([argparse.Namespace, numpy.dtype, "
@@ -40,10 +40,13 @@ EXTRACTION = (
 
 @dataclass(frozen=True)
 class Weights:
-    """A backbone's parameters by timm key, without a classification head.
+    """The parameters of a backbone by timm's keys, without a classification head.
 
-    source: what the user named; sha256: of the file's bytes; metadata: text entries of a
-    safetensors header.
+    Attributes:
+        tensors: By key.
+        source: What the user named.
+        sha256: Of the bytes of the file.
+        metadata: Text entries of a safetensors header.
     """
 
     tensors: dict[str, Tensor]
@@ -53,16 +56,22 @@ class Weights:
 
 
 def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(path: Path, vit: VisionTransformer) -> Weights:
-    """Read a .safetensors file, a PyTorch checkpoint of tensors only (no pickled code is run), or
-    Google's .npz.
+    """Read a .safetensors file, a PyTorch checkpoint of tensors, or one of Google's .npz files.
 
-    vit: the model that the weights are for, not changed here. It tells how a .npz file is to be
-    read.
+    No pickled code is run.
+
+    Args:
+        path: The file.
+        vit: The model that the weights are for, which decides how a .npz file is read; not changed.
+
+    Raises:
+        UserError: The file cannot be read, or holds more than tensors.
     """
     metadata: Mapping[str, str] = {}
     try:
@@ -84,7 +93,7 @@ def read_weights(path: Path, vit: VisionTransformer) -> Weights:
 
 
 def _problem(error: Exception, path: Path) -> str:
-    """Why the file was not read, and the way out."""
+    """Why the file could not be read, and what to do."""
     blocked = (
         re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError)
@@ -107,5 +116,5 @@ def _problem(error: Exception, path: Path) -> str:
 
 
 def metadata_numbers(metadata: Mapping[str, str], key: str) -> tuple[float, ...] | None:
-    """A list of numbers stored as JSON in a safetensors header, or None."""
+    """The list of numbers that a safetensors header stores under `key` as JSON, or None."""
     return tuple(float(value) for value in json.loads(metadata[key])) if key in metadata else None

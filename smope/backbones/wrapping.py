@@ -1,5 +1,6 @@
-"""Wrappers round the attention of a timm ViT's blocks: how they get in, and how they come out
-without a trace.
+"""Wrappers around the attention of a timm ViT's blocks, and how they are put in and taken out.
+
+Shapes: B batch, N tokens, C width.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from smope.errors import UserError
 
 
 class AttentionWrapper(nn.Module):
-    """Stands where a block's `attention` (frozen, untouched) stood; a subclass says in `attended`
-    what it computes.
-    """
+    """Replaces the `attention` of a block and keeps it unchanged; subclasses define `attended`."""
 
     attention: Attention
 
@@ -27,7 +26,7 @@ class AttentionWrapper(nn.Module):
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """x (B, N, C) -> (B, N, C)."""
+        """x (B, N, C) -> (B, N, C). UserError for the masks that timm's blocks may pass."""
         if attn_mask is not None or is_causal:
             raise UserError(
                 "attn_mask / is_causal: a block with prompts attends to all tokens; pass neither"
@@ -43,7 +42,15 @@ W = TypeVar("W", bound=AttentionWrapper)
 
 
 def plain_attention(attention: object, where: str) -> Attention:
-    """`attention` if prompts can join it, else UserError; `where` names it in the message."""
+    """`attention` itself if prompts can join it.
+
+    Args:
+        attention: The module of a block.
+        where: Its place, for the error message.
+
+    Raises:
+        UserError: It is not timm's plain Attention.
+    """
     if type(attention) is not Attention:
         raise UserError(
             f"backbone: {where} is a {type(attention).__name__}; prompts need timm's plain "
@@ -60,12 +67,20 @@ def wrap(
     make: Callable[[Attention], W],
     key: str = "method.blocks",
 ) -> list[W]:
-    """Wrap the attention of each listed block of a timm ViT; returns the wrappers in the order of
-    `blocks`.
+    """Wrap the attention of some blocks of a timm ViT.
 
-    make(attention) builds one wrapper; `key` is what lists the blocks, for messages. UserError for
-    a block that the ViT does not have, one named twice or wrapped already, or an attention that
-    cannot be wrapped; then nothing is changed.
+    Args:
+        vit: Changed in place.
+        blocks: Numbers of the blocks, from 0.
+        make: Builds the wrapper of an attention.
+        key: The configuration key that lists the blocks, for error messages.
+
+    Returns:
+        The wrappers, in the order of `blocks`.
+
+    Raises:
+        UserError: A block does not exist, is listed twice, is already wrapped, or has an attention
+            that cannot be wrapped. The ViT is then unchanged.
     """
     depth = len(vit.blocks)
     if len(set(blocks)) != len(blocks) or any(not 0 <= block < depth for block in blocks):
@@ -73,12 +88,12 @@ def wrap(
             f"{key} must be different numbers in 0..{depth - 1} (the backbone has {depth} "
             f"blocks), got {list(blocks)}"
         )
-    # A block of another kind (several attentions in parallel) has no `attn`: then it is what the
-    # error names.
-    found = [getattr(vit.blocks[block], "attn", vit.blocks[block]) for block in blocks]
+    # Blocks of other kinds, such as timm's parallel ones, have no `attn`: the error names them.
     attentions = [
-        plain_attention(item, f"the attention of block {n}")
-        for n, item in zip(blocks, found, strict=True)
+        plain_attention(
+            getattr(vit.blocks[block], "attn", vit.blocks[block]), f"the attention of block {block}"
+        )
+        for block in blocks
     ]
     wrappers = [make(attention) for attention in attentions]
     for block, wrapper in zip(blocks, wrappers, strict=True):
@@ -87,9 +102,7 @@ def wrap(
 
 
 def unwrap(vit: VisionTransformer) -> None:
-    """Restore the original attention everywhere; the ViT then gives bit for bit what it gave
-    before `wrap`.
-    """
+    """Put the original attention back; outputs are then as before `wrap`, bit for bit."""
     for block in vit.blocks:
         if isinstance(block.attn, AttentionWrapper):
             block.attn = block.attn.attention

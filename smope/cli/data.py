@@ -103,7 +103,7 @@ def _configuration(root: Path, texts: Sequence[str], config_dir: str | None) -> 
     if key in given:
         raise UserError(f"smope data: {key} is ROOT={root}; leave it out of what follows")
     mark, chosen = "", []
-    if not {"stream", "experiment"} & given:
+    if not {"stream", "benchmark", "experiment"} & given:
         from smope.streams.checking.recognition import recognise
 
         stream, mark = recognise(root)

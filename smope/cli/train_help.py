@@ -16,6 +16,8 @@ examples:
   smope train                                         SMoPE on handwritten digits, embedded backbone
   smope train experiment=smoke                        the same in seconds
   smope train router.top_k=3 trainer.epochs=10        change keys
+  smope train benchmark=cifar100 method=coda stream.root=~/cifar100
+                                                      published settings of a method
   smope train -m method=smope,ncm seed=0,1,2          six runs; repeat the command for missing ones
   smope train -m sweep=ablation_small hydra/launcher=joblib
                                                       a sweep of conf/sweep/, two runs at once
@@ -41,23 +43,25 @@ def train_help(parser: argparse.ArgumentParser) -> str:
 def _group(folder: Path, group: str, default: str) -> str:
     names = choices(group, [folder])
     heading = textwrap.fill(f"{group}={default}   choices: {', '.join(names)}", 100, **INDENT)
-    texts = [
-        path.read_text(encoding="utf-8")
-        for path in _files(folder / group, default)
-        if path.is_file()
-    ]
+    texts = [path.read_text(encoding="utf-8") for path in _files(folder / group, default)]
     return "\n".join([heading, _keys("\n".join(texts))]).rstrip()
 
 
 def _files(folder: Path, name: str) -> list[Path]:
-    """The file of a choice, and the file that all choices of its group share."""
-    return [folder / f"{name}.yaml", folder / "_shared.yaml"]
+    """The file of a choice, and those of its group that its defaults list includes."""
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        return []
+    included = re.search(r"^defaults: \[(.*)\]", path.read_text(encoding="utf-8"), re.MULTILINE)
+    names = included[1].split(", ") if included else []
+    return [path, *(file for other in names if other != "_self_" for file in _files(folder, other))]
 
 
 def _keys(text: str) -> str:
-    """The lines `key: value  # comment` of YAML files, without keys of Hydra.
+    """The lines `key: value  # comment` of YAML files, the first one of each key.
 
-    Of equal keys the first line is taken: a choice's own file comes before the shared one.
+    Lines for Hydra itself and comment lines are left out. A choice's own file comes before the
+    files that it includes, so that the first line holds the value of the choice.
     """
     lines: dict[str, str] = {}
     for line in text.splitlines():

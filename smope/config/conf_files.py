@@ -1,4 +1,4 @@
-"""The files of conf/: where they are, the choices of a group, and reading one of them."""
+"""The files of conf/: where they are, which choices a group has, and reading one of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from smope.errors import UserError
 
 # Groups that a run's configuration consists of: each chooses a class or function.
 GROUPS = ("backbone", "stream", "method", "router", "trainer", "tracker")
-# Groups whose files set keys of other groups. By default none is chosen.
-SETTINGS = ("experiment", "variant", "sweep")
+# Groups whose files set keys of several other groups. By default none of their files is chosen.
+SETTINGS = ("benchmark", "experiment", "variant", "sweep")
 ALL_GROUPS = (*GROUPS, *SETTINGS)
-LISTED_CHOICES = 18  # at most, in one message
+MAX_LISTED_CHOICES = 18  # in an error message
 
 
 def conf_dir() -> Path:
@@ -24,17 +24,15 @@ def conf_dir() -> Path:
         if (candidate / "train.yaml").is_file():
             return candidate
     raise UserError(
-        f"no conf/train.yaml in {package} or {package.parent}; not all is installed: install "
-        f"smope again"
+        f"no conf/train.yaml in {package} or {package.parent}; the installation is incomplete: "
+        f"install smope again"
     )
 
 
 def choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
-    """The names that `group=` accepts: its YAML files, but for those that start with _.
+    """Names that `group=` accepts: the YAML files of its folder, without their suffix.
 
-    Args:
-        group: The group, such as "router".
-        config_dirs: The folders to look in, such as conf/.
+    A file whose name starts with _ is no choice; other files include it.
     """
     return sorted(
         {path.stem for folder in config_dirs for path in (folder / group).glob("[!_]*.yaml")}
@@ -42,7 +40,7 @@ def choices(group: str, config_dirs: Sequence[Path]) -> list[str]:
 
 
 def config_folders(config_dir: str | None) -> tuple[Path, ...]:
-    """conf/ and the folder of --config-dir, if there is one."""
+    """conf/, and the folder that --config-dir names, if any."""
     if config_dir is None:
         return (conf_dir(),)
     path = Path(config_dir).expanduser().resolve()
@@ -55,50 +53,71 @@ def config_folders(config_dir: str | None) -> tuple[Path, ...]:
 
 
 def known_choices(group: str, value: str, known: Sequence[str]) -> str:
-    """What an error says about an unknown choice: the nearest one, and the others if they fit.
+    """The hint for a choice that does not exist.
 
     Args:
-        group: The group.
-        value: What the user chose.
-        known: The choices that there are.
+        group: The group of the choice, such as method.
+        value: What the user wrote.
+        known: The choices of that group.
+
+    Returns:
+        The nearest choice, if one is near, and the others, if there are few enough for one line.
     """
     near = difflib.get_close_matches(value, known, n=1)
-    if len(known) <= LISTED_CHOICES:
-        listed = ", ".join(known)
-        if near:
-            return f"did you mean {group}={near[0]}? Choices are {listed}"
-        return f"choose one of {listed}"
+    if len(known) <= MAX_LISTED_CHOICES:
+        named = ", ".join(known)
+        return (
+            f"did you mean {group}={near[0]}? Choices are {named}"
+            if near
+            else f"choose one of {named}"
+        )
     rest = f"`smope train --help` lists all {len(known)}"
     if near:
         return f"did you mean {group}={near[0]}? {rest}"
-    return f"choose one of {', '.join(known[: LISTED_CHOICES // 2])}, ...; {rest}"
+    return f"choose one of {', '.join(known[: MAX_LISTED_CHOICES // 2])}, ...; {rest}"
 
 
 def load_choice(group: str, name: str, config_dirs: Sequence[Path]) -> dict[str, Any]:
-    """The values of a choice's file, for a group that is not part of a run's configuration.
+    """The values of a choice's file, for a group that no run's configuration has.
 
     Args:
-        group: The group, such as "tune".
-        name: The choice.
-        config_dirs: The folders to look in; a later one wins.
+        group: A folder of conf/, such as tune.
+        name: The choice, a file of that folder without its suffix.
+        config_dirs: conf/, and the user's own folder if there is one.
 
     Raises:
-        UserError: if there is no such choice or its file cannot be read.
+        UserError: There is no such choice, or its file cannot be read.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     known = choices(group, config_dirs)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {group}={near[0]}?" if near else ""
         raise UserError(f"{group}={name} is no choice; choose one of {', '.join(known)}{hint}")
-    path = next(
-        p for folder in reversed(config_dirs) if (p := folder / group / f"{name}.yaml").is_file()
-    )
+    return read_mapping(choice_file(group, name, config_dirs))
+
+
+def choice_file(group: str, name: str, config_dirs: Sequence[Path]) -> Path:
+    """The file of a choice that is known to exist. The user's own folder comes before conf/."""
+    paths = (folder / group / f"{name}.yaml" for folder in reversed(config_dirs))
+    return next(path for path in paths if path.is_file())
+
+
+def read_mapping(path: Path, *, resolve: bool = True) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Args:
+        path: The file.
+        resolve: Whether ${key} is replaced by the value of that key in the file.
+
+    Raises:
+        UserError: The file cannot be read, or holds no mapping.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=resolve)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: is not readable YAML ({first_line(error)}); correct it"
@@ -109,7 +128,6 @@ def load_choice(group: str, name: str, config_dirs: Sequence[Path]) -> dict[str,
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, links left out."""
     lines = [
         line.strip()
         for line in str(error).splitlines()

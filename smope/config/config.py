@@ -224,7 +224,7 @@ def closest_key(name: str, known: Sequence[str]) -> str | None:
         known: The keys that there are.
     """
     group, _, last = name.rpartition(".")
-    candidates = known if group else [*known, *GROUPS, "experiment"]
+    candidates = known if group else [*known, *GROUPS, "benchmark", "experiment"]
     near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
     if near:
         return near[0]

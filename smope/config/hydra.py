@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smope.config.config import Config, validate
 from smope.config.overrides import Overrides, read_overrides
+from smope.config.recipes import store_recipes
 from smope.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def hydra_session(overrides: Overrides) -> Iterator[tuple[Hydra, list[str]]]:
         with initialize_config_dir(str(main), version_base="1.3", job_name="smope"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
+            store_recipes(overrides.config_dirs)
             yield hydra, texts
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(_translate(error)) from error

@@ -159,9 +159,20 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
     for value in chosen:
         if str(value) in known or (value is None and group in SETTINGS):
             continue
+        hint = _benchmark_and_method(str(value), folders) if group == "experiment" else None
         raise UserError(
-            f"{group}={shown(value)} is no choice; {known_choices(group, str(value), known)}"
+            f"{group}={shown(value)} is no choice; "
+            f"{hint or known_choices(group, str(value), known)}"
         )
+
+
+def _benchmark_and_method(experiment: str, folders: Sequence[Path]) -> str | None:
+    """What to write for `experiment=<method>_<benchmark>`, a name that commands once had."""
+    for benchmark in choices("benchmark", folders):
+        method, _, rest = experiment.rpartition(f"_{benchmark}")
+        if method in choices("method", folders) and not rest:
+            return f"write benchmark={benchmark} method={method}"
+    return None
 
 
 def _is_hydras(override: Override) -> bool:

@@ -1,1 +1,1 @@
-"""Losses: pure functions of tensors, one idea a file."""
+"""Losses: pure functions of tensors, one idea in each file."""

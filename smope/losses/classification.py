@@ -1,4 +1,7 @@
-"""Cross-entropy over the classes of the current task."""
+"""Cross-entropy over the classes of the current task.
+
+Shapes: B batch, N all classes of the stream.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,19 @@ from torch import Tensor
 
 
 def task_cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Tensor:
-    """Mean cross-entropy with only `classes` (ascending, no gaps needed) competing.
+    """Mean cross-entropy over the logits of `classes` alone.
 
-    logits (B, num_classes), labels (B,), each one of `classes`. For the new classes of a
-    class-incremental task it is equal to setting the logits of all earlier classes to minus
-    infinity and cutting later ones off, as the authors' program does, without infinities in the
-    graph.
+    For the new classes of a class-incremental task it equals what the authors' code computes: that
+    sets the logits of all earlier classes to minus infinity and cuts off later ones. Here no
+    infinities enter the graph.
+
+    Args:
+        logits: (B, N).
+        labels: (B,), each one of `classes`.
+        classes: The classes of the task, ascending; gaps are allowed.
+
+    Returns:
+        A scalar, the mean over the batch.
     """
     first, last = classes[0], classes[-1]
     if last - first + 1 == len(classes):

@@ -1,8 +1,8 @@
-"""Virtual outliers: points far from the features at hand, and a loss that makes a classifier unsure
-of them.
+"""Virtual outliers: points far from the features, and a loss that makes a classifier unsure there.
 
-Huang et al. 2024 (OVOR, arXiv 2402.04129), after NPOS (Tao et al. 2023). Shapes: B features, V
-outliers, C width.
+Source: Huang et al. 2024 (OVOR, arXiv 2402.04129), after NPOS (Tao et al. 2023).
+
+Shapes: B features, V outliers, n points or centres, C feature width, N classes of the task.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from torch import Tensor
 
 
 def far_from(points: Tensor, features: Tensor, neighbours: int, number: int) -> Tensor:
-    """Which `number` of the points (n, C) have the farthest k-th nearest feature (B, C): indices,
-    farthest first.
+    """The points whose k-th nearest feature is farthest away.
 
-    k is `neighbours`, or the number of features where there are fewer; a point that is one of the
-    features counts itself, as in the program. All points, where there are no more than `number`.
+    A point that is itself one of the features counts as its own neighbour, as in the authors' code.
+
+    Args:
+        points: (n, C), candidates.
+        features: (B, C).
+        neighbours: k; with fewer features than that, k is their number.
+        number: How many points to choose; with fewer points than that, all are chosen.
+
+    Returns:
+        (min(number, n),) indices of points, farthest first.
     """
     distances = torch.cdist(points, features)
     # topk and not kthvalue, which has no deterministic kernel on every accelerator
@@ -26,8 +33,15 @@ def far_from(points: Tensor, features: Tensor, neighbours: int, number: int) -> 
 
 
 def shifted(centres: Tensor, noise: float, number: int) -> Tensor:
-    """`number` points round each of the centres (n, C) -> (n · number, C): the same draws of noise
-    for all.
+    """Points around each centre: centre + noise · standard normal draws, the same for all centres.
+
+    Args:
+        centres: (n, C).
+        noise: Standard deviation.
+        number: Points for each centre.
+
+    Returns:
+        (n · number, C), the points of the first centre first.
     """
     draws = noise * torch.randn(number, centres.shape[1], dtype=torch.float32).to(centres)
     return (centres.unsqueeze(1) + draws).flatten(0, 1)
@@ -36,10 +50,20 @@ def shifted(centres: Tensor, noise: float, number: int) -> Tensor:
 def energy_loss(
     logits: Tensor, outlier_logits: Tensor, feature_threshold: float, outlier_threshold: float
 ) -> Tensor:
-    """Huber losses of how far the energy -logsumexp is above its threshold for features, and below
-    for outliers.
+    """Pushes the energy of features below one threshold and that of outliers above another.
 
-    logits (B, n) and outlier_logits (V, n), of the task's n classes -> scalar.
+    The energy of a point is -logsumexp of its logits. The loss is the Huber loss of
+    relu(energy - feature_threshold), mean over features, plus that of
+    relu(outlier_threshold - energy), mean over outliers.
+
+    Args:
+        logits: (B, N), of the features.
+        outlier_logits: (V, N), of the outliers.
+        feature_threshold: Energy that features should stay below.
+        outlier_threshold: Energy that outliers should stay above.
+
+    Returns:
+        A scalar.
     """
     above = F.relu(-logits.logsumexp(-1) - feature_threshold)
     below = F.relu(outlier_threshold + outlier_logits.logsumexp(-1))

@@ -1,11 +1,14 @@
-"""Losses that keep the keys of much-used experts answering as they did: old keys serve as
-prototypes of old queries.
+"""Losses that keep the routing of old images stable: old keys stand for the queries of old images.
 
-Both cost P·E·D multiplications a block and head, whatever the batch, for P frequent ones among the
-E experts. So do their gradients, which are found at once with the values, a few heads at a time: no
-(P, E) matrix is kept.
+The keys of frequently used experts, as they were before the task, are the prototypes. Each should
+keep choosing the experts that it chose then. Source: Le et al. 2026 (arXiv 2509.24483): its
+formula, and what the authors' code computes instead.
 
-Shapes: L prompted blocks, H heads, E experts, P prototypes, K chosen, D head width.
+Both losses cost P·E·D multiplications in each block and head, whatever the batch. Their gradients
+cost the same and are computed together with the values, a few heads at a time, so that no (P, E)
+matrix is kept for the backward pass.
+
+Shapes: L prompted blocks, H heads, E experts, P prototypes, K chosen experts, D head width.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ AT_ONCE = 2**22  # scores in the works: 16 MB in float32
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Old keys that are asked again; the same ones throughout a task.
+    """The prototypes of a task, which stay the same throughout it.
 
-    rows:    (L, H, P, D), the frequent old keys, filled up where a head has fewer than P.
-    targets: (L, H, P, K), the experts that each scored best among the old keys.
-    weights: (L, H, P), one over the number of frequent keys of the head; 0 for what fills up.
+    Attributes:
+        rows: (L, H, P, D), the frequent old keys; heads with fewer than P are padded.
+        targets: (L, H, P, K), the K experts with the best old keys for each prototype.
+        weights: (L, H, P), 1 / number of frequent keys of the head; 0 for padding.
     """
 
     rows: Tensor
@@ -37,7 +41,13 @@ class Prototypes:
 
 @torch.no_grad()
 def find_prototypes(old_keys: Tensor, frequent: Tensor, top_k: int) -> Prototypes:
-    """old_keys (L, H, E, D), frequent (L, H, E) bool."""
+    """The prototypes among the keys from before a task.
+
+    Args:
+        old_keys: (L, H, E, D).
+        frequent: (L, H, E) bool, the experts that earlier tasks rely on.
+        top_k: K.
+    """
     number = frequent.sum(-1, keepdim=True)
     order = (
         frequent.to(torch.uint8)
@@ -56,17 +66,27 @@ def find_prototypes(old_keys: Tensor, frequent: Tensor, top_k: int) -> Prototype
 
 
 def prototype_loss(keys: Tensor, prototypes: Prototypes) -> Tensor:
-    """The authors' program: cross-entropy of each prototype's scores towards each of its K targets.
+    """The authors' code: cross-entropy of each prototype's scores towards each of its K targets.
 
-    keys (L, H, E, D) -> scalar: mean over the prototypes of a head, summed over blocks, heads and
-    targets.
+    Args:
+        keys: (L, H, E, D), the present keys.
+        prototypes: Those of the task.
+
+    Returns:
+        A scalar: mean over the prototypes of a head, sum over blocks, heads and targets.
     """
     return _Answers.apply(keys, prototypes, _cross_entropies)
 
 
 def prototype_mass_loss(keys: Tensor, prototypes: Prototypes) -> Tensor:
-    """The paper's formula: minus the softmax mass of the K present keys that each prototype scores
-    best.
+    """The paper's formula: minus the softmax of the K keys that each prototype scores best.
+
+    Args:
+        keys: (L, H, E, D), the present keys.
+        prototypes: Those of the task.
+
+    Returns:
+        A scalar: mean over the prototypes of a head, sum over blocks, heads and the K keys.
     """
     return _Answers.apply(keys, prototypes, _masses)
 
@@ -80,7 +100,7 @@ def _masses(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 class _Answers(torch.autograd.Function):
-    """The weighted sum over prototypes of function(scores (n, P, E), targets (n, P, K)) -> (n, P)."""
+    """The weighted sum over prototypes of function(scores (n, P, E), targets (n, P, K)), (n, P)."""
 
     @staticmethod
     def forward(
@@ -90,7 +110,7 @@ class _Answers(torch.autograd.Function):
             x.flatten(0, 1) for x in (prototypes.rows, prototypes.targets, prototypes.weights)
         )
         total, gradient = keys.new_zeros(()), torch.zeros_like(keys)
-        # a rounded score could be another expert's
+        # Outside autocast, because rounding could change which expert is best.
         with torch.autocast(keys.device.type, enabled=False):
             for part in _parts(prototypes.rows, keys):
                 leaf = keys.flatten(0, 1)[part].detach().requires_grad_()

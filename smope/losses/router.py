@@ -1,6 +1,8 @@
-"""Losses that make each image's chosen experts stand out from the rest.
+"""Losses that raise the scores of each image's chosen experts above those of the others.
 
-Shapes: L prompted blocks, B batch, H heads, E experts, K chosen.
+Source: Le et al. 2026 (arXiv 2509.24483): its formula, and what the authors' code computes instead.
+
+Shapes: L prompted blocks, B batch, H heads, E experts, K chosen experts.
 """
 
 from __future__ import annotations
@@ -16,12 +18,17 @@ def _stack(routings: list[Routing]) -> tuple[Tensor, Tensor]:
 
 
 def router_loss(routings: list[Routing], epsilon: float) -> Tensor:
-    """The authors' program: cross-entropy towards each chosen expert, the others lifted by a
-    margin.
+    """The authors' code: cross-entropy towards each chosen expert, with a margin for the others.
 
-    scores' = scores + epsilon · range · [not chosen]; the range carries no gradient. -log
-    softmax(scores') of the chosen experts, mean over the batch, summed over blocks, heads and
-    chosen experts. Routings of L blocks -> scalar.
+    scores' = scores + epsilon · range · [expert not chosen], where the range has no gradient. The
+    loss is -log softmax(scores') of the chosen experts.
+
+    Args:
+        routings: One for each of L blocks.
+        epsilon: The margin, in units of the score range.
+
+    Returns:
+        A scalar: mean over the batch, sum over blocks, heads and chosen experts.
     """
     scores, expert_ids = _stack(routings)
     chosen = scores.gather(-1, expert_ids)
@@ -30,9 +37,9 @@ def router_loss(routings: list[Routing], epsilon: float) -> Tensor:
 
 
 def router_mass_loss(routings: list[Routing]) -> Tensor:
-    """The paper's formula: minus the softmax mass of the chosen experts, no log and no margin.
+    """The paper's formula: minus the sum of the chosen experts' softmax; no logarithm, no margin.
 
-    Mean over the batch, summed over blocks and heads. Routings of L blocks -> scalar.
+    Returns a scalar: mean over the batch, sum over the L blocks of `routings` and over heads.
     """
     scores, expert_ids = _stack(routings)
     return -scores.softmax(-1).gather(-1, expert_ids).sum() / scores.shape[1]

@@ -1,6 +1,4 @@
-"""What a method costs: trained parameters, stored state, memory, and floating-point operations
-(see flops.py).
-"""
+"""What a method costs: trained parameters, stored state and memory; flops.py counts operations."""
 
 from __future__ import annotations
 
@@ -25,51 +23,47 @@ __all__ = [
 
 
 def count_parameters(method: Method) -> dict[str, int]:
-    """Trained parameters: those of the prompts (everything but the classifier), and the
-    classifier's.
-    """
+    """The numbers of trained parameters: of the classifier, and of everything else ("prompt")."""
+    groups = {"prompt": method.prompt_parameters(), "classifier": method.classifier.parameters()}
     return {
-        "prompt": sum(
-            parameter.numel() for parameter in method.prompt_parameters() if parameter.requires_grad
-        ),
-        "classifier": sum(
-            parameter.numel()
-            for parameter in method.classifier.parameters()
-            if parameter.requires_grad
-        ),
+        name: sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        for name, parameters in groups.items()
     }
 
 
 def stored_bytes(method: Method) -> int:
-    """Bytes of all that a checkpoint holds of `method` between two tasks: what it learned and what
-    it remembers.
-    """
+    """Bytes of all tensors of `method` that a checkpoint between two tasks holds."""
     return sum(value.numel() * value.element_size() for value in method.trained_state().values())
 
 
 def saved_bytes(run: Callable[[], object], module: nn.Module) -> int:
-    """Bytes that run() keeps for its backward pass: each storage once, the module's own tensors
-    left out.
+    """Bytes that a forward pass keeps for its backward pass, as autograd's hooks see them.
 
-    What the autograd hooks see: a compiled graph keeps its tensors itself.
+    Each storage counts once. A compiled graph keeps its tensors itself, so they do not count.
+
+    Args:
+        run: The forward pass.
+        module: Its parameters and buffers do not count.
     """
-    own = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
-    found: dict[int, int] = {}
+    state = (*module.parameters(), *module.buffers())
+    excluded = {x.untyped_storage().data_ptr() for x in state}
+    bytes_of: dict[int, int] = {}
 
     def keep(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in excluded:
+            bytes_of[storage.data_ptr()] = storage.nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         run()
-    return sum(found.values())
+    return sum(bytes_of.values())
 
 
 def step_state_bytes(method: Method) -> dict[str, int]:
-    """Bytes that training holds beside activations: weights and buffers, gradients, AdamW's two
-    moments.
+    """Bytes that training needs beside activations, by kind.
+
+    weights include buffers; optimizer is the two moments of AdamW.
     """
     tensors = {x.data_ptr(): x for x in (*method.parameters(), *method.buffers()) if x.numel()}
     trained = sum(x.numel() * x.element_size() for x in method.parameters() if x.requires_grad)
@@ -78,10 +72,10 @@ def step_state_bytes(method: Method) -> dict[str, int]:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most bytes since the process began, as far as the system says.
+    """The most bytes that this process has used, as far as the system reports them.
 
-    process_resident: resident set, with Python, libraries and images. cuda_allocated: tensors on a
-    CUDA device.
+    process_resident is the resident set, with Python, libraries and images; cuda_allocated the
+    tensors on a CUDA device.
     """
     peaks: dict[str, int] = {}
     if device.type == "cuda":

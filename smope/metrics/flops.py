@@ -1,15 +1,13 @@
-"""Floating-point operations of one image, counted in two ways and without computing them.
+"""Floating-point operations for one image, counted in two ways and without computing them.
 
-torch             as torch.utils.flop_counter has it: every matrix product and convolution,
-                  attention's included, a
-                  multiply-add being two operations. Training is a forward and a backward pass.
-                  Nothing elementwise counts (softmax, norms, the choice of experts).
-paper_convention  what papers on prompt tuning print, by calflops: one forward pass, in training
-                  too, in which linear
-                  and convolution layers count 2 a multiply-add, LayerNorm 5 an element and an
-                  activation 1. Products that are written with @ are not seen, attention's own two
-                  among them. One pass through a ViT-B/16 at 224 pixels is 33.72 GFLOPs (33.69 of
-                  them in linear and convolution layers).
+torch: As torch.utils.flop_counter counts: every matrix product and convolution, also those of
+    attention, with two operations for a multiply-add. Training is a forward and a backward pass.
+    Elementwise operations (softmax, norms, the choice of experts) do not count.
+paper_convention: What papers on prompt tuning print, by calflops. It is one forward pass, also for
+    training. Linear and convolution layers count two operations for a multiply-add, LayerNorm five
+    and activations one for an element. Products written with @ do not count; the two of attention
+    are among these. One pass through a ViT-B/16 at 224 pixels is 33.72 GFLOPs, 33.69 of them in
+    linear and convolution layers.
 """
 
 from __future__ import annotations
@@ -32,27 +30,31 @@ from smope.backbones.attention import always_in_products
 from smope.experts.inject import detach
 from smope.methods.base import Method, Phase, TaskSpan
 
-LAYER_NORM, ACTIVATION = 5, 1  # operations an element, as calflops has them
+LAYER_NORM_OPERATIONS = 5  # for each element, as in calflops
+ACTIVATION_OPERATIONS = 1
 
 Gflops = dict[str, float]
-"""{"torch": ..., "paper_convention": ...} of one image."""
+"""The GFLOPs for one image in both ways: {"torch": ..., "paper_convention": ...}."""
 
 
 def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
-    """GFLOPs of one image of `task`, as `Gflops` each.
+    """The GFLOPs for one image.
 
-    train_gflops, infer_gflops: as the method runs; training is a step of its last phase, 0 where it
-    takes none (see
-                                count_phases for all).
-    without_cls_saving:         both, would the last block compute all rows as timm's does.
-    cls_saving:                 how much less it is as the method runs.
-    beyond_plain:               what infer_gflops has more than the same ViT with a classifier and
-                                nothing else.
+    Attention counts as its matrix products, whichever kernel computes it; SMoPE's experts are one
+    more column of them. Costs of a step that do not depend on its batch, such as SMoPE's prototype
+    loss, are not counted. The method and all random generators are unchanged afterwards.
 
-    The method and all random generators are left as they were. What a step costs once, whatever its
-    batch (SMoPE's prototype loss, from the second task on), is no image's and not counted.
-    Attention counts as its matrix products, of which SMoPE's experts are one more column, whichever
-    kernel computes it.
+    Args:
+        method: The method, on any device.
+        task: The task that the image belongs to.
+
+    Returns:
+        Values of type `Gflops` under these keys:
+        train_gflops, infer_gflops: Of the method. Training is a step of its last phase, 0 if it has
+            none; `count_phases` counts all phases.
+        without_cls_saving: Both, if the last block computed all rows as timm's does.
+        cls_saving: Both, the difference of the two above.
+        beyond_plain: infer_gflops minus those of the same ViT with a classifier alone.
     """
     with _quietly(method):
         trial, trained = _trial(method, task)
@@ -72,68 +74,71 @@ def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
 
 
 def count_phases(method: Method, task: TaskSpan, phases: Sequence[Phase]) -> list[Gflops]:
-    """GFLOPs of one training image of `task` in each of its phases, forward and backward pass.
+    """The GFLOPs for one training image in each phase of a task, forward and backward pass.
 
-    They differ: HiDe's identity phase has no backward pass through the backbone, OVOR's second no
-    prompts to train.
+    Phases differ: HiDe's identity phase has no backward pass through the backbone, and OVOR's
+    second phase trains no prompts.
+
+    Args:
+        method: The method, on any device.
+        task: The task.
+        phases: Its phases, in their order.
     """
     with _quietly(method):
         trial = _copy(method)
         trial.begin_task(task)
-        found = []
+        counts = []
         for phase in phases:
             trial.begin_phase(phase)
-            found.append(_count_step(trial, task))
-    return found
+            counts.append(_count_step(trial, task))
+    return counts
 
 
 class ProductsOnly(TorchDispatchMode):
-    """Sums in `operations` what PyTorch's counter counts, by its formulas.
+    """Sums in `operations` what PyTorch's flop counter counts, with its formulas.
 
-    What is counted (products, convolutions, attention kernels) is not computed: it gives zeros and
-    takes no time. Everything else is computed, so that code which looks at values runs as ever.
+    Counted operations (products, convolutions, attention kernels) are not computed: they return
+    zeros and take no time. All others are computed, so that code which reads values still runs.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
-        self._shapes: dict[
-            str, Any
-        ] = {}  # of results that were met before: a ViT's blocks are alike
+        # Results by operation and shapes, because the blocks of a ViT are all alike.
+        self._shapes: dict[str, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
         if formula is None:
             return func(*args, **kwargs)
-        out = (
-            kwargs["out"].zero_()
-            if isinstance(kwargs.get("out"), Tensor)
-            else self._zeros(func, args, kwargs)
-        )
+        if isinstance(kwargs.get("out"), Tensor):
+            out = kwargs["out"].zero_()
+        else:
+            out = self._zeros(func, args, kwargs)
         self.operations += formula(*args, **kwargs, out_val=out)
         return out
 
     def _zeros(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What func(*args, **kwargs) returns, with zeros in it."""
+        """The result of func(*args, **kwargs), with zeros in place of its values."""
         device = next(value.device for value in args if isinstance(value, Tensor))
-        alike = repr(
+        signature = repr(
             (func, tree_map_only(Tensor, lambda t: (t.shape, t.stride(), t.dtype), (args, kwargs)))
         )
-        if alike not in self._shapes:
+        if signature not in self._shapes:
             args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
-            self._shapes[alike] = func(*args, **kwargs)
+            self._shapes[signature] = func(*args, **kwargs)
 
         def zeros(meta: Tensor) -> Tensor:
             return torch.empty_strided(
                 meta.shape, meta.stride(), dtype=meta.dtype, device=device
             ).zero_()
 
-        return tree_map_only(Tensor, zeros, self._shapes[alike])
+        return tree_map_only(Tensor, zeros, self._shapes[signature])
 
 
 class LayersOnly(TorchFunctionMode):
-    """Sums in `operations` what calflops counts of a ViT's layers."""
+    """Sums in `operations` what calflops counts in the layers of a ViT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,16 +154,14 @@ class LayersOnly(TorchFunctionMode):
             self.operations += out.numel() * (2 * args[1][0].numel() + (bias is not None))
         elif func in (F.layer_norm, torch.layer_norm):
             affine = given.get(2, given.get("weight")) is not None
-            self.operations += out.numel() * (LAYER_NORM - (not affine))
+            self.operations += out.numel() * (LAYER_NORM_OPERATIONS - (not affine))
         elif func in (F.gelu, F.relu, F.silu):
-            self.operations += out.numel() * ACTIVATION
+            self.operations += out.numel() * ACTIVATION_OPERATIONS
         return out
 
 
 def _trial(method: Method, task: TaskSpan) -> tuple[Method, bool]:
-    """A copy at the last phase of `task`, sharing the frozen backbone's weights; and whether that
-    trains anything.
-    """
+    """A copy of the method in the last phase of `task`, and whether it has any phase."""
     trial = _copy(method)
     trial.begin_task(task)
     phases = trial.phases(task, 1)
@@ -168,6 +171,7 @@ def _trial(method: Method, task: TaskSpan) -> tuple[Method, bool]:
 
 
 def _copy(method: Method) -> Method:
+    """A deep copy that shares the frozen weights of the backbone."""
     frozen = [
         parameter for parameter in method.backbone.parameters() if not parameter.requires_grad
     ]
@@ -176,11 +180,10 @@ def _copy(method: Method) -> Method:
 
 @contextmanager
 def _quietly(method: Method) -> Iterator[None]:
-    """Draw from copies of the generators, and in one thread: without its products a pass is many
-    small pieces.
+    """Leave the random generators alone, and compute in one thread and with attention by products.
 
-    timm's own attention goes by products as ours does: not every release of torch counts what its
-    kernels do.
+    Without its products, a pass consists of many small operations, for which threads cost time.
+    timm's own attention uses products too, because not every release of torch counts its kernels.
     """
     device, threads = method.classifier.weight.device, torch.get_num_threads()
     torch.set_num_threads(1)
@@ -199,7 +202,7 @@ def _both(method: Method, task: TaskSpan, trained: bool) -> dict[str, Gflops]:
 
 
 def _count_step(method: Method, task: TaskSpan) -> Gflops:
-    """Of one training image in the phase that has begun."""
+    """Forward and backward pass for one training image in the present phase."""
     image = _image(method)
     label = torch.full((1,), task.classes[0], device=image.device)
     method.train()
@@ -209,7 +212,7 @@ def _count_step(method: Method, task: TaskSpan) -> Gflops:
 
 
 def _count(run: Callable[[], Tensor], *, backward: bool = False) -> Gflops:
-    """Of run() and, if so asked, of the backward pass of the scalar that it returns."""
+    """The GFLOPs of run() and, with `backward`, of the backward pass of the scalar it returns."""
     with torch.set_grad_enabled(backward), ProductsOnly() as products:
         with LayersOnly() as layers:
             result = run()

@@ -1,3 +1,1 @@
-"""Prompts as prefixes of attention: how they join (prefix.py), and the parts that the methods
-share.
-"""
+"""Prompts as prefixes of attention: how they join it (prefix.py), and parts that methods share."""

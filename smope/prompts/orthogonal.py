@@ -1,4 +1,4 @@
-"""Components that start orthogonal to those before them, as in CODA-Prompt."""
+"""Components that start orthogonal to earlier ones, as in CODA-Prompt (Smith et al. 2023)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from torch import Tensor
 
 @torch.no_grad()
 def orthogonal_to(earlier: Tensor, number: int) -> Tensor:
-    """`number` unit vectors, random, orthogonal to each other and to the span of `earlier` (m, d)
-    -> (number, d).
+    """Random unit vectors that are orthogonal to each other and to `earlier`.
 
-    Where d is too small for all of them, the last ones are random unit vectors. Drawn on the CPU:
-    the same everywhere.
+    At most d - m such vectors exist; any further ones are plain random unit vectors. They are drawn
+    on the CPU, so that every device gets the same ones.
+
+    Args:
+        earlier: (m, d), vectors whose span is avoided.
+        number: How many vectors to draw.
+
+    Returns:
+        (number, d), with device and type of `earlier`.
     """
     drawn = torch.randn(number, earlier.shape[1], dtype=torch.float64)
     basis = torch.linalg.qr(earlier.T.cpu().double()).Q
-    room = max(0, earlier.shape[1] - basis.shape[1])
-    free = drawn[:room]
-    for _ in range(2):  # the second time for what rounding left
+    dimensions_left = max(0, earlier.shape[1] - basis.shape[1])
+    free = drawn[:dimensions_left]
+    for _ in range(2):  # the second projection removes what rounding left of the first
         free = free - free @ basis @ basis.T
-    vectors = torch.cat([torch.linalg.qr(free.T).Q.T, drawn[room:]]) if room else drawn
+    vectors = drawn
+    if dimensions_left:
+        vectors = torch.cat([torch.linalg.qr(free.T).Q.T, drawn[dimensions_left:]])
     return (vectors / vectors.norm(dim=1, keepdim=True)).to(earlier)

@@ -1,8 +1,7 @@
-"""Prefix tuning: keys and values that an image's tokens attend to beside themselves, set for one
-forward pass.
+"""Prefix tuning: extra keys and values that the tokens of an image attend to (Li and Liang 2021).
 
-In all the published programs that are followed here (see methods/), prompts join behind the frozen
-qkv projection, as keys and values of all H heads side by side.
+A prefix is set for one forward pass. It joins behind the frozen qkv projection, with the keys and
+values of all H heads side by side, as in the published code of all methods here (see methods/).
 
 Shapes: B images, N tokens, P prefix length, H heads, D head width, L prompted blocks.
 """
@@ -23,11 +22,12 @@ from smope.backbones.wrapping import AttentionWrapper
 
 @dataclass(frozen=True)
 class Prefix:
-    """What each image has beside its tokens in one block.
+    """The extra keys and values of each image in one block.
 
-    keys, values (B, P, H·D): every image its own; expand what all images share.
-    gate:                     what happens to the prefix's logits (B, H, N, P), scale included,
-                              before the softmax.
+    Attributes:
+        keys: (B, P, H·D); a prefix that all images share is expanded over B.
+        values: (B, P, H·D).
+        gate: A function of the prefix's logits (B, H, N, P), scale included, before the softmax.
     """
 
     keys: Tensor
@@ -36,10 +36,10 @@ class Prefix:
 
 
 class PrefixAttention(AttentionWrapper):
-    """Wraps `attention`: row i = softmax([gate(q_i·prefix.keys·scale), q_i·k_j·scale for all
-    tokens]) · [values; v].
+    """Attention over a prefix and the tokens.
 
-    Without a prefix it computes bit for bit what the block computes without its wrapper.
+    Row i = softmax([gate(q_i·prefix.keys·scale), q_i·k_j·scale for all tokens j]) · [values; v].
+    Without a prefix the result equals that of the unwrapped block, bit for bit.
     """
 
     def __init__(self, attention: Attention) -> None:
@@ -52,6 +52,7 @@ class PrefixAttention(AttentionWrapper):
         return self.attention.num_heads * self.attention.head_dim
 
     def attended(self, x: Tensor) -> Tensor:
+        """x (B, N, C) -> (B, N, C)."""
         attention, prefix = self.attention, self.prefix
         if prefix is None and not in_products(x):
             return attention(x)
@@ -74,9 +75,7 @@ class PrefixAttention(AttentionWrapper):
 def _gated(
     q: Tensor, keys: Tensor, k: Tensor, values: Tensor, gate: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Attention in so many words: a gate depends on row and prefix, which no fused kernel knows. q
-    is scaled.
-    """
+    """Attention written out, because no fused kernel takes a gate. `q` is already scaled."""
     logits = torch.cat([gate(q @ keys.mT), q @ k.mT], dim=-1)
     return logits.softmax(-1).to(values.dtype) @ values
 
@@ -85,10 +84,13 @@ def _gated(
 def prefixed(
     wrappers: Sequence[PrefixAttention], prefixes: Sequence[Prefix], *, keep: bool = False
 ) -> Iterator[None]:
-    """`prefixes` for the forward pass inside, one a wrapper.
+    """Set the prefixes of a forward pass inside a `with` block.
 
-    keep: leave them there, for blocks that are run again in the backward pass; the next pass takes
-    them away.
+    Args:
+        wrappers: The wrapped attention of each prompted block.
+        prefixes: One for each wrapper.
+        keep: Leave the prefixes in place afterwards, because the backward pass runs the blocks
+            again. The next pass replaces them.
     """
     for wrapper, prefix in zip(wrappers, prefixes, strict=True):
         wrapper.prefix = prefix
@@ -100,11 +102,11 @@ def prefixed(
 
 
 def clear(wrappers: Sequence[PrefixAttention]) -> None:
-    """No prefix any more."""
+    """Remove the prefixes."""
     for wrapper in wrappers:
         wrapper.prefix = None
 
 
 def prefixes(rows: Tensor) -> list[Prefix]:
-    """rows (L, 2, B, P, H·D), keys and values of each block -> the L prefixes."""
+    """The prefixes of the L blocks, from their keys and values `rows` (L, 2, B, P, H·D)."""
     return [Prefix(keys, values) for keys, values in rows]

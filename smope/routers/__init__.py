@@ -1,1 +1,1 @@
-"""Routers: which experts an image uses. One router a file; the contract is in base.py."""
+"""Routers decide which experts an image uses. Each has a file; base.py holds what they share."""

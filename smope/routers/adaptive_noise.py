@@ -1,5 +1,6 @@
-"""SMoPE's router: the best K by proxy score, with the experts that earlier tasks rely on held
-back.
+"""SMoPE's router: the best K experts by score, with a penalty on those that earlier tasks need.
+
+Shapes: B batch, H heads, E experts of a head, K chosen experts, D head width.
 """
 
 from __future__ import annotations
@@ -11,21 +12,28 @@ from torch import Tensor
 from smope.declare.ranges import AtLeast, NotNegative
 from smope.routers.base import ExpertState, Router, Routing, choose, proxy_scores, score_range
 
-UNUSED_PENALTY = (
-    2.0  # in units of the score range: more than 1 puts an expert behind all unpenalised ones
-)
+# In units of the score range. More than 1 ranks an expert behind all experts without a penalty.
+UNUSED_PENALTY = 2.0
 
 
 class AdaptiveNoise(Router):
-    """Ranks by scores minus a penalty in units of the image's own score range.
+    """Ranks experts by score minus penalty · range.
 
-    Training:   epsilon for each expert flagged `frequent`, so that new tasks prefer free experts.
-    Evaluation: 2 for each expert never used, which excludes it, unless `exclude_unused_experts` is
-        false
-                (the authors' final tables come from a reloaded model without counts, where nothing
-                is excluded).
-    Le et al. 2026 (arXiv 2509.24483) call it adaptive noise; it is deterministic, as in their
-    program.
+    The range is the largest minus the smallest score of the image in that head. The penalty is
+
+    - in training: `epsilon` for each expert flagged `frequent`, so that new tasks prefer free
+      experts;
+    - in evaluation: 2 for each expert that was never used, which excludes it.
+
+    Le et al. 2026 (arXiv 2509.24483) call this adaptive noise. It is deterministic, as in the
+    authors' code.
+
+    Args:
+        top_k: K, how many experts are chosen.
+        epsilon: Penalty in training, and margin of the router loss, in units of the range.
+        exclude_unused_experts: Whether evaluation excludes experts that were never used. The
+            authors' final tables come from a reloaded model without counts, so there nothing was
+            excluded.
     """
 
     def __init__(
@@ -38,6 +46,7 @@ class AdaptiveNoise(Router):
         self.exclude_unused_experts = exclude_unused_experts
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
+        """As in `Router.forward`; scores enter the softmax without their penalty."""
         scores = proxy_scores(query, keys)
         if self.training:
             penalty = self.epsilon * state.frequent.to(scores.dtype)

@@ -1,6 +1,6 @@
-"""What every router takes and gives.
+"""What every router takes and returns.
 
-Shapes: B batch, H heads, E experts a head, K chosen experts, D head width.
+Shapes: B batch, H heads, E experts of a head, K chosen experts, D head width.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 class Routing:
     """The decision of one prompted block for one batch.
 
-    scores:     (B, H, E) proxy scores of all experts, unscaled, with gradient.
-    expert_ids: (B, H, K) int64, the chosen experts, best first.
-    weights:    (B, H, K) unscaled scores with which the chosen experts enter the softmax.
+    Attributes:
+        scores: (B, H, E), proxy scores of all experts, not scaled by 1/sqrt(D), with gradient.
+        expert_ids: (B, H, K) int64, the chosen experts, best first.
+        weights: (B, H, K), the scores with which the chosen experts enter the softmax.
     """
 
     scores: Tensor
@@ -25,16 +26,17 @@ class Routing:
     weights: Tensor
 
     def detach(self) -> Routing:
-        """The same decision without its graph."""
+        """The same decision without its autograd graph."""
         return Routing(self.scores.detach(), self.expert_ids, self.weights.detach())
 
 
 @dataclass(frozen=True)
 class ExpertState:
-    """What a router may know of the use of its experts.
+    """What a router may know about the past use of its experts.
 
-    counts:   (H, E) int64, how often each expert was among the best K of an image so far.
-    frequent: (H, E) bool, experts that earlier tasks rely on.
+    Attributes:
+        counts: (H, E) int64, for how many images so far each expert was among the best K.
+        frequent: (H, E) bool, the experts that earlier tasks rely on.
     """
 
     counts: Tensor
@@ -42,46 +44,47 @@ class ExpertState:
 
 
 def proxy_scores(query: Tensor, keys: Tensor) -> Tensor:
-    """Score of each expert for each image: its key times the mean query of all tokens.
+    """Score of each expert for each image: the inner product of key and mean query.
 
-    SMoPE's "prompt-attention score aggregation". Computed in the keys' precision, outside autocast,
-    because a half-precision score can choose another expert.
+    The "prompt-attention score aggregation" of Le et al. 2026. It is computed in the precision of
+    the keys, outside autocast, because rounding to half precision can change the choice.
 
     Args:
-        query: (B, H, D).
+        query: (B, H, D), the mean query over an image's tokens.
         keys: (H, E, D).
 
     Returns:
-        Unscaled scores (B, H, E).
+        (B, H, E), not scaled by 1/sqrt(D).
     """
     with torch.autocast(query.device.type, enabled=False):
         return torch.einsum("bhd,hed->bhe", query.to(keys.dtype), keys).contiguous()
 
 
 def score_range(scores: Tensor) -> Tensor:
-    """Largest minus smallest score of an image and head: (B, H, E) -> (B, H, 1), no gradient."""
+    """Largest minus smallest score per image and head, (B, H, E) -> (B, H, 1), without gradient."""
     detached = scores.detach()
     return detached.amax(-1, keepdim=True) - detached.amin(-1, keepdim=True)
 
 
 def choose(scores: Tensor, ranking: Tensor, top_k: int) -> Routing:
-    """Take the `top_k` experts that rank highest; their own scores are their weights.
+    """Choose the experts that rank highest.
 
     Args:
-        scores: (B, H, E), with gradient.
-        ranking: (B, H, E), what to rank by, such as scores minus penalties.
-        top_k: K, the number of experts to take.
+        scores: (B, H, E), which become the weights of the chosen experts.
+        ranking: (B, H, E), the scores after penalties, by which experts are chosen.
+        top_k: K.
     """
     expert_ids = ranking.detach().topk(top_k, dim=-1).indices
     return Routing(scores, expert_ids, scores.gather(-1, expert_ids))
 
 
 class Router(nn.Module):
-    """Chooses experts from one query a head.
+    """Chooses experts for each image and head. A router with `sparse = False` uses all of them.
 
-    `top_k` is K, also for counting use and for prototype targets. `epsilon` is the margin that the
-    router loss puts between chosen and other experts (0: none). A router with `sparse = False` uses
-    every expert.
+    Args:
+        top_k: K, how many experts are chosen, counted as used, and targets of the prototype loss.
+        epsilon: Margin of the router loss between chosen and other experts, in units of the score
+            range; 0 for none.
     """
 
     sparse: bool = True
@@ -92,12 +95,12 @@ class Router(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
-        """Choose experts; `self.training` tells training from evaluation.
+        """Choose experts; `self.training` is true in training and false in evaluation.
 
         Args:
-            query: (B, H, D), the mean query of an image's tokens.
+            query: (B, H, D), the mean query over an image's tokens.
             keys: (H, E, D), one key for each expert.
-            state: The use of the experts so far.
+            state: The past use of the experts.
         """
         raise TypeError(
             f"{type(self).__name__} does not define forward(query, keys, state) -> Routing"

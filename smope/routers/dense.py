@@ -1,4 +1,7 @@
-"""Every expert for every image: SMoPE's warm-up, and the ablation without routing."""
+"""Every expert for every image: SMoPE's warm-up, and the ablation without routing.
+
+Shapes: B batch, H heads, E experts of a head, D head width.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from smope.routers.base import ExpertState, Router, Routing, proxy_scores
 
 
 class Dense(Router):
-    """All experts enter the softmax with their proxy scores; `top_k` only counts use and sets
-    prototype targets.
+    """All experts enter the softmax with their proxy scores.
+
+    `top_k` decides only which experts count as used and are targets of the prototype loss.
     """
 
     sparse = False
@@ -22,6 +26,7 @@ class Dense(Router):
         super().__init__(top_k)
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
+        """As in `Router.forward`, with K = E; `expert_ids` are 0 to E - 1 in order."""
         scores = proxy_scores(query, keys)
         expert_ids = torch.arange(keys.shape[1], device=keys.device).expand(scores.shape)
         return Routing(scores, expert_ids, scores)

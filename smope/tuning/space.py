@@ -13,8 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from smope.config.conf_files import ALL_GROUPS
 from smope.config.config import Config, closest_key, replaced, settable
-from smope.config.identity import GROUPS, flatten, immaterial
+from smope.config.identity import flatten, immaterial
 from smope.config.signatures import takes
 from smope.config.value_types import convert, describe, fits, shown
 from smope.errors import UserError
@@ -159,7 +160,7 @@ def _applies(key: str, config: Config, kinds: Mapping[str, Any]) -> bool:
 def _refuse(key: str, config: Config, kinds: Mapping[str, Any]) -> None:
     """UserError for a key that does not exist or must not be searched."""
     name, group = f"tune.space.{key}", key.partition(".")[0]
-    if key in GROUPS or key == "experiment":
+    if key in ALL_GROUPS:
         raise UserError(
             f"{name}: {key} is a group; a search is over keys of one choice: start one for each "
             f"{key}=..."

@@ -17,7 +17,7 @@ from smope.backbones.files import AUTHORS_FILES, hub_file
 from smope.backbones.vit import Backbone, load_backbone
 from smope.config.conf_files import choices, conf_dir
 from smope.config.config import MISSING
-from smope.config.hydra import compose
+from smope.config.hydra import compose, compose_values
 from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from smope.experts.bank import ExpertBank
@@ -109,9 +109,7 @@ def test_clip_has_the_activation_of_its_training() -> None:
 @pytest.mark.parametrize("choice", NAMED)
 def test_where_the_weights_come_from(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline with an empty cache: a repository of timm's, or the authors' own file."""
-    weights = yaml.safe_load(
-        (conf_dir() / "backbone" / f"{choice}.yaml").read_text(encoding="utf-8")
-    )["weights"]
+    weights = compose_values(read_overrides([f"backbone={choice}"]))["backbone"]["weights"]
     name = NAMED[choice][0]
     assert weights == (MISSING if name in AUTHORS_FILES else "hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

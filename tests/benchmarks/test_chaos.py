@@ -58,9 +58,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(
 def test_what_came_out_different_is_counted(
     chaos: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A campaign that cannot fail would say nothing: numbers, metrics and tensors are each
-    compared.
-    """
+    """A campaign that cannot fail proves nothing: numbers, metrics, tensors are compared."""
     from smope.cli.main import main
 
     small = [
@@ -90,7 +88,9 @@ def test_an_answer_that_is_not_clear_is_counted(
     chaos: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = sys.modules["input_trial"]
-    place = sys.modules["broken_inputs"].Place(tmp_path / "run", tmp_path / "images", tmp_path)
+    workspace = sys.modules["broken_inputs"].Workspace(
+        tmp_path / "run", tmp_path / "images", tmp_path
+    )
     (tmp_path / "run").mkdir()
     for ends, arguments, verdict in (
         ("stops", ["router.topk=3"], "clear"),
@@ -101,4 +101,4 @@ def test_an_answer_that_is_not_clear_is_counted(
         monkeypatch.setitem(
             trial.INPUTS, "tried", (ends, r"did you mean router\.top_k", lambda _, a=arguments: a)
         )
-        assert trial._tried("tried", place).verdict == verdict, arguments
+        assert trial._tried("tried", workspace).verdict == verdict, arguments

@@ -19,6 +19,9 @@ from smope.cli import train
 from smope.cli.main import COMMANDS, main
 from smope.config.conf_files import ALL_GROUPS
 from smope.config.config import Config
+from smope.config.hydra import compose
+from smope.config.identity import GROUPS
+from smope.config.overrides import read_overrides
 from smope.errors import UserError
 
 HEAVY = ("torch", "timm", "avalanche", "torchvision", "wandb", "sklearn", "numpy")
@@ -113,6 +116,9 @@ def test_train_help_lists_groups_choices_and_keys(capsys: pytest.CaptureFixture[
     for key in ("num_experts: 25", "epsilon: 0.4", "seed: 0", "run_dir: null"):
         assert key in text
     assert "defaults:" not in text
+    defaults = compose(read_overrides([])).as_dict()
+    for key in (key for group in GROUPS for key in defaults[group] if key != "_target_"):
+        assert re.search(rf"^    {key}: .+", text, re.MULTILINE), key
     for section in re.findall(r"^  \w+=\w+ .*(?:\n .*)*", text, flags=re.MULTILINE):
         keys = re.findall(r"^    (\w+):", section, flags=re.MULTILINE)
         assert len(keys) == len(set(keys)), "each key once"

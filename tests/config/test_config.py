@@ -88,10 +88,13 @@ MISTAKES = {
     r"adaptive_noise, dense, topk$",
     "router=qq": r"router=qq is no choice; choose one of adaptive_noise, dense, topk$",
     "stream=null": r"stream=null is no choice; choose one of",
-    "experiment=smok": r"no choice; did you mean experiment=smoke\? `smope train --help` lists "
-    r"all \d\d$",
-    "experiment=qq": r"no choice; choose one of caltech100_.{80,200}, \.\.\.; `smope train "
-    r"--help` lists",
+    "experiment=smok": r"no choice; did you mean experiment=smoke\? Choices are caltech100_",
+    "variant=qq": r"no choice; choose one of ablation_1_.{80,200}, \.\.\.; `smope train "
+    r"--help` lists all \d\d$",
+    "experiment=full_finetune_imagenet_r_10": r"^experiment=full_finetune_imagenet_r_10 is no "
+    r"choice; write benchmark=imagenet_r_10 method=full_finetune$",
+    "benchmark=cifar10": r"no choice; did you mean benchmark=cifar100\? Choices are cifar100, cub",
+    "benchmrk=cifar100": r"unknown key benchmrk=cifar100; did you mean benchmark\?",
     "~router": r"router=null chooses nothing",
     "~seed": r"seed has no value yet",
     "resume=": r"resume must be a path, got ''; write for example resume=runs/",

@@ -1,6 +1,4 @@
-"""Every file of conf/ composes, and its keys are exactly the arguments of the class or function it
-names.
-"""
+"""Every file of conf/ composes, and its keys are the arguments of the class that it names."""
 
 from __future__ import annotations
 
@@ -17,7 +15,8 @@ import yaml
 
 from smope.config.conf_files import ALL_GROUPS, GROUPS, SETTINGS, choices, conf_dir
 from smope.config.config import MISSING, Config
-from smope.config.hydra import compose, with_sweep
+from smope.config.hydra import compose, compose_values, with_sweep
+from smope.config.identity import flatten
 from smope.config.launchers import LAUNCHERS
 from smope.config.overrides import combinations, read_overrides, read_values
 from smope.config.schema import STREAM_BUILDER, STREAM_COMPUTED
@@ -27,12 +26,13 @@ from smope.declare.constraint import Constraint
 FILES = [(group, name) for group in ALL_GROUPS for name in choices(group, [conf_dir()])]
 TARGETS = [(group, name) for group, name in FILES if group in GROUPS]
 HASHES = json.loads(Path(__file__).with_name("config_hashes.json").read_text(encoding="utf-8"))
+RECIPES = [("recipe", name) for name in choices("recipe", [conf_dir()])]
 # Groups in which a choice is the Python file of the same name.
 ONE_FILE_EACH = ("stream", "method", "router")
 
 
 def read(group: str, name: str) -> dict[str, Any]:
-    """A choice's file and what it includes of its own group, its own values first."""
+    """The values of a choice's file and of those that it includes; its own values win."""
     values = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
     if group in SETTINGS:
         return values
@@ -55,50 +55,21 @@ def mandatory(tmp_path: Path) -> dict[str, str]:
 
 
 def composed(group: str, name: str, mandatory: dict[str, str]) -> Config:
-    text = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
-    files = [text] if group != "experiment" else [text, *_chosen(yaml.safe_load(text))]
-    left_open = {key for key in mandatory if any(_leaves_open(item, key) for item in files)}
     if group == "sweep":
         return _first_cell(name, mandatory)
-    return compose(
-        read_overrides(
-            [f"{group}={name}", *(f"{key}={mandatory[key]}" for key in sorted(left_open))]
-        )
-    )
+    choice = f"{group}={name}"
+    values = flatten(compose_values(read_overrides([choice])))
+    left_open = [key for key in mandatory if values.get(key) == MISSING]
+    return compose(read_overrides([choice, *(f"{key}={mandatory[key]}" for key in left_open)]))
 
 
 def _first_cell(name: str, mandatory: dict[str, str]) -> Config:
-    """The first of a sweep's runs; that its choices are there is checked for all of them on the
-    way.
-    """
+    """The first run of a sweep; that its choices exist is checked for all runs on the way."""
     texts = [
         f"sweep={name}",
         *([] if name.endswith("_small") else [f"stream.root={mandatory['stream.root']}"]),
     ]
     return compose(next(combinations(with_sweep(read_overrides(texts, multirun=True)))))
-
-
-def _chosen(experiment: dict[str, Any]) -> list[str]:
-    """The texts of the choices in an experiment's defaults list and in those of the experiments
-    that it includes.
-    """
-    items = [item for item in experiment.get("defaults", []) if item != "_self_"]
-    texts = [
-        text
-        for item in items
-        if isinstance(item, str)
-        for text in _chosen(read("experiment", item))
-    ]
-    pairs = [next(iter(item.items())) for item in items if isinstance(item, dict)]
-    paths = [conf_dir() / key.removeprefix("override /") / f"{value}.yaml" for key, value in pairs]
-    return texts + [path.read_text(encoding="utf-8") for path in paths]
-
-
-def _leaves_open(text: str, key: str) -> bool:
-    values = yaml.safe_load(text)
-    group, _, inner = key.partition(".")
-    folder = values.get(group, values if f"smope.{group}" in values.get("_target_", "") else {})
-    return isinstance(folder, dict) and folder.get(inner) == MISSING
 
 
 def without_paths(config: Config) -> Config:
@@ -188,7 +159,7 @@ def test_defaults_and_examples_keep_their_constraints(group: str, name: str) -> 
             assert constraint.holds(value), f"{argument}={typed}"
 
 
-@pytest.mark.parametrize(("group", "name"), FILES)
+@pytest.mark.parametrize(("group", "name"), [*FILES, *RECIPES])
 def test_says_what_it_is(group: str, name: str) -> None:
     text = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")
     comments = [
@@ -228,14 +199,14 @@ def test_launchers_have_the_keys_of_their_plugin(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
-def test_what_sbatch_is_given(tmp_path: Path) -> None:
-    """Cores for srun as well, which does not take them from sbatch, and leave to be queued again."""
+def test_slurm_jobs_pass_their_cores_to_srun_and_may_be_queued_again(tmp_path: Path) -> None:
+    """From Slurm 22.05 on, srun does not take the number of cores from sbatch."""
     slurm = pytest.importorskip("submitit.slurm.slurm")
     values = yaml.safe_load(
         (conf_dir() / "hydra/launcher/submitit_slurm.yaml").read_text(encoding="utf-8")
     )
-    told = {key: values[key] for key in ("cpus_per_task", "additional_parameters", "setup")}
-    lines = slurm._make_sbatch_string("python", folder=tmp_path, **told).splitlines()
+    settings = {key: values[key] for key in ("cpus_per_task", "additional_parameters", "setup")}
+    lines = slurm._make_sbatch_string("python", folder=tmp_path, **settings).splitlines()
     assert "#SBATCH --cpus-per-task=8" in lines and "#SBATCH --requeue" in lines
     srun = next(index for index, line in enumerate(lines) if line.startswith("srun "))
     assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in lines[:srun]
