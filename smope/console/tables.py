@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from smope.metrics.scores import SCORES
+
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
@@ -25,14 +27,9 @@ def matrix_table(matrix: Sequence[Sequence[float | None]]) -> str:
 
 
 def score_lines(record: Mapping[str, Any]) -> str:
-    """The scores of run.json in percent, each with its name."""
-    names = {
-        "final_average_accuracy": "final average accuracy (FAA)",
-        "cumulative_average_accuracy": "cumulative average accuracy (CAA)",
-        "forgetting": "forgetting",
-        "sample_weighted_accuracy": f"accuracy over all {record['evaluated_on']} images",
-    }
-    return "\n".join(f"{title:<34}{percent(record[name]):>7} %" for name, title in names.items())
+    """The scores of run.json in percent, a line for each."""
+    lines = [f"{score.title:<34}{percent(record[name]):>7} %" for name, score in SCORES.items()]
+    return "\n".join(lines)
 
 
 def cost_table(cost: Mapping[str, Any]) -> str:

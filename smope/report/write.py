@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from smope.analysis.runs import Run
+from smope.analysis.run import Run
 from smope.console.markup import latex_grid, markdown_grid
 from smope.errors import UserError
 from smope.report.page import GENERATOR, page, sections

@@ -23,7 +23,7 @@ from smope.analysis import (
     split_errors,
     summarise,
 )
-from smope.analysis.runs import comparable
+from smope.analysis.labels import comparable
 from smope.errors import UserError
 from tests.analysis.made_runs import usual_run, write_run
 
@@ -204,7 +204,7 @@ def test_no_mean_over_runs_of_fewer_tasks_or_a_repeated_seed(tmp_path: Path) -> 
 def test_a_run_under_way_counts_as_far_as_it_is(tmp_path: Path) -> None:
     write_run(tmp_path / "run", status="running", accuracy_matrix=[[0.9, None], [None, None]])
     (run,) = load_runs(tmp_path)
-    assert (run.tasks_done, run.num_tasks, run.finished, run.has_evidence) == (1, 2, False, False)
+    assert (run.tasks_done, run.num_tasks, run.finished, run.has_snapshots) == (1, 2, False, False)
     assert scores([run])["final_average_accuracy"].tolist() == [0.9]
 
 
@@ -251,18 +251,18 @@ def test_evidence_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"holds no analysis/task-002\.safetensors.*trainer\.record=seen"
     ):
-        run.evidence.after(2)
+        run.snapshots.after(2)
     damaged = usual_run(tmp_path / "damaged")
     (tmp_path / "damaged" / "analysis" / "task-001.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match=r"task-001\.safetensors: cannot be read"):
-        damaged.evidence.after(1)
+        damaged.snapshots.after(1)
 
 
 def test_evidence(tmp_path: Path) -> None:
     run = usual_run(tmp_path / "run")
-    assert run.has_evidence
-    assert run.evidence.recorded == [1, 2]
-    snapshot = run.evidence.last
+    assert run.has_snapshots
+    assert run.snapshots.recorded == [1, 2]
+    snapshot = run.snapshots.last
     assert snapshot.correct.tolist() == [True, False, True, False, True, True, True, True]
     assert snapshot.probabilities[0] == pytest.approx([0.7112, 0.0963, 0.0963, 0.0963], abs=1e-4)
     assert snapshot.experts is None
@@ -273,9 +273,9 @@ def test_evidence_of_a_task_that_run_json_does_not_tell_of_is_not_counted(tmp_pa
     checkpoint.
     """
     run = usual_run(tmp_path / "run", status="running", accuracy_matrix=[[1.0, None], [None, None]])
-    assert run.has_evidence
-    assert run.evidence.recorded == [1]
-    assert run.evidence.last.tasks_done == 1
+    assert run.has_snapshots
+    assert run.snapshots.recorded == [1]
+    assert run.snapshots.last.tasks_done == 1
     assert split_errors(run)["after_task"].tolist() == [1]
     assert class_confusion(run).shape == (2, 2)
 
@@ -283,5 +283,5 @@ def test_evidence_of_a_task_that_run_json_does_not_tell_of_is_not_counted(tmp_pa
 def test_a_gap_is_no_whole_evidence(tmp_path: Path) -> None:
     run = usual_run(tmp_path / "run")
     (tmp_path / "run" / "analysis" / "task-001.safetensors").unlink()
-    assert not run.has_evidence
+    assert not run.has_snapshots
     assert split_errors(run)["after_task"].tolist() == [2]

@@ -19,7 +19,7 @@ from smope.trackers.base import Guarded, Tracker
 from smope.trackers.csv import CsvTracker
 from smope.trackers.tensorboard import TensorBoardTracker
 from smope.trackers.wandb import WandbTracker, _has_key
-from tests.analysis.made_runs import expert_evidence, write_run
+from tests.analysis.made_runs import expert_snapshots, write_run
 
 CONFIG = {
     "seed": 3,
@@ -33,7 +33,7 @@ SCORES = {"final_average_accuracy": 0.75, "forgetting": 0.5, "none": None}
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run directory with a checkpoint and what evaluation recorded."""
-    path = write_run(tmp_path / "run", evidence=expert_evidence())
+    path = write_run(tmp_path / "run", snapshots=expert_snapshots())
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / "002-00000000.safetensors").write_bytes(b"state")
     return path
