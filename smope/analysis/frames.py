@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas
 
-from smope.analysis.labels import named_choice
+from smope.analysis.labels import as_written
 from smope.analysis.run import Run
 from smope.metrics import accuracy_matrix as metrics
 from smope.metrics.scores import SCORES
@@ -25,7 +25,7 @@ def differences(runs: Sequence[Run]) -> pandas.DataFrame:
     for run in runs:
         settings = {**run.method_settings, **run.benchmark}
         configs.setdefault(
-            run.label, dict(named_choice(key, value) for key, value in settings.items())
+            run.label, dict(as_written(key, value) for key, value in settings.items())
         )
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
     groups = list(dict.fromkeys(key.partition(".")[0] for key in keys))

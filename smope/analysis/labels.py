@@ -91,25 +91,47 @@ def _benchmark_label(run: Run, benchmarks: Sequence[Settings]) -> str:
 
 def _bracket(settings: Settings, rivals: Sequence[Settings], prefix: str) -> str:
     """What tells these settings from those of `rivals`, in brackets; keys without `prefix`."""
-    differing = set(differing_keys(rivals))
-    parts = [
-        f"{key.removeprefix(prefix)}={text}"
-        for key, text in (
-            named_choice(key, value) for key, value in settings.items() if key in differing
-        )
-    ]
+    parts = []
+    for key in _telling_keys(rivals):
+        if key not in settings:
+            continue
+        value = settings[key]
+        if key == "method._target_":  # two classes that are chosen by the same name
+            parts.append(f"class={value}")
+            continue
+        name, text = as_written(key, value)
+        parts.append(f"{name.removeprefix(prefix)}={text}")
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def named_choice(key: str, value: Any) -> tuple[str, str]:
-    """A setting as it is written on the command line: `router=topk`, not `router._target_=...`.
+def _telling_keys(rivals: Sequence[Settings]) -> list[str]:
+    """The keys that tell settings apart, choices such as `router._target_` first.
 
-    The class of a method stays: its short name stands before the bracket already.
+    A key that only one choice has, or that is the same wherever it exists, adds nothing to the
+    choice.
     """
-    group = key.removesuffix("._target_")
-    if group in (key, "method"):
+    differing = differing_keys(rivals)
+    choices = [key for key in differing if key.endswith("._target_")]
+    telling = choices.copy()
+    for key in differing:
+        values = [values[key] for values in rivals if key in values]
+        follows_choice = f"{key.partition('.')[0]}._target_" in choices
+        is_same = all(value == values[0] for value in values)
+        if key not in choices and not (follows_choice and is_same):
+            telling.append(key)
+    return telling
+
+
+def as_written(key: str, value: Any) -> tuple[str, str]:
+    """Key and value as on the command line: `router`, `topk` for `router._target_` and its class.
+
+    Args:
+        key: Dotted key.
+        value: Its value.
+    """
+    if not key.endswith("._target_"):
         return key, shown(value)
-    return group, chosen_name(str(value))
+    return key.removesuffix("._target_"), chosen_name(str(value))
 
 
 def _without_repeats(runs: Sequence[Run]) -> list[Run]:

@@ -69,7 +69,7 @@ class Run:
 
     @property
     def matrix(self) -> list[list[float]]:
-        """Accuracies as fractions: a row for each finished task, with a value for each task seen."""
+        """Accuracies as fractions: a row for each finished task, a value for each task seen."""
         return finished_rows(self.record)
 
     @cached_property

@@ -85,7 +85,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> PairedComparison
 
 
 def _sign_flip_p(difference: numpy.ndarray) -> float:
-    """Two-sided p of the permutation test that exchanges the values of each pair; 1 for one pair."""
+    """Two-sided p of the test that exchanges the values of each pair; 1 for a single pair."""
     if len(difference) < 2:
         return 1.0
     exact = len(difference) <= MAX_EXACT_PAIRS

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from smope.analysis.significance import TableComparison
 
 EPILOG = """\
-A row is a method with its settings, averaged over seeds; rows of one method name the settings in which they differ.
-Runs on other images, tasks or backbones get a table of their own, headed by what differs. Two runs of one
-configuration and seed count once if their numbers are equal; if not, one of them has to be left out. Below a table:
-intervals of the means, tests against the best row (or --against) paired by seed and corrected for their number, and
-what is missing: seeds that a method lacks, runs that are unfinished or failed, runs that a sweep planned, numbers that
-an older run did not record.
+A row is a method with its settings, averaged over seeds; rows of one method name the settings in
+which they differ. Runs on other images, tasks or backbones get a table of their own, headed by what
+differs. Two runs of one configuration and seed count once if their numbers are equal; if not, one
+of them has to be left out. Below a table: intervals of the means, tests against the best row (or
+--against) paired by seed and corrected for their number, and what is missing: seeds that a method
+lacks, runs that are unfinished or failed, runs that a sweep planned, numbers that an older run did
+not record.
 
 examples:
   smope collect runs/digits

@@ -14,8 +14,8 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser(
         "smope report",
         "Write an HTML page about runs: accuracy, forgetting, where errors come from, experts,\n"
-        "confidence, cost. It needs no network and no other file. Figures (PNG, SVG) and the table\n"
-        "of scores (Markdown, LaTeX) go to a folder beside it.",
+        "confidence, cost. It needs no network and no other file. Figures (PNG, SVG) and the\n"
+        "table of scores (Markdown, LaTeX) go to a folder beside it.",
         "examples:\n"
         "  smope report runs/digits/2026-01-31_12-00-00     one run: report.html in its directory\n"
         "  smope report runs/digits --out compare.html      every run below a folder, compared",

@@ -1,4 +1,4 @@
-"""`smope reproduce ROW`: run a row of the paper, compare it with what was published, write a card."""
+"""`smope reproduce ROW`: train a row of the paper, compare it with the published numbers."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ RESERVED_KEYS = {
 LISTED_SCORES = ("final_average_accuracy", "cumulative_average_accuracy")
 LISTED = """\
 FAA and CAA as published, in percent; - where no number is recorded here.
-stream.root is the folder of the data set, backbone.weights a file; other weights are downloaded once, or read from
-backbone.weights. ImageNet-R needs the split lists published with CODA-Prompt, in stream.root or stream.split_lists.
+stream.root is the folder of the data set, backbone.weights a file; other weights are downloaded
+once, or read from backbone.weights. ImageNet-R needs the split lists published with CODA-Prompt, in
+stream.root or stream.split_lists.
 
 example: smope reproduce paper_cifar100 stream.root=~/cifar100"""
 EPILOG = """\
-Each seed is a run directory runs/ROW/seed-N. The same command can be given again: finished seeds are not repeated,
-and an interrupted one continues after its last checkpoint. So seeds can also be divided among machines. If settings are
-changed, the card names them and claims no reproduction.
+Each seed is a run directory runs/ROW/seed-N. The same command can be given again: finished seeds
+are not repeated, and an interrupted one continues after its last checkpoint. So seeds can also be
+divided among machines. If settings are changed, the card names them and claims no reproduction.
 
 examples:
   smope reproduce --list

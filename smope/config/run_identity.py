@@ -44,7 +44,6 @@ def benchmark_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = deciding_settings(record["config"])
     stream = record.get("stream", {})
-    backbone = record.get("backbone", {})
     part = record.get("part", {})
     benchmark = {key: value for key, value in settings.items() if key.startswith("stream.")}
     if "name" in stream:
@@ -54,16 +53,23 @@ def benchmark_of(record: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("first_tasks", "ranked_on"):
         if key in part:
             benchmark[f"part.{key}"] = part[key]
-    resolved = [f"backbone.{name}" for name in RESOLVED_BACKBONE_KEYS] if backbone else []
-    for key, value in settings.items():
-        if key.startswith("backbone.") and key not in resolved:
-            benchmark[key] = value
+    return benchmark | _backbone_of(settings, record.get("backbone", {}))
+
+
+def _backbone_of(settings: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the backbone, with what run.json recorded in the place of what it follows."""
+    resolved = [f"backbone.{name}" for name in RESOLVED_BACKBONE_KEYS] if recorded else []
+    backbone = {
+        key: value
+        for key, value in settings.items()
+        if key.startswith("backbone.") and key not in resolved
+    }
     for key in ("name", "mean", "std"):
-        if key in backbone:
-            benchmark[f"backbone.{key}"] = backbone[key]
-    if "sha256" in backbone:
-        benchmark["backbone.sha256"] = backbone["sha256"][:HASH_DIGITS]
-    return benchmark
+        if key in recorded:
+            backbone[f"backbone.{key}"] = recorded[key]
+    if "sha256" in recorded:
+        backbone["backbone.sha256"] = recorded["sha256"][:HASH_DIGITS]
+    return backbone
 
 
 def method_settings_of(record: Mapping[str, Any]) -> dict[str, Any]:

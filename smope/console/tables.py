@@ -1,4 +1,4 @@
-"""Tables in plain text."""
+"""What a run prints at its end: accuracy matrix, scores, cost."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from smope.metrics.scores import SCORES
 
 
 def percent(value: float | None) -> str:
+    """A fraction in percent with two decimals, `-` for None."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 
 def matrix_table(matrix: Sequence[Sequence[float | None]]) -> str:
-    """The accuracy matrix in percent: one row after each task, one column a task, and the mean
-    over seen tasks.
+    """The accuracy matrix in percent: a row after each task, a column for each task, and the mean
+    over the tasks seen.
     """
     tasks = len(matrix)
     lines = ["after task" + "".join(f"{task + 1:>7}" for task in range(tasks)) + "    mean"]
@@ -33,9 +34,7 @@ def score_lines(record: Mapping[str, Any]) -> str:
 
 
 def cost_table(cost: Mapping[str, Any]) -> str:
-    """The block `cost` of run.json: what training and classifying an image cost, then the run as a
-    whole.
-    """
+    """The block `cost` of run.json: what an image costs in training and inference, and the run."""
     flops, rate, seconds = cost["gflops_per_image"], cost["images_per_second"], cost["seconds"]
     whole, parameters = flops["without_cls_saving"], cost["trainable_parameters"]
 

@@ -177,8 +177,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"    {card['command']}",
         *([markdown_grid(card["table"]), card["rule"]] if card["comparisons"] else []),
         markdown_grid(_run_grid(card)),
-        "Scores are in percent and weigh tasks equally, except for `all images`. Seconds are on the "
-        "clock: training, alignment and evaluation.",
+        "Scores are in percent and weigh tasks equally, except for `all images`. Seconds are on "
+        "the clock: training, alignment and evaluation.",
         "\n".join(facts),
         "The configuration, but for the seed:",
         f"```yaml\n{config}```",
@@ -190,20 +190,20 @@ def _run_grid(card: Mapping[str, Any]) -> list[list[str]]:
     """A line for each seed and one for the means, the head first."""
     facts = ["seconds", "class order starts", "config hash", "directory"]
     names = list(card["means"])
-    lines = [["seed", *(SCORES[name].short for name in names), *facts]]
-    for run in card["runs"]:
-        lines.append(
-            [
-                str(run["seed"]),
-                *(f"{run[name]:.2f}" for name in names),
-                f"{run['seconds']:.0f}",
-                ", ".join(map(str, run["first_classes"])),
-                f"`{run['config_hash']}`",
-                run["directory"],
-            ]
-        )
+    head = ["seed", *(SCORES[name].short for name in names), *facts]
+    lines = [
+        [
+            str(run["seed"]),
+            *(f"{run[name]:.2f}" for name in names),
+            f"{run['seconds']:.0f}",
+            ", ".join(map(str, run["first_classes"])),
+            f"`{run['config_hash']}`",
+            run["directory"],
+        ]
+        for run in card["runs"]
+    ]
     means = [str(SeedMean(**mean)) for mean in card["means"].values()]
-    return [*lines, ["mean", *means, *[""] * len(facts)]]
+    return [head, *lines, ["mean", *means, *[""] * len(facts)]]
 
 
 def screen(card: Mapping[str, Any]) -> str:

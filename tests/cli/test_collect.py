@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from smope.analysis.collection import Run, find_runs, read_runs, tables
-from smope.analysis.collection_tables import render
+from smope.analysis.loading import find_runs, read_finished
+from smope.analysis.rendering import render
+from smope.analysis.run import Run
+from smope.analysis.tables import ResultTable, result_tables
 from smope.cli.main import main
 from smope.config.hydra import compose
 from smope.config.overrides import read_overrides
@@ -55,14 +57,14 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-def collected(folder: Path) -> tuple[list[Any], list[str]]:
-    runs, left_out = read_runs(find_runs([str(folder)]))
-    return tables(runs), left_out
+def collected(folder: Path) -> tuple[list[ResultTable], list[str]]:
+    runs, left_out = read_finished(find_runs([str(folder)]))
+    return result_tables(runs), left_out
 
 
 def shown(folder: Path, form: str = "text", ddof: int = 0) -> str:
-    runs, left_out = read_runs(find_runs([str(folder)]))
-    return render(tables(runs, ddof), left_out, form, ddof)
+    runs, left_out = read_finished(find_runs([str(folder)]))
+    return render(result_tables(runs, ddof), left_out, form, ddof)
 
 
 def test_methods_by_scores_over_seeds(make: Make, tmp_path: Path) -> None:
@@ -353,4 +355,4 @@ def test_runs_are_found_once_and_not_looked_into(make: Make, tmp_path: Path) -> 
         [str(path), str(tmp_path / "runs"), str(tmp_path / "r*" / "*"), str(path / "run.json")]
     )
     assert found == [path]
-    assert isinstance(read_runs(found)[0][0], Run)
+    assert isinstance(read_finished(found)[0][0], Run)

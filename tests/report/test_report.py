@@ -86,7 +86,7 @@ def page(report: Path) -> Page:
     return Page(report.read_text(encoding="utf-8"))
 
 
-def test_runs_that_no_mean_is_taken_of_are_told(tmp_path: Path) -> None:
+def test_runs_that_are_left_out_of_means_are_counted(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"done-{seed}", seed=seed)
     write_run(
@@ -95,8 +95,7 @@ def test_runs_that_no_mean_is_taken_of_are_told(tmp_path: Path) -> None:
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
     words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
     assert (
-        "Left out: 1 run, each with fewer tasks than others of its configuration, or a repeat of "
-        "a seed." in words
+        "Left out: 1 run, each with fewer tasks than others of its configuration." in words
     )
 
 
@@ -105,18 +104,13 @@ def words_of(runs: Path, out: Path) -> str:
     return " ".join(" ".join(Page(out.read_text(encoding="utf-8")).words).split())
 
 
-def test_evidence_counts_for_the_runs_that_scores_count(tmp_path: Path) -> None:
-    """A run under way, which is right in all it has seen and comes first, and a repeat that is all
-    wrong.
-    """
-    wrong = usual_snapshots()
-    wrong[2] = {"logits": logits_for([3] * 8, 4), "predicted": numpy.array([3] * 8, numpy.uint16)}
+def test_snapshots_count_for_the_runs_that_scores_count(tmp_path: Path) -> None:
+    """A run under way, which is right in all it has seen and comes first, does not count."""
     early = {"status": "running", "accuracy_matrix": [[1.0, None], [None, None]]}
     write_run(tmp_path / "early", snapshots=usual_snapshots(), seed=0, **early)
-    write_run(tmp_path / "a", snapshots=wrong, seed=1, accuracy_matrix=[[1.0, None], [0.0, 0.5]])
     write_run(tmp_path / "b", snapshots=usual_snapshots(), seed=1)
     words = words_of(tmp_path, tmp_path / "page.html")
-    assert "method accuracy if told the task smope 75.0 75.0" in words
+    assert "method accuracy if the task is known smope 75.0 75.0" in words
     assert "smope makes 12.5 percent errors within and 12.5 percent between tasks" in words
     assert "The largest confusion: 25.0 percent of task 1 are taken for task 2." in words
     assert "Accuracy matrix: smope after task / task 1 2 1 100.0 2 50.0 100.0" in words
@@ -200,8 +194,8 @@ def test_where_nothing_is_confused_or_varies_the_words_say_so(tmp_path: Path) ->
 
 
 def test_maps_that_are_left_out_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("accuracy_sections.MAPS", "mistake_sections.MAPS", "expert_sections.MOST"):
-        monkeypatch.setattr(f"smope.report.{module}", 1)
+    for name in ("accuracy.MAX_MAPS", "mistakes.MAX_MAPS", "experts.MAX_CONFIGURATIONS"):
+        monkeypatch.setattr(f"smope.report.sections.{name}", 1)
     for count in (1, 2):
         config = {
             "seed": 0,
@@ -363,7 +357,7 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
         ),
         (
             ["{runs}", "--out", "{out}/mine.html"],
-            r"mine\.html: is there and was not written by smope report",
+            r"mine\.html: exists and was not written by smope report",
         ),
         (["{runs}", "--ou", "x.html"], r"did you mean --out\?"),
     ],

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import smope
-from smope.analysis.collection_runs import SCORES
+from smope.metrics.scores import SCORES
 from smope.cli.main import main
 
 QUICK = [

@@ -62,7 +62,7 @@ def with_snapshots(runs: Sequence[Run]) -> list[Run]:
 
 
 def without_snapshots(runs: Sequence[Run]) -> str:
-    """A sentence that names the comparable runs without recorded logits; empty if there are none."""
+    """A sentence that names the comparable runs without recorded logits, if there are any."""
     missing = [run.name for run in comparable(runs) if not run.has_snapshots]
     if not missing:
         return ""
