@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 from smope.config.config import Config, chosen_name, replaced
 from smope.config.identity import flatten, may_move
 from smope.errors import UserError
-from smope.metrics.accuracy_matrix import Matrix, average_accuracy, cumulative_average_accuracy
+from smope.metrics.accuracy_matrix import Matrix
+from smope.metrics.scores import SCORES
 from smope.run.prepare import prepare
 from smope.run.train import EndEarly, Part, train
 from smope.training.history import History
@@ -59,7 +60,7 @@ def search(asked: Search) -> None:
     failures = 0
     while (claim := study.claim()) is not None:
         try:
-            scored = _run(claim, study, asked)
+            scored = _run(claim, study, asked, judged)
         except KeyboardInterrupt:
             print(
                 f"stopped in trial {claim.number}; the same command goes on with it: "
@@ -154,7 +155,7 @@ def _heading(
     return [*lines, f"study: {folder}"]
 
 
-def _run(claim: Claim, study: Study, asked: Search) -> bool:
+def _run(claim: Claim, study: Study, asked: Search, judged: Judged) -> bool:
     """One trial, from where it is to its end, and what Optuna is told of it; whether it has a
     score.
     """
@@ -163,7 +164,7 @@ def _run(claim: Claim, study: Study, asked: Search) -> bool:
         f"trial {claim.number}: {values}{' (killed before, going on)' if claim.resume else ''}",
         flush=True,
     )
-    reports = _Reports(claim, study, asked.settings)
+    reports = _Reports(claim, study, judged)
     part = Part(
         asked.settings.first_tasks,
         reports.after_task,
@@ -183,12 +184,13 @@ def _run(claim: Claim, study: Study, asked: Search) -> bool:
     if record["status"] == "ended early":
         study.optuna.tell(claim.trial, state=TrialState.PRUNED)
         print(
-            f"trial {claim.number}: ended early, below the median of the others after this task",
+            f"trial {claim.number}: ended early, worse than the median of the others after this "
+            f"task",
             flush=True,
         )
     else:
         matrix = record["accuracy_matrix"]
-        score = _score(matrix, asked.settings)
+        score = _score(matrix, judged)
         claim.trial.set_user_attr("row", matrix[-1])
         reports.catch_up(matrix)
         study.optuna.tell(claim.trial, score)
@@ -202,18 +204,18 @@ def _run(claim: Claim, study: Study, asked: Search) -> bool:
 class _Reports:
     """Tells Optuna the score after each task, and asks it whether to go on."""
 
-    def __init__(self, claim: Claim, study: Study, settings: TuneSettings) -> None:
+    def __init__(self, claim: Claim, study: Study, judged: Judged) -> None:
         self.claim = claim
-        self.settings = settings
+        self.judged = judged
         self._told = 0
 
     def after_task(self, history: History) -> None:
         self.catch_up(history.accuracy_matrix)
         done = len(history.accuracy_matrix)
-        score = _score(history.accuracy_matrix, self.settings)
-        if done < self.settings.first_tasks:
+        score = _score(history.accuracy_matrix, self.judged)
+        if done < self.judged.first_tasks:
             print(
-                f"  after task {done} of {self.settings.first_tasks}: {100 * score:.2f} %",
+                f"  after task {done} of {self.judged.first_tasks}: {100 * score:.2f} %",
                 flush=True,
             )
             if self.claim.trial.should_prune():
@@ -222,15 +224,13 @@ class _Reports:
     def catch_up(self, matrix: Matrix) -> None:
         """Rows that a trial inherited from the one it continues are told as well."""
         for row in range(self._told, len(matrix)):
-            self.claim.trial.report(_score(matrix[: row + 1], self.settings), row)
+            self.claim.trial.report(_score(matrix[: row + 1], self.judged), row)
         self._told = len(matrix)
 
 
-def _score(matrix: Matrix, settings: TuneSettings) -> float:
+def _score(matrix: Matrix, judged: Judged) -> float:
     """The score after as many tasks as the matrix has rows."""
-    if settings.score == "cumulative_average_accuracy":
-        return cumulative_average_accuracy(matrix)
-    return average_accuracy(matrix, len(matrix) - 1)
+    return SCORES[judged.score].function(matrix, judged.images[: len(matrix)])
 
 
 def _value(trial: Any) -> float:

@@ -18,9 +18,13 @@ from smope.config.ranges import Rule, at_least
 from smope.config.signatures import keys_of
 from smope.config.value_types import convert, describe, fits, shown
 from smope.errors import UserError
+from smope.metrics.scores import SCORES
 
 OWN = re.compile(r"\+{0,2}tune(\.[\w.]+)?=")
 RULES = {
+    "score": Rule(
+        f"one of {', '.join(SCORES)}", lambda value: value in SCORES, "final_average_accuracy"
+    ),
     "first_tasks": at_least(1, 3),
     "trials": at_least(1, 20),
     "startup_trials": at_least(0, 5),
@@ -39,9 +43,7 @@ class TuneSettings:
     """
 
     first_tasks: int = 3
-    score: Literal["final_average_accuracy", "cumulative_average_accuracy"] = (
-        "final_average_accuracy"
-    )
+    score: str = "final_average_accuracy"
     rank_on: Literal["validation", "test"] = "validation"
     validation_fraction: float = 0.2
     trials: int = 20

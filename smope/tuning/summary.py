@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from smope.config.value_types import shown
 from smope.console.markup import aligned, csv_grid
+from smope.metrics.scores import SCORES
 from smope.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def write(study: Study, judged: Judged) -> None:
     write_atomically(
         study.folder / "trials.csv", f"{csv_grid(_lines(study, trials, judged))}\n".encode()
     )
-    best = _ranked(trials)[:1]
+    best = _ranked(trials, judged)[:1]
     if best:
         text = json.dumps(_best(study, best[0], judged), indent=1, ensure_ascii=False)
         write_atomically(study.folder / "best.json", f"{text}\n".encode())
@@ -59,7 +60,7 @@ def write(study: Study, judged: Judged) -> None:
 def result(study: Study, judged: Judged) -> str:
     """The lines at the end of a search."""
     trials = study.trials
-    ranked = _ranked(trials)
+    ranked = _ranked(trials, judged)
     lines = ["", *([judged.mark] if judged.mark else []), _counts(trials)]
     running = study.under_way()
     if running:
@@ -81,10 +82,11 @@ def result(study: Study, judged: Judged) -> str:
     )
 
 
-def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def _ranked(trials: Sequence[FrozenTrial], judged: Judged) -> list[FrozenTrial]:
     """Trials that finished, best first; of equals the earlier one."""
     finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    return sorted(finished, key=lambda trial: (-(trial.value or 0.0), trial.number))
+    sign = -1 if SCORES[judged.score].better == "high" else 1
+    return sorted(finished, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
 def _best(study: Study, trial: FrozenTrial, judged: Judged) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def _state(trial: FrozenTrial) -> str:
 def _table(study: Study, ranked: Sequence[FrozenTrial], judged: Judged) -> str:
     names = [key.partition(".")[2] for key in study.space]
     keys = names if len(set(names)) == len(names) else list(study.space)
-    score = {"final_average_accuracy": "FAA", "cumulative_average_accuracy": "CAA"}[judged.score]
+    score = SCORES[judged.score].short
     lines = [["trial", f"{score} ({judged.ranked_on})", *_task_columns(judged), *keys, "seconds"]]
     for trial in ranked:
         values = [short(value) for value in study.values(trial.params).values()]

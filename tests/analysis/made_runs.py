@@ -31,14 +31,30 @@ def write_run(
 ) -> Path:
     """A finished run of MATRIX, changed at will; `snapshots`: arrays after each task, or none."""
     record: dict[str, Any] = {
-        "format_version": 1, "status": "finished", "seed": 0, "method": "smope", "accuracy_matrix": MATRIX,
-        "stream": {"name": "made", "content_hash": "c", "identity": "i"}, "class_names": ["a", "b", "c", "d"],
-        "tasks": [{"name": f"task {t}", "classes": [2 * t, 2 * t + 1], "train": 4, "test": 4} for t in range(2)],
-        "config": {"seed": 0, "name": "made", "method": {"_target_": "smope.methods.smope.SMoPE", "num_experts": 4}},
-        "evaluated_on": "test", "trainable_parameters": {"prompt": 10, "classifier": 4}, "images_per_second": 2.0,
+        "format_version": 1,
+        "status": "finished",
+        "seed": 0,
+        "method": "smope",
+        "accuracy_matrix": MATRIX,
+        "stream": {"name": "made", "content_hash": "c", "identity": "i"},
+        "class_names": ["a", "b", "c", "d"],
+        "tasks": [
+            {"name": f"task {t}", "classes": [2 * t, 2 * t + 1], "train": 4, "test": 4}
+            for t in range(2)
+        ],
+        "config": {
+            "seed": 0,
+            "name": "made",
+            "method": {"_target_": "smope.methods.smope.SMoPE", "num_experts": 4},
+        },
+        "evaluated_on": "test",
+        "trainable_parameters": {"prompt": 10, "classifier": 4},
+        "images_per_second": 2.0,
         "seconds": {"train": 1.0, "align": 0.5, "eval": 0.25, "wait": 0.0, "per_task": [1.0, 0.75]},
-        "device": "cpu", "threads": 1, "config_hash": "0" * 12,
-    }  # fmt: skip
+        "device": "cpu",
+        "threads": 1,
+        "config_hash": "0" * 12,
+    }
     path.mkdir(parents=True)
     (path / "run.json").write_text(json.dumps({**record, **changes}), encoding="utf-8")
     (path / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
@@ -90,10 +106,18 @@ def expert_snapshots() -> dict[int, dict[str, Any]]:
     moved = keys.copy()
     moved[0, 0] *= 2
     own, other = [[[0, 1]]], [[[1, 2]]]
-    snapshots[1] |= {"experts.0": numpy.array([own] * 4, numpy.uint8)[:, 0], "keys.0": keys, "values.0": keys,
-                    "counts.0": numpy.array([[8, 8, 0, 0]])}  # fmt: skip
-    snapshots[2] |= {"experts.0": numpy.array([own] * 3 + [other] * 5, numpy.uint8)[:, 0], "keys.0": moved,
-                    "values.0": 1.5 * keys, "counts.0": numpy.array([[8, 16, 8, 0]])}  # fmt: skip
+    snapshots[1] |= {
+        "experts.0": numpy.array([own] * 4, numpy.uint8)[:, 0],
+        "keys.0": keys,
+        "values.0": keys,
+        "counts.0": numpy.array([[8, 8, 0, 0]]),
+    }
+    snapshots[2] |= {
+        "experts.0": numpy.array([own] * 3 + [other] * 5, numpy.uint8)[:, 0],
+        "keys.0": moved,
+        "values.0": 1.5 * keys,
+        "counts.0": numpy.array([[8, 16, 8, 0]]),
+    }
     return snapshots
 
 

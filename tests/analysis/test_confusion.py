@@ -1,4 +1,4 @@
-"""Errors within and between tasks, confusion and forgetting of classes, on a run of eight images."""
+"""Errors within and between tasks, confusion, forgetting of classes: a run of eight images."""
 
 from __future__ import annotations
 
@@ -30,8 +30,15 @@ def run(tmp_path: Path) -> Run:
 
 def test_errors_within_and_between_tasks(run: Run) -> None:
     first, second = split_errors(run).to_dict("records")
-    assert first == {"after_task": 1, "images": 4, "accuracy": 1.0, "within_task": 0.0, "between_tasks": 0.0,
-                     "into_newest": 0.0, "known_task": 1.0}  # fmt: skip
+    assert first == {
+        "after_task": 1,
+        "images": 4,
+        "accuracy": 1.0,
+        "within_task": 0.0,
+        "between_tasks": 0.0,
+        "into_newest": 0.0,
+        "known_task": 1.0,
+    }
     assert second["accuracy"] == 6 / 8
     assert second["within_task"] == second["between_tasks"] == second["into_newest"] == 1 / 8
     # told the task, the image of class 1 is left with equal logits for 0 and 1: the first is taken,

@@ -96,9 +96,15 @@ def test_forgotten_images_and_their_routing(run: Run) -> None:
 
 def test_relation_by_hand() -> None:
     frame = pandas.DataFrame(
-        {"lost": [0.1, 0.2, 0.3, 0.4], "keys": [1, 2, 3, 4], "values": [4, 3, 2, 1], "rerouted": [1, 1, 1, 1],
-         "overlap": [1, 3, 2, 4], "dead": [2, 1, 4, 3]}
-    )  # fmt: skip
+        {
+            "lost": [0.1, 0.2, 0.3, 0.4],
+            "keys": [1, 2, 3, 4],
+            "values": [4, 3, 2, 1],
+            "rerouted": [1, 1, 1, 1],
+            "overlap": [1, 3, 2, 4],
+            "dead": [2, 1, 4, 3],
+        }
+    )
     table = relation(frame)
     assert table.loc["keys", "rho"] == pytest.approx(1.0)
     assert table.loc["values", "rho"] == pytest.approx(-1.0)

@@ -40,9 +40,16 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     run = load_runs(write_run(tmp_path / "run"))
     (row,) = scores(run).to_dict("records")
     assert row == {
-        "label": "smope", "seed": 0, "tasks": 2, "final_average_accuracy": 0.75, "cumulative_average_accuracy": 0.875,
-        "forgetting": 0.5, "backward_transfer": -0.5, "learning_accuracy": 1.0, "sample_weighted_accuracy": 0.75,
-    }  # fmt: skip
+        "label": "smope",
+        "seed": 0,
+        "tasks": 2,
+        "final_average_accuracy": 0.75,
+        "cumulative_average_accuracy": 0.875,
+        "forgetting": 0.5,
+        "backward_transfer": -0.5,
+        "learning_accuracy": 1.0,
+        "sample_weighted_accuracy": 0.75,
+    }
     assert accuracies(run)["accuracy"].tolist() == [1.0, 0.5, 1.0]
     assert curves(run)["average_accuracy"].tolist() == [1.0, 0.75]
     (lost,) = forgetting_by_task(run).to_dict("records")
@@ -147,10 +154,21 @@ def test_places_and_caches_make_no_label_and_other_images_do(tmp_path: Path) -> 
 def test_labels_tell_what_methods_were_judged_on(tmp_path: Path) -> None:
     on_stream(tmp_path / "a", validation_fraction=0.2)
     stream = {"name": "digits", "content_hash": "c", "identity": "other"}
-    write_run(tmp_path / "b", stream=stream, method="ncm", config={
-        "seed": 0, "name": "made", "method": {"_target_": "smope.methods.ncm.NearestClassMean"},
-        "stream": {"_target_": "smope.streams.digits.load", "name": "digits", "validation_fraction": 0.0},
-    })  # fmt: skip
+    write_run(
+        tmp_path / "b",
+        stream=stream,
+        method="ncm",
+        config={
+            "seed": 0,
+            "name": "made",
+            "method": {"_target_": "smope.methods.ncm.NearestClassMean"},
+            "stream": {
+                "_target_": "smope.streams.digits.load",
+                "name": "digits",
+                "validation_fraction": 0.0,
+            },
+        },
+    )
     labels = [run.label for run in load_runs(tmp_path)]
     assert labels == [
         "ncm on digits (validation_fraction=0.0)",
@@ -177,8 +195,8 @@ def test_trials_of_a_search_and_other_weights_are_not_repeats(tmp_path: Path) ->
     assert {run.path.name: run.label for run in load_runs(tmp_path)} == {
         "whole": "smope on made (backbone.sha256=aaaaaaaaaaaa)",
         "moved": "smope on made (backbone.sha256=aaaaaaaaaaaa)",
-        "trial": "smope on made (part.first_tasks=1, part.ranked_on=validation, "
-        "backbone.sha256=aaaaaaaaaaaa)",
+        "trial": "smope on made (backbone.sha256=aaaaaaaaaaaa, part.first_tasks=1, "
+        "part.ranked_on=validation)",
         "other": "smope on made (backbone.sha256=bbbbbbbbbbbb)",
     }
 

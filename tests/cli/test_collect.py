@@ -39,15 +39,27 @@ def make(tmp_path: Path) -> Make:
         (path / "checkpoints").mkdir(parents=True)
         config = compose(read_overrides(overrides.split()))
         record = {
-            "status": "finished", "config": config.as_dict(), "seed": config.seed, "evaluated_on": "test",
+            "status": "finished",
+            "config": config.as_dict(),
+            "seed": config.seed,
+            "evaluated_on": "test",
             "method": config.method["_target_"].split(".")[-2],
             "stream": {"name": config.stream["name"], "content_hash": "c" * 64},
             "backbone": {"name": "glyph", "sha256": "b" * 64, "mean": [0.5], "std": [0.5]},
-            "accuracy_matrix": matrix(faa), "final_average_accuracy": faa, "cumulative_average_accuracy": faa + 0.2,
-            "forgetting": 1.1 - faa, "trainable_parameters": {"prompt": 1000, "classifier": 290},
-            "seconds": {"train": 60.0, "align": 1.0, "eval": 2.0, "wait": 50.0, "per_task": [30.0, 33.0]},
+            "accuracy_matrix": matrix(faa),
+            "final_average_accuracy": faa,
+            "cumulative_average_accuracy": faa + 0.2,
+            "forgetting": 1.1 - faa,
+            "trainable_parameters": {"prompt": 1000, "classifier": 290},
+            "seconds": {
+                "train": 60.0,
+                "align": 1.0,
+                "eval": 2.0,
+                "wait": 50.0,
+                "per_task": [30.0, 33.0],
+            },
             **fields,
-        }  # fmt: skip
+        }
         for key in drop.split():
             del record[key]
         (path / "run.json").write_text(json.dumps(record))
@@ -84,8 +96,14 @@ def test_methods_by_scores_over_seeds(make: Make, tmp_path: Path) -> None:
     ]
     assert lines[3].split("  ")[0] == "smope"
     assert re.split(r"\s{2,}", lines[4]) == [
-        "ncm", "0-2", "60.00 ± 8.16", "80.00 ± 8.16", "50.00 ± 8.16", "1,290", "63",
-    ]  # fmt: skip
+        "ncm",
+        "0-2",
+        "60.00 ± 8.16",
+        "80.00 ± 8.16",
+        "50.00 ± 8.16",
+        "1,290",
+        "63",
+    ]
     assert re.split(r"\s{2,}", lines[3])[2:5] == [
         "70.00 ± 8.16 *",
         "90.00 ± 8.16 *",

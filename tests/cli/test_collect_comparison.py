@@ -29,7 +29,7 @@ SMOPE, NCM = (0.70, 0.72, 0.75, 0.71, 0.74), (0.61, 0.66, 0.65, 0.62, 0.69)
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Writes a run directory below runs/digits: make("method=ncm seed=1", 0.5, field=value, ...)."""
+    """Writes a run directory below runs/digits: make("method=ncm seed=1", 0.5, key=value)."""
     monkeypatch.chdir(tmp_path)
 
     def write(overrides: str, faa: float, path: Path | None = None, **fields: Any) -> Path:
@@ -37,12 +37,20 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         path = path or Path("runs/digits") / overrides.replace(" ", "-").replace("=", "")
         path.mkdir(parents=True)
         record = {
-            "status": "finished", "config": config.as_dict(), "seed": config.seed, "config_hash": config.config_hash,
-            "method": config.method["_target_"].split(".")[-2], "evaluated_on": "test",
-            "stream": {"name": "digits", "content_hash": "c" * 64}, "backbone": {"name": "glyph", "sha256": "b" * 64},
-            "accuracy_matrix": [[1.0, None], [faa, faa]], "final_average_accuracy": faa,
-            "cumulative_average_accuracy": faa, "forgetting": 1 - faa, **fields,
-        }  # fmt: skip
+            "status": "finished",
+            "config": config.as_dict(),
+            "seed": config.seed,
+            "config_hash": config.config_hash,
+            "method": config.method["_target_"].split(".")[-2],
+            "evaluated_on": "test",
+            "stream": {"name": "digits", "content_hash": "c" * 64},
+            "backbone": {"name": "glyph", "sha256": "b" * 64},
+            "accuracy_matrix": [[1.0, None], [faa, faa]],
+            "final_average_accuracy": faa,
+            "cumulative_average_accuracy": faa,
+            "forgetting": 1 - faa,
+            **fields,
+        }
         (path / "run.json").write_text(json.dumps(record))
         (path / "config.yaml").write_text(config.to_yaml())
         return path

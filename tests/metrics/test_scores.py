@@ -73,9 +73,11 @@ def test_perfect_learning_without_forgetting_is_the_best_value(name: str) -> Non
 
 def test_the_keys_of_run_json_are_stable() -> None:
     assert {
-        "final_average_accuracy", "cumulative_average_accuracy", "forgetting",
+        "final_average_accuracy",
+        "cumulative_average_accuracy",
+        "forgetting",
         "sample_weighted_accuracy",
-    } <= set(SCORES)  # fmt: skip
+    } <= set(SCORES)
     assert all_scores([], IMAGES) == dict.fromkeys(SCORES)
 
 
@@ -90,7 +92,7 @@ def test_older_runs_have_newer_scores() -> None:
 def test_one_entry_adds_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In run.json, on the terminal, in `load_runs`, `smope collect`, its list of runs, the report."""
+    """In run.json, on the terminal, in `scores`, `smope collect`, its list of runs, the report."""
     definition = "the lowest accuracy on any task after the last one (nobody)"
     worst = Score("worst task", "worst", definition, lambda matrix, _: min(matrix[-1]))
     monkeypatch.setitem(SCORES, "worst_task", worst)

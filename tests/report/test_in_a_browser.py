@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get 
 PAPER = 718  # pixels of A4's width within the margins
 # What one can do something with, in the order of the page, and which of these has the focus.
 SCRIPT = """
-controls = () => [...document.querySelectorAll('a[href], summary, [tabindex="0"]')].filter(x => x.checkVisibility());
+controls = () => [...document.querySelectorAll('a[href], summary, [tabindex="0"]')]
+    .filter(x => x.checkVisibility());
 focused = () => {
   const element = document.activeElement, box = element.getBoundingClientRect();
   return {number: controls().indexOf(element), outline: getComputedStyle(element).outlineStyle,

@@ -24,9 +24,19 @@ from tests.analysis.made_runs import (
 
 MAXIMUM = 3_000_000
 SECTIONS = [
-    "scores", "accuracy", "forgetting", "mistakes", "experts", "examples", "confidence", "unknown", "comparison",
-    "cost", "configuration", "definitions",
-]  # fmt: skip
+    "scores",
+    "accuracy",
+    "forgetting",
+    "mistakes",
+    "experts",
+    "examples",
+    "confidence",
+    "unknown",
+    "comparison",
+    "cost",
+    "configuration",
+    "definitions",
+]
 
 
 class Page(HTMLParser):
@@ -94,9 +104,7 @@ def test_runs_that_are_left_out_of_means_are_counted(tmp_path: Path) -> None:
     )
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
     words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
-    assert (
-        "Left out: 1 run, each with fewer tasks than others of its configuration." in words
-    )
+    assert "Left out: 1 run, each with fewer tasks than others of its configuration." in words
 
 
 def words_of(runs: Path, out: Path) -> str:

@@ -30,7 +30,9 @@ FAA, CAA, FORGETTING = "final_average_accuracy", "cumulative_average_accuracy", 
 
 
 def row(paper: dict[str, SeedMean], **others: Any) -> PublishedRow:
-    return PublishedRow("SMoPE on digits, 2 tasks", "the digits of scikit-learn", 1442, 355, paper, **others)
+    return PublishedRow(
+        "SMoPE on digits, 2 tasks", "the digits of scikit-learn", 1442, 355, paper, **others
+    )
 
 
 def record(seed: int, faa: float, **others: Any) -> dict[str, Any]:
@@ -107,7 +109,9 @@ def test_inside_and_outside() -> None:
 
 
 def test_the_repeat_is_judged_by_the_spread_of_the_paper_as_well() -> None:
-    published = row({FAA: SeedMean(81.0, 0.4)}, repeat={FAA: SeedMean(70.0), FORGETTING: SeedMean(4.3)})
+    published = row(
+        {FAA: SeedMean(81.0, 0.4)}, repeat={FAA: SeedMean(70.0), FORGETTING: SeedMean(4.3)}
+    )
     paper, repeat, forgetting = compare_scores(published, means([record(0, 81.0)]))
     assert (paper.verdict, repeat.verdict) == ("inside", "outside, above")
     assert repeat.allowed == paper.allowed
@@ -138,7 +142,10 @@ def test_a_changed_row_is_not_judged() -> None:
 def test_nothing_published_and_nothing_to_judge_by() -> None:
     assert verdict(row({}), [], [])[0] == "nothing to compare"
     published = row({FAA: SeedMean(72.17)})
-    assert verdict(published, [], compare_scores(published, means([record(0, 72.0)])))[0] == "not judged"
+    assert (
+        verdict(published, [], compare_scores(published, means([record(0, 72.0)])))[0]
+        == "not judged"
+    )
 
 
 def test_changed_settings_are_named_and_where_things_are_is_not() -> None:
@@ -190,10 +197,17 @@ def test_rows_have_the_published_settings(name: str) -> None:
     }
     values = flatten(compose_values(read_overrides([f"experiment={name}"])))
     keys = (
-        "trainer.batch_size", "trainer.learning_rate", "trainer.schedule", "trainer.frozen_steps", "trainer.iter_step",
-        "method.router_loss_weight", "method.prototype_loss_weight", "router.epsilon", "trainer.alignment_epochs",
+        "trainer.batch_size",
+        "trainer.learning_rate",
+        "trainer.schedule",
+        "trainer.frozen_steps",
+        "trainer.iter_step",
+        "method.router_loss_weight",
+        "method.prototype_loss_weight",
+        "router.epsilon",
+        "trainer.alignment_epochs",
         "trainer.alignment_samples_per_class",
-    )  # fmt: skip
+    )
     expected = table[re.sub(r"_(ibot|dino)$", "", name)]
     found = tuple(values[key] for key in keys)
     assert [a for a, b in zip(found, expected, strict=True) if b is not None] == [
