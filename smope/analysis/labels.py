@@ -142,15 +142,15 @@ def _without_repeats(runs: Sequence[Run]) -> list[Run]:
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.label, run.seed), []).append(run)
-    kept = []
+    unique = []
     for members in groups.values():
         most_tasks = max(run.tasks_done for run in members)
         first, *repeats = (run for run in members if run.tasks_done == most_tasks)
         for other in repeats:
             _require_same_numbers(first, other)
-        kept.append(replace(first, repeats=tuple(other.path for other in repeats)))
-        kept += [run for run in members if run.tasks_done < most_tasks]
-    return kept
+        unique.append(replace(first, repeats=tuple(other.path for other in repeats)))
+        unique += [run for run in members if run.tasks_done < most_tasks]
+    return unique
 
 
 def _require_same_numbers(first: Run, other: Run) -> None:

@@ -165,7 +165,7 @@ def result_tables(runs: Sequence[Run], ddof: int = 0) -> list[ResultTable]:
 
 def with_common_seeds(runs: Sequence[Run]) -> list[Run]:
     """The runs whose seed every row of their table has; UserError if a table has no such seed."""
-    kept = []
+    common = []
     for table in result_tables(runs):
         seeds = [seed for seed in table.seeds if all(seed in row.runs for row in table.rows)]
         if not seeds:
@@ -173,8 +173,8 @@ def with_common_seeds(runs: Sequence[Run]) -> list[Run]:
                 f"--common-seeds: no method shares a seed with all others on {table.title}; leave "
                 f"it out"
             )
-        kept += [row.runs[seed] for row in table.rows for seed in seeds]
-    return kept
+        common += [row.runs[seed] for row in table.rows for seed in seeds]
+    return common
 
 
 def require_row(tables: Sequence[ResultTable], name: str) -> None:

@@ -70,7 +70,7 @@ def plan_seed(
     if other:
         raise UserError(
             f"{run_dir} holds a run with {', '.join(other)}, in brackets what is asked for now; "
-            "move that folder away, or write name=... to use another"
+            f"move that folder away, or write name=... to use another"
         )
     if record.get("status") == "finished":
         return SeedRun(seed, run_dir, None)
