@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from smope.config.conf_files import conf_dir
 from smope.errors import UserError
 from smope.metrics.scores import SCORES
 from smope.tuning.settings import TuneSettings, read_settings
@@ -14,7 +15,7 @@ from smope.tuning.study import Study
 
 @pytest.mark.parametrize("name", SCORES)
 def test_every_score_can_be_searched_for(name: str, tmp_path: Path) -> None:
-    settings, _, _ = read_settings([f"tune.score={name}"], [])
+    settings, _, _ = read_settings([f"tune.score={name}"], [conf_dir()])
     study = Study(tmp_path, {}, settings, seed=0).optuna
     expected = "MAXIMIZE" if SCORES[name].better == "high" else "MINIMIZE"
     assert study.direction.name == expected
@@ -23,5 +24,5 @@ def test_every_score_can_be_searched_for(name: str, tmp_path: Path) -> None:
 def test_another_score_is_refused() -> None:
     message = r"tune\.score must be one of final_average_accuracy, .*, got speed; write tune\.score"
     with pytest.raises(UserError, match=message):
-        read_settings(["tune.score=speed"], [])
+        read_settings(["tune.score=speed"], [conf_dir()])
     assert TuneSettings().score in SCORES
