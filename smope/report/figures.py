@@ -1,4 +1,7 @@
-"""The figures of a report, each with a sentence on what it shows and a table of its numbers."""
+"""The figures of a report, each with a sentence on what it shows and a table of its numbers.
+
+The arguments name, title, text and caption are the fields of Figure.
+"""
 
 from __future__ import annotations
 
@@ -72,11 +75,7 @@ def heat_map(
     """A table of fractions as a map, with numbers in the cells if they fit.
 
     Args:
-        name: See Figure.
-        title: See Figure.
         frame: Fractions, NaN for an empty cell; the names of index and columns label the axes.
-        text: See Figure.
-        caption: See Figure.
         low: The fraction of the darkest colour.
         high: The fraction of the brightest colour.
     """
@@ -148,13 +147,9 @@ def lines(
     """A line for each group; several seeds give a band of one standard deviation (ddof 0).
 
     Args:
-        name: See Figure.
-        title: See Figure.
         frame: A row for each point and seed.
         columns: The columns with the group, x and y.
         labels: The labels of the axes.
-        text: See Figure.
-        caption: See Figure.
         percent: Whether y is a fraction, shown in percent.
     """
     group, x, y = columns
@@ -234,12 +229,8 @@ def bars(
     """Bars side by side.
 
     Args:
-        name: See Figure.
-        title: See Figure.
         frame: Fractions; a group of bars for each row, a bar for each column.
         labels: The labels of the axes.
-        text: See Figure.
-        caption: See Figure.
     """
     with style.drawing(height=2.8) as (figure, axes):
         width = 0.8 / len(frame.columns)
@@ -268,12 +259,8 @@ def stacked(
     """Horizontal bars of parts that add up.
 
     Args:
-        name: See Figure.
-        title: See Figure.
         frame: Fractions; a bar for each row, a part for each column.
         label: The label of the horizontal axis.
-        text: See Figure.
-        caption: See Figure.
     """
     names = [textwrap.fill(str(index), 24) for index in frame.index]
     with style.drawing(
@@ -299,10 +286,7 @@ def reliability_diagram(
     """Accuracy against confidence, a line for each label; the diagonal is perfect calibration.
 
     Args:
-        name: See Figure.
-        title: See Figure.
         tables: The result of `analysis.reliability` by label.
-        text: See Figure.
     """
     with style.drawing(height=3.4) as (figure, axes):
         axes.plot(
@@ -342,11 +326,8 @@ def load_map(name: str, title: str, load: NDArray, blocks: Sequence[int], *, tex
     """The load of experts: a row for each head, its experts from the busiest to the least used.
 
     Args:
-        name: See Figure.
-        title: See Figure.
         load: (L, H, E), the share of images that chose each expert.
         blocks: The numbers of the L blocks.
-        text: See Figure.
     """
     layers, heads, experts = load.shape
     ordered = -numpy.sort(-load, axis=-1)
@@ -392,12 +373,8 @@ def scatter(
     """Points, a marker for each group.
 
     Args:
-        name: See Figure.
-        title: See Figure.
         groups: x and y of each group, fractions.
         labels: The labels of the axes.
-        text: See Figure.
-        caption: See Figure.
     """
     with style.drawing(height=3.0) as (figure, axes):
         for number, (label, (x, y)) in enumerate(groups.items()):
