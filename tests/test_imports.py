@@ -25,7 +25,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "version": (),
     # what signatures declare beside types; it imports nothing, so the mathematics may use it
     "declare": (),
-    "console": (),
     "storage": ("errors",),
     "distributed": ("errors",),
     "routers": ("errors", "declare"),
@@ -37,19 +36,23 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "errors", "declare", "distributed", "backbones", "experts", "prompts", "routers", "losses",
     ),
     "metrics": ("errors", "methods.base", "experts.inject", "backbones.attention"),
+    "console": ("metrics.scores",),  # the terminal prints every score
     "streams": ("errors", "declare", "seeding"),
     "config": ("errors", "declare", "backbones.files", "backbones.patches"),
-    "trackers": ("storage",),
+    "trackers": ("storage", "config.run_identity"),  # W&B groups runs as results do
     "training": (
         "errors", "declare", "seeding", "console", "storage", "distributed", "methods", "metrics",
         "streams", "trackers",
     ),
     "analysis": ("errors", "console", "storage", "config", "metrics"),
-    "report": ("errors", "version", "console", "storage", "analysis"),
-    "reproduction": ("errors", "console", "config", "backbones", "routers", "methods"),
+    "report": ("errors", "version", "console", "storage", "metrics.scores", "analysis"),
     "run": (
         "errors", "seeding", "console", "storage", "distributed", "backbones", "methods", "metrics",
         "streams", "config", "trackers", "training", "report.live_pictures",
+    ),
+    "reproduction": (
+        "errors", "console", "storage", "config", "metrics.scores", "backbones", "routers",
+        "methods", "run",
     ),
     "serving": (
         "errors", "declare", "backbones", "routers", "methods", "streams", "config", "training",
@@ -68,8 +71,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "sweeps": ("errors", "storage", "config", "run"),
     "cli": (
-        "errors", "version", "console", "storage", "distributed", "streams", "config", "training",
-        "analysis", "report", "reproduction", "run", "serving", "audit", "planning", "tuning",
+        "errors", "version", "metrics.scores", "console", "storage", "distributed", "streams",
+        "config", "training", "analysis", "report", "reproduction", "run", "serving", "audit", "planning", "tuning",
         "sweeps",
     ),
     "__init__": ("version", "config.overrides", "run", "serving"),
@@ -98,8 +101,9 @@ QUICK = (
     "smope.config", "smope.cli", "smope.console", "smope.sweeps.driver",
     "smope.sweeps.process", "smope.tuning.settings", "smope.tuning.space", "smope.run.plan",
     "smope.planning.hardware", "smope.reproduction.published", "smope.reproduction.report",
-    "smope.analysis.collection", "smope.analysis.collection_tables",
-    "smope.analysis.collection_comparison", "smope.analysis.collection_runs",
+    "smope.reproduction.run", "smope.analysis.run", "smope.analysis.loading",
+    "smope.analysis.labels", "smope.analysis.tables", "smope.analysis.rendering",
+    "smope.analysis.run_list", "smope.trackers.base", "smope.trackers.wandb",
 )  # fmt: skip
 LATE = ("smope.cli.data_report",)  # imported by a command once its arguments are checked
 HEAVY = {
@@ -208,9 +212,11 @@ def test_torch_alone_is_behind_the_mathematics() -> None:
         assert libraries <= {"torch", "dataclasses", "collections", "typing", "math"}, module
 
 
-def test_the_accuracy_matrix_is_plain_python() -> None:
+def test_scores_are_plain_python() -> None:
     libraries = {name.partition(".")[0] for name in imports("smope.metrics.accuracy_matrix")}
     assert libraries == {"__future__", "collections", "statistics"}
+    libraries = {name.partition(".")[0] for name in imports("smope.metrics.scores")}
+    assert libraries == {"__future__", "collections", "dataclasses", "typing", "smope"}
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,27 @@
-"""From run directories to tables: where forgetting comes from, how experts are shared, what a
-comparison is worth.
+"""Run directories as tables: scores, errors, experts, comparisons.
 
     from smope.analysis import load_runs, scores
-    scores(load_runs("runs/digits/*"))  # a DataFrame, one row a run
+    scores(load_runs("runs/digits/*"))  # a DataFrame, one row for each run
 
-Reads run directories only: no model, no data, no torch. Tasks are counted from 1, as on the
-terminal.
+Everything is read from run directories, without model, data set or torch. Tasks are counted from 1,
+as on the terminal.
 
-runs.py         what a run is, which there are, scores, curves, costs, what differs between
-                configurations
-snapshots.py    what evaluation kept after each task (trainer.record)
-confusion.py    errors within a task and between tasks, confusion
-classes.py      accuracy and forgetting of single classes
-transfer.py     backward, forward transfer, intransigence of runs
-calibration.py  calibration: ECE, Brier score, bias between old and new classes
-open_set.py     open set: telling classes of tasks to come from known ones
-experts.py      load, overlap between tasks, dead experts
-drift.py        drift: how keys, values and choices move, and whether that goes with forgetting
-significance.py whether two methods differ: over seeds, over images
+run.py           Run: what the run.json of one run directory says
+loading.py       find run directories, read them
+labels.py        the label of a configuration, repeats of a seed
+frames.py        scores, curves, costs, differences of configurations as DataFrames
+tables.py        finished runs sorted into tables of methods, mean and spread over seeds
+significance.py  whether two methods differ: over seeds, over images
+rendering.py     tables as text, Markdown, CSV, LaTeX
+run_list.py      every run in a line of its own
+snapshots.py     what evaluation recorded after each task (trainer.record)
+confusion.py     errors within a task and between tasks
+classes.py       accuracy and forgetting of single classes
+transfer.py      intransigence and forward transfer, which need more than one accuracy matrix
+calibration.py   calibration error, Brier score, bias towards new classes
+open_set.py      telling classes of later tasks from known ones
+experts.py       use of experts: load, overlap between tasks, dead experts
+drift.py         how keys, values and choices of experts change, and whether forgetting follows
 """
 
 from __future__ import annotations
@@ -26,14 +30,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smope.analysis.calibration import calibration, reliability
+    from smope.analysis.calibration import calibration_scores, reliability
     from smope.analysis.classes import class_accuracies, class_forgetting
     from smope.analysis.confusion import class_confusion, split_errors, task_confusion
-    from smope.analysis.drift import drift, drift_and_forgetting, relation, rerouting_of_images
+    from smope.analysis.drift import (
+        drift_and_forgetting,
+        expert_drift,
+        relation,
+        rerouting_of_images,
+    )
     from smope.analysis.experts import expert_load, expert_use, task_overlap
-    from smope.analysis.open_set import open_set
-    from smope.analysis.runs import (
-        Run,
+    from smope.analysis.frames import (
         accuracies,
         accuracy_matrix,
         costs,
@@ -41,41 +48,47 @@ if TYPE_CHECKING:
         differences,
         epochs,
         forgetting_by_task,
-        load_runs,
         scores,
         summarise,
     )
+    from smope.analysis.loading import load_runs
+    from smope.analysis.open_set import open_set_scores
+    from smope.analysis.run import Run
     from smope.analysis.significance import compare, compare_all, compare_images, compare_runs
-    from smope.analysis.snapshots import Evidence, Snapshot
+    from smope.analysis.snapshots import Snapshot, Snapshots
     from smope.analysis.transfer import forward_transfer, intransigence
 
-HOMES = {
-    "calibration": ("calibration", "reliability"),
+# No name here is that of a module: importing the module would hide the function.
+MODULE_NAMES = {
+    "calibration": ("calibration_scores", "reliability"),
     "classes": ("class_accuracies", "class_forgetting"),
-    "significance": ("compare", "compare_all", "compare_images", "compare_runs"),
-    "drift": ("drift", "drift_and_forgetting", "relation", "rerouting_of_images"),
-    "snapshots": ("Evidence", "Snapshot"),
-    "experts": ("expert_load", "expert_use", "task_overlap"),
     "confusion": ("class_confusion", "split_errors", "task_confusion"),
-    "open_set": ("open_set",),
-    "runs": (
-        "Run", "accuracies", "accuracy_matrix", "costs", "curves", "differences", "epochs", "forgetting_by_task",
-        "load_runs", "scores", "summarise",
+    "drift": ("drift_and_forgetting", "expert_drift", "relation", "rerouting_of_images"),
+    "experts": ("expert_load", "expert_use", "task_overlap"),
+    "frames": (
+        "accuracies", "accuracy_matrix", "costs", "curves", "differences", "epochs",
+        "forgetting_by_task", "scores", "summarise",
     ),
+    "loading": ("load_runs",),
+    "open_set": ("open_set_scores",),
+    "run": ("Run",),
+    "significance": ("compare", "compare_all", "compare_images", "compare_runs"),
+    "snapshots": ("Snapshot", "Snapshots"),
     "transfer": ("forward_transfer", "intransigence"),
 }  # fmt: skip
 __all__ = [
-    "Evidence", "Run", "Snapshot", "accuracies", "accuracy_matrix", "calibration", "class_accuracies",
-    "class_confusion", "class_forgetting", "compare", "compare_all", "compare_images", "compare_runs", "costs",
-    "curves", "differences", "drift", "drift_and_forgetting", "epochs", "expert_load", "expert_use",
-    "forgetting_by_task", "forward_transfer", "intransigence", "load_runs", "open_set", "relation", "reliability",
+    "Run", "Snapshot", "Snapshots", "accuracies", "accuracy_matrix", "calibration_scores",
+    "class_accuracies", "class_confusion", "class_forgetting", "compare", "compare_all",
+    "compare_images", "compare_runs", "costs", "curves", "differences", "drift_and_forgetting",
+    "epochs", "expert_drift", "expert_load", "expert_use", "forgetting_by_task",
+    "forward_transfer", "intransigence", "load_runs", "open_set_scores", "relation", "reliability",
     "rerouting_of_images", "scores", "split_errors", "summarise", "task_confusion", "task_overlap",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Names come from their files when first used: importing the package imports no pandas."""
-    for module, names in HOMES.items():
+    """Import a name's module when it is first used, so that this package imports no pandas."""
+    for module, names in MODULE_NAMES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

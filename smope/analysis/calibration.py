@@ -1,4 +1,4 @@
-"""Confidence: does a probability of 0.8 mean that 8 of 10 are right, and are new classes preferred?
+"""Does a probability of 0.8 mean that 8 of 10 images are right, and are new classes preferred?
 
 Probabilities are the softmax over the classes seen so far. Methods whose logits are cosines (ncm)
 have no temperature and are under-confident by construction: compare their ranking, not their
@@ -13,15 +13,22 @@ import numpy
 import pandas
 from numpy.typing import NDArray
 
-from smope.analysis.runs import Run
+from smope.analysis.run import Run
 from smope.analysis.snapshots import Snapshot
 
 BINS = 15
 
 
 def reliability(confidence: NDArray, correct: NDArray, bins: int = BINS) -> pandas.DataFrame:
-    """Per bin of equal width over (0, 1]: columns low, high, images, confidence, accuracy (means;
-    NaN where empty).
+    """Accuracy and confidence in bins of equal width over (0, 1].
+
+    Args:
+        confidence: (images,) largest probability of each image.
+        correct: (images,) whether each image is classified right.
+        bins: Number of bins.
+
+    Returns:
+        A row for each bin: low, high, images, confidence, accuracy (means, NaN in an empty bin).
     """
     edges = numpy.linspace(0, 1, bins + 1)
     index = numpy.clip(numpy.ceil(numpy.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
@@ -39,6 +46,11 @@ def expected_calibration_error(confidence: NDArray, correct: NDArray, bins: int 
     """ECE: mean over images of |accuracy - mean confidence| of the image's bin; 0 is perfect.
 
     Guo et al. 2017 (arXiv 1706.04599), 15 bins of equal width.
+
+    Args:
+        confidence: (images,) largest probability of each image.
+        correct: (images,) whether each image is classified right.
+        bins: Number of bins.
     """
     table: Any = reliability(confidence, correct, bins)
     gaps = (table["accuracy"] - table["confidence"]).abs().fillna(0.0)
@@ -46,30 +58,33 @@ def expected_calibration_error(confidence: NDArray, correct: NDArray, bins: int 
 
 
 def brier_score(probabilities: NDArray, labels: NDArray) -> float:
-    """Mean over images of sum over classes of (probability - [class is the label])²: 0 is perfect,
-    2 the worst.
+    """Mean over images of the sum over classes of (probability - [class is the label])².
 
-    Brier 1950, the form for several classes. A label that is no column of `probabilities` counts as
-    none of them.
+    0 is perfect, 2 the worst. Brier 1950, the form for several classes.
+
+    Args:
+        probabilities: (images, classes).
+        labels: (images,); a label without a column counts as none of the classes.
     """
     target = numpy.arange(probabilities.shape[1]) == numpy.asarray(labels)[:, None]
     return float(((probabilities - target) ** 2).sum(-1).mean())
 
 
-def calibration(run: Run) -> pandas.DataFrame:
+def calibration_scores(run: Run) -> pandas.DataFrame:
     """After each task, over the images of the tasks seen.
 
-    Columns after_task, accuracy, confidence (mean of the largest probability), ece, brier, and how
-    far the newest task is preferred, from the second task on: prediction_bias, the share of
-    predictions minus the share of images that are of new classes (0: none); margin_old and
-    margin_new, the mean over images of old and of new classes of (largest logit of a new class -
-    largest logit of an old one). Bias towards new classes: Wu et al. 2019 (arXiv 1905.13260).
+    Columns after_task, accuracy, confidence (mean of the largest probability), ece, brier. From the
+    second task on also the bias towards new classes (Wu et al. 2019, arXiv 1905.13260):
+
+    prediction_bias        share of predictions minus share of images that are of new classes
+    margin_old, margin_new mean over images of old and of new classes of (largest logit of a new
+                           class - largest logit of an old class)
     """
-    return pandas.DataFrame([_calibration(run, after) for after in run.evidence.recorded])
+    return pandas.DataFrame([_calibration(run, after) for after in run.snapshots.recorded])
 
 
 def _calibration(run: Run, after: int) -> dict[str, float]:
-    snapshot = run.evidence.after(after)
+    snapshot = run.snapshots.after(after)
     seen = snapshot.seen
     probabilities, correct = snapshot.probabilities[seen], snapshot.correct[seen]
     confidence = probabilities.max(-1)
@@ -86,9 +101,7 @@ def _calibration(run: Run, after: int) -> dict[str, float]:
 
 
 def _bias(snapshot: Snapshot, new: NDArray[numpy.bool_]) -> dict[str, float]:
-    """How far new classes are preferred to old ones; NaN where there are only old ones or only new
-    ones.
-    """
+    """How far new classes are preferred to old ones; NaN without old or without new classes."""
     if new.all() or not new.any():
         return dict.fromkeys(("prediction_bias", "margin_old", "margin_new"), float("nan"))
     known = snapshot.seen & (snapshot.labels < len(new))

@@ -1,21 +1,21 @@
-"""Accuracy and forgetting of single classes: a task's mean hides which of its classes were lost."""
+"""Accuracy and forgetting of single classes, which the mean of a task hides."""
 
 from __future__ import annotations
 
 import pandas
 
-from smope.analysis.runs import Run
+from smope.analysis.run import Run
 
 
 def class_accuracies(run: Run) -> pandas.DataFrame:
     """Columns after_task, label, name, images, accuracy: over the test images of the tasks seen.
 
-    The mean over classes of one after_task is what Avalanche's AMCA averages over time; its
-    ClassAccuracy is the same.
+    The accuracies are Avalanche's ClassAccuracy. Their mean over classes after one task is what
+    Avalanche's AMCA averages over time.
     """
     rows = []
-    for after in run.evidence.recorded:
-        snapshot = run.evidence.after(after)
+    for after in run.snapshots.recorded:
+        snapshot = run.snapshots.after(after)
         images = pandas.DataFrame(
             {"label": snapshot.labels[snapshot.seen], "right": snapshot.correct[snapshot.seen]}
         )
@@ -26,10 +26,10 @@ def class_accuracies(run: Run) -> pandas.DataFrame:
 
 
 def class_forgetting(run: Run) -> pandas.DataFrame:
-    """A row a class that was there before the last task: label, name, learned (the first accuracy),
-    best (before the last task), final, forgetting = best - final; those that lost most first.
+    """A row for each class that was learned before the last task, the most forgotten first.
 
-    The definition of metrics.forgetting with classes in the place of tasks.
+    Columns label, name, learned (the first accuracy), best (before the last task), final, and
+    forgetting = best - final, the definition of `metrics.forgetting` for classes.
     """
     frame = class_accuracies(run)
     last = frame["after_task"].max()

@@ -1,4 +1,4 @@
-"""Which mistakes are made: within the image's own task, or into another one.
+"""Errors: within the task of the image, or into another task.
 
 An error is *within the task* where the predicted class is one of the image's own task, else
 *between tasks*. The first kind is what a task-incremental learner would get wrong as well; the
@@ -11,7 +11,7 @@ import numpy
 import pandas
 from numpy.typing import NDArray
 
-from smope.analysis.runs import Run
+from smope.analysis.run import Run
 from smope.analysis.snapshots import Snapshot
 from smope.errors import UserError
 
@@ -25,18 +25,22 @@ def _membership(run: Run) -> NDArray[numpy.bool_]:
 
 
 def split_errors(run: Run) -> pandas.DataFrame:
-    """After each task, over the images of all tasks seen, as fractions of these images.
+    """Accuracy and errors after each task, as fractions of the images of all tasks seen.
 
-    Columns after_task, images, accuracy, within_task, between_tasks (these three add to 1),
-    into_newest (the part of between_tasks that went to the newest task), told_task (accuracy where
-    only the image's own task's classes compete, which is task-incremental accuracy). A sum over
-    images: the accuracy is the sample-weighted one.
+    after_task    number of finished tasks
+    images        number of images
+    accuracy      share of right images, which weighs tasks by their images
+    within_task   share of errors into a class of the image's own task
+    between_tasks share of errors into another task; adds to 1 with the two above
+    into_newest   the part of between_tasks that went to the newest task
+    known_task    accuracy if only the classes of the image's own task compete, which is
+                  task-incremental accuracy
     """
-    return pandas.DataFrame([_split(run, after) for after in run.evidence.recorded])
+    return pandas.DataFrame([_split(run, after) for after in run.snapshots.recorded])
 
 
 def _split(run: Run, after: int) -> dict[str, float]:
-    snapshot, member = run.evidence.after(after), _membership(run)
+    snapshot, member = run.snapshots.after(after), _membership(run)
     seen = snapshot.seen
     labels, predicted, tasks = snapshot.labels[seen], snapshot.predicted[seen], snapshot.tasks[seen]
     wrong = predicted != labels
@@ -50,11 +54,11 @@ def _split(run: Run, after: int) -> dict[str, float]:
         "within_task": float(within.mean()),
         "between_tasks": float(between.mean()),
         "into_newest": float(newest.mean()),
-        "told_task": float(_told(snapshot, member).mean()),
+        "known_task": float(_right_within_task(snapshot, member).mean()),
     }
 
 
-def _told(snapshot: Snapshot, member: NDArray[numpy.bool_]) -> NDArray[numpy.bool_]:
+def _right_within_task(snapshot: Snapshot, member: NDArray[numpy.bool_]) -> NDArray[numpy.bool_]:
     """Whether each seen image is classified right among its own task's classes."""
     seen = snapshot.seen
     allowed = member[snapshot.tasks[seen]][:, : snapshot.logits.shape[1]]
@@ -63,17 +67,24 @@ def _told(snapshot: Snapshot, member: NDArray[numpy.bool_]) -> NDArray[numpy.boo
 
 
 def task_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
-    """Row: task of the image; column: task of the predicted class; fractions of the row's images,
-    rows add to 1.
+    """Row: task of the image; column: task of the predicted class.
 
-    UserError where classes belong to several tasks: then a prediction names no task.
+    Args:
+        run: A run that recorded its evaluations.
+        after: After which task, from 1; None means the last.
+
+    Returns:
+        Fractions of a row's images; rows add to 1.
+
+    Raises:
+        UserError: If a class belongs to several tasks, so that a prediction names no task.
     """
     if not run.class_incremental:
         raise UserError(
             f"{run.path}: classes come in several tasks, so a predicted class names no task; "
             f"leave it out"
         )
-    snapshot = run.evidence.after(after) if after else run.evidence.last
+    snapshot = run.snapshots.after(after) if after else run.snapshots.last
     task_of = _membership(run).argmax(0)
     seen = snapshot.seen
     counts = _pairs(snapshot.tasks[seen], task_of[snapshot.predicted[seen]], snapshot.tasks_done)
@@ -85,10 +96,16 @@ def task_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
 
 
 def class_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
-    """Row: class of the image; column: predicted class; numbers of images, as Avalanche's
-    ConfusionMatrix.
+    """Row: class of the image; column: predicted class; as Avalanche's ConfusionMatrix.
+
+    Args:
+        run: A run that recorded its evaluations.
+        after: After which task, from 1; None means the last.
+
+    Returns:
+        Numbers of images.
     """
-    snapshot = run.evidence.after(after) if after else run.evidence.last
+    snapshot = run.snapshots.after(after) if after else run.snapshots.last
     classes = snapshot.logits.shape[1]
     known = snapshot.seen & (snapshot.labels < classes)
     table = _pairs(snapshot.labels[known], snapshot.predicted[known], classes)

@@ -1,4 +1,4 @@
-"""How keys, values and choices move from task to task, and whether that goes with forgetting.
+"""How keys, values and choices of experts change, and whether forgetting goes with it.
 
 Shapes: L prompted blocks, H heads, E experts, D head width, K chosen experts.
 """
@@ -12,16 +12,24 @@ import pandas
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from smope.analysis.experts import chosen, expert_use, load_of, task_overlap
-from smope.analysis.runs import Run
+from smope.analysis.experts import chosen_experts, expert_use, load_from_choices, task_overlap
+from smope.analysis.run import Run
 from smope.analysis.snapshots import Snapshot
 from smope.errors import UserError
 
-MOVED = ("keys", "values", "rerouted", "overlap", "dead")
+DRIFT_COLUMNS = ("keys", "values", "rerouted", "overlap", "dead")
 
 
 def change(old: NDArray, new: NDArray) -> NDArray[numpy.float64]:
-    """Relative change of each row, |new - old| / |old|: (..., E, D) -> (..., E)."""
+    """Relative change of each row, |new - old| / |old|.
+
+    Args:
+        old: (..., E, D).
+        new: (..., E, D).
+
+    Returns:
+        (..., E).
+    """
     return numpy.linalg.norm(new - old, axis=-1) / numpy.maximum(
         numpy.linalg.norm(old, axis=-1), 1e-12
     )
@@ -36,15 +44,18 @@ def _rows(snapshot: Snapshot, run: Run) -> tuple[NDArray, NDArray]:
     return snapshot.keys, snapshot.values
 
 
-def drift(run: Run) -> pandas.DataFrame:
-    """Per task from the second on and per block: columns after_task, block, keys, values.
+def expert_drift(run: Run) -> pandas.DataFrame:
+    """Relative change of keys and values since the task before: after_task, block, keys, values.
 
-    Mean over heads and experts of the relative change since the task before; none where that one
-    was not recorded.
+    A row for each task from the second on and each block, mean over heads and experts. A task has
+    no rows if the one before was not recorded.
     """
     rows = []
-    for after in (after for after in run.evidence.recorded if after - 1 in run.evidence.recorded):
-        old, new = _rows(run.evidence.after(after - 1), run), _rows(run.evidence.after(after), run)
+    for after in (after for after in run.snapshots.recorded if after - 1 in run.snapshots.recorded):
+        old, new = (
+            _rows(run.snapshots.after(after - 1), run),
+            _rows(run.snapshots.after(after), run),
+        )
         keys, values = (
             change(before, now).mean((-1, -2)) for before, now in zip(old, new, strict=True)
         )
@@ -56,29 +67,40 @@ def drift(run: Run) -> pandas.DataFrame:
 
 
 def rerouted(old: NDArray, new: NDArray) -> NDArray[numpy.float64]:
-    """Share of each image's choices that are no longer the same: (M, L, H, K) twice -> (M,); the
-    order is no matter.
+    """Share of each image's choices that have changed; the order of choices does not matter.
+
+    Args:
+        old: (M, L, H, K) expert numbers.
+        new: (M, L, H, K) expert numbers.
+
+    Returns:
+        (M,).
     """
-    kept = (old[..., :, None] == new[..., None, :]).any(-1)
-    return 1 - kept.mean((1, 2, 3))
+    unchanged = (old[..., :, None] == new[..., None, :]).any(-1)
+    return 1 - unchanged.mean((1, 2, 3))
 
 
 def drift_and_forgetting(run: Run) -> pandas.DataFrame:
-    """For each old task and each later one: columns after_task, task, lost (accuracy right after
-    its own task - now), keys and values (relative change since then of the experts that the task's
-    images chose, weighted by how often), rerouted (share of its images' choices that have changed),
-    overlap (see `task_overlap`, now, mean over the tasks learned since), dead (share of experts
-    that no image chooses now). Pairs of which one was not recorded are left out.
+    """A row for each old task and each later one, after which both were recorded.
+
+    after_task   the later task
+    task         the old task
+    lost         accuracy right after the old task minus accuracy now
+    keys, values relative change since then of the experts that the task's images chose, weighted by
+                 how often
+    rerouted     share of the choices of the task's images that have changed
+    overlap      `task_overlap` now, mean over the tasks learned since
+    dead         share of experts that no image chooses now
     """
-    rows, recorded = [], run.evidence.recorded
+    rows, recorded = [], run.snapshots.recorded
     shared = {after: task_overlap(run, after) for after in recorded}
     dead: Any = expert_use(run).groupby("after_task")["dead"].mean()
     for task in (after - 1 for after in recorded):
-        then, experts = chosen(run, task + 1)
+        then, experts = chosen_experts(run, task + 1)
         mine = then.tasks == task
-        weight = load_of(experts[mine], then.num_experts)
+        weight = load_from_choices(experts[mine], then.num_experts)
         for after in (after for after in recorded if after > task + 1):
-            now, later = chosen(run, after)
+            now, later = chosen_experts(run, after)
             moved = [
                 float((weight * change(before, since)).sum() / weight.sum())
                 for before, since in zip(_rows(then, run), _rows(now, run), strict=True)
@@ -89,45 +111,46 @@ def drift_and_forgetting(run: Run) -> pandas.DataFrame:
             rows.append(
                 (after, task + 1, lost, *moved, float(others), float(overlap), float(dead[after]))
             )
-    return pandas.DataFrame(rows, columns=["after_task", "task", "lost", *MOVED])
+    return pandas.DataFrame(rows, columns=["after_task", "task", "lost", *DRIFT_COLUMNS])
 
 
 def relation(frame: Any) -> pandas.DataFrame:
-    """Spearman's rank correlation of `lost` with each of MOVED: rows of these, columns rho, pairs.
+    """Spearman's rank correlation of `lost` with each of DRIFT_COLUMNS: columns rho, pairs.
 
-    Pairs of tasks are not independent, so there is no p-value; NaN for fewer than three pairs or
-    where nothing varies.
+    Takes the frame of `drift_and_forgetting`. Pairs of tasks are not independent, so there is no
+    p-value. NaN for fewer than three pairs or if nothing varies.
     """
     varied = [
         len(frame) > 2 and frame["lost"].nunique() > 1 and frame[name].nunique() > 1
-        for name in MOVED
+        for name in DRIFT_COLUMNS
     ]
     correlate: Any = spearmanr
     rho = [
         float(correlate(frame["lost"], frame[name]).statistic) if varies else float("nan")
-        for name, varies in zip(MOVED, varied, strict=True)
+        for name, varies in zip(DRIFT_COLUMNS, varied, strict=True)
     ]
     return pandas.DataFrame(
-        {"rho": rho, "pairs": len(frame)}, index=pandas.Index(MOVED, name="moved")
+        {"rho": rho, "pairs": len(frame)}, index=pandas.Index(DRIFT_COLUMNS, name="change")
     )
 
 
 def rerouting_of_images(run: Run) -> pandas.DataFrame:
-    """Images of old tasks that were right after their own task, by whether they still are: columns
-    kept (bool), images, rerouted (mean share of choices that have changed since). Forgotten images
-    that were rerouted more point at routing.
+    """Images of old tasks that were right after their own task, by whether they still are.
+
+    Columns still_right (bool), images, rerouted (mean share of choices that have changed since). If
+    forgotten images were rerouted more, forgetting has to do with routing.
     """
-    last, experts = chosen(run)
+    last, experts = chosen_experts(run)
     parts = []
-    for task in (after - 1 for after in run.evidence.recorded if after < last.tasks_done):
-        then, before = chosen(run, task + 1)
+    for task in (after - 1 for after in run.snapshots.recorded if after < last.tasks_done):
+        then, before = chosen_experts(run, task + 1)
         mine, still = then.tasks == task, last.tasks == task
         moved = rerouted(before[mine], experts[still])
         right = then.correct[mine]
         parts.append(
-            pandas.DataFrame({"kept": last.correct[still][right], "rerouted": moved[right]})
+            pandas.DataFrame({"still_right": last.correct[still][right], "rerouted": moved[right]})
         )
     if not parts:
-        return pandas.DataFrame(columns=["kept", "images", "rerouted"])
-    groups = pandas.concat(parts).groupby("kept")["rerouted"]
+        return pandas.DataFrame(columns=["still_right", "images", "rerouted"])
+    groups = pandas.concat(parts).groupby("still_right")["rerouted"]
     return pandas.DataFrame({"images": groups.size(), "rerouted": groups.mean()}).reset_index()

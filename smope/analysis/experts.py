@@ -1,4 +1,4 @@
-"""How experts are used by the test images: load, overlap between tasks, dead experts.
+"""Which experts the test images use: load, overlap between tasks, dead experts.
 
 Shapes: M images, L prompted blocks, H heads, E experts, K chosen experts, T tasks.
 """
@@ -12,35 +12,52 @@ import numpy
 import pandas
 from numpy.typing import NDArray
 
-from smope.analysis.runs import Run
+from smope.analysis.run import Run
 from smope.analysis.snapshots import Snapshot
 from smope.errors import UserError
 
 
 def block_numbers(config: Mapping[str, Any], count: int) -> list[int]:
-    """The numbers of the prompted blocks in the backbone, from 0: the first ones unless
-    configured.
+    """The numbers of the prompted blocks in the backbone, from 0.
+
+    Args:
+        config: A run's configuration; without method.blocks, the first blocks are prompted.
+        count: How many blocks are prompted.
     """
     return list(config["method"].get("blocks") or range(count))
 
 
-def chosen(run: Run, after: int | None = None) -> tuple[Snapshot, NDArray[numpy.int64]]:
-    """A snapshot and its choices (M, L, H, K); UserError where the run's method chooses no
-    experts.
+def chosen_experts(run: Run, after: int | None = None) -> tuple[Snapshot, NDArray[numpy.int64]]:
+    """A snapshot and the experts that its images chose.
+
+    Args:
+        run: A run that recorded its evaluations.
+        after: After which task, from 1; None means the last.
+
+    Returns:
+        The snapshot, and its choices (M, L, H, K).
+
+    Raises:
+        UserError: If the run's method chooses no experts.
     """
-    snapshot = run.evidence.after(after) if after else run.evidence.last
+    snapshot = run.snapshots.after(after) if after else run.snapshots.last
     if snapshot.experts is None:
         raise UserError(
             f"{run.path}: method {run.method} chooses no experts that were recorded; take a run "
-            f"of a method that "
-            "routes sparsely, such as method=smope"
+            f"of a method that routes sparsely, such as method=smope"
         )
     return snapshot, snapshot.experts
 
 
-def load_of(experts: NDArray, num_experts: int) -> NDArray[numpy.float64]:
-    """Share of images that chose each expert: choices (M, L, H, K) -> (L, H, E); sums to K over
-    experts.
+def load_from_choices(experts: NDArray, num_experts: int) -> NDArray[numpy.float64]:
+    """Share of images that chose each expert.
+
+    Args:
+        experts: (M, L, H, K) expert numbers.
+        num_experts: E.
+
+    Returns:
+        (L, H, E); sums to K over experts.
     """
     counts = numpy.stack(
         [(experts == expert).any(-1).sum(0) for expert in range(num_experts)], axis=-1
@@ -49,28 +66,42 @@ def load_of(experts: NDArray, num_experts: int) -> NDArray[numpy.float64]:
 
 
 def expert_load(run: Run, after: int | None = None) -> NDArray[numpy.float64]:
-    """Load by the images of each task seen, (T, L, H, E): the share of the task's test images that
-    chose the expert.
+    """Share of each seen task's test images that chose each expert.
+
+    Args:
+        run: A run that recorded its evaluations.
+        after: After which task, from 1; None means the last.
+
+    Returns:
+        (T, L, H, E).
     """
-    snapshot, experts = chosen(run, after)
+    snapshot, experts = chosen_experts(run, after)
     return numpy.stack(
         [
-            load_of(experts[snapshot.tasks == task], snapshot.num_experts)
+            load_from_choices(experts[snapshot.tasks == task], snapshot.num_experts)
             for task in range(snapshot.tasks_done)
         ]
     )
 
 
 def task_overlap(run: Run, after: int | None = None) -> pandas.DataFrame:
-    """How far two tasks use the same experts: T x T, 1 on the diagonal.
+    """How far two tasks use the same experts.
 
-    Per block and head the loads, divided by K, are distributions over experts; overlap is the part
-    that they have in common, sum_e min(p_i(e), p_j(e)), averaged over blocks and heads: 0 disjoint,
-    1 the same.
+    In each block and head the loads, divided by K, are distributions over experts. The overlap is
+    the part that two of them have in common, sum_e min(p_i(e), p_j(e)), averaged over blocks and
+    heads: 0 if disjoint, 1 if equal.
+
+    Args:
+        run: A run that recorded its evaluations.
+        after: After which task, from 1; None means the last.
+
+    Returns:
+        (T, T), 1 on the diagonal.
     """
-    _, experts = chosen(run, after)
+    _, experts = chosen_experts(run, after)
     share = expert_load(run, after) / experts.shape[-1]
-    table = numpy.array([[numpy.minimum(a, b).sum(-1).mean() for b in share] for a in share])
+    common = numpy.minimum(share[:, None], share[None])  # (T, T, L, H, E)
+    table = common.sum(-1).mean((-1, -2))
     names = range(1, len(share) + 1)
     return pandas.DataFrame(
         table, pandas.Index(names, name="task"), pandas.Index(names, name="other task")
@@ -78,17 +109,19 @@ def task_overlap(run: Run, after: int | None = None) -> pandas.DataFrame:
 
 
 def expert_use(run: Run) -> pandas.DataFrame:
-    """After each task and for each prompted block (from 1), over the images of the tasks seen,
-    means over heads.
+    """A row after each task for each prompted block, over the images of the tasks seen.
 
-    Columns after_task, block, dead (share of experts that no image chose), effective (exp of the
-    entropy of the load divided by K: how many equally used experts would be as even, at most E),
-    busiest (load of the busiest expert).
+    after_task number of finished tasks
+    block      number of the prompted block, from 1
+    dead       share of experts that no image chose
+    effective  exp of the entropy of (load / K): how many equally used experts would be as even, at
+               most E; mean over heads
+    busiest    load of the busiest expert; mean over heads
     """
     rows = []
-    for after in run.evidence.recorded:
-        snapshot, experts = chosen(run, after)
-        load = load_of(experts[snapshot.seen], snapshot.num_experts)
+    for after in run.snapshots.recorded:
+        snapshot, experts = chosen_experts(run, after)
+        load = load_from_choices(experts[snapshot.seen], snapshot.num_experts)
         share = load / experts.shape[-1]
         entropy = -(share * numpy.log(numpy.where(share > 0, share, 1))).sum(-1)
         for block in range(len(load)):

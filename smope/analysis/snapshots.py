@@ -1,4 +1,4 @@
-"""What evaluation kept after each task, as arrays (training/recording.py says what is written).
+"""What evaluation recorded after each task, as arrays; training/recording.py writes the files.
 
 Shapes: N test images of all tasks, M of them evaluated, C classes seen, L prompted blocks, H heads,
 E experts, K chosen experts, D head width.
@@ -39,7 +39,7 @@ class Snapshot:
 
     @property
     def seen(self) -> NDArray[numpy.bool_]:
-        """(M,) which images belong to the tasks seen so far; the others were evaluated beforehand."""
+        """(M,) which images belong to the tasks seen so far."""
         return self.tasks < self.tasks_done
 
     @property
@@ -58,12 +58,12 @@ class Snapshot:
         return 0 if self.keys is None else self.keys.shape[2]
 
 
-class Evidence:
-    """The files in analysis/ of a run directory, read when asked for.
+class Snapshots:
+    """The files in analysis/ of a run directory, read when they are needed.
 
-    tasks_done: how many tasks run.json tells of, None for all. A run that was killed between the
-    two, or that was resumed from an older checkpoint, has files of later tasks, which belong to no
-    row of its accuracy matrix.
+    tasks_done: how many finished tasks run.json has, None for no limit. A run that was killed
+    before it wrote run.json, or was resumed from an older checkpoint, has files of later tasks.
+    They belong to no row of its accuracy matrix and are ignored.
     """
 
     def __init__(self, run_dir: Path, tasks_done: int | None = None) -> None:
@@ -92,7 +92,7 @@ class Evidence:
 
     @property
     def recorded(self) -> list[int]:
-        """After which of the tasks done there is a snapshot, counted from 1; there may be gaps."""
+        """After which finished tasks there is a snapshot, from 1; some may be missing."""
         paths = (self.run_dir / "analysis").glob("task-*.safetensors")
         numbers = sorted(int(path.stem.partition("-")[2]) for path in paths)
         return [
@@ -100,7 +100,7 @@ class Evidence:
         ]
 
     def after(self, tasks_done: int) -> Snapshot:
-        """The evaluation after `tasks_done` tasks; UserError where none was kept."""
+        """The evaluation after `tasks_done` tasks; UserError if none was recorded."""
         if tasks_done not in self._snapshots:
             path = self.run_dir / "analysis" / f"task-{tasks_done:03d}.safetensors"
             arrays = _read(path, self.run_dir)
@@ -120,25 +120,21 @@ class Evidence:
 
     @property
     def last(self) -> Snapshot:
-        """The latest evaluation; UserError where there is none."""
+        """The latest evaluation; UserError if there is none."""
         return self.after(self.recorded[-1] if self.recorded else 1)
 
 
 def _blocks(arrays: dict[str, NDArray], name: str, axis: int) -> NDArray | None:
-    """The arrays of all blocks as one; None where there is none, or where blocks are of different
-    shapes.
-    """
-    found = [arrays[key] for key in sorted(arrays, key=_number) if key.startswith(f"{name}.")]
-    if not found or len({array.shape for array in found}) > 1:
+    """The arrays of all blocks, stacked; None without any, or if their shapes differ."""
+    blocks = [arrays[key] for key in sorted(arrays, key=_number) if key.startswith(f"{name}.")]
+    if not blocks or len({array.shape for array in blocks}) > 1:
         return None
-    stacked = numpy.stack(found, axis=axis)
+    stacked = numpy.stack(blocks, axis=axis)
     return stacked.astype(numpy.int64) if stacked.dtype.kind in "ui" else stacked
 
 
 def _logits(arrays: dict[str, NDArray]) -> NDArray[numpy.float32]:
-    """With the largest of each image put back; older records have them as they were, without
-    `top`.
-    """
+    """The logits; newer files store them minus the largest of each image, which is in `top`."""
     logits = arrays["logits"].astype(numpy.float32)
     return logits + arrays["top"][:, None] if "top" in arrays else logits
 
@@ -152,14 +148,14 @@ def _read(path: Path, run_dir: Path) -> dict[str, NDArray]:
     if not path.is_file():
         raise UserError(
             f"{run_dir}: holds no analysis/{path.name}: this run kept no logits "
-            f"(trainer.record=nothing, or an older "
-            "version of smope, or a task not yet learned); train it again with trainer.record=seen"
+            f"(trainer.record=nothing, or an older version of smope, or a task not yet learned); "
+            f"train it again with trainer.record=seen"
         )
     try:
         with safe_open(path, framework="numpy") as file:
             version = (file.metadata() or {}).get("format_version")
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:  # damaged files are met with nearly every class of exception
+    except Exception as error:  # a damaged file can raise nearly anything
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); train the run again"
         ) from error

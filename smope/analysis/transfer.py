@@ -1,28 +1,29 @@
-"""Scores that need more than one run's matrix: intransigence, and forward transfer where it is
-defined.
-"""
+"""Scores that need more than the run's own accuracy matrix: intransigence, forward transfer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from smope.analysis.runs import Run
+from smope.analysis.run import Run
 from smope.errors import UserError
 from smope.metrics import accuracy_matrix as metrics
 
 
 def intransigence(run: Run, joint: Run) -> float:
-    """metrics.intransigence against the diagonal of a run with method=joint: after task k it has
-    trained on tasks 1..k.
+    """`metrics.intransigence` against joint training.
 
-    UserError where that run has other images, tasks or another class order (of another seed, say),
-    or fewer tasks.
+    Args:
+        run: The run.
+        joint: A run with method=joint on the same stream; after task k it has trained on tasks
+            1 to k, so its diagonal is the reference.
+
+    Raises:
+        UserError: If `joint` has other images, tasks or class order, or fewer finished tasks.
     """
     if run.stream != joint.stream:
         raise UserError(
             f"{joint.path}: was trained on other images, tasks or another class order than "
-            f"{run.path}; take a joint "
-            "run of the same stream and seed"
+            f"{run.path}; take a joint run of the same stream and seed"
         )
     if joint.tasks_done < run.tasks_done:
         raise UserError(
@@ -35,19 +36,23 @@ def intransigence(run: Run, joint: Run) -> float:
 
 
 def forward_transfer(run: Run, untrained: Sequence[float] | None = None) -> float:
-    """metrics.forward_transfer of a run with trainer.record=all on a stream where all classes come
-    in every task.
+    """`metrics.forward_transfer` over the finished tasks.
 
-    Over the tasks that are done. untrained: accuracy of an untrained model on each task of the
-    stream; left out, chance, one over the number of classes. (Avalanche measures its own untrained
-    model.) UserError where a task brings new classes: nothing can be known of them before.
+    Args:
+        run: A run with trainer.record=all, on a stream where all classes come in every task.
+        untrained: Accuracy of an untrained model on each task of the stream; None means chance,
+            one over the number of classes. (Avalanche measures its own untrained model.)
+
+    Raises:
+        UserError: If a task brings new classes, of which nothing can be known before, or tasks to
+            come were not evaluated.
     """
     classes = run.classes_of_tasks
-    if any(set(mates) != set(classes[0]) for mates in classes):
+    if any(set(own) != set(classes[0]) for own in classes):
         raise UserError(
             f"{run.path}: its tasks have classes of their own, so nothing can be transferred to "
-            f"them before they are "
-            "learned; forward transfer is for streams where all classes come in every task"
+            f"them before they are learned; forward transfer is for streams where all classes come "
+            f"in every task"
         )
     start = [1 / len(classes[0])] * run.num_tasks if untrained is None else list(untrained)
     if len(start) != run.num_tasks:
@@ -57,7 +62,7 @@ def forward_transfer(run: Run, untrained: Sequence[float] | None = None) -> floa
         )
     ahead: list[list[float]] = []
     for after in range(1, run.tasks_done + 1):
-        snapshot = run.evidence.after(after)
+        snapshot = run.snapshots.after(after)
         if snapshot.seen.all() and after < run.num_tasks:
             raise UserError(
                 f"{run.path}: tasks to come were not evaluated; train it again with "

@@ -10,14 +10,12 @@ from smope.errors import UserError
 
 
 def run(argv: Sequence[str]) -> int:
-    """Write the page and say where it is."""
+    """Entry point of the command: writes the page and prints its path."""
     parser = Parser(
         "smope report",
-        "Write an HTML page about runs: accuracy, forgetting, where errors come from, experts, "
-        "confidence, cost.\n"
-        "It needs no network and no other file. Figures (PNG, SVG) and the table of scores "
-        "(Markdown, LaTeX) go\n"
-        "to a folder beside it.",
+        "Write an HTML page about runs: accuracy, forgetting, where errors come from, experts,\n"
+        "confidence, cost. It needs no network and no other file. Figures (PNG, SVG) and the\n"
+        "table of scores (Markdown, LaTeX) go to a folder beside it.",
         "examples:\n"
         "  smope report runs/digits/2026-01-31_12-00-00     one run: report.html in its directory\n"
         "  smope report runs/digits --out compare.html      every run below a folder, compared",
@@ -25,10 +23,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="a run directory, or a folder with some below it"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: "
-                                                                 "RUN/report.html for one run, "
-                                                                 "else "
-                        "./report.html)")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: RUN/report.html for one run, else ./report.html)",
+    )
     options = parser.parse_args(argv)
     if options.out and (
         options.out.suffix.lower() not in (".html", ".htm") or options.out.is_dir()
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
             f"{options.out.stem}.html"
         )
 
-    from smope.analysis.runs import load_runs
+    from smope.analysis.loading import load_runs
     from smope.report.write import write_report
 
     runs = load_runs(*options.runs)

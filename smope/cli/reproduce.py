@@ -1,50 +1,51 @@
-"""`smope reproduce ROW`: run a row of the paper, compare it with what was published, write a card."""
+"""`smope reproduce ROW`: train a row of the paper, compare it with the published numbers."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import os
 import re
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smope.cli.parser import Parser
-from smope.config.config import MISSING, Config
-from smope.config.hydra import compose_values
-from smope.config.identity import flatten
-from smope.config.overrides import read_overrides
+from smope.config.config import MISSING
 from smope.console.markup import aligned
 from smope.errors import UserError
-from smope.reproduction.published import ROWS, SCORES, Row, changed_data, changed_settings, images
-from smope.reproduction.report import make_card, markdown, screen
-from smope.run.plan import plan
-from smope.storage.files import write_atomically
-from smope.storage.run_directory import RUNS_FOLDER, RunDirectory
+from smope.metrics.scores import SCORES
+from smope.reproduction.published import ROWS, PublishedRow
+from smope.reproduction.report import CHECKOUT, checkout_state, make_card, screen, write_card
+from smope.reproduction.run import (
+    changes_of_runs,
+    digest,
+    plan_seed,
+    read_finished_runs,
+    require_images,
+    row_settings,
+    train_seeds,
+)
 
-# What the command itself decides.
-OWN_KEYS = {
+# Keys of `smope train` that this command sets itself, and what to write instead.
+RESERVED_KEYS = {
     "experiment": "ROW names the experiment",
     "seed": "say --seeds instead",
     "run_dir": "runs are kept in runs/<name>/seed-<n>: say name=... for another folder",
     "resume": "a run that was interrupted is continued by the same command",
 }
+LISTED_SCORES = ("final_average_accuracy", "cumulative_average_accuracy")
 LISTED = """\
 FAA and CAA as published, in percent; - where no number is recorded here.
-stream.root is the folder of the data set, backbone.weights a file; other weights are downloaded once, or read from
-backbone.weights. ImageNet-R needs the split lists published with CODA-Prompt, in stream.root or stream.split_lists.
+stream.root is the folder of the data set, backbone.weights a file; other weights are downloaded
+once, or read from backbone.weights. ImageNet-R needs the split lists published with CODA-Prompt, in
+stream.root or stream.split_lists.
 
 example: smope reproduce paper_cifar100 stream.root=~/cifar100"""
-CHECKOUT = Path(__file__).resolve().parents[2]
 EPILOG = """\
-Each seed is a run directory runs/ROW/seed-N. A finished one is not run again, an interrupted one goes on after its
-last finished task, so the same command can be given again and again, and seeds can be shared out between machines.
-Settings may be changed; the card then names them and claims no reproduction.
+Each seed is a run directory runs/ROW/seed-N. The same command can be given again: finished seeds
+are not repeated, and an interrupted one continues after its last checkpoint. So seeds can also be
+divided among machines. If settings are changed, the card names them and claims no reproduction.
 
 examples:
   smope reproduce --list
@@ -56,26 +57,32 @@ exit code: 0 done, 1 a score is outside, 2 a mistake, 130 interrupted"""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Entry point of the command; returns the exit code, 1 where a score differs too much from the
-    paper's.
-    """
+    """Entry point of the command; returns the exit code, 1 if a score is outside."""
     options = _parser().parse_intermixed_args(argv)
     if options.list:
         print(_listing(options.config_dir))
         return 0
     row, seeds = _row(options.row), parse_seeds(options.seeds)
-    _refuse_own_keys(options.overrides, options.check)
+    _refuse_reserved_keys(options.overrides, options.check)
     folder = _card_folder(options.out)
     command = ["smope", "reproduce", *argv]
     if options.check:
-        records = _finished_runs(options.check)
+        records = read_finished_runs(options.check)
     else:
-        jobs = [_job(options.row, options.overrides, seed, options.config_dir) for seed in seeds]
-        _require_data(row, jobs)
-        records = _run_jobs(jobs, shlex.join(command))
-    return _report(
-        options.row, row, records, command, _row_values(options.row, options.config_dir), folder
-    )
+        seed_runs = [
+            plan_seed(options.row, options.overrides, seed, options.config_dir) for seed in seeds
+        ]
+        require_images(row, seed_runs)
+        records = train_seeds(seed_runs, shlex.join(command), _print_line)
+    changed = changes_of_runs(row, row_settings(options.row, options.config_dir), records)
+    card = make_card(options.row, row, records, changed, command, checkout_state())
+    path = write_card(card, folder / _card_name(options.row, changed, card))
+    print(f"\n{screen(card)}\n\ncard: {path} (and .json)")
+    return 1 if card["verdict"] == "outside" else 0
+
+
+def _print_line(text: str) -> None:
+    print(text, flush=True)
 
 
 def _parser() -> Parser:
@@ -129,18 +136,22 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _listing(config_dir: str | None) -> str:
-    """The rows, what they need, and what was published; from conf/ and without torch."""
-    lines = [["row", "data", "tasks", "backbone", "FAA", "CAA", "needs"]]
+    """The rows, what they need, and what was published; needs no torch."""
+    lines = [
+        ["row", "data", "tasks", "backbone"]
+        + [SCORES[name].short for name in LISTED_SCORES]
+        + ["needs"]
+    ]
     for name, row in ROWS.items():
-        values = _row_values(name, config_dir)
-        needs = [key for key in reversed(values) if values[key] == MISSING]
-        published = [str(row.paper.get(score, "-")) for score in list(SCORES)[:2]]
-        stream = [str(values[f"stream.{key}"]) for key in ("name", "num_tasks")]
-        lines.append([name, *stream, values["backbone.name"], *published, ", ".join(needs)])
+        settings = row_settings(name, config_dir)
+        needs = [key for key in reversed(settings) if settings[key] == MISSING]
+        published = [str(row.paper.get(score, "-")) for score in LISTED_SCORES]
+        stream = [str(settings[f"stream.{key}"]) for key in ("name", "num_tasks")]
+        lines.append([name, *stream, settings["backbone.name"], *published, ", ".join(needs)])
     return f"{aligned(lines)}\n\n{LISTED}"
 
 
-def _row(name: str | None) -> Row:
+def _row(name: str | None) -> PublishedRow:
     if name is None or "=" in name:
         raise UserError(
             "smope reproduce: ROW is missing; `smope reproduce --list` shows the rows and what "
@@ -153,16 +164,11 @@ def _row(name: str | None) -> Row:
     return ROWS[name]
 
 
-def _row_values(name: str, config_dir: str | None) -> dict[str, Any]:
-    """The row's own settings by dotted key; ??? where a user has to say something."""
-    return flatten(compose_values(read_overrides([f"experiment={name}"], config_dir)))
-
-
-def _refuse_own_keys(overrides: Sequence[str], check: Sequence[Path] | None) -> None:
+def _refuse_reserved_keys(overrides: Sequence[str], check: Sequence[Path] | None) -> None:
     for text in overrides:
         key = text.lstrip("+").partition("=")[0]
-        if key in OWN_KEYS:
-            raise UserError(f"{text} belongs to `smope train`; {OWN_KEYS[key]}")
+        if key in RESERVED_KEYS:
+            raise UserError(f"{text} belongs to `smope train`; {RESERVED_KEYS[key]}")
         if check:
             raise UserError(
                 f"{text} has no effect with --check, which compares runs as they are; leave it out"
@@ -170,7 +176,10 @@ def _refuse_own_keys(overrides: Sequence[str], check: Sequence[Path] | None) -> 
 
 
 def _card_folder(out: Path | None) -> Path:
-    """Where cards go; made now, so that a mistake is told before anything is trained."""
+    """The folder of the card, made before anything is trained so that a mistake shows at once.
+
+    Without --out: benchmarks/results of the checkout that the user is in, else the current folder.
+    """
     folder = out.expanduser() if out else Path()
     if out is None and (CHECKOUT / ".git").exists() and Path.cwd().is_relative_to(CHECKOUT):
         folder = Path(os.path.relpath(CHECKOUT / "benchmarks" / "results"))
@@ -183,155 +192,9 @@ def _card_folder(out: Path | None) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Job:
-    """One seed: what is left to train, or (config None) the finished run in `run_dir`."""
-
-    seed: int
-    run_dir: Path
-    config: Config | None
-    resume: bool = False
-
-
-def _job(name: str, overrides: Sequence[str], seed: int, config_dir: str | None) -> Job:
-    """Where the row's run with this seed is kept, and what is left to do there.
-
-    UserError for what cannot be run.
-    """
-    texts = [f"experiment={name}", *overrides, f"seed={seed}"]
-    asked = flatten(compose_values(read_overrides(texts, config_dir)))
-    run_dir = _place(asked, changed_settings(_row_values(name, config_dir), asked), seed)
-    directory = RunDirectory(run_dir)
-    if not directory.config.is_file():
-        config, _, _ = plan(read_overrides([*texts, f"run_dir={run_dir}"], config_dir))
-        return Job(seed, run_dir, config)
-    record = directory.read_record()
-    other = changed_settings(asked, flatten(record["config"])) if record else []
-    if other:
-        raise UserError(
-            f"{run_dir} holds a run with {', '.join(other)}, in brackets what is asked for now; "
-            "move that folder away, or write name=... to use another"
-        )
-    if record.get("status") == "finished":
-        return Job(seed, run_dir, None)
-    config, _, _ = plan(read_overrides([*texts, f"resume={run_dir}"], config_dir))
-    return Job(seed, run_dir, config, resume=True)
-
-
-def _place(values: Mapping[str, Any], changed: Sequence[str], seed: int) -> Path:
-    """runs/<name>/seed-<n>, and for runs with changed settings a folder of their own in between."""
-    folder = RUNS_FOLDER / str(values["name"])
-    return (folder / f"changed-{_digest(changed)}" if changed else folder) / f"seed-{seed}"
-
-
-def _digest(changed: Sequence[str]) -> str:
-    return hashlib.sha256(" ".join(changed).encode()).hexdigest()[:8]
-
-
-def _require_data(row: Row, jobs: Sequence[Job]) -> None:
-    """UserError, before hours of training, where the images on disk are not those of the row."""
-    config = next((job.config for job in jobs if job.config is not None), None)
-    if config is None:
-        return
-    from smope.run.build_source import make_source
-
-    source = make_source(config)
-    other = changed_data(row, {"train": len(source.train), "test": len(source.test)}, source.facts)
-    if other:
-        raise UserError(
-            f"stream.root={config.stream.get('root')}: found {', '.join(other)}, in brackets what "
-            f"the row wants, which "
-            f"is {row.data}; `smope train experiment=...` trains on other images with the row's "
-            f"settings"
-        )
-
-
-def _run_jobs(jobs: Sequence[Job], command: str) -> dict[str, dict[str, Any]]:
-    """Train what is left, one seed after the other; run.json of every run by its directory."""
-    for number, job in enumerate(jobs, 1):
-        label = f"seed {job.seed} ({number} of {len(jobs)})"
-        if job.config is None:
-            print(f"{label}: finished before, in {job.run_dir}", flush=True)
-            continue
-        print(f"{label}: {'going on' if job.resume else 'starting'} in {job.run_dir}", flush=True)
-        from smope.run.train import train
-
-        try:
-            train(job.config, job.run_dir, resume=job.resume)
-        except KeyboardInterrupt:
-            print(
-                f"stopped in seed {job.seed}; the same command goes on from here: {command}",
-                flush=True,
-            )
-            raise
-    return {str(job.run_dir): RunDirectory(job.run_dir).read_record() for job in jobs}
-
-
-def _finished_runs(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """run.json of each run, by its directory.
-
-    UserError for one that is not finished, or two of the same seed.
-    """
-    records: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        record = RunDirectory.open(path, "--check RUN").read_record()
-        if record.get("status") != "finished":
-            raise UserError(
-                f"--check RUN={path}: is not finished; continue it with: smope train resume={path}"
-            )
-        twin = next((other for other in records if records[other]["seed"] == record["seed"]), None)
-        if twin is not None:
-            raise UserError(
-                f"--check {twin} {path}: both have seed {record['seed']}; give one run a seed"
-            )
-        records[str(path)] = record
-    return records
-
-
-def _report(
-    name: str,
-    row: Row,
-    records: Mapping[str, Mapping[str, Any]],
-    command: Sequence[str],
-    values: Mapping[str, Any],
-    folder: Path,
-) -> int:
-    """Show and write what the runs come to; returns the exit code."""
-    changed: list[str] = []
-    for record in records.values():
-        found = changed_settings(values, flatten(record["config"]))
-        found += changed_data(row, images(record), record["stream"])
-        changed += [text for text in found if text not in changed]
-    card = make_card(name, row, records, changed, command, _checkout())
-    seeds = [run["seed"] for run in card["runs"]]
-    stem = "_".join(
-        [name, *(["changed", _digest(changed)] if changed else []), "seeds", *map(str, seeds)]
-    )
-    write_atomically(
-        folder / f"{stem}.json", (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode()
-    )
-    write_atomically(folder / f"{stem}.md", markdown(card).encode())
-    print(f"\n{screen(card)}\n\ncard: {folder / stem}.md (and .json)")
-    return 1 if card["verdict"] == "outside" else 0
-
-
-def _checkout() -> dict[str, Any] | None:
-    """The commit of the checkout that this program runs from, and whether smope/ or conf/ differ
-    from it.
-    """
-    git = ["git", "-C", str(CHECKOUT)]
-    if not (CHECKOUT / ".git").exists():
-        return None
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--", "smope", "conf"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"commit": head.stdout.strip(), "uncommitted_changes": "yes" if status.stdout else "no"}
+def _card_name(row: str, changed: Sequence[str], card: Mapping[str, Any]) -> str:
+    parts = [row]
+    if changed:
+        parts += ["changed", digest(changed)]
+    seeds = [str(run["seed"]) for run in card["runs"]]
+    return "_".join([*parts, "seeds", *seeds])

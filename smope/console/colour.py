@@ -8,22 +8,25 @@ from typing import TextIO
 
 from smope.console.tables import matrix_table
 
-FIRST, CELL = 10, 7  # widths of the columns of matrix_table
-# From dark blue over grey to yellow, as the report's maps: number of the background among 256,
-# number of the text.
+LABEL_WIDTH, CELL_WIDTH = 10, 7  # characters of the columns of matrix_table
+# From dark blue over grey to yellow, as in the report's maps: the numbers of background and text in
+# the palette of 256 colours.
 SHADES = ((17, 15), (60, 15), (102, 16), (143, 16), (185, 16))
 
 
 def has_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether to write colours: to a terminal that has them, unless NO_COLOR is set
-    (no-color.org).
+    """Whether to write colours: to a terminal that has them, unless NO_COLOR is set (no-color.org).
+
+    Args:
+        stream: Where the text goes.
+        environment: Environment variables.
     """
     plain = environment.get("NO_COLOR") or environment.get("TERM") in (None, "dumb")
     return stream.isatty() and not plain
 
 
 def coloured_matrix(matrix: Sequence[Sequence[float | None]]) -> str:
-    """matrix_table with the cells of its rows on colours from dark (0 %) to bright (100 %)."""
+    """`matrix_table` with backgrounds from dark (0 %) to bright (100 %)."""
     head, *lines = matrix_table(matrix).splitlines()
     return "\n".join(
         [head, *(_painted(line, row) for line, row in zip(lines, matrix, strict=True))]
@@ -31,12 +34,12 @@ def coloured_matrix(matrix: Sequence[Sequence[float | None]]) -> str:
 
 
 def _painted(line: str, row: Sequence[float | None]) -> str:
-    cells = [line[FIRST + CELL * column :][:CELL] for column in range(len(row))]
+    cells = [line[LABEL_WIDTH + CELL_WIDTH * column :][:CELL_WIDTH] for column in range(len(row))]
     painted = [
         cell if value is None else _shade(cell, value)
         for cell, value in zip(cells, row, strict=True)
     ]
-    return line[:FIRST] + "".join(painted) + line[FIRST + CELL * len(row) :]
+    return line[:LABEL_WIDTH] + "".join(painted) + line[LABEL_WIDTH + CELL_WIDTH * len(row) :]
 
 
 def _shade(cell: str, value: float) -> str:

@@ -1,4 +1,4 @@
-"""Lines of cells, the head first, as plain text, Markdown, CSV or LaTeX. Imports no torch."""
+"""Tables, given as lines of cells with the head first, as text, Markdown, CSV or LaTeX."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 Grid = Sequence[Sequence[str]]
 
-# What LaTeX would take for a command, and how it is written instead.
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
+# Characters with a meaning of their own in LaTeX, and how they are written instead.
+LATEX_ESCAPES = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
 }  # fmt: skip
 
 
@@ -40,17 +41,20 @@ def csv_grid(lines: Grid) -> str:
 
 
 def latex_grid(lines: Grid, bold: Sequence[tuple[int, int]] = ()) -> str:
-    """A tabular with the rules of booktabs; `bold` names cells (line, column), the head being line
-    0.
+    """A tabular with the rules of booktabs.
+
+    Args:
+        lines: Lines of cells, the head first.
+        bold: Cells in bold, as (line, column); the head is line 0.
     """
-    rows = [
-        [
-            rf"\textbf{{{latex(cell)}}}" if (number, column) in bold else latex(cell)
-            for column, cell in enumerate(line)
-        ]
-        for number, line in enumerate(lines)
-    ]
-    head, *body = [rf"{' & '.join(row)} \\" for row in rows]
+    rows = []
+    for number, line in enumerate(lines):
+        cells = [latex(cell) for cell in line]
+        for column in range(len(cells)):
+            if (number, column) in bold:
+                cells[column] = rf"\textbf{{{cells[column]}}}"
+        rows.append(rf"{' & '.join(cells)} \\")
+    head, *body = rows
     columns = "l" + "r" * (len(lines[0]) - 1)
     return "\n".join(
         [
@@ -66,5 +70,6 @@ def latex_grid(lines: Grid, bold: Sequence[tuple[int, int]] = ()) -> str:
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX sets it."""
-    return re.sub("|".join(map(re.escape, LATEX)), lambda match: LATEX[match[0]], text)
+    """Text with LaTeX's special characters escaped."""
+    pattern = "|".join(map(re.escape, LATEX_ESCAPES))
+    return re.sub(pattern, lambda match: LATEX_ESCAPES[match[0]], text)

@@ -1,4 +1,4 @@
-"""Lines and progress bars: bars on a terminal only, lines everywhere and in the run's log."""
+"""Lines and progress bars: bars only on a terminal, lines everywhere and in the run's log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smope.console.colour import has_colour
 
 
 class Bar:
-    """A progress bar, or nothing where the output is not a terminal."""
+    """A progress bar, or nothing if the output is not a terminal."""
 
     def __init__(self, bar: tqdm | None) -> None:
         self._bar = bar
@@ -28,7 +28,7 @@ class Bar:
 
 
 class Progress:
-    """Prints lines (also to `log`, if given) and shows bars on a terminal; `quiet` prints nothing."""
+    """Prints lines, also to `log` if given, and bars on a terminal; `quiet` prints nothing."""
 
     def __init__(self, log: Path | None, *, quiet: bool = False) -> None:
         self._log = log
@@ -36,7 +36,7 @@ class Progress:
         self._bars = not quiet and sys.stdout.isatty()
 
     def line(self, text: str, coloured: str | None = None) -> None:
-        """Print a line, or several; `coloured` instead where the terminal has colours."""
+        """Print one or several lines; a terminal with colours shows `coloured`, if given."""
         if not self._quiet:
             tqdm.write(
                 coloured if coloured is not None and has_colour(sys.stdout) else text,
@@ -46,7 +46,7 @@ class Progress:
         self._write(text)
 
     def detail(self, text: str) -> None:
-        """A line that a bar replaces where there are bars; the log has it anyway."""
+        """Print a line, unless a bar shows the same; the log has it in any case."""
         self._write(text)
         if not self._quiet and not self._bars:
             print(text, flush=True)
@@ -58,7 +58,13 @@ class Progress:
 
     @contextmanager
     def bar(self, total: int, description: str, done: int = 0) -> Iterator[Bar]:
-        """A bar of `total` steps, of which some may be `done`; it disappears when it ends."""
+        """A bar that disappears when it ends.
+
+        Args:
+            total: Number of steps.
+            description: The text in front of the bar.
+            done: Steps that are done already.
+        """
         if not self._bars:
             yield Bar(None)
             return

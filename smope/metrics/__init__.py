@@ -1,3 +1,3 @@
-"""Metrics: pure functions of plain numbers (accuracy_matrix.py) and the cost of a method
+"""Metrics: pure functions of plain numbers (accuracy_matrix.py, scores.py) and the cost of a method
 (cost.py).
 """

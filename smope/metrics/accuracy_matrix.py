@@ -1,9 +1,8 @@
-"""Scores that follow from the accuracy matrix A, where A[t][j] is the accuracy on task j's test
-images after task t.
+"""The mathematics of scores: functions of the accuracy matrix A; scores.py has the list of scores.
 
-A is a list of rows of fractions, None where nothing was measured (j > t). Means over tasks are
-unweighted: a task counts once, whatever its number of images. Definitions as in Le et al. 2026
-(arXiv 2509.24483) and its program.
+A[t][j] is the accuracy on the test images of task j after task t, a fraction. Rows may be short or
+have None for what was not measured (j > t). Means over tasks are unweighted: each task counts once,
+whatever its number of images. Definitions as in Le et al. 2026 (arXiv 2509.24483) and its code.
 """
 
 from __future__ import annotations
@@ -24,33 +23,33 @@ def _seen(matrix: Matrix, row: int) -> list[float]:
 
 
 def average_accuracy(matrix: Matrix, row: int) -> float:
-    """A_t: mean accuracy over the tasks seen after task `row`."""
+    """A_t, the mean accuracy over the tasks seen after task t.
+
+    Args:
+        matrix: The accuracy matrix.
+        row: t, from 0.
+    """
     return fmean(_seen(matrix, row))
 
 
 def final_average_accuracy(matrix: Matrix) -> float:
     """FAA: mean accuracy over all tasks after the last (Le et al. 2026).
 
-    Avalanche's stream accuracy is another: that of all images together, see
-    sample_weighted_accuracy.
+    Avalanche's stream accuracy weighs tasks by images, see `sample_weighted_accuracy`.
     """
     return average_accuracy(matrix, len(matrix) - 1)
 
 
 def cumulative_average_accuracy(matrix: Matrix) -> float:
-    """CAA: mean of A_t over all t (Le et al. 2026).
-
-    Avalanche's stream accuracies would weigh each A_t by images.
-    """
+    """CAA: mean of A_t over all t (Le et al. 2026), tasks weighted equally in each A_t."""
     return fmean(average_accuracy(matrix, row) for row in range(len(matrix)))
 
 
 def forgetting(matrix: Matrix) -> float:
-    """Mean over all tasks but the last of (best accuracy before the last task - accuracy after it);
-    0 for one task.
+    """Mean over all tasks but the last of (best accuracy before the last task - accuracy after it).
 
-    Chaudhry et al. 2018 (arXiv 1801.10112). Avalanche's metric of this name takes the first
-    accuracy, not the best.
+    0 for one task. Chaudhry et al. 2018 (arXiv 1801.10112). Avalanche's metric of this name takes
+    the first accuracy instead of the best.
     """
     per_task = forgetting_per_task(matrix)
     return fmean(per_task) if per_task else 0.0
@@ -66,10 +65,9 @@ def forgetting_per_task(matrix: Matrix) -> list[float]:
 
 
 def backward_transfer(matrix: Matrix) -> float:
-    """Mean over all tasks but the last of (accuracy after the last task - the one right after its
-    own); 0 for one task.
+    """Mean over all tasks but the last of (accuracy after the last task - right after its own).
 
-    Lopez-Paz and Ranzato 2017 (arXiv 1706.08840). Negative where tasks are forgotten.
+    0 for one task, negative if tasks are forgotten. Lopez-Paz and Ranzato 2017 (arXiv 1706.08840).
     """
     last = len(matrix) - 1
     final = _seen(matrix, last)
@@ -88,11 +86,14 @@ def learning_accuracy(matrix: Matrix) -> float:
 
 
 def intransigence(matrix: Matrix, joint: Sequence[float]) -> float:
-    """Mean over all tasks of (joint accuracy on the task - accuracy right after learning it): what
-    was not learned.
+    """Mean over all tasks of (joint accuracy on the task - accuracy right after learning it).
 
-    Chaudhry et al. 2018 (arXiv 1801.10112). joint[k]: accuracy on task k of a model trained on
-    tasks 1..k together, which is the diagonal of a run with method=joint.
+    This is what was not learned. Chaudhry et al. 2018 (arXiv 1801.10112).
+
+    Args:
+        matrix: The accuracy matrix.
+        joint: For each task k the accuracy on it of a model trained on tasks 1 to k together, which
+            is the diagonal of a run with method=joint.
     """
     if len(joint) != len(matrix):
         raise ValueError(
@@ -102,27 +103,31 @@ def intransigence(matrix: Matrix, joint: Sequence[float]) -> float:
 
 
 def forward_transfer(matrix: Matrix, untrained: Sequence[float]) -> float:
-    """Mean over all tasks but the first of (accuracy right before learning it - that of an
-    untrained model).
+    """Mean over all tasks but the first of (accuracy right before learning it - untrained one).
 
-    Lopez-Paz and Ranzato 2017 (arXiv 1706.08840). Needs A[t-1][t], which a class-incremental stream
-    does not have (the task's classes are unknown before it): meant for streams where classes come
-    again. 0 for one task.
+    Lopez-Paz and Ranzato 2017 (arXiv 1706.08840). It needs A[t-1][t], which class-incremental
+    streams do not have, because the classes of a task are unknown before it. 0 for one task.
+
+    Args:
+        matrix: The accuracy matrix with the accuracies on the next task.
+        untrained: The accuracy of an untrained model on each task.
     """
     before = [row[task + 1] for task, row in enumerate(matrix[:-1]) if len(row) > task + 1]
     if len(untrained) != len(matrix) or len(before) != len(matrix) - 1 or None in before:
         raise ValueError(
             f"accuracy_matrix: forward transfer needs the accuracy on each of the {len(matrix)} "
-            f"tasks right before "
-            "learning it, and untrained as many accuracies"
+            f"tasks right before learning it, and untrained as many accuracies"
         )
     pairs = zip(before, untrained[1:], strict=True)
     return fmean(value - start for value, start in pairs if value is not None) if before else 0.0
 
 
 def sample_weighted_accuracy(accuracies: Sequence[float], test_images: Sequence[int]) -> float:
-    """Accuracy over all test images together, as Avalanche's stream accuracy; not the task mean
-    where sizes differ.
+    """Accuracy over all test images together, which is Avalanche's stream accuracy.
+
+    Args:
+        accuracies: The accuracy on each task.
+        test_images: The number of test images of each task.
     """
     if len(accuracies) != len(test_images) or not test_images:
         raise ValueError(

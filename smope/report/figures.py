@@ -1,5 +1,6 @@
-"""Figures of a report, each with the sentence that says in words what it shows, and its numbers as
-a table.
+"""The figures of a report, each with a sentence on what it shows and a table of its numbers.
+
+The arguments name, title, text and caption are the fields of Figure.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from smope.report import style
 
 @dataclass(frozen=True)
 class Figure:
-    """name: of its files, and its anchor in the page; text: the alternative for who does not see
-    it; grid: numbers.
+    """A figure.
+
+    name:    the name of its files and its anchor in the page.
+    text:    what it shows, in words, for readers who cannot see it.
+    drawing: the matplotlib figure.
+    grid:    its numbers as a table.
     """
 
     name: str
@@ -34,15 +39,27 @@ class Figure:
 
 
 def points(value: float, digits: int = 1) -> str:
-    """A fraction in percent, empty where there is none."""
+    """A fraction in percent, empty for NaN.
+
+    Args:
+        value: The fraction.
+        digits: Decimals.
+    """
     return "" if value is None or numpy.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def frame_grid(frame: pandas.DataFrame, corner: str = "", digits: int = 1) -> Grid:
-    """A table of fractions as percent, its index in front."""
-    head = [corner or str(frame.index.name or ""), *map(str, frame.columns)]
-    return [head, *([str(index), *(points(value, digits) for value in row)] for index, row in zip(
-        frame.index, frame.to_numpy(dtype=float), strict=True))]  # fmt: skip
+    """A frame of fractions as a table in percent.
+
+    Args:
+        frame: The frame; its index becomes the first column.
+        corner: The heading of the first column, by default the name of the index.
+        digits: Decimals.
+    """
+    grid = [[corner or str(frame.index.name or ""), *map(str, frame.columns)]]
+    for index, row in zip(frame.index, frame.to_numpy(dtype=float), strict=True):
+        grid.append([str(index), *(points(value, digits) for value in row)])
+    return grid
 
 
 def heat_map(
@@ -55,13 +72,19 @@ def heat_map(
     low: float = 0.0,
     high: float = 1.0,
 ) -> Figure:
-    """A square table of fractions as a map, its numbers in the cells where they fit; empty where
-    there is none.
+    """A table of fractions as a map, with numbers in the cells if they fit.
+
+    Args:
+        frame: Fractions, NaN for an empty cell; the names of index and columns label the axes.
+        low: The fraction of the darkest colour.
+        high: The fraction of the brightest colour.
     """
     values = frame.to_numpy(dtype=float)
     rows, columns = values.shape
-    with style.drawing(height=min(style.WIDTH, 0.9 + 0.32 * rows)) as (figure, axes):
-        mesh = axes.pcolormesh(numpy.ma.masked_invalid(values), cmap=style.MAP, vmin=low, vmax=high)
+    with style.drawing(height=min(style.WIDTH_INCHES, 0.9 + 0.32 * rows)) as (figure, axes):
+        mesh = axes.pcolormesh(
+            numpy.ma.masked_invalid(values), cmap=style.COLOUR_MAP, vmin=low, vmax=high
+        )
         axes.set(xlabel=str(frame.columns.name), ylabel=str(frame.index.name))
         axes.invert_yaxis()
         axes.grid(visible=False)
@@ -87,19 +110,27 @@ def heat_map(
 
 
 def _write_cells(axes: Any, values: NDArray, low: float, high: float) -> None:
-    """Numbers in black or white, whichever stands out more from the cell.
+    """Write numbers in black or white, whichever has more contrast to the cell.
 
-    Not quite black: an SVG leaves black out, and the text would have the colour of the page's.
+    The black is not quite black: an SVG leaves pure black out, so that the text would take the
+    colour of the page.
     """
-    colours = colormaps[style.MAP]
+    colours = colormaps[style.COLOUR_MAP]
     for (row, column), value in numpy.ndenumerate(values):
         if numpy.isnan(value):
             continue
         red, green, blue, _ = colours((value - low) / (high - low))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         size = 9 if values.shape[1] <= 8 else 7
-        axes.text(column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=size,
-                  color="#ffffff" if dark else "#010101")  # fmt: skip
+        axes.text(
+            column + 0.5,
+            row + 0.5,
+            f"{100 * value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="#ffffff" if dark else "#010101",
+        )
 
 
 def lines(
@@ -113,10 +144,13 @@ def lines(
     caption: str = "",
     percent: bool = True,
 ) -> Figure:
-    """Lines over tasks, one a group, with a band of one standard deviation (ddof 0) where there are
-    several seeds.
+    """A line for each group; several seeds give a band of one standard deviation (ddof 0).
 
-    columns: of the group, of x and of y; labels: of the axes.
+    Args:
+        frame: A row for each point and seed.
+        columns: The columns with the group, x and y.
+        labels: The labels of the axes.
+        percent: Whether y is a fraction, shown in percent.
     """
     group, x, y = columns
     scale = 100 if percent else 1
@@ -131,7 +165,7 @@ def lines(
             axes.plot(part.index, scale * part["mean"], label=str(label), **style.series(number))
             if (part["size"] > 1).any():
                 low, high = part["mean"] - part["std"], part["mean"] + part["std"]
-                colour = style.SERIES[number % len(style.SERIES)]
+                colour = style.SERIES_COLOURS[number % len(style.SERIES_COLOURS)]
                 axes.fill_between(
                     part.index, scale * low, scale * high, color=colour, alpha=0.18, linewidth=0
                 )
@@ -145,8 +179,9 @@ def lines(
 
 
 def _legend(figure: Drawing, axes: Any) -> None:
-    """Below the axes: three short names a line, or one long name, wrapped, for which the figure
-    grows.
+    """Put the legend below the axes: three short names a line, or one long name, wrapped.
+
+    The figure grows for long names.
     """
     handles, names = axes.get_legend_handles_labels()
     if max(map(len, names)) <= 22:
@@ -165,21 +200,21 @@ def _ticks(values: Any) -> list[int]:
 
 
 def _line_grid(table: Any, corner: str, percent: bool, several: bool) -> Grid:
-    """One column a line; mean ± standard deviation where there are several seeds."""
+    """A column for each line: the mean, with ± standard deviation if there are several seeds."""
 
-    def cell(row: Any) -> str:
-        mean, std = (
-            points(value) if percent else f"{value:.3f}" for value in (row["mean"], row["std"])
-        )
-        return f"{mean} ± {std}" if several else mean
+    def cell(name: Any, x: Any) -> str:
+        if (name, x) not in table.index:
+            return ""
+        values = table.loc[(name, x)]
+        texts = [
+            points(values[kind]) if percent else f"{values[kind]:.3f}" for kind in ("mean", "std")
+        ]
+        return " ± ".join(texts) if several else texts[0]
 
     names = list(dict.fromkeys(table.index.get_level_values(0)))
     rows = list(dict.fromkeys(table.index.get_level_values(1)))
-    return [
-        [corner, *map(str, names)],
-        *([str(row), *(cell(table.loc[(name, row)]) if (name, row) in table.index else "" for name in names)]
-          for row in rows),
-    ]  # fmt: skip
+    cells = [[str(x), *(cell(name, x) for name in names)] for x in rows]
+    return [[corner, *map(str, names)], *cells]
 
 
 def bars(
@@ -191,22 +226,27 @@ def bars(
     text: str,
     caption: str = "",
 ) -> Figure:
-    """Bars side by side: a group a row of `frame`, a bar a column; fractions."""
+    """Bars side by side.
+
+    Args:
+        frame: Fractions; a group of bars for each row, a bar for each column.
+        labels: The labels of the axes.
+    """
     with style.drawing(height=2.8) as (figure, axes):
         width = 0.8 / len(frame.columns)
-        places = numpy.arange(len(frame))
+        positions = numpy.arange(len(frame))
         for number, column in enumerate(frame.columns):
             offset = (number - (len(frame.columns) - 1) / 2) * width
             axes.bar(
-                places + offset,
+                positions + offset,
                 100 * frame[column],
                 width,
                 label=str(column),
                 **style.filling(number),
             )
-        axes.axhline(0, color=style.INK, linewidth=0.8)
+        axes.axhline(0, color=style.TEXT_COLOUR, linewidth=0.8)
         axes.set(xlabel=labels[0], ylabel=labels[1])
-        axes.set_xticks(places, [str(index) for index in frame.index])
+        axes.set_xticks(positions, [str(index) for index in frame.index])
         axes.grid(visible=False, axis="x")
         if len(frame.columns) > 1:
             _legend(figure, axes)
@@ -216,18 +256,23 @@ def bars(
 def stacked(
     name: str, title: str, frame: pandas.DataFrame, *, label: str, text: str, caption: str = ""
 ) -> Figure:  # fmt: skip
-    """Horizontal bars of parts that add up: a bar a row of `frame`, a part a column; fractions."""
+    """Horizontal bars of parts that add up.
+
+    Args:
+        frame: Fractions; a bar for each row, a part for each column.
+        label: The label of the horizontal axis.
+    """
     names = [textwrap.fill(str(index), 24) for index in frame.index]
     with style.drawing(
         height=1.2 + sum(0.15 + 0.15 * (name.count("\n") + 1) for name in names)
     ) as (figure, axes):
         start = numpy.zeros(len(frame))
-        places = numpy.arange(len(frame))
+        positions = numpy.arange(len(frame))
         for number, column in enumerate(frame.columns):
             part = 100 * frame[column].to_numpy(dtype=float)
-            axes.barh(places, part, 0.7, left=start, label=str(column), **style.filling(number))
+            axes.barh(positions, part, 0.7, left=start, label=str(column), **style.filling(number))
             start += part
-        axes.set_yticks(places, names)
+        axes.set_yticks(positions, names)
         axes.invert_yaxis()
         axes.set(xlabel=label, ylabel=str(frame.index.name))
         axes.grid(visible=False, axis="y")
@@ -238,9 +283,15 @@ def stacked(
 def reliability_diagram(
     name: str, title: str, tables: Mapping[str, pandas.DataFrame], *, text: str
 ) -> Figure:
-    """Accuracy against confidence, a line a label; the diagonal is perfect calibration."""
+    """Accuracy against confidence, a line for each label; the diagonal is perfect calibration.
+
+    Args:
+        tables: The result of `analysis.reliability` by label.
+    """
     with style.drawing(height=3.4) as (figure, axes):
-        axes.plot([0, 100], [0, 100], color=style.INK, linewidth=1, linestyle=":", label="perfect")
+        axes.plot(
+            [0, 100], [0, 100], color=style.TEXT_COLOUR, linewidth=1, linestyle=":", label="perfect"
+        )
         for number, (label, table) in enumerate(tables.items()):
             full = table[table["images"] >= max(1, 0.01 * table["images"].sum())]
             axes.plot(
@@ -251,31 +302,45 @@ def reliability_diagram(
             )
         axes.set(xlabel="confidence, %", ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 102))
         _legend(figure, axes)
-    head = [
-        "confidence",
-        *(column for label in tables for column in (f"{label}: images", "accuracy")),
-    ]
-    rows = [
-        [f"{100 * low:.0f} to {100 * high:.0f}", *(text for table in tables.values() for text in (
-            str(table.loc[bin_, "images"]), points(table.loc[bin_, "accuracy"])))]  # pyright: ignore[reportArgumentType]
-        for bin_, (low, high) in enumerate(zip(*(next(iter(tables.values()))[edge] for edge in ("low", "high")),
-                                               strict=True))
-    ]  # fmt: skip
     caption = (
         "Above the dotted line a method is less sure than it should be, below it surer. Bins with "
-        "less than a "
-        "hundredth of the images are not drawn."
+        "less than a hundredth of the images are not drawn."
     )
-    return Figure(name, title, text, figure, [head, *rows], caption)
+    return Figure(name, title, text, figure, _reliability_grid(tables), caption)
+
+
+def _reliability_grid(tables: Mapping[str, Any]) -> Grid:
+    """A line for each bin, with images and accuracy of each label."""
+    first = next(iter(tables.values()))
+    head = ["confidence"]
+    lines = [f"{100 * row['low']:.0f} to {100 * row['high']:.0f}" for _, row in first.iterrows()]
+    grid = [[line] for line in lines]
+    for label, table in tables.items():
+        head += [f"{label}: images", "accuracy"]
+        for cells, images, accuracy in zip(grid, table["images"], table["accuracy"], strict=True):
+            cells += [str(images), points(accuracy)]
+    return [head, *grid]
 
 
 def load_map(name: str, title: str, load: NDArray, blocks: Sequence[int], *, text: str) -> Figure:
-    """load (L, H, E): a row a head, its experts from the busiest to the least used."""
+    """The load of experts: a row for each head, its experts from the busiest to the least used.
+
+    Args:
+        load: (L, H, E), the share of images that chose each expert.
+        blocks: The numbers of the L blocks.
+    """
     layers, heads, experts = load.shape
     ordered = -numpy.sort(-load, axis=-1)
     with style.drawing(height=min(7.0, 1.2 + 0.1 * layers * heads)) as (figure, axes):
-        image = axes.imshow(ordered.reshape(-1, experts), cmap=style.MAP, vmin=0, vmax=1, aspect="auto",
-                            interpolation="nearest", extent=(0.5, experts + 0.5, layers, 0))  # fmt: skip
+        image = axes.imshow(
+            ordered.reshape(-1, experts),
+            cmap=style.COLOUR_MAP,
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0.5, experts + 0.5, layers, 0),
+        )
         axes.set(xlabel="experts of a head, busiest first", ylabel="block (a row a head)")
         axes.set_yticks(numpy.arange(layers) + 0.5, [str(block) for block in blocks])
         axes.set_xticks([tick for tick in (1, 5, 10, 15, 20, 25, 50, 100) if tick <= experts])
@@ -289,7 +354,10 @@ def load_map(name: str, title: str, load: NDArray, blocks: Sequence[int], *, tex
     frame = pandas.DataFrame(
         ordered.mean(1), pandas.Index(blocks, name="block"), range(1, experts + 1)
     )
-    caption = "Share of the test images that chose the expert. The table has means over the heads of a block."
+    caption = (
+        "Share of the test images that chose the expert. The table has means over the heads of a "
+        "block."
+    )
     return Figure(name, title, text, figure, frame_grid(frame, "block / rank"), caption)
 
 
@@ -302,12 +370,17 @@ def scatter(
     text: str,
     caption: str,
 ) -> Figure:
-    """Points, a marker a group; x and y are fractions."""
+    """Points, a marker for each group.
+
+    Args:
+        groups: x and y of each group, fractions.
+        labels: The labels of the axes.
+    """
     with style.drawing(height=3.0) as (figure, axes):
         for number, (label, (x, y)) in enumerate(groups.items()):
-            look = {key: value for key, value in style.series(number).items() if key != "linestyle"}
-            axes.plot(100 * x, 100 * y, linestyle="", label=label, alpha=0.8, **look)
-        axes.axhline(0, color=style.INK, linewidth=0.8)
+            appearance = style.series(number) | {"linestyle": ""}
+            axes.plot(100 * x, 100 * y, label=label, alpha=0.8, **appearance)
+        axes.axhline(0, color=style.TEXT_COLOUR, linewidth=0.8)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         if len(groups) > 1:
             _legend(figure, axes)

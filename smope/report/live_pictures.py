@@ -13,8 +13,8 @@ def live_pictures(
     """PNGs: the matrix as a heat map, and the load of experts where choices were recorded."""
     import pandas
 
-    from smope.analysis.experts import block_numbers, load_of
-    from smope.analysis.snapshots import Evidence
+    from smope.analysis.experts import block_numbers, load_from_choices
+    from smope.analysis.snapshots import Snapshots
     from smope.report.figures import heat_map, load_map
     from smope.report.style import png
 
@@ -24,11 +24,11 @@ def live_pictures(
         pandas.Index(names, name="after task"), pandas.Index(names, name="task"),
     )  # fmt: skip
     pictures = {"accuracy_matrix_map": png(heat_map("matrix", "", frame, text="").drawing)}
-    evidence = Evidence(run_dir)
-    if len(matrix) in evidence.recorded:
-        last = evidence.after(len(matrix))
+    snapshots = Snapshots(run_dir)
+    if len(matrix) in snapshots.recorded:
+        last = snapshots.after(len(matrix))
         if last.experts is not None:
-            load = load_of(last.experts[last.seen], last.num_experts)
+            load = load_from_choices(last.experts[last.seen], last.num_experts)
             blocks = block_numbers(config, len(load))
             pictures["expert_load"] = png(load_map("load", "", load, blocks, text="").drawing)
     return pictures

@@ -6,10 +6,11 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smope.analysis.runs import SCORES, Run, costs, differences
+from smope.analysis.run import Run
 from smope.report.figures import Figure
-from smope.report.sections.accuracy import HEADINGS, accuracy, comparison, forgetting, overview
-from smope.report.sections.base import Section, Table, plural
+from smope.report.sections.accuracy import accuracy, comparison, forgetting, overview
+from smope.report.sections.base import Section
+from smope.report.sections.cost import configuration, cost, definitions
 from smope.report.sections.experts import examples, experts
 from smope.report.sections.mistakes import confidence, mistakes, unknown
 from smope.report.style import inline_svg
@@ -17,64 +18,29 @@ from smope.version import __version__
 
 GENERATOR = "smope report"
 HERE = Path(__file__).parent
+# The sections of a page, in reading order; each gives None if the runs have nothing for it.
+SECTIONS = (
+    overview, accuracy, forgetting, mistakes, experts, examples, confidence, unknown, comparison,
+    cost, configuration, definitions,
+)  # fmt: skip
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """What there is to say about these runs, in reading order."""
-    makers = (
-        overview, accuracy, forgetting, mistakes, experts, examples, confidence, unknown, comparison, cost, changed,
-        definitions,
-    )  # fmt: skip
-    return [section for section in (maker(runs) for maker in makers) if section is not None]
-
-
-def cost(runs: Sequence[Run]) -> Section:
-    frame = costs(runs)
-    head = ["run", "prompt parameters", "classifier parameters", "training, s", "alignment, s", "evaluation, s",
-            "images a second", "device"]  # fmt: skip
-    rows = [
-        [f"{row['label']}, seed {row['seed']}", f"{row['prompt_parameters']:,}", f"{row['classifier_parameters']:,}",
-         *(f"{row[f'seconds_{what}']:.1f}" for what in ("train", "align", "eval")),
-         f"{row['images_per_second']:.0f}" if row["images_per_second"] else "",
-         f"{row['device']}, {plural(row['threads'], 'thread')}"]
-        for row in frame.to_dict("records")
-    ]  # fmt: skip
-    lead = (
-        "What was trained and how long it took; images a second are those of training steps. "
-        "Times of different "
-        "machines, or of a busy one, do not compare."
-    )
-    return Section("cost", "Cost", lead, [Table("Trained parameters and seconds", [head, *rows])])
-
-
-def changed(runs: Sequence[Run]) -> Section | None:
-    frame = differences(runs)
-    if frame.empty:
-        return None
-    head = ["key", *map(str, frame.columns)]
-    rows = [
-        [str(key), *map(str, row)] for key, row in zip(frame.index, frame.to_numpy(), strict=True)
-    ]
-    lead = "Keys in which the configurations differ; seeds, places and devices left out. Empty: there is no such key."
-    return Section(
-        "configuration",
-        "What was configured differently",
-        lead,
-        [Table("Configuration", [head, *rows])],
-    )
-
-
-def definitions(runs: Sequence[Run]) -> Section:
-    pairs = [(HEADINGS[name], text) for name, text in SCORES.items()]
-    lead = "A[t, j] is the accuracy on task j after learning task t, all classes seen so far competing."
-    return Section("definitions", "Definitions", lead, definitions=pairs)
+    """The sections about these runs, in reading order."""
+    made = [make(runs) for make in SECTIONS]
+    return [section for section in made if section is not None]
 
 
 def page(
     runs: Sequence[Run], parts: Sequence[Section], drawings: Mapping[str, str], assets: str
 ) -> str:
-    """The HTML text; drawings: SVGs by their figures' names; assets: the folder beside it with the
-    figures as files.
+    """The HTML text of a page.
+
+    Args:
+        runs: The runs that the page is about.
+        parts: Its sections.
+        drawings: The SVG of each figure, by the figure's name.
+        assets: The name of the folder beside the page that has the figures as files.
     """
     from jinja2 import Environment, FileSystemLoader
 

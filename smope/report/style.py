@@ -1,11 +1,10 @@
-"""How figures look, and from one matplotlib figure to a PNG, an SVG file and an SVG that follows a
-page's theme.
+"""The style of figures, and writing them as PNG, as an SVG file, and as an SVG inside a page.
 
-Lines have the colours of Okabe and Ito (2008), which colour-blind readers tell apart, and a marker
-and a dash each, which tell them apart in grayscale; every six of them the dashes, and the hatches
-of bars, are shifted by one, so that no two of the first 36 are alike. Maps have cividis (Nuñez et
-al. 2018). In a page, ink and series colours become CSS variables, so that one drawing serves light
-and dark.
+Lines have the colours of Okabe and Ito (2008), which colour-blind readers can tell apart. Marker
+and dash tell them apart in grayscale. After every six lines the dashes, and the hatches of bars,
+are shifted by one, so that no two of the first 36 are alike. Maps use cividis (Nuñez et al. 2018).
+In a page, the colours of text and series become CSS variables, so that one drawing serves the light
+and the dark theme.
 """
 
 from __future__ import annotations
@@ -20,29 +19,48 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-INK, RULE = "#1b1c1e", "#c8c9cb"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+TEXT_COLOUR, GRID_COLOUR = "#1b1c1e", "#c8c9cb"
+SERIES_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 HATCHES = ("", "////", "..", "xxxx", "\\\\\\\\", "----")
-MAP = "cividis"
-WIDTH = 4.6  # inches: with text of 9 points still legible where a phone shows it 360 pixels wide
-STYLE: Any = {
-    "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif", "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "hatch.linewidth": 0.6,
-    "axes.spines.right": False, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "axes.facecolor": "none", "axes.linewidth": 0.8, "lines.linewidth": 1.8, "lines.markersize": 5,
-    "legend.frameon": False, "figure.constrained_layout.use": True, "axes.titlesize": 9, "axes.titleweight": "bold",
-}  # fmt: skip
-VARIABLES = {INK: "currentColor", RULE: "var(--rule)"} | {
-    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
+COLOUR_MAP = "cividis"
+# Text of 9 points is still legible if a phone shows a figure of this width with 360 pixels.
+WIDTH_INCHES = 4.6
+RC_PARAMS: Any = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.color": TEXT_COLOUR,
+    "axes.labelcolor": TEXT_COLOUR,
+    "axes.edgecolor": TEXT_COLOUR,
+    "xtick.color": TEXT_COLOUR,
+    "ytick.color": TEXT_COLOUR,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.8,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "grid.color": GRID_COLOUR,
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+CSS_VARIABLES = {TEXT_COLOUR: "currentColor", GRID_COLOUR: "var(--rule)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES_COLOURS, 1)
 }
 
 
 def series(number: int) -> dict[str, Any]:
     """Colour, marker and dash of the `number`-th line (from 0)."""
     return {
-        "color": SERIES[number % len(SERIES)],
+        "color": SERIES_COLOURS[number % len(SERIES_COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],
         "linestyle": DASHES[_shifted(number)],
     }
@@ -51,40 +69,47 @@ def series(number: int) -> dict[str, Any]:
 def filling(number: int) -> dict[str, Any]:
     """Colour and hatch of the `number`-th kind of bar (from 0)."""
     return {
-        "color": SERIES[number % len(SERIES)],
+        "color": SERIES_COLOURS[number % len(SERIES_COLOURS)],
         "hatch": HATCHES[_shifted(number)],
-        "edgecolor": INK,
+        "edgecolor": TEXT_COLOUR,
         "linewidth": 0.5,
     }
 
 
 def _shifted(number: int) -> int:
-    return (number + number // len(SERIES)) % len(SERIES)
+    return (number + number // len(SERIES_COLOURS)) % len(SERIES_COLOURS)
 
 
 @contextmanager
-def drawing(height: float, width: float = WIDTH) -> Iterator[tuple[Figure, Any]]:
-    """An empty figure and its axes, in our style; nothing of matplotlib's state is changed
-    outside.
+def drawing(height: float, width: float = WIDTH_INCHES) -> Iterator[tuple[Figure, Any]]:
+    """An empty figure and its axes in our style, which is active inside the block only.
+
+    Args:
+        height: Inches.
+        width: Inches.
     """
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(RC_PARAMS):
         figure = Figure(figsize=(width, height))
         yield figure, figure.add_subplot()
 
 
 def png(figure: Figure) -> bytes:
+    """The figure as a PNG on white."""
     file = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(RC_PARAMS):
         figure.savefig(file, format="png", dpi=160, facecolor="white")
     return file.getvalue()
 
 
 def svg(figure: Figure, name: str) -> str:
-    """An SVG's text, its background transparent; the same figure gives the same text, identifiers
-    begin with `name`.
+    """The text of an SVG with a transparent background; equal figures give equal texts.
+
+    Args:
+        figure: The figure.
+        name: Identifiers in the SVG begin with it, so that a page may have several.
     """
     file = io.StringIO()
-    style: Any = {**STYLE, "svg.hashsalt": name}
+    style: Any = {**RC_PARAMS, "svg.hashsalt": name}
     with mpl.rc_context(style):
         figure.savefig(
             file, format="svg", facecolor="none", metadata={"Date": None, "Creator": None}
@@ -95,20 +120,30 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def svg_file(drawn: str) -> str:
-    """An SVG for a file: on white."""
+    """An SVG on white, for a file."""
     return re.sub(
         r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', drawn, count=1
     )
 
 
 def inline_svg(drawn: str, name: str, title: str, text: str) -> str:
-    """An SVG for a page: in the page's colours and font, with a text alternative."""
+    """An SVG for a page: in the page's colours and font, with a text alternative.
+
+    Args:
+        drawn: The text of the SVG.
+        name: The name with which its identifiers begin.
+        title: A short title.
+        text: What the figure shows, in words.
+    """
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
-    for colour, variable in VARIABLES.items():
+    for colour, variable in CSS_VARIABLES.items():
         drawn = re.sub(re.escape(colour), variable, drawn, flags=re.IGNORECASE)
     drawn = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", drawn)
     drawn = re.sub(r"\n\s*", "\n", drawn)
     head, _, rest = drawn.partition(">")
     head = re.sub(r' (width|height)="[^"]*"', "", head)
-    labels = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(text)}</desc>'
+    labels = (
+        f'<title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-text">{escape(text)}</desc>'
+    )
     return f'{head} role="img" aria-labelledby="{name}-title {name}-text">{labels}{rest}'.strip()

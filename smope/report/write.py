@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from smope.analysis.runs import Run
+from smope.analysis.run import Run
 from smope.console.markup import latex_grid, markdown_grid
 from smope.errors import UserError
 from smope.report.page import GENERATOR, page, sections
@@ -16,14 +16,25 @@ from smope.storage.files import write_atomically
 
 
 def write_report(runs: Sequence[Run], out: Path) -> Path:
-    """Write `out`, an HTML file, and beside it a folder of the same name without ending.
+    """Write the page, and beside it a folder with figures and the table of scores.
 
-    A page of ours is replaced, with the figures that it names; what else lies in the folder stays.
+    An earlier report is replaced, including the figures that it names. Other files in the folder
+    stay.
+
+    Args:
+        runs: The runs that the report is about.
+        out: The HTML file; the folder has its name without the suffix.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: If `out` is a file that is no report, or cannot be written.
     """
     before = out.read_text(encoding="utf-8", errors="replace") if out.is_file() else ""
     if out.is_file() and GENERATOR not in before[:2000]:
         raise UserError(
-            f"--out={out}: is there and was not written by smope report; name another file"
+            f"--out={out}: exists and was not written by smope report; name another file"
         )
     parts = sections(runs)
     folder = out.with_suffix("")

@@ -1,8 +1,8 @@
-"""Recomputing reference numbers of the authors' program with this installation.
+"""Recompute the numbers of a reference file with this installation.
 
-A reference file is a safetensors file whose metadata entry `config` (JSON) gives the sizes of a
-small ViT and of its experts, and whose tensors hold that ViT's weights (`vit.*`, timm keys),
-inputs, experts, and what the authors' program computed from them in three phases: dense warm-up and
+A reference file has a small ViT with experts and what the authors' code computed with it. It is a
+safetensors file. Its metadata entry `config` (JSON) gives the sizes. Its tensors are the weights of
+the ViT (`vit.*`, timm keys), inputs, experts, and the results in three phases: dense warm-up and
 sparse training on the first task, sparse training on the second.
 """
 
@@ -25,7 +25,7 @@ from smope.methods.base import TaskSpan
 from smope.methods.smope import SMoPE
 from smope.routers.adaptive_noise import AdaptiveNoise
 
-REQUIRED = (
+REQUIRED_SIZES = (
     "img_size",
     "patch_size",
     "embed_dim",
@@ -36,13 +36,15 @@ REQUIRED = (
     "num_classes",
     "blocks",
 )
-WEIGHTS = ("router_weight", "prototype_weight", "epsilon")
+REQUIRED_LOSS_WEIGHTS = ("router_weight", "prototype_weight", "epsilon")
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One recomputed quantity: error is max|a - b| / max|b| (absolute where b is all zero), or the
-    number of differing entries for integers and booleans.
+class RecomputedQuantity:
+    """How far a recomputed quantity is from the reference.
+
+    error: max|a - b| / max|b|, or max|a - b| if b is all zero. For integers and booleans, which are
+           exact, the number of differing entries.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Comparison:
 
 
 def read_reference(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors of a reference file; UserError where it is not one."""
+    """The config and the tensors of a reference file; UserError if it is none."""
     from safetensors import safe_open
 
     if not path.is_file():
@@ -65,7 +67,7 @@ def read_reference(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         config = json.loads(metadata["config"])
-        missing = [key for key in (*REQUIRED, *WEIGHTS) if key not in config]
+        missing = [key for key in (*REQUIRED_SIZES, *REQUIRED_LOSS_WEIGHTS) if key not in config]
     except Exception as error:
         raise UserError(
             f"FILE={path}: not a reference file ({type(error).__name__}: {error})"
@@ -75,25 +77,41 @@ def read_reference(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, tensors
 
 
-def compare(name: str, computed: Tensor, expected: Tensor) -> Comparison:
-    """How far `computed` is from `expected`; a difference of shape or a NaN counts as infinitely
-    far.
+def compare_quantity(name: str, computed: Tensor, expected: Tensor) -> RecomputedQuantity:
+    """Compare a recomputed quantity with the reference.
+
+    Args:
+        name: Its name in the reference file.
+        computed: The recomputed tensor; another shape or a NaN counts as an infinite error.
+        expected: The tensor of the reference file, of any dtype.
     """
     computed, expected = computed.detach().cpu(), expected.cpu()
     exact = not expected.is_floating_point()
     if computed.shape != expected.shape:
-        return Comparison(name, tuple(expected.shape), float("inf"), exact)
+        return RecomputedQuantity(name, tuple(expected.shape), float("inf"), exact)
     if exact:
-        return Comparison(name, tuple(expected.shape), float((computed != expected).sum()), exact)
+        return RecomputedQuantity(
+            name, tuple(expected.shape), float((computed != expected).sum()), exact
+        )
     if expected.numel() == 0:
-        return Comparison(name, tuple(expected.shape), 0.0, exact)
+        return RecomputedQuantity(name, tuple(expected.shape), 0.0, exact)
     scale = expected.abs().max().item()
     error = (computed.double() - expected.double()).abs().max().item() / (scale or 1.0)
-    return Comparison(name, tuple(expected.shape), error if error == error else float("inf"), exact)
+    return RecomputedQuantity(
+        name, tuple(expected.shape), error if error == error else float("inf"), exact
+    )
 
 
-def verify(path: Path, dtype: torch.dtype = torch.float64) -> list[Comparison]:
-    """Recompute every quantity of a reference file in `dtype` and compare."""
+def verify(path: Path, dtype: torch.dtype = torch.float64) -> list[RecomputedQuantity]:
+    """Recompute every quantity of a reference file and compare.
+
+    Args:
+        path: The reference file.
+        dtype: The precision to compute in.
+
+    Raises:
+        UserError: If the file is no reference file.
+    """
     config, tensors = read_reference(path)
     try:
         return list(_Recomputation(config, tensors, dtype).run())
@@ -106,6 +124,8 @@ def verify(path: Path, dtype: torch.dtype = torch.float64) -> list[Comparison]:
 
 
 class _Recomputation:
+    """The method of a reference file, and its quantities in the order of the file's phases."""
+
     def __init__(
         self, config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype
     ) -> None:
@@ -115,7 +135,7 @@ class _Recomputation:
         half = config["num_classes"] // 2
         self.tasks = (TaskSpan(0, 0, half), TaskSpan(1, half, config["num_classes"]))
 
-    def run(self) -> Iterator[Comparison]:
+    def run(self) -> Iterator[RecomputedQuantity]:
         method = self.method
         images = self._get("x")
         yield from self._training("dense_task0", images, self.tasks[0], dense=True)
@@ -139,7 +159,7 @@ class _Recomputation:
 
     def _training(
         self, phase: str, images: Tensor, task: TaskSpan, dense: bool = False
-    ) -> Iterator[Comparison]:
+    ) -> Iterator[RecomputedQuantity]:
         """One training step's forward and backward pass, without the update."""
         method = self.method
         with torch.no_grad():
@@ -151,10 +171,10 @@ class _Recomputation:
         method.zero_grad()
         features: list[Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        def record_features(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             features.append(output)
 
-        hook = method.backbone.register_forward_hook(keep)
+        hook = method.backbone.register_forward_hook(record_features)
         losses = method.losses(images, self.reference[f"y_task{task.index}"], task)
         hook.remove()
         sum(losses.values(), torch.zeros((), dtype=self.dtype)).backward()
@@ -168,7 +188,7 @@ class _Recomputation:
         yield self._compare(f"{phase}.grad.value", _gradients(method, lambda bank: bank.values))
         yield self._compare(f"{phase}.grad.head.weight", _gradient(method.classifier.weight))
 
-    def _routing(self, phase: str) -> Iterator[Comparison]:
+    def _routing(self, phase: str) -> Iterator[RecomputedQuantity]:
         routings = self.method.routings
         yield self._compare(
             f"{phase}.proxy_scores", torch.stack([r.scores for r in routings], dim=1)
@@ -176,8 +196,8 @@ class _Recomputation:
         chosen = torch.stack([r.expert_ids for r in routings], dim=1)
         yield self._compare(f"{phase}.selected", chosen.sort(-1).values)
 
-    def _compare(self, name: str, computed: Tensor) -> Comparison:
-        return compare(name, computed, self.reference[name])
+    def _compare(self, name: str, computed: Tensor) -> RecomputedQuantity:
+        return compare_quantity(name, computed, self.reference[name])
 
     def _get(self, name: str) -> Tensor:
         return self.reference[name].to(self.dtype)
@@ -192,7 +212,7 @@ def _gradients(method: SMoPE, select: Callable[[Any], Tensor]) -> Tensor:
 
 
 def _build(config: dict[str, Any], tensors: dict[str, Tensor]) -> SMoPE:
-    """The reference's ViT with experts, classifier and loss weights as its config says."""
+    """The ViT of the reference with its experts, classifier and loss weights."""
     vit: VisionTransformer = timm.create_model(  # pyright: ignore[reportAssignmentType]
         "vit_tiny_patch16_224",
         num_classes=0,

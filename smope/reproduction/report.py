@@ -1,13 +1,14 @@
-"""The card of a reproduction: everything that a reader needs to believe the numbers or to get them
-again.
+"""The card of a reproduction: everything that a reader needs to check the numbers or repeat them.
 
-A card is published, so of absolute paths, which mean nothing elsewhere, only the last part is kept.
+Cards are published, so absolute paths, which mean nothing elsewhere, are cut to their last part.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import subprocess
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,42 +16,57 @@ from pathlib import Path
 from typing import Any
 
 from smope.console.markup import aligned, markdown_grid
+from smope.metrics.scores import SCORES
 from smope.reproduction.published import (
     RULE,
-    SCORES,
-    Comparison,
-    Mean,
-    Row,
-    compare,
+    PublishedRow,
+    ScoreComparison,
+    SeedMean,
+    compare_scores,
     images,
     means,
+    percent_scores,
     verdict,
 )
+from smope.storage.files import write_atomically
 
-# What run.json says that is the same for all seeds, unless they ran on different machines.
-SHARED = ("device", "threads", "float32_products", "backbone", "trainable_parameters", "versions")
+CHECKOUT = Path(__file__).resolve().parents[2]
+# Entries of run.json that are the same for all seeds, unless they ran on different machines.
+SHARED_FACTS = (
+    "device",
+    "threads",
+    "float32_products",
+    "backbone",
+    "trainable_parameters",
+    "versions",
+)
 
 
 def make_card(
     name: str,
-    row: Row,
+    row: PublishedRow,
     records: Mapping[str, Mapping[str, Any]],
     changed: Sequence[str],
     command: Sequence[str],
     checkout: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The card as plain JSON.
+    """The card as plain JSON values.
 
-    records: run.json of each finished run, by its directory. command: its words as typed. checkout:
-    commit of the program that compares.
+    Args:
+        name: The name of the row.
+        row: The published row.
+        records: run.json of each finished run, by its directory.
+        changed: What the runs did otherwise than the row.
+        command: The words of the command.
+        checkout: `checkout_state()`.
     """
     runs = list(records.values())
     ours, changed = means(runs), list(map(_portable, changed))
-    comparisons = compare(row, ours, judge=not changed)
+    comparisons = compare_scores(row, ours, judge=not changed)
     word, statement = verdict(row, changed, comparisons)
     return {
         "row": name,
-        "title": row.title if not changed else f"Not a repeat of {row.title}: {_what(runs)}",
+        "title": row.title if not changed else f"Not a repeat of {row.title}: {_description(runs)}",
         "verdict": word,
         "statement": statement,
         "changed": changed,
@@ -70,17 +86,17 @@ def make_card(
         ),
         "trained_on": _common(f"{images(run)['train']} images" for run in runs),
         "data": _common(_portable(_without(run["stream"], "identity")) for run in runs),
-        **{key: _common(_portable(run[key]) for run in runs) for key in SHARED},
+        **{key: _common(_portable(run[key]) for run in runs) for key in SHARED_FACTS},
         "config": _portable(_without(runs[0]["config"], "seed", "run_dir")),
     }
 
 
-def _table(comparisons: Sequence[Comparison]) -> list[list[str]]:
+def _table(comparisons: Sequence[ScoreComparison]) -> list[list[str]]:
     """Lines of cells, the head first."""
     head = ["score", "compared with", "reported", "ours", "difference", "allowed", "verdict"]
     return [head] + [
         [
-            SCORES[item.score],
+            SCORES[item.score].short,
             item.source,
             str(item.reported),
             str(item.ours),
@@ -92,8 +108,8 @@ def _table(comparisons: Sequence[Comparison]) -> list[list[str]]:
     ]
 
 
-def _what(runs: Sequence[Mapping[str, Any]]) -> str:
-    """What was run, where it is not the row: method, stream and backbone as they are configured."""
+def _description(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Method, stream and backbone of runs that are not the row."""
     tasks = _common(f"{len(run['tasks'])} tasks" for run in runs)
     parts = [
         _common(run["method"] for run in runs),
@@ -107,10 +123,9 @@ def _what(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _run(directory: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """One seed: scores in percent, seconds on the clock, the first classes of its order."""
-    scores = {name: 100 * record[name] for name in (*SCORES, "sample_weighted_accuracy")}
     return {
         "seed": record["seed"],
-        **scores,
+        **percent_scores(record),
         "seconds": sum(record["seconds"]["per_task"]),
         "first_classes": record["class_order"][:5],
         "stream_identity": record["stream"]["identity"],
@@ -124,7 +139,7 @@ def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _common(values: Iterable[Any]) -> Any:
-    """What all have in common, or the list of different values."""
+    """The value that all share, or the list of different values."""
     different: list[Any] = []
     for value in values:
         if value not in different:
@@ -133,8 +148,8 @@ def _common(values: Iterable[Any]) -> Any:
 
 
 def _portable(value: Any) -> Any:
-    """`value` with absolute paths cut to their last part: in a word key=path, or anywhere in a
-    nested value.
+    """`value` with absolute paths cut to their last part, also in a text key=path and inside
+    lists and mappings.
     """
     if isinstance(value, Mapping):
         return {key: _portable(item) for key, item in value.items()}
@@ -143,80 +158,112 @@ def _portable(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     key, equals, path = value.rpartition("=")
-    return (
-        f"{key}{equals}{Path(path).name}" if os.path.isabs(path) or path.startswith("~") else value
-    )
+    if os.path.isabs(path) or path.startswith("~"):
+        return f"{key}{equals}{Path(path).name}"
+    return value
 
 
 def markdown(card: Mapping[str, Any]) -> str:
     """The card as a page to read."""
     import yaml
 
-    runs = [
-        [
-            "seed",
-            *SCORES.values(),
-            "all images",
-            "seconds",
-            "class order starts",
-            "config hash",
-            "directory",
-        ]
-    ]
-    for run in card["runs"]:
-        scores = [f"{run[name]:.2f}" for name in (*SCORES, "sample_weighted_accuracy")]
-        classes = ", ".join(map(str, run["first_classes"]))
-        runs.append(
-            [
-                str(run["seed"]),
-                *scores,
-                f"{run['seconds']:.0f}",
-                classes,
-                f"`{run['config_hash']}`",
-                run["directory"],
-            ]
-        )
-    runs.append(
-        ["mean", *(str(Mean(**mean)) for mean in card["means"].values()), "", "", "", "", ""]
-    )
+    title = card["title"] if card["changed"] else f"{card['title']}: {card['verdict']}"
+    facts = [f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in _facts(card).items()]
+    config = yaml.safe_dump(card["config"], sort_keys=False, allow_unicode=True)
     sections = [
-        f"# {card['title']}" + ("" if card["changed"] else f": {card['verdict']}"),
+        f"# {title}",
         f"Row `{card['row']}`, from Le et al. 2026 (arXiv 2509.24483): {card['statement']}.",
         card["note"],
         f"    {card['command']}",
-        markdown_grid(card["table"]) if card["comparisons"] else "",
-        card["rule"] if card["comparisons"] else "",
-        markdown_grid(runs),
-        "FAA, CAA and forgetting weigh tasks equally, `all images` is the accuracy over all of "
-        "them; percent. Seconds "
-        "are on the clock: training, alignment and evaluation.",
-        "\n".join(
-            f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in _facts(card).items()
-        ),
+        *([markdown_grid(card["table"]), card["rule"]] if card["comparisons"] else []),
+        markdown_grid(_run_grid(card)),
+        "Scores are in percent and weigh tasks equally, except for `all images`. Seconds are on "
+        "the clock: training, alignment and evaluation.",
+        "\n".join(facts),
         "The configuration, but for the seed:",
-        f"```yaml\n{yaml.safe_dump(card['config'], sort_keys=False, allow_unicode=True)}```",
+        f"```yaml\n{config}```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def _run_grid(card: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each seed and one for the means, the head first."""
+    facts = ["seconds", "class order starts", "config hash", "directory"]
+    names = list(card["means"])
+    head = ["seed", *(SCORES[name].short for name in names), *facts]
+    lines = [
+        [
+            str(run["seed"]),
+            *(f"{run[name]:.2f}" for name in names),
+            f"{run['seconds']:.0f}",
+            ", ".join(map(str, run["first_classes"])),
+            f"`{run['config_hash']}`",
+            run["directory"],
+        ]
+        for run in card["runs"]
+    ]
+    means = [str(SeedMean(**mean)) for mean in card["means"].values()]
+    return [head, *lines, ["mean", *means, *[""] * len(facts)]]
+
+
 def screen(card: Mapping[str, Any]) -> str:
     """The card in short, for a terminal."""
-    seeds = ("seed " if len(card["runs"]) == 1 else "seeds ") + ", ".join(
-        str(run["seed"]) for run in card["runs"]
+    seeds = ", ".join(str(run["seed"]) for run in card["runs"])
+    seeds = f"seed {seeds}" if len(card["runs"]) == 1 else f"seeds {seeds}"
+    ours = ", ".join(
+        f"{SCORES[name].short} {SeedMean(**mean)}" for name, mean in card["means"].items()
     )
-    ours = ", ".join(f"{SCORES[score]} {Mean(**mean)}" for score, mean in card["means"].items())
+    comparison = []
+    if card["comparisons"]:
+        comparison = [aligned(card["table"]), textwrap.fill(card["rule"], 100)]
     sections = [
         f"{card['title']}, {seeds}: {ours} (percent)",
-        aligned(card["table"]) if card["comparisons"] else "",
-        textwrap.fill(card["rule"], 100) if card["comparisons"] else "",
+        *comparison,
         textwrap.fill(card["note"], 100),
         f"{card['verdict']}: {card['statement']}",
     ]
     return "\n\n".join(section for section in sections if section)
 
 
+def write_card(card: Mapping[str, Any], path: Path) -> Path:
+    """Write the card as Markdown and JSON.
+
+    Args:
+        card: The result of `make_card`.
+        path: Where, without a suffix.
+
+    Returns:
+        The path of the Markdown file.
+    """
+    content = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path.with_name(f"{path.name}.json"), content.encode())
+    page = path.with_name(f"{path.name}.md")
+    write_atomically(page, markdown(card).encode())
+    return page
+
+
+def checkout_state() -> dict[str, Any] | None:
+    """The commit of the checkout that this package is in, and whether smope/ or conf/ differ.
+
+    None outside a checkout, or if git fails.
+    """
+    if not (CHECKOUT / ".git").exists():
+        return None
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--", "smope", "conf")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.strip(), "uncommitted_changes": "yes" if changes else "no"}
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(CHECKOUT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def _facts(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What is listed below the tables."""
+    """Facts that are listed below the tables, by name."""
     excluded = card["config"]["router"].get("exclude_unused_experts")
     unused = {
         True: "cannot be chosen, as while the authors' program trains "
@@ -228,7 +275,7 @@ def _facts(card: Mapping[str, Any]) -> dict[str, Any]:
         "evaluated on": card["evaluated_on"],
         "trained on": card["trained_on"],
         **({"experts never used, at evaluation": unused[excluded]} if excluded is not None else {}),
-        **{name: card[name] for name in ("data", *SHARED)},
+        **{name: card[name] for name in ("data", *SHARED_FACTS)},
         "checkout": card["checkout"] or "none",
     }
 

@@ -1,9 +1,9 @@
-"""Experiment trackers beside the run directory, which has it all: W&B, TensorBoard, CSV. No other
-file knows them.
+"""What every experiment tracker has in common.
 
-A tracker hears of training steps (`log_steps`, some at a time, if it wants), each epoch (`log`),
-each task (`end_task`) and the end (`finish`). A resumed run logs again what came after its
-checkpoint; these numbers are the same, and W&B and TensorBoard keep one of each step.
+The run directory has all results; a tracker shows them elsewhere too. It receives training steps
+(`log_steps`, several at a time), epochs (`log`), tasks (`end_task`) and the end (`finish`). A
+resumed run logs again what came after its checkpoint. These numbers are the same, and W&B and
+TensorBoard keep one of each step.
 """
 
 from __future__ import annotations
@@ -19,34 +19,51 @@ Draw = Callable[[Matrix, Path, Mapping[str, Any]], dict[str, bytes]]
 
 
 class Tracker:
-    """Receives what a run measures; this one keeps nothing.
+    """Receives what a run measures; this base class ignores it.
 
-    wants_steps: whether `log_steps` is of any use to it.
-    draw: makes the pictures of a finished task; none are shown where it is not set.
+    wants_steps: whether the tracker uses `log_steps`.
+    draw:        makes the pictures of a finished task; without it, none are shown.
     """
 
     wants_steps: bool = False
     draw: Draw | None = None
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
-        """Called once before training, or before going on after `step` training steps."""
+        """Called once before training.
+
+        Args:
+            config: The run's configuration as plain values.
+            run_dir: The run directory; its run.json is written already.
+            name: The configured name of the run.
+            step: Training steps so far, more than 0 in a resumed run.
+        """
 
     def log_steps(self, rows: Sequence[Mapping[str, float]], first: int) -> None:
-        """Losses and learning rates of training steps `first`, `first` + 1 and so on, counted from
-        1 over the run.
+        """Losses and learning rates of training steps.
+
+        Args:
+            rows: One mapping for each step.
+            first: The number of the first of these steps, counted from 1 over the run.
         """
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """One epoch's losses and learning rate."""
+        """Losses and learning rate of an epoch, which ended after `step` training steps."""
 
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
-        """A task is evaluated: the accuracy matrix so far, a row a task, and the scores that
-        follow from it.
+        """Called when a task is evaluated.
+
+        Args:
+            matrix: The accuracy matrix so far, a row for each finished task.
+            scores: The scores of this matrix by name.
+            step: Training steps so far.
         """
 
     def finish(self, scores: Mapping[str, Any], status: str) -> None:
-        """Called once after training, also where it was broken off, with the scores so far and
-        run.json's status.
+        """Called once after training, also if it failed or was interrupted.
+
+        Args:
+            scores: The scores so far by name.
+            status: The status in run.json.
         """
 
 
@@ -55,51 +72,57 @@ class NoTracker(Tracker):
 
 
 class Guarded(Tracker):
-    """Passes everything on; at the first exception it tells once and passes nothing on any more.
+    """Forwards to a tracker until its first exception, which is printed once.
 
-    Whatever a service answers must not cost a run.
+    A tracking service that fails must not stop a run.
     """
 
-    def __init__(self, tracker: Tracker, tell: Callable[[str], object]) -> None:
+    def __init__(self, tracker: Tracker, warn: Callable[[str], object]) -> None:
         self.tracker: Tracker = tracker
-        self._tell = tell
+        self._warn = warn
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
-        self._pass_on("start", config, run_dir, name, step)
+        self._forward("start", config, run_dir, name, step)
 
     @property
     def wants_steps(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.tracker.wants_steps
 
     def log_steps(self, rows: Sequence[Mapping[str, float]], first: int) -> None:
-        self._pass_on("log_steps", rows, first)
+        self._forward("log_steps", rows, first)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        self._pass_on("log", values, step)
+        self._forward("log", values, step)
 
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
-        self._pass_on("end_task", matrix, scores, step)
+        self._forward("end_task", matrix, scores, step)
 
     def finish(self, scores: Mapping[str, Any], status: str) -> None:
-        self._pass_on("finish", scores, status)
+        self._forward("finish", scores, status)
 
-    def _pass_on(self, what: str, *arguments: Any) -> None:
+    def _forward(self, what: str, *arguments: Any) -> None:
         try:
             getattr(self.tracker, what)(*arguments)
-        except Exception as error:  # of a library or service of somebody else's
+        except Exception as error:  # the library or service may raise anything
             name = type(self.tracker).__name__
-            how = "did not start" if what == "start" else f"failed in {what}"
+            failure = "did not start" if what == "start" else f"failed in {what}"
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._tell(f"no tracking: {name} {how} ({reason}); training goes on")
+            self._warn(f"no tracking: {name} {failure} ({reason}); training goes on")
             self.tracker = Tracker()
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The values that are numbers."""
     return {key: value for key, value in values.items() if isinstance(value, int | float)}
 
 
 def task_values(matrix: Matrix, scores: Mapping[str, Any]) -> dict[str, float]:
-    """What is known after a task, by name; tasks counted from 1."""
+    """Accuracies and scores after a task as numbers by name.
+
+    Args:
+        matrix: The accuracy matrix so far, a row for each finished task.
+        scores: The scores of this matrix by name.
+    """
     row = matrix[-1]
     accuracies = {f"accuracy/task_{task + 1}": value for task, value in enumerate(row)}
     named = {f"scores/{key}": value for key, value in numbers(scores).items()}
@@ -109,7 +132,17 @@ def task_values(matrix: Matrix, scores: Mapping[str, Any]) -> dict[str, float]:
 def pictures(
     draw: Draw | None, matrix: Matrix, run_dir: Path, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `draw` makes of a task, as arrays (height, width, 3); nothing without `draw`."""
+    """The pictures of a finished task.
+
+    Args:
+        draw: Makes the PNGs; without it there are none.
+        matrix: The accuracy matrix so far.
+        run_dir: The run directory.
+        config: The run's configuration.
+
+    Returns:
+        Arrays (height, width, 3) by name.
+    """
     if draw is None:
         return {}
     import numpy

@@ -13,9 +13,9 @@ from smope.trackers.base import Matrix, Tracker
 
 
 class CsvTracker(Tracker):
-    """scores.csv in the run directory: a row a task, with the mean accuracy and that on each task.
+    """Writes scores.csv into the run directory: a row for each task, mean accuracy and accuracies.
 
-    (metrics.csv, a row an epoch, is written in any case.)
+    Every run has metrics.csv, a row for each epoch, without a tracker.
     """
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:

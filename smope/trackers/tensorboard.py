@@ -11,7 +11,7 @@ from smope.trackers.base import Matrix, Tracker, numbers, pictures, task_values
 
 
 class TensorBoardTracker(Tracker):
-    """Event files in tensorboard/ of the run directory: `tensorboard --logdir RUN`.
+    """Writes event files into tensorboard/ of the run directory: `tensorboard --logdir RUN`.
 
     steps: whether to log every training step (step/...), not only epochs (train/...).
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,29 +10,30 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from smope.config.run_identity import group_name, method_name
 from smope.storage.files import write_atomically
+from smope.storage.run_directory import RunDirectory
 from smope.trackers.base import Matrix, Tracker, numbers, pictures, task_values
 
-INIT_SECONDS = 30.0  # that W&B may take to answer at the start; its own default is three times that
-# Configuration that a seed, a place or a service changes: runs that differ in nothing else belong
-# to one group.
-NOT_GROUPED = ("seed", "run_dir", "resume", "tracker")
+INIT_TIMEOUT_SECONDS = 30.0  # the default of W&B is three times that
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases: configuration, losses and learning rates of steps (step/...) and epochs
-    (train/...), scores of each task, matrix as table and heat map, expert load, and at the end the
-    small trained state with run.json and config.yaml as an artefact.
+    """Logs a run to Weights & Biases.
 
-    mode:     "auto": as WANDB_MODE says, else online where an API key is configured, else offline.
-              It never prompts.
-    group:    null: the name and a hash of the configuration without its seed, so that seeds stand
-              together.
-    job_type: null: the method.
+    Logged are the configuration, losses and learning rates of steps (step/...) and epochs
+    (train/...), the scores after each task, the accuracy matrix as a table and a heat map, the load
+    of experts, and at the end an artefact with the last checkpoint, run.json and config.yaml.
+
+    mode:     "auto" follows WANDB_MODE; without it, online if an API key is configured, else
+              offline. It never prompts.
+    group:    null groups runs as `smope collect` does: one group for all runs that differ in
+              nothing but the seed, see smope.config.run_identity.
+    job_type: null means the method.
     upload:   whether to log the artefact.
     steps:    whether to log every training step, not only epochs.
 
-    A resumed run goes on in the same W&B run, whose identifier is kept in wandb.json of the run
+    A resumed run continues the same W&B run, whose identifier is in wandb.json of the run
     directory.
     """
 
@@ -63,22 +63,23 @@ class WandbTracker(Tracker):
         if mode == "online" and not _has_key():
             raise RuntimeError("no API key: run `wandb login`, or take tracker.mode=offline")
         self._run_dir, self._config = run_dir, config
+        record = {**RunDirectory(run_dir).read_record(), "config": config}
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,
-            group=self.group or _group(config, name),
-            job_type=self.job_type or str(config["method"]["_target_"]).split(".")[-2],
+            group=self.group or group_name(record),
+            job_type=self.job_type or method_name(record),
             name=f"{name}, seed {config['seed']}",
             id=_identifier(run_dir),
             resume="allow",
             dir=str(run_dir),
             config=dict(config),
             mode=mode,
-            settings=wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
+            settings=wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT_SECONDS),
         )
 
     def _mode(self) -> Literal["online", "offline", "disabled"]:
-        """The mode asked for; "auto" follows WANDB_MODE, then whether there is a key."""
+        """The configured mode; "auto" follows WANDB_MODE, then whether there is a key."""
         if self.mode != "auto":
             return self.mode
         wanted = os.environ.get("WANDB_MODE")
@@ -117,7 +118,7 @@ class WandbTracker(Tracker):
         self._run.finish(exit_code=0 if status == "finished" else 1)
 
     def _log_state(self) -> None:
-        """The last checkpoint (no backbone in it), the record and the configuration."""
+        """Log the last checkpoint (without the backbone), run.json and config.yaml."""
         import wandb
 
         artefact = wandb.Artifact(f"state-{self._run.id}", type="model")
@@ -129,7 +130,7 @@ class WandbTracker(Tracker):
 
 
 def _identifier(run_dir: Path) -> str:
-    """This run's name at W&B, made once and kept."""
+    """The identifier of this run at W&B; drawn once, then read from wandb.json."""
     path = run_dir / "wandb.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))["id"]
@@ -138,15 +139,8 @@ def _identifier(run_dir: Path) -> str:
     return identifier
 
 
-def _group(config: Mapping[str, Any], name: str) -> str:
-    kept = {key: value for key, value in config.items() if key not in NOT_GROUPED}
-    return f"{name}-{hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]}"
-
-
 def _has_key() -> bool:
-    """Whether W&B could log in without asking: a key, or an entry of its server, maybe one's own,
-    in the netrc file.
-    """
+    """Whether W&B can log in without a prompt: an API key, or its server in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smope.errors import UserError
-from smope.metrics import accuracy_matrix as metrics
+from smope.metrics.scores import all_scores
 
 
 @dataclass
@@ -109,23 +109,7 @@ class History:
 
     def scores(self) -> dict[str, float | None]:
         """The scores over the tasks learned so far, as fractions; None before the first."""
-        matrix = self.accuracy_matrix
-        if not matrix:
-            names = (
-                "final_average_accuracy",
-                "cumulative_average_accuracy",
-                "forgetting",
-                "sample_weighted_accuracy",
-            )
-            return dict.fromkeys(names)
-        return {
-            "final_average_accuracy": metrics.final_average_accuracy(matrix),
-            "cumulative_average_accuracy": metrics.cumulative_average_accuracy(matrix),
-            "forgetting": metrics.forgetting(matrix),
-            "sample_weighted_accuracy": metrics.sample_weighted_accuracy(
-                matrix[-1], self.test_images[: len(matrix)]
-            ),
-        }
+        return all_scores(self.accuracy_matrix, self.test_images)
 
     def record(self) -> dict[str, Any]:
         """The part of run.json that changes during a run."""

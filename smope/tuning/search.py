@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 from smope.config.config import Config, chosen_name, replaced
 from smope.config.identity import flatten, may_move
 from smope.errors import UserError
-from smope.metrics.accuracy_matrix import Matrix, average_accuracy, cumulative_average_accuracy
+from smope.metrics.accuracy_matrix import Matrix
+from smope.metrics.scores import SCORES
 from smope.run.partial import EndEarly, PartialRun
 from smope.run.prepare import prepare
 from smope.run.train import train
@@ -63,7 +64,7 @@ def search(job: Search) -> None:
     failures = 0
     while (claim := study.claim()) is not None:
         try:
-            scored = _run(claim, study, job)
+            scored = _run(claim, study, job, protocol)
         except KeyboardInterrupt:
             print(
                 f"stopped in trial {claim.number}; the same command goes on with it: {job.command}",
@@ -155,14 +156,14 @@ def _heading(
     return [*lines, f"study: {folder}"]
 
 
-def _run(claim: Claim, study: Study, job: Search) -> bool:
+def _run(claim: Claim, study: Study, job: Search, protocol: Protocol) -> bool:
     """Run one trial to its end and report it to Optuna. Returns whether it has a score."""
     values = ", ".join(f"{key}={short(value)}" for key, value in claim.values.items())
     print(
         f"trial {claim.number}: {values}{' (killed before, going on)' if claim.resume else ''}",
         flush=True,
     )
-    reports = _Reports(claim, study, job.settings)
+    reports = _Reports(claim, study, protocol)
     partial = PartialRun(
         job.settings.first_tasks,
         reports.after_task,
@@ -182,12 +183,13 @@ def _run(claim: Claim, study: Study, job: Search) -> bool:
     if record["status"] == "ended early":
         study.optuna.tell(claim.trial, state=TrialState.PRUNED)
         print(
-            f"trial {claim.number}: ended early, below the median of the others after this task",
+            f"trial {claim.number}: ended early, worse than the median of the others after this "
+            f"task",
             flush=True,
         )
     else:
         matrix = record["accuracy_matrix"]
-        score = _score(matrix, job.settings)
+        score = _score(matrix, protocol)
         claim.trial.set_user_attr("row", matrix[-1])
         reports.catch_up(matrix)
         study.optuna.tell(claim.trial, score)
@@ -201,18 +203,18 @@ def _run(claim: Claim, study: Study, job: Search) -> bool:
 class _Reports:
     """Reports the score after each task to Optuna, which may end the trial early."""
 
-    def __init__(self, claim: Claim, study: Study, settings: TuneSettings) -> None:
+    def __init__(self, claim: Claim, study: Study, protocol: Protocol) -> None:
         self.claim = claim
-        self.settings = settings
+        self.protocol = protocol
         self._reported = 0
 
     def after_task(self, history: History) -> None:
         self.catch_up(history.accuracy_matrix)
         done = len(history.accuracy_matrix)
-        score = _score(history.accuracy_matrix, self.settings)
-        if done < self.settings.first_tasks:
+        score = _score(history.accuracy_matrix, self.protocol)
+        if done < self.protocol.first_tasks:
             print(
-                f"  after task {done} of {self.settings.first_tasks}: {100 * score:.2f} %",
+                f"  after task {done} of {self.protocol.first_tasks}: {100 * score:.2f} %",
                 flush=True,
             )
             if self.claim.trial.should_prune():
@@ -221,15 +223,13 @@ class _Reports:
     def catch_up(self, matrix: Matrix) -> None:
         """Report the rows that are new, also those of an earlier trial that this one continues."""
         for row in range(self._reported, len(matrix)):
-            self.claim.trial.report(_score(matrix[: row + 1], self.settings), row)
+            self.claim.trial.report(_score(matrix[: row + 1], self.protocol), row)
         self._reported = len(matrix)
 
 
-def _score(matrix: Matrix, settings: TuneSettings) -> float:
+def _score(matrix: Matrix, protocol: Protocol) -> float:
     """The score after as many tasks as the matrix has rows."""
-    if settings.score == "cumulative_average_accuracy":
-        return cumulative_average_accuracy(matrix)
-    return average_accuracy(matrix, len(matrix) - 1)
+    return SCORES[protocol.score].function(matrix, protocol.images[: len(matrix)])
 
 
 def _value(trial: Any) -> float:

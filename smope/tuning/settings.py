@@ -15,6 +15,7 @@ from smope.config.signatures import keys_of
 from smope.config.value_types import convert, describe, fits, shown
 from smope.declare.ranges import AtLeast, Share
 from smope.errors import UserError
+from smope.metrics.scores import SCORES
 
 TUNE_OVERRIDE = re.compile(r"\+{0,2}tune(\.[\w.]+)?=")
 
@@ -28,9 +29,7 @@ class TuneSettings:
     """
 
     first_tasks: Annotated[int, AtLeast(1)] = 3
-    score: Literal["final_average_accuracy", "cumulative_average_accuracy"] = (
-        "final_average_accuracy"
-    )
+    score: str = "final_average_accuracy"
     rank_on: Literal["validation", "test"] = "validation"
     validation_fraction: Annotated[float, Share(with_0=False, with_1=False)] = 0.2
     trials: Annotated[int, AtLeast(1)] = 20
@@ -117,4 +116,10 @@ def _checked(values: Mapping[str, Any]) -> TuneSettings:
                 f"tune.{name}={shown(key.default)}"
             )
         key.check(f"tune.{name}", value)
+    score = values.get("score", TuneSettings.score)
+    if score not in SCORES:
+        raise UserError(
+            f"tune.score must be one of {', '.join(SCORES)}, got {shown(score)}; write for example "
+            f"tune.score={TuneSettings.score}"
+        )
     return TuneSettings(**{name: convert(value, keys[name].kind) for name, value in values.items()})

@@ -33,6 +33,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from smope.config.value_types import shown
 from smope.errors import UserError
+from smope.metrics.scores import SCORES
 from smope.seeding import stable_seed
 from smope.storage.files import lock_file, write_atomically
 from smope.tuning.settings import TuneSettings
@@ -88,7 +89,7 @@ class Study:
             self.optuna = optuna.create_study(
                 storage=storage,
                 study_name="smope",
-                direction="maximize",
+                direction="maximize" if SCORES[settings.score].better == "high" else "minimize",
                 load_if_exists=True,
                 pruner=_pruner(settings),
             )

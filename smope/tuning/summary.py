@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from smope.config.value_types import shown
 from smope.console.markup import aligned, csv_grid
+from smope.metrics.scores import SCORES
 from smope.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def write(study: Study, protocol: Protocol) -> None:
     write_atomically(
         study.folder / "trials.csv", f"{csv_grid(_lines(study, trials, protocol))}\n".encode()
     )
-    best = _ranked(trials)[:1]
+    best = _ranked(trials, protocol)[:1]
     if best:
         text = json.dumps(_best(study, best[0], protocol), indent=1, ensure_ascii=False)
         write_atomically(study.folder / "best.json", f"{text}\n".encode())
@@ -70,7 +71,7 @@ def write(study: Study, protocol: Protocol) -> None:
 def result(study: Study, protocol: Protocol) -> str:
     """The text at the end of a search."""
     trials = study.trials
-    ranked = _ranked(trials)
+    ranked = _ranked(trials, protocol)
     lines = ["", *([protocol.mark] if protocol.mark else []), _counts(trials)]
     running = study.running_elsewhere()
     if running:
@@ -97,10 +98,11 @@ def result(study: Study, protocol: Protocol) -> str:
     )
 
 
-def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that finished, the best first; of equal ones the earlier first."""
+def _ranked(trials: Sequence[FrozenTrial], protocol: Protocol) -> list[FrozenTrial]:
+    """Trials that finished, best first; of equals the earlier one."""
     finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    return sorted(finished, key=lambda trial: (-(trial.value or 0.0), trial.number))
+    sign = -1 if SCORES[protocol.score].better == "high" else 1
+    return sorted(finished, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
 def _best(study: Study, trial: FrozenTrial, protocol: Protocol) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def _state(trial: FrozenTrial) -> str:
 def _table(study: Study, ranked: Sequence[FrozenTrial], protocol: Protocol) -> str:
     names = [key.partition(".")[2] for key in study.space]
     keys = names if len(set(names)) == len(names) else list(study.space)
-    score = {"final_average_accuracy": "FAA", "cumulative_average_accuracy": "CAA"}[protocol.score]
+    score = SCORES[protocol.score].short
     lines = [
         ["trial", f"{score} ({protocol.ranked_on})", *_task_columns(protocol), *keys, "seconds"]
     ]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy
 from safetensors.numpy import save_file
 
-from smope.analysis.runs import Run, load_runs
+from smope.analysis.loading import load_runs
+from smope.analysis.run import Run
 
 # Two tasks of two classes; four test images each. After task 1 the first task is all right; after
 # task 2 one image of class 0 goes to class 1 (within the task) and one of class 1 to class 2
@@ -26,27 +27,43 @@ def logits_for(predicted: list[int], classes: int, size: float = 2.0) -> numpy.n
 
 
 def write_run(
-    path: Path, *, evidence: dict[int, dict[str, Any]] | None = None, **changes: Any
+    path: Path, *, snapshots: dict[int, dict[str, Any]] | None = None, **changes: Any
 ) -> Path:
-    """A finished run of MATRIX, changed at will; `evidence`: arrays after each task, or none."""
+    """A finished run of MATRIX, changed at will; `snapshots`: arrays after each task, or none."""
     record: dict[str, Any] = {
-        "format_version": 1, "status": "finished", "seed": 0, "method": "smope", "accuracy_matrix": MATRIX,
-        "stream": {"name": "made", "content_hash": "c", "identity": "i"}, "class_names": ["a", "b", "c", "d"],
-        "tasks": [{"name": f"task {t}", "classes": [2 * t, 2 * t + 1], "train": 4, "test": 4} for t in range(2)],
-        "config": {"seed": 0, "name": "made", "method": {"_target_": "smope.methods.smope.SMoPE", "num_experts": 4}},
-        "evaluated_on": "test", "trainable_parameters": {"prompt": 10, "classifier": 4}, "images_per_second": 2.0,
+        "format_version": 1,
+        "status": "finished",
+        "seed": 0,
+        "method": "smope",
+        "accuracy_matrix": MATRIX,
+        "stream": {"name": "made", "content_hash": "c", "identity": "i"},
+        "class_names": ["a", "b", "c", "d"],
+        "tasks": [
+            {"name": f"task {t}", "classes": [2 * t, 2 * t + 1], "train": 4, "test": 4}
+            for t in range(2)
+        ],
+        "config": {
+            "seed": 0,
+            "name": "made",
+            "method": {"_target_": "smope.methods.smope.SMoPE", "num_experts": 4},
+        },
+        "evaluated_on": "test",
+        "trainable_parameters": {"prompt": 10, "classifier": 4},
+        "images_per_second": 2.0,
         "seconds": {"train": 1.0, "align": 0.5, "eval": 0.25, "wait": 0.0, "per_task": [1.0, 0.75]},
-        "device": "cpu", "threads": 1, "config_hash": "0" * 12,
-    }  # fmt: skip
+        "device": "cpu",
+        "threads": 1,
+        "config_hash": "0" * 12,
+    }
     path.mkdir(parents=True)
     (path / "run.json").write_text(json.dumps({**record, **changes}), encoding="utf-8")
     (path / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
-    if evidence is not None:
-        write_evidence(path, evidence)
+    if snapshots is not None:
+        write_snapshots(path, snapshots)
     return path
 
 
-def write_evidence(path: Path, evidence: dict[int, dict[str, Any]]) -> None:
+def write_snapshots(path: Path, snapshots: dict[int, dict[str, Any]]) -> None:
     folder = path / "analysis"
     folder.mkdir()
     metadata = {"format_version": "1"}
@@ -58,12 +75,12 @@ def write_evidence(path: Path, evidence: dict[int, dict[str, Any]]) -> None:
         "example_of": numpy.array([0, 4], numpy.uint32),
     }
     save_file(images, folder / "images.safetensors", metadata)
-    for after, arrays in evidence.items():
+    for after, arrays in snapshots.items():
         contiguous = {key: numpy.ascontiguousarray(value) for key, value in arrays.items()}
         save_file(contiguous, folder / f"task-{after:03d}.safetensors", metadata)
 
 
-def usual_evidence() -> dict[int, dict[str, Any]]:
+def usual_snapshots() -> dict[int, dict[str, Any]]:
     """PREDICTED, with logits that say the same."""
     return {
         after: {
@@ -75,26 +92,34 @@ def usual_evidence() -> dict[int, dict[str, Any]]:
 
 
 def usual_run(path: Path, **changes: Any) -> Run:
-    return load_runs(write_run(path, evidence=usual_evidence(), **changes))[0]
+    return load_runs(write_run(path, snapshots=usual_snapshots(), **changes))[0]
 
 
-def expert_evidence() -> dict[int, dict[str, Any]]:
+def expert_snapshots() -> dict[int, dict[str, Any]]:
     """One block of one head, four experts, two chosen. Task 1 uses experts 0 and 1; task 2 uses 1
     and 2. After task 2 one image of task 1 (the last, forgotten) has gone from {0, 1} to {1, 2};
     expert 0's key has doubled, the others' are as they were, and all values have grown by a half.
     Expert 3 is never chosen.
     """
-    evidence = usual_evidence()
+    snapshots = usual_snapshots()
     keys = numpy.ones((1, 4, 2), numpy.float32)
     moved = keys.copy()
     moved[0, 0] *= 2
     own, other = [[[0, 1]]], [[[1, 2]]]
-    evidence[1] |= {"experts.0": numpy.array([own] * 4, numpy.uint8)[:, 0], "keys.0": keys, "values.0": keys,
-                    "counts.0": numpy.array([[8, 8, 0, 0]])}  # fmt: skip
-    evidence[2] |= {"experts.0": numpy.array([own] * 3 + [other] * 5, numpy.uint8)[:, 0], "keys.0": moved,
-                    "values.0": 1.5 * keys, "counts.0": numpy.array([[8, 16, 8, 0]])}  # fmt: skip
-    return evidence
+    snapshots[1] |= {
+        "experts.0": numpy.array([own] * 4, numpy.uint8)[:, 0],
+        "keys.0": keys,
+        "values.0": keys,
+        "counts.0": numpy.array([[8, 8, 0, 0]]),
+    }
+    snapshots[2] |= {
+        "experts.0": numpy.array([own] * 3 + [other] * 5, numpy.uint8)[:, 0],
+        "keys.0": moved,
+        "values.0": 1.5 * keys,
+        "counts.0": numpy.array([[8, 16, 8, 0]]),
+    }
+    return snapshots
 
 
 def expert_run(path: Path, **changes: Any) -> Run:
-    return load_runs(write_run(path, evidence=expert_evidence(), **changes))[0]
+    return load_runs(write_run(path, snapshots=expert_snapshots(), **changes))[0]

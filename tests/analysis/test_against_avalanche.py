@@ -73,7 +73,7 @@ def test_avalanche_s_stream_accuracy_is_weighted_by_images() -> None:
 
 def test_confusion_and_class_accuracy_are_avalanche_s(tmp_path: Path) -> None:
     run = usual_run(tmp_path / "run")
-    snapshot = run.evidence.last
+    snapshot = run.snapshots.last
     labels, predicted = torch.tensor(snapshot.labels), torch.tensor(snapshot.predicted)
     matrix = ConfusionMatrix(num_classes=4)
     matrix.update(labels, predicted)
@@ -88,7 +88,7 @@ def test_confusion_and_class_accuracy_are_avalanche_s(tmp_path: Path) -> None:
 def test_the_mean_over_classes_and_time_is_avalanche_s_amca(tmp_path: Path) -> None:
     run, metric = usual_run(tmp_path / "run"), AverageMeanClassAccuracy()
     for after in (1, 2):
-        snapshot = run.evidence.after(after)
+        snapshot = run.snapshots.after(after)
         labels, predicted = (
             torch.tensor(part[snapshot.seen]) for part in (snapshot.labels, snapshot.predicted)
         )

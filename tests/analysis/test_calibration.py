@@ -11,11 +11,11 @@ import numpy
 import pytest
 from sklearn.metrics import brier_score_loss
 
-from smope.analysis import calibration, load_runs, open_set
+from smope.analysis import calibration_scores, load_runs, open_set_scores
 from smope.analysis.calibration import brier_score, expected_calibration_error, reliability
 from smope.analysis.open_set import auroc, fpr95
 from smope.errors import UserError
-from tests.analysis.made_runs import LABELS, logits_for, usual_evidence, usual_run, write_run
+from tests.analysis.made_runs import LABELS, logits_for, usual_run, usual_snapshots, write_run
 
 
 def test_calibration_error_by_hand() -> None:
@@ -56,7 +56,7 @@ def test_brier_by_hand_and_by_scikit_learn() -> None:
 
 
 def test_calibration_of_a_run(tmp_path: Path) -> None:
-    first, second = calibration(usual_run(tmp_path / "run")).to_dict("records")
+    first, second = calibration_scores(usual_run(tmp_path / "run")).to_dict("records")
     confidence = math.exp(2) / (math.exp(2) + 3)
     assert first["ece"] == pytest.approx(1 - math.exp(2) / (math.exp(2) + 1))
     assert math.isnan(first["prediction_bias"])
@@ -80,14 +80,14 @@ def test_areas_and_rates_by_hand() -> None:
 
 
 def test_open_set_of_a_run(tmp_path: Path) -> None:
-    evidence = usual_evidence()
+    snapshots = usual_snapshots()
     predicted = [0, 0, 1, 1, 0, 0, 0, 0]
     logits = logits_for(predicted, 2)
     logits[4:] *= 0.5  # images of unknown classes are less sure
     logits[3] *= 0.25  # and one known image less than they
-    evidence[1] = {"logits": logits, "predicted": numpy.array(predicted, numpy.uint16)}
-    (run,) = load_runs(write_run(tmp_path / "run", evidence=evidence))
-    (row,) = open_set(run).to_dict("records")
+    snapshots[1] = {"logits": logits, "predicted": numpy.array(predicted, numpy.uint16)}
+    (run,) = load_runs(write_run(tmp_path / "run", snapshots=snapshots))
+    (row,) = open_set_scores(run).to_dict("records")
     assert (row["after_task"], row["known"], row["unknown"]) == (1, 4, 4)
     assert row["probability_auroc"] == row["logit_auroc"] == 12 / 16
     assert row["probability_fpr95"] == row["logit_fpr95"] == 1.0
@@ -96,4 +96,4 @@ def test_open_set_of_a_run(tmp_path: Path) -> None:
 
 def test_open_set_needs_images_of_tasks_to_come(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.record=all"):
-        open_set(usual_run(tmp_path / "run"))
+        open_set_scores(usual_run(tmp_path / "run"))

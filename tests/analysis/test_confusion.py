@@ -1,4 +1,4 @@
-"""Errors within and between tasks, confusion and forgetting of classes, on a run of eight images."""
+"""Errors within and between tasks, confusion, forgetting of classes: a run of eight images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from smope.analysis import (
     split_errors,
     task_confusion,
 )
-from smope.analysis.runs import Run
+from smope.analysis.run import Run
 from smope.errors import UserError
-from tests.analysis.made_runs import logits_for, usual_evidence, usual_run, write_run
+from tests.analysis.made_runs import logits_for, usual_run, usual_snapshots, write_run
 
 
 @pytest.fixture
@@ -30,13 +30,20 @@ def run(tmp_path: Path) -> Run:
 
 def test_errors_within_and_between_tasks(run: Run) -> None:
     first, second = split_errors(run).to_dict("records")
-    assert first == {"after_task": 1, "images": 4, "accuracy": 1.0, "within_task": 0.0, "between_tasks": 0.0,
-                     "into_newest": 0.0, "told_task": 1.0}  # fmt: skip
+    assert first == {
+        "after_task": 1,
+        "images": 4,
+        "accuracy": 1.0,
+        "within_task": 0.0,
+        "between_tasks": 0.0,
+        "into_newest": 0.0,
+        "known_task": 1.0,
+    }
     assert second["accuracy"] == 6 / 8
     assert second["within_task"] == second["between_tasks"] == second["into_newest"] == 1 / 8
     # told the task, the image of class 1 is left with equal logits for 0 and 1: the first is taken,
     # which is wrong
-    assert second["told_task"] == 6 / 8
+    assert second["known_task"] == 6 / 8
 
 
 def test_confusion_between_tasks(run: Run) -> None:
@@ -76,19 +83,19 @@ def three(tmp_path: Path) -> Run:
         2: [0, 0, 1, 1, 2, 3, 3, 3],
         3: [2, 4, 1, 4, 2, 3, 3, 4, 4, 4, 5, 5],
     }
-    evidence = {
+    snapshots = {
         after: {"logits": logits_for(row, 2 * after), "predicted": numpy.array(row, numpy.uint16)}
         for after, row in predicted.items()
     }
-    evidence[3]["logits"][[0, 1, 3], 0] = evidence[3]["logits"][7, 3] = 1
+    snapshots[3]["logits"][[0, 1, 3], 0] = snapshots[3]["logits"][7, 3] = 1
     tasks = [
         {"name": f"task {t}", "classes": [2 * t, 2 * t + 1], "train": 4, "test": 4}
         for t in range(3)
     ]
     matrix = [[0.75, None, None], [1.0, 0.75, None], [0.25, 0.5, 1.0]]
     changes = {"tasks": tasks, "class_names": list("abcdef"), "accuracy_matrix": matrix}
-    (run,) = load_runs(write_run(tmp_path / "three", evidence=evidence, **changes))
-    run.evidence._images.update(labels=numpy.array(labels), tasks=numpy.array(labels) // 2)
+    (run,) = load_runs(write_run(tmp_path / "three", snapshots=snapshots, **changes))
+    run.snapshots._images.update(labels=numpy.array(labels), tasks=numpy.array(labels) // 2)
     return run
 
 
@@ -96,7 +103,7 @@ def test_three_tasks_tell_the_parts_of_errors_apart(three: Run) -> None:
     after = split_errors(three).set_index("after_task").loc[3]
     # of 12 images five are wrong: one within its task (class 2 for 3), one into task 2, three into
     # the newest
-    parts = ("accuracy", "within_task", "between_tasks", "into_newest", "told_task")
+    parts = ("accuracy", "within_task", "between_tasks", "into_newest", "known_task")
     assert [round(12 * after[part]) for part in parts] == [7, 1, 4, 3, 10]
     assert task_confusion(three).to_numpy().tolist() == [
         [0.25, 0.25, 0.5],
@@ -117,11 +124,11 @@ def domain_run(path: Path, record: str = "all", **changes: Any) -> Run:
     """Two tasks with the same two classes; before the second, half of its images are classified
     right.
     """
-    evidence = usual_evidence()
+    snapshots = usual_snapshots()
     before = [0, 0, 1, 1, 0, 1, 1, 0] if record == "all" else [0, 0, 1, 1]
     after = [0, 0, 1, 1, 0, 0, 1, 1]
     for done, predicted in ((1, before), (2, after)):
-        evidence[done] = {
+        snapshots[done] = {
             "logits": logits_for(predicted, 2),
             "predicted": numpy.array(predicted, numpy.uint16),
         }
@@ -129,9 +136,9 @@ def domain_run(path: Path, record: str = "all", **changes: Any) -> Run:
         {"name": name, "classes": [0, 1], "train": 4, "test": 4} for name in ("photo", "sketch")
     ]
     (run,) = load_runs(
-        write_run(path, evidence=evidence, tasks=tasks, class_names=["a", "b"], **changes)
+        write_run(path, snapshots=snapshots, tasks=tasks, class_names=["a", "b"], **changes)
     )
-    labels = run.evidence._images["labels"]
+    labels = run.snapshots._images["labels"]
     labels[4:] = [0, 0, 1, 1]
     return run
 

@@ -1,5 +1,5 @@
 """Use and movement of experts, on one block with one head of four experts; see
-made_runs.expert_evidence.
+made_runs.expert_snapshots.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import pandas
 import pytest
 
 from smope.analysis import (
-    drift,
     drift_and_forgetting,
+    expert_drift,
     expert_load,
     expert_use,
     relation,
@@ -21,7 +21,7 @@ from smope.analysis import (
     task_overlap,
 )
 from smope.analysis.drift import change, rerouted
-from smope.analysis.runs import Run
+from smope.analysis.run import Run
 from smope.errors import UserError
 from tests.analysis.made_runs import expert_run, usual_run
 
@@ -60,7 +60,7 @@ def test_dead_and_effective_experts(run: Run) -> None:
 
 
 def test_drift(run: Run) -> None:
-    (row,) = drift(run).to_dict("records")
+    (row,) = expert_drift(run).to_dict("records")
     assert row == {
         "after_task": 2,
         "block": 1,
@@ -90,15 +90,21 @@ def test_the_order_of_choices_does_not_matter() -> None:
 
 def test_forgotten_images_and_their_routing(run: Run) -> None:
     forgotten, kept = rerouting_of_images(run).to_dict("records")
-    assert forgotten == {"kept": False, "images": 2, "rerouted": pytest.approx(0.25)}
-    assert kept == {"kept": True, "images": 2, "rerouted": pytest.approx(0.0)}
+    assert forgotten == {"still_right": False, "images": 2, "rerouted": pytest.approx(0.25)}
+    assert kept == {"still_right": True, "images": 2, "rerouted": pytest.approx(0.0)}
 
 
 def test_relation_by_hand() -> None:
     frame = pandas.DataFrame(
-        {"lost": [0.1, 0.2, 0.3, 0.4], "keys": [1, 2, 3, 4], "values": [4, 3, 2, 1], "rerouted": [1, 1, 1, 1],
-         "overlap": [1, 3, 2, 4], "dead": [2, 1, 4, 3]}
-    )  # fmt: skip
+        {
+            "lost": [0.1, 0.2, 0.3, 0.4],
+            "keys": [1, 2, 3, 4],
+            "values": [4, 3, 2, 1],
+            "rerouted": [1, 1, 1, 1],
+            "overlap": [1, 3, 2, 4],
+            "dead": [2, 1, 4, 3],
+        }
+    )
     table = relation(frame)
     assert table.loc["keys", "rho"] == pytest.approx(1.0)
     assert table.loc["values", "rho"] == pytest.approx(-1.0)
@@ -115,11 +121,11 @@ def test_a_method_without_experts_is_told_apart(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="method ncm chooses no experts"):
             function(plain)
     with pytest.raises(UserError, match="method ncm has no experts"):
-        drift(plain)
+        expert_drift(plain)
 
 
 def test_movement_leaves_out_what_was_not_recorded(run: Run) -> None:
     (run.path / "analysis" / "task-001.safetensors").unlink()
-    assert drift(run).empty
+    assert expert_drift(run).empty
     assert drift_and_forgetting(run).empty
     assert rerouting_of_images(run).empty

@@ -23,7 +23,7 @@ from smope.analysis import (
     split_errors,
     summarise,
 )
-from smope.analysis.runs import comparable
+from smope.analysis.labels import comparable
 from smope.errors import UserError
 from tests.analysis.made_runs import usual_run, write_run
 
@@ -40,9 +40,16 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     run = load_runs(write_run(tmp_path / "run"))
     (row,) = scores(run).to_dict("records")
     assert row == {
-        "label": "smope", "seed": 0, "tasks": 2, "final_average_accuracy": 0.75, "cumulative_average_accuracy": 0.875,
-        "forgetting": 0.5, "backward_transfer": -0.5, "learning_accuracy": 1.0, "sample_weighted_accuracy": 0.75,
-    }  # fmt: skip
+        "label": "smope",
+        "seed": 0,
+        "tasks": 2,
+        "final_average_accuracy": 0.75,
+        "cumulative_average_accuracy": 0.875,
+        "forgetting": 0.5,
+        "backward_transfer": -0.5,
+        "learning_accuracy": 1.0,
+        "sample_weighted_accuracy": 0.75,
+    }
     assert accuracies(run)["accuracy"].tolist() == [1.0, 0.5, 1.0]
     assert curves(run)["average_accuracy"].tolist() == [1.0, 0.75]
     (lost,) = forgetting_by_task(run).to_dict("records")
@@ -126,9 +133,9 @@ def test_labels_tell_settings_of_one_stream_apart(tmp_path: Path) -> None:
     on_stream(tmp_path / "sorted", num_tasks=5, class_order="sorted")
     on_stream(tmp_path / "glyphs", num_tasks=7, name="glyphs", target="smope.streams.glyphs.load")
     assert {run.path.name: run.label for run in load_runs(tmp_path)} == {
-        "five": "smope on digits",
-        "ten": "smope on digits (num_tasks=10)",
-        "sorted": "smope on digits (class_order=sorted)",
+        "five": "smope on digits (class_order=random, num_tasks=5)",
+        "ten": "smope on digits (class_order=random, num_tasks=10)",
+        "sorted": "smope on digits (class_order=sorted, num_tasks=5)",
         "glyphs": "smope on glyphs",
     }
 
@@ -138,18 +145,35 @@ def test_places_and_caches_make_no_label_and_other_images_do(tmp_path: Path) -> 
     on_stream(tmp_path / "b", cache_dir="/cache", root="/elsewhere")
     assert {run.label for run in load_runs(tmp_path)} == {"smope"}
     on_stream(tmp_path / "c", content="d")
-    assert {run.label for run in load_runs(tmp_path)} == {"smope (images=c)", "smope (images=d)"}
+    assert {run.label for run in load_runs(tmp_path)} == {
+        "smope on digits (images=c)",
+        "smope on digits (images=d)",
+    }
 
 
 def test_labels_tell_what_methods_were_judged_on(tmp_path: Path) -> None:
     on_stream(tmp_path / "a", validation_fraction=0.2)
     stream = {"name": "digits", "content_hash": "c", "identity": "other"}
-    write_run(tmp_path / "b", stream=stream, method="ncm", config={
-        "seed": 0, "name": "made", "method": {"_target_": "smope.methods.ncm.NearestClassMean"},
-        "stream": {"_target_": "smope.streams.digits.load", "name": "digits", "validation_fraction": 0.0},
-    })  # fmt: skip
+    write_run(
+        tmp_path / "b",
+        stream=stream,
+        method="ncm",
+        config={
+            "seed": 0,
+            "name": "made",
+            "method": {"_target_": "smope.methods.ncm.NearestClassMean"},
+            "stream": {
+                "_target_": "smope.streams.digits.load",
+                "name": "digits",
+                "validation_fraction": 0.0,
+            },
+        },
+    )
     labels = [run.label for run in load_runs(tmp_path)]
-    assert labels == ["ncm (validation_fraction=0.0)", "smope (validation_fraction=0.2)"]
+    assert labels == [
+        "ncm on digits (validation_fraction=0.0)",
+        "smope on digits (validation_fraction=0.2)",
+    ]
 
 
 def test_trials_of_a_search_and_other_weights_are_not_repeats(tmp_path: Path) -> None:
@@ -158,6 +182,7 @@ def test_trials_of_a_search_and_other_weights_are_not_repeats(tmp_path: Path) ->
     write_run(
         tmp_path / "moved",
         backbone=weights,
+        seed=1,
         config={**config(), "backbone": {"weights": "/elsewhere"}},
     )
     write_run(
@@ -168,10 +193,11 @@ def test_trials_of_a_search_and_other_weights_are_not_repeats(tmp_path: Path) ->
     )
     write_run(tmp_path / "other", backbone={"name": "vit", "sha256": "b" * 64}, config=config())
     assert {run.path.name: run.label for run in load_runs(tmp_path)} == {
-        "whole": "smope",
-        "moved": "smope",
-        "trial": "smope (first_tasks=1, ranked_on=validation)",
-        "other": "smope (sha256=bbbbbbbbbbbb)",
+        "whole": "smope on made (backbone.sha256=aaaaaaaaaaaa)",
+        "moved": "smope on made (backbone.sha256=aaaaaaaaaaaa)",
+        "trial": "smope on made (backbone.sha256=aaaaaaaaaaaa, part.first_tasks=1, "
+        "part.ranked_on=validation)",
+        "other": "smope on made (backbone.sha256=bbbbbbbbbbbb)",
     }
 
 
@@ -195,23 +221,24 @@ def test_no_mean_over_runs_of_fewer_tasks_or_a_repeated_seed(tmp_path: Path) -> 
         write_run(tmp_path / name, seed=seed, accuracy_matrix=[[1.0, None], [final, 0.9]])
     write_run(tmp_path / "c", seed=2, status="running", accuracy_matrix=[[1.0, None], [None, None]])
     runs = load_runs(tmp_path)
-    assert [run.path.name for run in comparable(runs)] == ["a", "b-repeated"]
+    assert [run.path.name for run in comparable(runs)] == ["a", "b"]
+    assert comparable(runs)[1].repeats == (tmp_path / "b-repeated",)
     table = summarise(scores(runs))
-    assert (table.loc["smope", ("runs", "")], table.loc["smope", ("left out", "")]) == (2, 2)
+    assert (table.loc["smope", ("runs", "")], table.loc["smope", ("left out", "")]) == (2, 1)
     assert table.loc["smope", ("final_average_accuracy", "mean")] == pytest.approx(0.75)
 
 
 def test_a_run_under_way_counts_as_far_as_it_is(tmp_path: Path) -> None:
     write_run(tmp_path / "run", status="running", accuracy_matrix=[[0.9, None], [None, None]])
     (run,) = load_runs(tmp_path)
-    assert (run.tasks_done, run.num_tasks, run.finished, run.has_evidence) == (1, 2, False, False)
+    assert (run.tasks_done, run.num_tasks, run.finished, run.has_snapshots) == (1, 2, False, False)
     assert scores([run])["final_average_accuracy"].tolist() == [0.9]
 
 
-def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"RUN=.*nowhere: no such directory; name run directories"):
+def test_errors_name_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"RUN=.*nowhere: no such directory, .*are named runs/"):
         load_runs(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no run\.json at any depth"):
+    with pytest.raises(UserError, match=r"RUN=.*: no run directory in it"):
         load_runs(tmp_path)
     write_run(tmp_path / "empty", accuracy_matrix=[[None, None], [None, None]])
     with pytest.raises(UserError, match="no task is finished yet"):
@@ -227,7 +254,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key", ["stream", "class_names", "evaluated_on", "trainable_parameters", "seconds"]
 )
-def test_a_record_that_lacks_what_is_read_is_said(key: str, tmp_path: Path) -> None:
+def test_a_missing_entry_of_run_json_is_named(key: str, tmp_path: Path) -> None:
     path = write_run(tmp_path / "run") / "run.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     del record[key]
@@ -246,42 +273,42 @@ def test_epochs_are_those_of_metrics_csv(tmp_path: Path) -> None:
     assert epochs(run)["loss"].tolist() == [0.5, 0.25]
 
 
-def test_evidence_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_snapshot_is_named(tmp_path: Path) -> None:
     (run,) = load_runs(write_run(tmp_path / "run"))
     with pytest.raises(
         UserError, match=r"holds no analysis/task-002\.safetensors.*trainer\.record=seen"
     ):
-        run.evidence.after(2)
+        run.snapshots.after(2)
     damaged = usual_run(tmp_path / "damaged")
     (tmp_path / "damaged" / "analysis" / "task-001.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match=r"task-001\.safetensors: cannot be read"):
-        damaged.evidence.after(1)
+        damaged.snapshots.after(1)
 
 
-def test_evidence(tmp_path: Path) -> None:
+def test_snapshots(tmp_path: Path) -> None:
     run = usual_run(tmp_path / "run")
-    assert run.has_evidence
-    assert run.evidence.recorded == [1, 2]
-    snapshot = run.evidence.last
+    assert run.has_snapshots
+    assert run.snapshots.recorded == [1, 2]
+    snapshot = run.snapshots.last
     assert snapshot.correct.tolist() == [True, False, True, False, True, True, True, True]
     assert snapshot.probabilities[0] == pytest.approx([0.7112, 0.0963, 0.0963, 0.0963], abs=1e-4)
     assert snapshot.experts is None
 
 
-def test_evidence_of_a_task_that_run_json_does_not_tell_of_is_not_counted(tmp_path: Path) -> None:
+def test_snapshots_of_tasks_that_run_json_lacks_are_ignored(tmp_path: Path) -> None:
     """Killed after the recorder wrote and before run.json was, or resumed from an older
     checkpoint.
     """
     run = usual_run(tmp_path / "run", status="running", accuracy_matrix=[[1.0, None], [None, None]])
-    assert run.has_evidence
-    assert run.evidence.recorded == [1]
-    assert run.evidence.last.tasks_done == 1
+    assert run.has_snapshots
+    assert run.snapshots.recorded == [1]
+    assert run.snapshots.last.tasks_done == 1
     assert split_errors(run)["after_task"].tolist() == [1]
     assert class_confusion(run).shape == (2, 2)
 
 
-def test_a_gap_is_no_whole_evidence(tmp_path: Path) -> None:
+def test_a_missing_snapshot_is_noticed(tmp_path: Path) -> None:
     run = usual_run(tmp_path / "run")
     (tmp_path / "run" / "analysis" / "task-001.safetensors").unlink()
-    assert not run.has_evidence
+    assert not run.has_snapshots
     assert split_errors(run)["after_task"].tolist() == [2]

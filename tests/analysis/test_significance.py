@@ -12,7 +12,7 @@ from scipy.stats import ttest_rel
 
 from smope.analysis import compare, compare_all, compare_images, compare_runs, load_runs
 from smope.errors import UserError
-from tests.analysis.made_runs import LABELS, logits_for, usual_evidence, usual_run, write_run
+from tests.analysis.made_runs import LABELS, logits_for, usual_run, usual_snapshots, write_run
 
 FIRST, SECOND = [0.9, 0.8, 0.85, 0.95], [0.7, 0.75, 0.86, 0.8]
 
@@ -161,13 +161,13 @@ def test_images_are_paired(tmp_path: Path) -> None:
     """Eight images: the usual run has two wrong, the other has these two right and another two
     wrong.
     """
-    evidence = usual_evidence()
+    snapshots = usual_snapshots()
     predicted = [0, 0, 1, 1, 0, 0, 3, 3]
-    evidence[2] = {
+    snapshots[2] = {
         "logits": logits_for(predicted, 4),
         "predicted": numpy.array(predicted, numpy.uint16),
     }
-    (other,) = load_runs(write_run(tmp_path / "other", evidence=evidence))
+    (other,) = load_runs(write_run(tmp_path / "other", snapshots=snapshots))
     usual = usual_run(tmp_path / "usual")
     found = compare_images(usual, other)
     assert (found["difference"], found["only_first"], found["only_second"], found["p"]) == (
@@ -179,9 +179,9 @@ def test_images_are_paired(tmp_path: Path) -> None:
     assert found["low"] == -found["high"] < 0
     assert compare_images(usual, usual)["p"] == 1
     for path, row in (("better", LABELS), ("worse", [1, 1, 0, 0, 3, 2, 3, 3])):
-        evidence[2] = {"logits": logits_for(row, 4), "predicted": numpy.array(row, numpy.uint16)}
+        snapshots[2] = {"logits": logits_for(row, 4), "predicted": numpy.array(row, numpy.uint16)}
         write_run(
-            tmp_path / path, evidence=evidence, accuracy_matrix=[[1.0, None], [row[0] == 0, 1.0]]
+            tmp_path / path, snapshots=snapshots, accuracy_matrix=[[1.0, None], [row[0] == 0, 1.0]]
         )
     found = compare_images(load_runs(tmp_path / "better")[0], load_runs(tmp_path / "worse")[0])
     assert (found["difference"], found["only_first"], found["only_second"]) == (5 / 8, 5, 0)

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from smope.analysis.collection import Run, find_runs, read_runs, tables
-from smope.analysis.collection_tables import render
+from smope.analysis.loading import find_runs, read_finished
+from smope.analysis.rendering import render
+from smope.analysis.run import Run
+from smope.analysis.tables import ResultTable, result_tables
 from smope.cli.main import main
 from smope.config.hydra import compose
 from smope.config.overrides import read_overrides
@@ -37,15 +39,27 @@ def make(tmp_path: Path) -> Make:
         (path / "checkpoints").mkdir(parents=True)
         config = compose(read_overrides(overrides.split()))
         record = {
-            "status": "finished", "config": config.as_dict(), "seed": config.seed, "evaluated_on": "test",
+            "status": "finished",
+            "config": config.as_dict(),
+            "seed": config.seed,
+            "evaluated_on": "test",
             "method": config.method["_target_"].split(".")[-2],
             "stream": {"name": config.stream["name"], "content_hash": "c" * 64},
             "backbone": {"name": "glyph", "sha256": "b" * 64, "mean": [0.5], "std": [0.5]},
-            "accuracy_matrix": matrix(faa), "final_average_accuracy": faa, "cumulative_average_accuracy": faa + 0.2,
-            "forgetting": 1.1 - faa, "trainable_parameters": {"prompt": 1000, "classifier": 290},
-            "seconds": {"train": 60.0, "align": 1.0, "eval": 2.0, "wait": 50.0, "per_task": [30.0, 33.0]},
+            "accuracy_matrix": matrix(faa),
+            "final_average_accuracy": faa,
+            "cumulative_average_accuracy": faa + 0.2,
+            "forgetting": 1.1 - faa,
+            "trainable_parameters": {"prompt": 1000, "classifier": 290},
+            "seconds": {
+                "train": 60.0,
+                "align": 1.0,
+                "eval": 2.0,
+                "wait": 50.0,
+                "per_task": [30.0, 33.0],
+            },
             **fields,
-        }  # fmt: skip
+        }
         for key in drop.split():
             del record[key]
         (path / "run.json").write_text(json.dumps(record))
@@ -55,14 +69,14 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-def collected(folder: Path) -> tuple[list[Any], list[str]]:
-    runs, left_out = read_runs(find_runs([str(folder)]))
-    return tables(runs), left_out
+def collected(folder: Path) -> tuple[list[ResultTable], list[str]]:
+    runs, left_out = read_finished(find_runs([str(folder)]))
+    return result_tables(runs), left_out
 
 
 def shown(folder: Path, form: str = "text", ddof: int = 0) -> str:
-    runs, left_out = read_runs(find_runs([str(folder)]))
-    return render(tables(runs, ddof), left_out, form, ddof)
+    runs, left_out = read_finished(find_runs([str(folder)]))
+    return render(result_tables(runs, ddof), left_out, form, ddof)
 
 
 def test_methods_by_scores_over_seeds(make: Make, tmp_path: Path) -> None:
@@ -82,8 +96,14 @@ def test_methods_by_scores_over_seeds(make: Make, tmp_path: Path) -> None:
     ]
     assert lines[3].split("  ")[0] == "smope"
     assert re.split(r"\s{2,}", lines[4]) == [
-        "ncm", "0-2", "60.00 ± 8.16", "80.00 ± 8.16", "50.00 ± 8.16", "1,290", "63",
-    ]  # fmt: skip
+        "ncm",
+        "0-2",
+        "60.00 ± 8.16",
+        "80.00 ± 8.16",
+        "50.00 ± 8.16",
+        "1,290",
+        "63",
+    ]
     assert re.split(r"\s{2,}", lines[3])[2:5] == [
         "70.00 ± 8.16 *",
         "90.00 ± 8.16 *",
@@ -353,4 +373,4 @@ def test_runs_are_found_once_and_not_looked_into(make: Make, tmp_path: Path) -> 
         [str(path), str(tmp_path / "runs"), str(tmp_path / "r*" / "*"), str(path / "run.json")]
     )
     assert found == [path]
-    assert isinstance(read_runs(found)[0][0], Run)
+    assert isinstance(read_finished(found)[0][0], Run)

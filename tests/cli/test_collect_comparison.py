@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from smope.analysis.collection import read_runs, tables
-from smope.analysis.collection_comparison import contrast
-from smope.analysis.significance import compare, holm
+from smope.analysis.loading import read_finished
+from smope.analysis.significance import compare, compare_rows, holm
+from smope.analysis.tables import result_tables
 from smope.cli.main import main
 from smope.config.hydra import compose, with_sweep
 from smope.config.overrides import read_overrides
@@ -29,7 +29,7 @@ SMOPE, NCM = (0.70, 0.72, 0.75, 0.71, 0.74), (0.61, 0.66, 0.65, 0.62, 0.69)
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Writes a run directory below runs/digits: make("method=ncm seed=1", 0.5, field=value, ...)."""
+    """Writes a run directory below runs/digits: make("method=ncm seed=1", 0.5, key=value)."""
     monkeypatch.chdir(tmp_path)
 
     def write(overrides: str, faa: float, path: Path | None = None, **fields: Any) -> Path:
@@ -37,12 +37,20 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         path = path or Path("runs/digits") / overrides.replace(" ", "-").replace("=", "")
         path.mkdir(parents=True)
         record = {
-            "status": "finished", "config": config.as_dict(), "seed": config.seed, "config_hash": config.config_hash,
-            "method": config.method["_target_"].split(".")[-2], "evaluated_on": "test",
-            "stream": {"name": "digits", "content_hash": "c" * 64}, "backbone": {"name": "glyph", "sha256": "b" * 64},
-            "accuracy_matrix": [[1.0, None], [faa, faa]], "final_average_accuracy": faa,
-            "cumulative_average_accuracy": faa, "forgetting": 1 - faa, **fields,
-        }  # fmt: skip
+            "status": "finished",
+            "config": config.as_dict(),
+            "seed": config.seed,
+            "config_hash": config.config_hash,
+            "method": config.method["_target_"].split(".")[-2],
+            "evaluated_on": "test",
+            "stream": {"name": "digits", "content_hash": "c" * 64},
+            "backbone": {"name": "glyph", "sha256": "b" * 64},
+            "accuracy_matrix": [[1.0, None], [faa, faa]],
+            "final_average_accuracy": faa,
+            "cumulative_average_accuracy": faa,
+            "forgetting": 1 - faa,
+            **fields,
+        }
         (path / "run.json").write_text(json.dumps(record))
         (path / "config.yaml").write_text(config.to_yaml())
         return path
@@ -83,10 +91,10 @@ def test_holm_equals_the_definition_by_tests_in_turn() -> None:
 
 @pytest.mark.usefixtures("two_methods")
 def test_rows_against_the_best() -> None:
-    (table,) = tables(read_runs(sorted(Path("runs/digits").iterdir()))[0])
-    found = contrast(table)
+    (table,) = result_tables(read_finished(sorted(Path("runs/digits").iterdir()))[0])
+    found = compare_rows(table)
     assert found is not None and found.reference.label == "smope" and found.tests == 1
-    reference, other = found.lines
+    reference, other = found.rows
     low, high = stats.t.interval(0.95, 4, 72.4, stats.sem([100 * value for value in SMOPE]))
     assert (reference.low, reference.high) == pytest.approx((low, high))
     assert reference.against is None
@@ -126,12 +134,12 @@ def test_several_rows_of_a_method_are_named_in_full(make: Make) -> None:
     for seed in (0, 1):
         for top_k in (3, 5):
             make(f"seed={seed} router.top_k={top_k}", 0.5 + seed / 10)
-    (table,) = tables(read_runs(sorted(Path("runs/digits").iterdir()))[0])
+    (table,) = result_tables(read_finished(sorted(Path("runs/digits").iterdir()))[0])
     with pytest.raises(
         UserError, match=r"--against smope: 2 rows have this method; write one of .*top_k=3"
     ):
-        contrast(table, "smope")
-    found = contrast(table, "smope (router.top_k=3)")
+        compare_rows(table, "smope")
+    found = compare_rows(table, "smope (router.top_k=3)")
     assert found is not None and found.tests == 1
 
 
@@ -141,11 +149,11 @@ def test_a_single_shared_seed_is_not_tested_and_intervals_stay(
     make("seed=0", 0.5)
     make("seed=1", 0.6)
     make("method=ncm seed=1", 0.5)
-    (table,) = tables(read_runs(sorted(Path("runs/digits").iterdir()))[0])
-    found = contrast(table)
+    (table,) = result_tables(read_finished(sorted(Path("runs/digits").iterdir()))[0])
+    found = compare_rows(table)
     assert found is not None and found.tests == 0
     low, high = stats.t.interval(0.95, 1, 55, stats.sem([50, 60]))
-    assert (found.lines[0].low, found.lines[0].high) == pytest.approx((low, high))
+    assert (found.rows[0].low, found.rows[0].high) == pytest.approx((low, high))
     assert main(["collect", "runs/digits"]) == 0
     text = capsys.readouterr().out
     assert re.search(rf"^smope +{low:.2f} to {high:.2f}$", text, re.MULTILINE)
@@ -157,8 +165,8 @@ def test_a_single_shared_seed_is_not_tested_and_intervals_stay(
 def test_without_two_seeds_there_is_no_interval(make: Make) -> None:
     make("seed=0", 0.5)
     make("method=ncm seed=0", 0.5)
-    (table,) = tables(read_runs(sorted(Path("runs/digits").iterdir()))[0])
-    assert contrast(table) is None
+    (table,) = result_tables(read_finished(sorted(Path("runs/digits").iterdir()))[0])
+    assert compare_rows(table) is None
 
 
 @pytest.mark.usefixtures("two_methods")

@@ -20,7 +20,8 @@ from smope.cli import reproduce
 from smope.cli.main import main
 from smope.cli.reproduce import parse_seeds
 from smope.errors import UserError
-from smope.reproduction.published import ROWS, Mean, Row
+from smope.reproduction import report
+from smope.reproduction.published import ROWS, PublishedRow, SeedMean
 
 FAA = "final_average_accuracy"
 TINY = """\
@@ -33,8 +34,10 @@ trainer: {device: cpu}
 """
 
 
-def row(paper: dict[str, Mean], **others: Any) -> Row:
-    return Row("SMoPE on digits, 2 tasks", "the digits of scikit-learn", 1442, 355, paper, **others)
+def row(paper: dict[str, SeedMean], **others: Any) -> PublishedRow:
+    return PublishedRow(
+        "SMoPE on digits, 2 tasks", "the digits of scikit-learn", 1442, 355, paper, **others
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,10 @@ def test_seeds_that_are_none(text: str) -> None:
 
 
 def test_the_list_needs_no_torch() -> None:
-    program = "import sys\nfrom smope.cli.main import main\nmain(['reproduce', '--list'])\nprint(*sys.modules, file=sys.stderr)"
+    program = (
+        "import sys; from smope.cli.main import main; main(['reproduce', '--list']); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(smope.__file__).parent.parent)}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
@@ -76,23 +82,41 @@ def test_the_list_needs_no_torch() -> None:
     [
         ([], r"ROW is missing; `smope reproduce --list` shows the rows"),
         (["stream.root=x"], r"ROW is missing"),
-        (["paper_cifr100"], r"ROW=paper_cifr100: no such row was published; did you mean "
-                            r"paper_cifar100\?"),
+        (
+            ["paper_cifr100"],
+            r"ROW=paper_cifr100: no such row was published; did you mean "
+            r"paper_cifar100\?",
+        ),
         (["qwerty"], r"ROW=qwerty: no such row was published; choose one of paper_cifar100, "),
-        (["paper_cifar100"], r"stream\.root has no value yet; write stream\.root=<folder of images>"),
-        (["paper_imagenet_r_10_ibot", "stream.root=."], r"backbone\.weights has no value yet; "
-                                                        r"write backbone"),
+        (
+            ["paper_cifar100"],
+            r"stream\.root has no value yet; write stream\.root=<folder of images>",
+        ),
+        (
+            ["paper_imagenet_r_10_ibot", "stream.root=."],
+            r"backbone\.weights has no value yet; "
+            r"write backbone",
+        ),
         (["paper_cifar100", "stream.root=nowhere"], r"stream\.root=.*nowhere: no such folder"),
-        (["paper_cifar100", "stream.root=.", "trainer.epoch=1"], r"unknown key trainer\.epoch=1; "
-                                                                 r"did you mean trainer"),
+        (
+            ["paper_cifar100", "stream.root=.", "trainer.epoch=1"],
+            r"unknown key trainer\.epoch=1; "
+            r"did you mean trainer",
+        ),
         (["paper_cifar100", "seed=1"], r"seed=1 belongs to `smope train`; say --seeds instead"),
-        (["paper_cifar100", "run_dir=x"], r"run_dir=x belongs to `smope train`; .* name=\.\.\. "
-                                          r"for another folder"),
+        (
+            ["paper_cifar100", "run_dir=x"],
+            r"run_dir=x belongs to `smope train`; .* name=\.\.\. "
+            r"for another folder",
+        ),
         (["paper_cifar100", "--check", "nowhere"], r"--check RUN=nowhere: no such directory"),
-        (["paper_cifar100", "seeds=1", "--check", "nowhere"], r"seeds=1 has no effect with --check"),
+        (
+            ["paper_cifar100", "seeds=1", "--check", "nowhere"],
+            r"seeds=1 has no effect with --check",
+        ),
         (["paper_cifar100", "--seeds", "x"], r"--seeds x: must be numbers"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line_and_leaves_nothing(
     arguments: list[str], message: str, mistake: Callable[..., str]
 ) -> None:
@@ -110,7 +134,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "conf/experiment/paper_tiny.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setitem(ROWS, "paper_tiny", row({FAA: Mean(1.0, 0.1)}, note="Nobody published this."))
+        patch.setitem(
+            ROWS, "paper_tiny", row({FAA: SeedMean(1.0, 0.1)}, note="Nobody published this.")
+        )
         with Path("screen.txt").open("w") as file:
             patch.setattr(sys, "stdout", file)
             assert (
@@ -136,7 +162,7 @@ def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     """
     shutil.copytree(finished, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
-    monkeypatch.setitem(ROWS, "paper_tiny", row({FAA: Mean(1.0, 0.1)}))
+    monkeypatch.setitem(ROWS, "paper_tiny", row({FAA: SeedMean(1.0, 0.1)}))
     for path in Path().glob("paper_tiny*"):
         path.unlink()
     calls: list[Any] = []
@@ -145,7 +171,7 @@ def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
         calls.append((config, run_dir, resume))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "train", train)
+    monkeypatch.setattr("smope.run.train.train", train)
     return calls
 
 
@@ -224,7 +250,7 @@ def test_an_interrupted_seed_goes_on(copy: list[Any], capsys: pytest.CaptureFixt
     assert (config.seed, run_dir, resume) == (1, Path("runs/paper_tiny/seed-1"), True)
     captured = capsys.readouterr()
     assert (
-        "the same command goes on from here: smope reproduce paper_tiny --seeds 0-2 --config-dir "
+        "the same command continues: smope reproduce paper_tiny --seeds 0-2 --config-dir "
         "conf" in captured.out
     )
     assert captured.err == "smope: interrupted\n"
@@ -247,7 +273,7 @@ def test_a_place_that_holds_other_settings_is_refused(
     saved["config"]["trainer"]["epochs"] = 7
     path.write_text(json.dumps(saved))
     assert tiny("--seeds", "0") == 2
-    message = r"seed-0 holds a run with trainer\.epochs=7 \(1\), .*move that folder away, or write name=\.\.\."
+    message = r"seed-0 holds a run with trainer\.epochs=7 \(1\), .*move that folder away, or write "
     assert re.search(message, capsys.readouterr().err)
     assert tiny("--seeds", "0", "name=again") == 130
     assert copy[0][1] == Path("runs/again/seed-0")
@@ -256,16 +282,19 @@ def test_a_place_that_holds_other_settings_is_refused(
 def test_other_images_are_refused_before_training(
     copy: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(ROWS, "paper_tiny", Row("A row", "all the digits", 5000, 355, {}))
+    monkeypatch.setitem(ROWS, "paper_tiny", PublishedRow("A row", "all the digits", 5000, 355, {}))
     assert tiny("--seeds", "5") == 2
-    message = r"found train images=1442 \(5000\), in brackets what the row wants, which is all the digits; `smope train"
+    message = (
+        r"found train images=1442 \(5000\), in brackets what the row wants, which is all the "
+        r"digits; `smope train"
+    )
     assert re.search(message, capsys.readouterr().err)
     assert not copy
 
 
 def test_check_compares_runs_that_exist(copy: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     score = json.loads(Path("runs/paper_tiny/seed-1/run.json").read_text())[FAA]
-    monkeypatch.setitem(ROWS, "paper_tiny", row({FAA: Mean(100 * score, 0.1)}))
+    monkeypatch.setitem(ROWS, "paper_tiny", row({FAA: SeedMean(100 * score, 0.1)}))
     assert tiny("--check", "runs/paper_tiny/seed-1", "--out", "cards/new") == 0
     assert not copy
     card = json.loads(Path("cards/new/paper_tiny_seeds_1.json").read_text())
@@ -327,15 +356,15 @@ def test_a_card_goes_to_a_checkouts_results(
 def test_the_commit_is_that_of_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reproduce, "CHECKOUT", tmp_path)
-    assert reproduce._checkout() is None
+    monkeypatch.setattr(report, "CHECKOUT", tmp_path)
+    assert report.checkout_state() is None
     author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     (tmp_path / "smope").mkdir()
     (tmp_path / "smope/a.py").write_text("a = 1\n")
     for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-    found = reproduce._checkout()
+    found = report.checkout_state()
     assert found is not None and re.fullmatch(r"[0-9a-f]{40}", found["commit"])
     assert found["uncommitted_changes"] == "no"
     (tmp_path / "smope/a.py").write_text("a = 2\n")
-    assert reproduce._checkout() == found | {"uncommitted_changes": "yes"}
+    assert report.checkout_state() == found | {"uncommitted_changes": "yes"}

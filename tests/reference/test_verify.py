@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from smope.cli.main import main
-from smope.reproduction.reference_numbers import compare, verify
+from smope.reproduction.reference_numbers import compare_quantity, verify
 from tests.tiny import tiny_vit
 
 from . import slow_smope
@@ -216,11 +216,13 @@ def test_another_shape_or_a_nan_never_passes(
 
 def test_the_measure() -> None:
     expected = torch.tensor([1.0, -4.0])
-    assert compare("a", torch.tensor([1.0, -3.0]), expected).error == pytest.approx(0.25)
-    assert compare("zero", torch.tensor([0.0, 0.5]), torch.zeros(2)).error == pytest.approx(0.5)
-    assert compare("whole", torch.tensor([1, 3]), torch.tensor([1, 2])).error == 1
-    assert not compare("whole", torch.tensor([1, 3]), torch.tensor([1, 2])).passes(10.0)
-    assert compare("flags", torch.tensor([True]), torch.tensor([True])).passes(0.0)
+    assert compare_quantity("a", torch.tensor([1.0, -3.0]), expected).error == pytest.approx(0.25)
+    assert compare_quantity(
+        "zero", torch.tensor([0.0, 0.5]), torch.zeros(2)
+    ).error == pytest.approx(0.5)
+    assert compare_quantity("whole", torch.tensor([1, 3]), torch.tensor([1, 2])).error == 1
+    assert not compare_quantity("whole", torch.tensor([1, 3]), torch.tensor([1, 2])).passes(10.0)
+    assert compare_quantity("flags", torch.tensor([True]), torch.tensor([True])).passes(0.0)
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -24,9 +24,14 @@ CHROMIUM = next(
     "",
 )
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 # What a key is called, its number, and the text that it types.
 KEYS = {
     "Tab": (9, ""),
@@ -83,8 +88,13 @@ class Browser:
         """Load a file in a window of `width` x `height` pixels; media: features such as
         prefers_color_scheme="dark".
         """
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
-                  mobile=width < 600)  # fmt: skip
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         features = [
             {"name": name.replace("_", "-"), "value": value} for name, value in media.items()
         ]
@@ -104,8 +114,11 @@ class Browser:
         """One stroke of a key in KEYS."""
         code, text = KEYS[key]
         stroke: dict[str, Any] = {
-            "key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": code, "modifiers": modifiers,
-        }  # fmt: skip
+            "key": key,
+            "code": "Space" if key == " " else key,
+            "windowsVirtualKeyCode": code,
+            "modifiers": modifiers,
+        }
         typed = {"text": text} if text else {}
         self.call(
             "Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **stroke, **typed

@@ -13,7 +13,7 @@ import numpy
 import pytest
 
 from smope.cli.main import main
-from tests.analysis.made_runs import expert_evidence, write_run
+from tests.analysis.made_runs import expert_snapshots, write_run
 
 from .browser import CHROMIUM, SHIFT, Browser, browser
 
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get 
 PAPER = 718  # pixels of A4's width within the margins
 # What one can do something with, in the order of the page, and which of these has the focus.
 SCRIPT = """
-controls = () => [...document.querySelectorAll('a[href], summary, [tabindex="0"]')].filter(x => x.checkVisibility());
+controls = () => [...document.querySelectorAll('a[href], summary, [tabindex="0"]')]
+    .filter(x => x.checkVisibility());
 focused = () => {
   const element = document.activeElement, box = element.getBoundingClientRect();
   return {number: controls().indexOf(element), outline: getComputedStyle(element).outlineStyle,
@@ -35,12 +36,12 @@ focused = () => {
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of two methods, 25 experts: the widest table that the default has."""
     folder = tmp_path_factory.mktemp("runs")
-    evidence = expert_evidence()
-    for arrays in evidence.values():
+    snapshots = expert_snapshots()
+    for arrays in snapshots.values():
         arrays |= {key: numpy.ones((1, 25, 2), numpy.float32) for key in ("keys.0", "values.0")}
         arrays["counts.0"] = numpy.ones((1, 25), numpy.int64)
     for seed in (0, 1):
-        write_run(folder / f"smope-{seed}", evidence=evidence, seed=seed)
+        write_run(folder / f"smope-{seed}", snapshots=snapshots, seed=seed)
         config = {
             "seed": seed,
             "name": "made",

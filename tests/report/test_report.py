@@ -14,13 +14,29 @@ from PIL import Image
 
 from smope.cli.main import main
 from smope.report.style import filling, series
-from tests.analysis.made_runs import LABELS, expert_evidence, logits_for, usual_evidence, write_run
+from tests.analysis.made_runs import (
+    LABELS,
+    expert_snapshots,
+    logits_for,
+    usual_snapshots,
+    write_run,
+)
 
 MAXIMUM = 3_000_000
 SECTIONS = [
-    "scores", "accuracy", "forgetting", "mistakes", "experts", "examples", "confidence", "unknown", "comparison",
-    "cost", "configuration", "definitions",
-]  # fmt: skip
+    "scores",
+    "accuracy",
+    "forgetting",
+    "mistakes",
+    "experts",
+    "examples",
+    "confidence",
+    "unknown",
+    "comparison",
+    "cost",
+    "configuration",
+    "definitions",
+]
 
 
 class Page(HTMLParser):
@@ -47,19 +63,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two methods of two seeds: one routes, one recorded the task to come."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
-        write_run(folder / f"smope-{seed}", evidence=expert_evidence(), seed=seed)
+        write_run(folder / f"smope-{seed}", snapshots=expert_snapshots(), seed=seed)
         config = {
             "seed": seed,
             "name": "made",
             "method": {"_target_": "smope.methods.ncm.NearestClassMean"},
         }
-        ahead = usual_evidence()
+        ahead = usual_snapshots()
         ahead[1]["logits"] = numpy.concatenate([ahead[1]["logits"], 0.5 * ahead[1]["logits"]])
         ahead[1]["predicted"] = numpy.concatenate([ahead[1]["predicted"]] * 2)
         matrix = [[1.0, None], [0.25 + 0.25 * seed, 1.0]]
         write_run(
             folder / f"ncm-{seed}",
-            evidence=ahead,
+            snapshots=ahead,
             seed=seed,
             method="ncm",
             config=config,
@@ -80,7 +96,7 @@ def page(report: Path) -> Page:
     return Page(report.read_text(encoding="utf-8"))
 
 
-def test_runs_that_no_mean_is_taken_of_are_told(tmp_path: Path) -> None:
+def test_runs_that_are_left_out_of_means_are_counted(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"done-{seed}", seed=seed)
     write_run(
@@ -88,10 +104,7 @@ def test_runs_that_no_mean_is_taken_of_are_told(tmp_path: Path) -> None:
     )
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
     words = " ".join(Page((tmp_path / "page.html").read_text(encoding="utf-8")).words)
-    assert (
-        "Left out: 1 run, each with fewer tasks than others of its configuration, or a repeat of "
-        "a seed." in words
-    )
+    assert "Left out: 1 run, each with fewer tasks than others of its configuration." in words
 
 
 def words_of(runs: Path, out: Path) -> str:
@@ -99,18 +112,13 @@ def words_of(runs: Path, out: Path) -> str:
     return " ".join(" ".join(Page(out.read_text(encoding="utf-8")).words).split())
 
 
-def test_evidence_counts_for_the_runs_that_scores_count(tmp_path: Path) -> None:
-    """A run under way, which is right in all it has seen and comes first, and a repeat that is all
-    wrong.
-    """
-    wrong = usual_evidence()
-    wrong[2] = {"logits": logits_for([3] * 8, 4), "predicted": numpy.array([3] * 8, numpy.uint16)}
+def test_snapshots_count_for_the_runs_that_scores_count(tmp_path: Path) -> None:
+    """A run under way, which is right in all it has seen and comes first, does not count."""
     early = {"status": "running", "accuracy_matrix": [[1.0, None], [None, None]]}
-    write_run(tmp_path / "early", evidence=usual_evidence(), seed=0, **early)
-    write_run(tmp_path / "a", evidence=wrong, seed=1, accuracy_matrix=[[1.0, None], [0.0, 0.5]])
-    write_run(tmp_path / "b", evidence=usual_evidence(), seed=1)
+    write_run(tmp_path / "early", snapshots=usual_snapshots(), seed=0, **early)
+    write_run(tmp_path / "b", snapshots=usual_snapshots(), seed=1)
     words = words_of(tmp_path, tmp_path / "page.html")
-    assert "method accuracy if told the task smope 75.0 75.0" in words
+    assert "method accuracy if the task is known smope 75.0 75.0" in words
     assert "smope makes 12.5 percent errors within and 12.5 percent between tasks" in words
     assert "The largest confusion: 25.0 percent of task 1 are taken for task 2." in words
     assert "Accuracy matrix: smope after task / task 1 2 1 100.0 2 50.0 100.0" in words
@@ -148,7 +156,7 @@ def test_different_numbers_of_tasks_name_no_best(tmp_path: Path) -> None:
 
 
 def test_runs_that_kept_no_logits_are_named(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", evidence=expert_evidence())
+    write_run(tmp_path / "a", snapshots=expert_snapshots())
     write_run(tmp_path / "b", seed=1)
     words = words_of(tmp_path, tmp_path / "page.html")
     assert words.count("Without runs that kept no logits (trainer.record): smope, seed 1.") == 3
@@ -166,21 +174,21 @@ def test_long_names_have_room_below_a_figure(tmp_path: Path) -> None:
             "name": "made",
             "method": {"_target_": "smope.methods.smope.SMoPE", **weights},
         }
-        write_run(tmp_path / str(count), evidence=expert_evidence(), config=config)
+        write_run(tmp_path / str(count), snapshots=expert_snapshots(), config=config)
     words = words_of(tmp_path, tmp_path / "page.html")
     assert "20 runs of 20 configurations" in words
 
 
 def test_where_nothing_is_confused_or_varies_the_words_say_so(tmp_path: Path) -> None:
     for seed in range(3):
-        evidence = expert_evidence()
-        evidence[2] |= {
+        snapshots = expert_snapshots()
+        snapshots[2] |= {
             "logits": logits_for(LABELS, 4),
             "predicted": numpy.array(LABELS, numpy.uint16),
         }
         write_run(
             tmp_path / str(seed),
-            evidence=evidence,
+            snapshots=snapshots,
             seed=seed,
             accuracy_matrix=[[1.0, None], [1.0, 1.0]],
         )
@@ -194,15 +202,15 @@ def test_where_nothing_is_confused_or_varies_the_words_say_so(tmp_path: Path) ->
 
 
 def test_maps_that_are_left_out_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("accuracy_sections.MAPS", "mistake_sections.MAPS", "expert_sections.MOST"):
-        monkeypatch.setattr(f"smope.report.{module}", 1)
+    for name in ("accuracy.MAX_MAPS", "mistakes.MAX_MAPS", "experts.MAX_CONFIGURATIONS"):
+        monkeypatch.setattr(f"smope.report.sections.{name}", 1)
     for count in (1, 2):
         config = {
             "seed": 0,
             "name": "made",
             "method": {"_target_": "smope.methods.smope.SMoPE", "num_experts": count},
         }
-        write_run(tmp_path / str(count), evidence=expert_evidence(), config=config)
+        write_run(tmp_path / str(count), snapshots=expert_snapshots(), config=config)
     words = words_of(tmp_path, tmp_path / "page.html")
     for what in ("matrices", "maps of confusion", "load, overlap, drift and use"):
         assert (
@@ -314,7 +322,7 @@ def test_the_same_runs_give_the_same_page(runs: Path, report: Path, tmp_path: Pa
 def test_one_run_has_its_report_in_its_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_run(tmp_path / "run", evidence=expert_evidence())
+    run = write_run(tmp_path / "run", snapshots=expert_snapshots())
     assert main(["report", str(run)]) == 0
     assert f"report on 1 run: {run / 'report.html'}" in capsys.readouterr().out
     page = Page((run / "report.html").read_text(encoding="utf-8"))
@@ -340,7 +348,7 @@ def test_runs_that_kept_no_logits_have_a_report_too(tmp_path: Path) -> None:
 
 def test_names_are_text_not_markup(tmp_path: Path) -> None:
     names = ["<script>alert(1)</script>", "b & c", "c", "d"]
-    write_run(tmp_path / "run", evidence=expert_evidence(), class_names=names)
+    write_run(tmp_path / "run", snapshots=expert_snapshots(), class_names=names)
     assert main(["report", str(tmp_path / "run")]) == 0
     page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     assert page.all("script") == []
@@ -357,7 +365,7 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
         ),
         (
             ["{runs}", "--out", "{out}/mine.html"],
-            r"mine\.html: is there and was not written by smope report",
+            r"mine\.html: exists and was not written by smope report",
         ),
         (["{runs}", "--ou", "x.html"], r"did you mean --out\?"),
     ],

@@ -15,12 +15,12 @@ from smope.config.identity import flatten
 from smope.config.overrides import read_overrides
 from smope.reproduction.published import (
     ROWS,
-    Mean,
-    Row,
+    PublishedRow,
+    SeedMean,
     allowed_difference,
     changed_data,
     changed_settings,
-    compare,
+    compare_scores,
     means,
     verdict,
 )
@@ -29,8 +29,10 @@ from smope.reproduction.report import make_card, markdown
 FAA, CAA, FORGETTING = "final_average_accuracy", "cumulative_average_accuracy", "forgetting"
 
 
-def row(paper: dict[str, Mean], **others: Any) -> Row:
-    return Row("SMoPE on digits, 2 tasks", "the digits of scikit-learn", 1442, 355, paper, **others)
+def row(paper: dict[str, SeedMean], **others: Any) -> PublishedRow:
+    return PublishedRow(
+        "SMoPE on digits, 2 tasks", "the digits of scikit-learn", 1442, 355, paper, **others
+    )
 
 
 def record(seed: int, faa: float, **others: Any) -> dict[str, Any]:
@@ -70,27 +72,27 @@ def record(seed: int, faa: float, **others: Any) -> dict[str, Any]:
 
 def test_the_allowed_difference_by_hand() -> None:
     """Pooled: s² = (5·0.12² + 5·0.16²) / (4 + 4) = 0.025; 2·0.158114·sqrt(2/5) = 0.2."""
-    paper, ours = Mean(89.23, 0.12), Mean(89.0, 0.16)
+    paper, ours = SeedMean(89.23, 0.12), SeedMean(89.0, 0.16)
     assert allowed_difference(ours, paper, [ours, paper]) == pytest.approx(0.2)
 
 
 def test_the_allowed_difference_of_one_seed_is_the_papers() -> None:
     """s² = 5·0.4² / 4 = 0.2; 2·sqrt(0.2)·sqrt(1 + 1/5) = 0.979796."""
-    paper, ours = Mean(80.0, 0.4), Mean(79.5, 0.0, seeds=1)
+    paper, ours = SeedMean(80.0, 0.4), SeedMean(79.5, 0.0, seeds=1)
     assert allowed_difference(ours, paper, [ours, paper]) == pytest.approx(2 * math.sqrt(0.2 * 1.2))
 
 
 def test_the_allowed_difference_without_a_published_deviation() -> None:
     """Ours alone: s² = 3·0.2² / 2 = 0.06; a single seed says nothing of the spread."""
-    ours, one = Mean(72.0, 0.2, seeds=3), Mean(72.0, 0.0, seeds=1)
-    assert allowed_difference(ours, Mean(72.17), [ours, Mean(72.17)]) == pytest.approx(
+    ours, one = SeedMean(72.0, 0.2, seeds=3), SeedMean(72.0, 0.0, seeds=1)
+    assert allowed_difference(ours, SeedMean(72.17), [ours, SeedMean(72.17)]) == pytest.approx(
         2 * math.sqrt(0.06 * (1 / 3 + 1 / 5))
     )
-    assert allowed_difference(one, Mean(72.17), [one, Mean(72.17)]) is None
+    assert allowed_difference(one, SeedMean(72.17), [one, SeedMean(72.17)]) is None
 
 
 def test_scores_are_percent_with_ddof_0() -> None:
-    assert means([record(0, 80.0), record(1, 82.0)])[FAA] == Mean(
+    assert means([record(0, 80.0), record(1, 82.0)])[FAA] == SeedMean(
         pytest.approx(81.0), pytest.approx(1.0), 2
     )
 
@@ -99,16 +101,18 @@ def test_inside_and_outside() -> None:
     """s² = (5·0.4² + 2·1²) / 5 = 0.56, allowed 2·sqrt(0.56·0.7) = 1.252."""
     ours = means([record(0, 80.0), record(1, 82.0)])
     for reported, said in ((81.9, "inside"), (82.3, "outside, below"), (79.7, "outside, above")):
-        published = row({FAA: Mean(reported, 0.4)})
-        [found] = compare(published, ours)
+        published = row({FAA: SeedMean(reported, 0.4)})
+        [found] = compare_scores(published, ours)
         assert found.allowed == pytest.approx(2 * math.sqrt(0.56 * 0.7))
         assert (found.difference, found.verdict) == (pytest.approx(81 - reported), said)
         assert verdict(published, [], [found])[0] == said.partition(",")[0]
 
 
 def test_the_repeat_is_judged_by_the_spread_of_the_paper_as_well() -> None:
-    published = row({FAA: Mean(81.0, 0.4)}, repeat={FAA: Mean(70.0), FORGETTING: Mean(4.3)})
-    paper, repeat, forgetting = compare(published, means([record(0, 81.0)]))
+    published = row(
+        {FAA: SeedMean(81.0, 0.4)}, repeat={FAA: SeedMean(70.0), FORGETTING: SeedMean(4.3)}
+    )
+    paper, repeat, forgetting = compare_scores(published, means([record(0, 81.0)]))
     assert (paper.verdict, repeat.verdict) == ("inside", "outside, above")
     assert repeat.allowed == paper.allowed
     assert forgetting.verdict == "not judged", "one seed and nobody's deviation"
@@ -127,8 +131,8 @@ def test_the_note_on_the_independent_repeat_is_true() -> None:
 
 
 def test_a_changed_row_is_not_judged() -> None:
-    published = row({FAA: Mean(81.0, 0.4)})
-    found = compare(published, means([record(0, 81.0)]), judge=False)
+    published = row({FAA: SeedMean(81.0, 0.4)})
+    found = compare_scores(published, means([record(0, 81.0)]), judge=False)
     assert [item.verdict for item in found] == ["not judged"]
     word, sentence = verdict(published, ["trainer.epochs=1 (20)"], found)
     assert word == "not a reproduction"
@@ -137,8 +141,11 @@ def test_a_changed_row_is_not_judged() -> None:
 
 def test_nothing_published_and_nothing_to_judge_by() -> None:
     assert verdict(row({}), [], [])[0] == "nothing to compare"
-    published = row({FAA: Mean(72.17)})
-    assert verdict(published, [], compare(published, means([record(0, 72.0)])))[0] == "not judged"
+    published = row({FAA: SeedMean(72.17)})
+    assert (
+        verdict(published, [], compare_scores(published, means([record(0, 72.0)])))[0]
+        == "not judged"
+    )
 
 
 def test_changed_settings_are_named_and_where_things_are_is_not() -> None:
@@ -190,10 +197,17 @@ def test_rows_have_the_published_settings(name: str) -> None:
     }
     values = flatten(compose_values(read_overrides([f"experiment={name}"])))
     keys = (
-        "trainer.batch_size", "trainer.learning_rate", "trainer.schedule", "trainer.frozen_steps", "trainer.iter_step",
-        "method.router_loss_weight", "method.prototype_loss_weight", "router.epsilon", "trainer.alignment_epochs",
+        "trainer.batch_size",
+        "trainer.learning_rate",
+        "trainer.schedule",
+        "trainer.frozen_steps",
+        "trainer.iter_step",
+        "method.router_loss_weight",
+        "method.prototype_loss_weight",
+        "router.epsilon",
+        "trainer.alignment_epochs",
         "trainer.alignment_samples_per_class",
-    )  # fmt: skip
+    )
     expected = table[re.sub(r"_(ibot|dino)$", "", name)]
     found = tuple(values[key] for key in keys)
     assert [a for a, b in zip(found, expected, strict=True) if b is not None] == [
@@ -228,7 +242,7 @@ def test_a_card_keeps_the_last_part_of_paths() -> None:
     ]
     card = make_card(
         "paper_tiny",
-        row({FAA: Mean(80.0, 1.0)}),
+        row({FAA: SeedMean(80.0, 1.0)}),
         {"/home/me/run": record(3, 80.0)},
         [],
         command,
@@ -242,4 +256,4 @@ def test_a_card_keeps_the_last_part_of_paths() -> None:
     assert "/home/me" not in page
     assert "checkout: none" in page
     assert "| 3 | 80.00 | 95.00 | 5.00 | 90.00 |" in page
-    assert "| mean | 80.00 | 95.00 | 5.00 |" in page
+    assert "| mean | 80.00 | 95.00 | 5.00 | 90.00 |" in page

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 import smope
-from smope.analysis.collection_runs import SCORES
 from smope.cli.main import main
+from smope.metrics.scores import SCORES
 
 QUICK = [
     "experiment=smoke", "backbone.image_size=8", "trainer.batch_size=64", "trainer.record=nothing",

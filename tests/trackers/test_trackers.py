@@ -19,7 +19,7 @@ from smope.trackers.base import Guarded, Tracker
 from smope.trackers.csv import CsvTracker
 from smope.trackers.tensorboard import TensorBoardTracker
 from smope.trackers.wandb import WandbTracker, _has_key
-from tests.analysis.made_runs import expert_evidence, write_run
+from tests.analysis.made_runs import expert_snapshots, write_run
 
 CONFIG = {
     "seed": 3,
@@ -33,7 +33,7 @@ SCORES = {"final_average_accuracy": 0.75, "forgetting": 0.5, "none": None}
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run directory with a checkpoint and what evaluation recorded."""
-    path = write_run(tmp_path / "run", evidence=expert_evidence())
+    path = write_run(tmp_path / "run", snapshots=expert_snapshots())
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / "002-00000000.safetensors").write_bytes(b"state")
     return path
@@ -113,7 +113,7 @@ def test_wandb_offline(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
     assert run.run_id == json.loads((run_dir / "wandb.json").read_text(encoding="utf-8"))["id"]
     assert (run.project, run.job_type, run.display_name) == ("smope", "smope", "made, seed 3")
-    assert run.run_group.startswith("made-")
+    assert run.run_group.startswith("smope-made-")
     config = {
         item.key: json.loads(item.value_json) for item in run.config.update if item.key != "_wandb"
     }
@@ -169,6 +169,7 @@ def test_load_is_labelled_with_the_backbone_s_blocks(
     for blocks in (None, [3]):
         config = {**CONFIG, "method": {"_target_": "smope.methods.smope.SMoPE", "blocks": blocks}}
         tracker = TensorBoardTracker()
+        tracker.draw = live_pictures
         tracker.start(config, run_dir, "made")
         tracker.end_task([[1.0], [0.5, 1.0]], SCORES, 1)
         tracker.finish(SCORES, "finished")
@@ -210,13 +211,6 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(run_dir: Path) -> None:
     assert {(run.run_id, run.run_group, run.job_type) for run in runs} == {
         (runs[0].run_id, "sweep", "try")
     }
-
-
-def test_seeds_are_one_group() -> None:
-    from smope.trackers.wandb import _group
-
-    assert _group(CONFIG, "made") == _group({**CONFIG, "seed": 4, "run_dir": "y"}, "made")
-    assert _group(CONFIG, "made") != _group({**CONFIG, "method": {"_target_": "other"}}, "made")
 
 
 def test_wandb_disabled_writes_nothing(run_dir: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from smope.analysis.snapshots import Evidence
+from smope.analysis.snapshots import Snapshots
 from smope.methods.base import Method
 from smope.methods.finetune import Finetune
 from smope.methods.smope import SMoPE
@@ -173,7 +173,7 @@ def test_logits_keep_what_they_differ_by_however_large_they_are(
     for kind, name in ((Finetune, "near"), (Far, "far")):
         torch.manual_seed(0)
         train(tmp_path / name, stream, kind(tiny_backbone(depth=1), 4))
-        kept.append(Evidence(tmp_path / name).last)
+        kept.append(Snapshots(tmp_path / name).last)
     near, far = kept
     assert numpy.array_equal(far.logits.argmax(-1), far.predicted)
     assert numpy.allclose(far.probabilities, near.probabilities, atol=0.02)

@@ -1,17 +1,17 @@
-"""What a report is made of: sections of figures, tables and pictures."""
+"""The parts of a section: figures, tables and pictures; and what several sections need."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from smope.analysis.runs import Run, comparable
+from smope.analysis.labels import comparable, repeat_notes
+from smope.analysis.run import Run
 from smope.console.markup import Grid
 from smope.report.figures import Figure
 
-# configurations that have a map of a kind to themselves; one of ten tasks takes 57 to 74 KB of a
-# page
-MAPS = 8
+# Configurations that get a map of their own. A map of ten tasks takes 57 to 74 KB of the page.
+MAX_MAPS = 8
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A test image as a PNG, what is to be seen, and lines below it."""
+    """A test image as a PNG, its text alternative, and the lines below it."""
 
     png: bytes
     text: str
@@ -31,8 +31,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """name: its anchor; lead: a sentence or two before everything else; note: small print after
-    it.
+    """A section of the page.
+
+    name: its anchor.
+    lead: a sentence or two before everything else.
+    note: small print after everything else.
     """
 
     name: str
@@ -46,42 +49,57 @@ class Section:
 
 
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of one configuration together, in the order in which they come."""
+    """The runs of each configuration, in the order of the first."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.label, []).append(run)
     return groups
 
 
-def with_evidence(runs: Sequence[Run]) -> list[Run]:
-    """Of the runs that a mean may be taken of, those for which logits were kept after every task."""
-    return [run for run in comparable(runs) if run.has_evidence]
+def with_snapshots(runs: Sequence[Run]) -> list[Run]:
+    """The comparable runs whose logits were recorded after every task."""
+    return [run for run in comparable(runs) if run.has_snapshots]
 
 
-def without_evidence(runs: Sequence[Run]) -> str:
-    """A sentence on the runs that scores count and that with_evidence leaves out; none where there
-    are none.
-    """
-    counted, kept = comparable(runs), with_evidence(runs)
-    missing = [run.name for run in counted if run not in kept]
-    return (
-        f" Without runs that kept no logits (trainer.record): {', '.join(missing)}."
-        if missing
-        else ""
-    )
+def without_snapshots(runs: Sequence[Run]) -> str:
+    """A sentence that names the comparable runs without recorded logits, if there are any."""
+    missing = [run.name for run in comparable(runs) if not run.has_snapshots]
+    if not missing:
+        return ""
+    return f" Without runs that kept no logits (trainer.record): {', '.join(missing)}."
+
+
+def not_counted(runs: Sequence[Run]) -> str:
+    """Sentences on the runs that go into no mean; empty if all do."""
+    text = ""
+    number = len(runs) - len(comparable(runs))
+    if number:
+        reason = "with fewer tasks than others of its configuration"
+        text += f" Left out: {plural(number, 'run')}, each {reason}."
+    for note in repeat_notes(runs):
+        text += f" {note}."
+    return text
 
 
 def not_shown(groups: Mapping[str, Sequence[Run]], most: int, what: str) -> str:
-    """A sentence on the configurations that a section leaves out so that a page stays small; none
-    where none is.
+    """A sentence on the configurations that are left out so that the page stays small.
+
+    Args:
+        groups: Runs by label; the first `most` are shown.
+        most: How many configurations are shown.
+        what: What the others have no figures of.
+
+    Returns:
+        An empty text if all are shown.
     """
     rest = list(groups)[most:]
+    if not rest:
+        return ""
     return (
         f" Without {what}, to keep the page small: {', '.join(rest)}. Make a report of these alone."
-        if rest
-        else ""
     )
 
 
 def plural(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
