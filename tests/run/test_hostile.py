@@ -209,7 +209,7 @@ def test_a_directory_that_may_not_be_written(
 HOLDER = """
 import sys
 from pathlib import Path
-from smope.runs import RunDirectory
+from smope.storage.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     sys.stdin.read()
