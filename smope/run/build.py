@@ -86,7 +86,6 @@ def check_target(group: dict[str, Any], kind: type) -> None:
     try:
         found = get_object(target)
         makes = found if isinstance(found, type) else get_type_hints(found).get("return")
-        unknown = group.keys() - {"_target_"} - keys_of(target, "_target_").keys()
     except Exception as error:  # importing a module may fail with any class of exception
         raise UserError(
             f"{target} is not here ({type(error).__name__}: {error}); install what has it"
@@ -95,6 +94,7 @@ def check_target(group: dict[str, Any], kind: type) -> None:
         raise UserError(
             f"{target} makes no {kind.__name__}; get the file from where it was trained"
         )
+    unknown = group.keys() - {"_target_"} - keys_of(target, "_target_").keys()
     if unknown:
         raise UserError(
             f"{target} has no {sorted(unknown)[0]} here; use the version of smope that wrote the "
