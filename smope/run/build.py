@@ -100,7 +100,6 @@ def check_target(group: dict[str, Any], kind: type) -> None:
     try:
         maker = get_object(target)
         makes = maker if isinstance(maker, type) else get_type_hints(maker).get("return")
-        unknown = group.keys() - {"_target_"} - keys_of(target, "_target_").keys()
     except Exception as error:  # importing a module may fail with any class of exception
         raise UserError(
             f"{target} is not here ({type(error).__name__}: {error}); install what has it"
@@ -109,6 +108,7 @@ def check_target(group: dict[str, Any], kind: type) -> None:
         raise UserError(
             f"{target} makes no {kind.__name__}; get the file from where it was trained"
         )
+    unknown = group.keys() - {"_target_"} - keys_of(target, "_target_").keys()
     if unknown:
         raise UserError(
             f"{target} has no {sorted(unknown)[0]} here; use the version of smope that wrote the "

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from smope.distributed import collectives
 from smope.methods.base import Method
-from smope.streams.stream import TaskImages
 from smope.training.loading import TaskLoader
 from smope.training.precision import evaluated
 from smope.training.recording import Recorder
+
+if TYPE_CHECKING:
+    from smope.streams.task_images import TaskImages
 
 
 def measure_accuracy(

@@ -59,7 +59,7 @@ def handed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Handed:
         (run_dir / "run.json").write_text(json.dumps({"status": "finished", **record}))
         return 0
 
-    monkeypatch.setattr(train, "_hand_over", hand_over)
+    monkeypatch.setattr(train, "_train", hand_over)
     monkeypatch.setattr("smope.sweeps.job_runner.run_apart", run_apart)
     return calls
 
@@ -184,7 +184,7 @@ def test_a_mistake_exits_with_2(
 def test_a_launcher_that_is_not_installed_names_its_extra(
     handed: Handed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("smope.config.launchers._plugin_is_there", lambda _: False)
+    monkeypatch.setattr("smope.config.launchers._is_installed", lambda _: False)
     assert main(["train", "-m", "hydra/launcher=submitit_slurm", "seed=1,2"]) == 2
     assert error_line(capsys).endswith(
         "=submitit_slurm needs hydra-submitit-launcher, which is not installed; pip install "
@@ -239,7 +239,7 @@ def test_run_dir_is_taken_as_written(handed: Handed, tmp_path: Path) -> None:
 
 
 def test_two_runs_within_a_second_go_apart(handed: Handed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.time, "strftime", lambda _: "now")
+    monkeypatch.setattr("smope.run.plan.time.strftime", lambda _: "now")
     Path("runs/digits/now").mkdir(parents=True)
     assert main(["train"]) == 0
     assert handed[0][1] == Path("runs/digits/now_2")
@@ -396,7 +396,7 @@ def test_ctrl_c_is_one_line_and_130(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_hand_over", interrupted)
+    monkeypatch.setattr(train, "_train", interrupted)
     monkeypatch.setattr("smope.sweeps.job_runner.run_apart", interrupted)
     assert main(["train"]) == 130
     assert error_line(capsys) == "smope: interrupted"
@@ -445,7 +445,7 @@ def test_a_file_that_cannot_be_written_is_one_line(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr(train, "_hand_over", full)
+    monkeypatch.setattr(train, "_train", full)
     assert main(["train"]) == 1
     assert "No space left on device" in error_line(capsys)
 
