@@ -17,8 +17,6 @@ from smope.errors import UserError
 from smope.run import artefact as module
 from smope.run.artefact import read_model, to_bytes
 
-from ..serving.conftest import pictures, run_dir  # noqa: F401 (fixtures)
-
 
 @pytest.fixture
 def file(run_dir: Path, tmp_path: Path) -> Path:
