@@ -107,7 +107,15 @@ def tiny_stream(
 def tiny_settings(**changes: Any) -> TrainerSettings:
     """Three steps an epoch on tiny_source: quick, and enough to learn it."""
     values = {
-        "batch_size": 8, "eval_batch_size": 8, "epochs": 4, "dense_epochs": 1, "learning_rate": 1e-2, "frozen_steps": 0,
-        "alignment_epochs": 3, "alignment_samples_per_class": 8, "alignment_learning_rate": 1e-3, "device": "cpu",
-    }  # fmt: skip
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        "epochs": 4,
+        "dense_epochs": 1,
+        "learning_rate": 1e-2,
+        "frozen_steps": 0,
+        "alignment_epochs": 3,
+        "alignment_samples_per_class": 8,
+        "alignment_learning_rate": 1e-3,
+        "device": "cpu",
+    }
     return TrainerSettings(**{**values, **changes})

@@ -161,7 +161,7 @@ def _read(path: Path, run_dir: Path) -> dict[str, NDArray]:
         ) from error
     if version != SNAPSHOT_FORMAT_VERSION:
         raise UserError(
-            f"{path}: has format version {version}, this smope reads {SNAPSHOT_FORMAT_VERSION}; use the "
-            f"run's smope"
+            f"{path}: has format version {version}, this smope reads "
+            f"{SNAPSHOT_FORMAT_VERSION}; use the run's smope"
         )
     return arrays

@@ -25,7 +25,7 @@ class CheckpointWriter:
     """Writes the checkpoints of a run and knows when the next one is due.
 
     Attributes:
-        position: where the last checkpoint was written or restored, as tasks done and training steps
+        position: of the last checkpoint that was written or restored: tasks done and training steps
             into the next task; (0, 0) before the first.
     """
 

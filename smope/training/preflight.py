@@ -76,8 +76,8 @@ def check_batch_split(method: Method, stream: Stream, settings: TrainerSettings)
     dependence = method.needs_one_process()
     if world > 1 and dependence is not None:
         raise UserError(
-            f"{dependence.setting}: images depend on the others of their batch, which {world} processes "
-            f"cannot divide; start one process, or write {dependence.instead}"
+            f"{dependence.setting}: images depend on the others of their batch, which "
+            f"{world} processes cannot divide; start one process, or write {dependence.instead}"
         )
     if settings.batch_size < world * parts:
         processes = "process" if world == 1 else "processes"

@@ -94,8 +94,10 @@ def test_gradients_where_only_the_extra_key_learns(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_by_differences(way: str) -> None:
-    given = [x[:1, :, :5].detach().requires_grad_() if x.ndim == 4 else x[:1].detach().requires_grad_()
-             for x in inputs(TOKENS, torch.float64)]  # fmt: skip
+    given = [
+        x[:1, :, :5].detach().requires_grad_() if x.ndim == 4 else x[:1].detach().requires_grad_()
+        for x in inputs(TOKENS, torch.float64)
+    ]
     assert torch.autograd.gradcheck(lambda *x: WAYS[way].apply(*x, SCALE), given)
 
 

@@ -83,7 +83,7 @@ def test_a_folder_that_leaves_it_open(names: list[str], message: str, tmp_path: 
 def test_what_to_write_instead_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=rf"name one of them, for example backbone\.weights={re.escape(str(tmp_path))}/a\.pth$",
+        match=rf"for example backbone\.weights={re.escape(str(tmp_path))}/a\.pth$",
     ):
         weight_file(fill(tmp_path, "b.pth", "a.pth"))
 

@@ -40,10 +40,18 @@ def state_of(name: str, **options: Any) -> dict[str, Tensor]:
 def as_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A whole CLIP: timm's ViT as its image tower, and some of the text tower."""
     names = {
-        "patch_embed.proj.": "conv1.", "norm_pre.": "ln_pre.", "blocks.": "transformer.resblocks.", ".norm1.": ".ln_1.",
-        ".norm2.": ".ln_2.", "attn.qkv.": "attn.in_proj_", "attn.proj.": "attn.out_proj.", "mlp.fc1.": "mlp.c_fc.",
-        "mlp.fc2.": "mlp.c_proj.", "cls_token": "class_embedding", "pos_embed": "positional_embedding",
-    }  # fmt: skip
+        "patch_embed.proj.": "conv1.",
+        "norm_pre.": "ln_pre.",
+        "blocks.": "transformer.resblocks.",
+        ".norm1.": ".ln_1.",
+        ".norm2.": ".ln_2.",
+        "attn.qkv.": "attn.in_proj_",
+        "attn.proj.": "attn.out_proj.",
+        "mlp.fc1.": "mlp.c_fc.",
+        "mlp.fc2.": "mlp.c_proj.",
+        "cls_token": "class_embedding",
+        "pos_embed": "positional_embedding",
+    }
     whole = {"logit_scale": torch.ones(()), "transformer.resblocks.0.ln_1.weight": torch.ones(32)}
     whole |= {"positional_embedding": torch.zeros(77, 32), "visual.proj": torch.zeros(32, 16)}
     for key, value in state.items():

@@ -19,9 +19,18 @@ import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 KEYS = {
-    "backbone", "batch", "device", "dtype", "phase", "variant", "num_experts", "top_k", "task", "ratio_to_plain",
+    "backbone",
+    "batch",
+    "device",
+    "dtype",
+    "phase",
+    "variant",
+    "num_experts",
+    "top_k",
+    "task",
+    "ratio_to_plain",
     "peak_memory_ratio",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +126,13 @@ def test_goals_of_rows(speed: Any) -> None:
         {**row, "num_experts": 2500, "ratio_to_plain": 1.0, "ratio_to_smope": 1.1},
         {**row, "variant": "authors", "ratio_to_plain": 1.8, "ratio_to_smope": 2.0},
         {**row, "phase": "infer", "ratio_to_plain": 0.95},
-        {"phase": "start_up", "variant": "smope --help", "seconds": 0.2, **dict.fromkeys(["backbone", "batch", "device",
-         "dtype", "num_experts", "task"])},
-    ]  # fmt: skip
+        {
+            "phase": "start_up",
+            "variant": "smope --help",
+            "seconds": 0.2,
+            **dict.fromkeys(["backbone", "batch", "device", "dtype", "num_experts", "task"]),
+        },
+    ]
     found = {name.rpartition(": ")[2]: (value, limit) for name, value, limit in speed.goals(rows)}
     assert found == {
         "training step / plain": (0.9, 0.97),
@@ -187,10 +200,13 @@ def test_the_plot(speed: Any, tmp_path: Path) -> None:
     }
     row["highest_ratio"] = 1.0
     rows = [
-        row, {**row, "num_experts": 2500}, {**row, "variant": "plain", "num_experts": None, "top_k": None},
-        {**row, "phase": "infer"}, {**row, "task": 1, "ratio_to_plain": 1.5},
+        row,
+        {**row, "num_experts": 2500},
+        {**row, "variant": "plain", "num_experts": None, "top_k": None},
+        {**row, "phase": "infer"},
+        {**row, "task": 1, "ratio_to_plain": 1.5},
         {**row, "task": 1, "num_experts": 250, "ratio_to_plain": 9.0},
-    ]  # fmt: skip
+    ]
     plot = sys.modules["speed_plot"]
     where = "ViT-Ti, batch 32, cpu float32: training"
     assert plot.curves(rows) == {
@@ -229,7 +245,7 @@ def test_the_error_of_a_median(measuring: Any) -> None:
 
 
 def test_the_authors_program_takes_a_step(tmp_path: Path, speed: Any, measuring: Any) -> None:
-    """Against a stand-in of the same interface; the program itself is no part of this repository."""
+    """Against a stand-in of the same interface; the program itself is not in this repository."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").touch()
     (tmp_path / "models" / "vit.py").write_text(

@@ -174,7 +174,10 @@ def test_an_interrupted_run_is_told_from_a_whole_one(
     assert lines[0].endswith("; 1 of 2 tasks are learned (run.json: interrupted)")
     assert [line.split()[0] for line in lines[:11]] == ["ok"] * 8 + ["-"] + ["ok"] * 2
     assert lines[8].split()[1:3] == ["frozen", "weights"]
-    said = "10 of 11 checks passed, 1 could not be made; of 2 tasks 1 are learned, and nothing is said of the others"
+    said = (
+        "10 of 11 checks passed, 1 could not be made; of 2 tasks 1 are "
+        "learned, and nothing is said of the others"
+    )
     assert lines[11] == said
     found = json.loads((tmp_path / "run" / "audit.json").read_text(encoding="utf-8"))
     assert (found["passed"], found["tasks_done"], found["tasks"]) == (True, 1, 2)

@@ -296,7 +296,10 @@ def test_all_gaps_of_a_folder_are_named(root: Path, check: Check) -> None:
     (root / "train" / "a" / "text.png").write_text("hello")
     code, text = check(root, "stream.num_tasks=2")
     assert code == 1
-    refusal = "error: training refuses this data set: stream.root=.*: every class needs a test folder, there is none for b, d"
+    refusal = (
+        "error: training refuses this data set: stream.root=.*: every class needs a test folder, "
+        "there is none for b, d"
+    )
     assert re.search(f"^{refusal}", text, re.MULTILINE)
     assert block(text, "error: 2 classes have no readable training images")[1:] == ["  D", "  c"]
     assert block(text, "error: 2 classes have no readable test images")[1:] == ["  b", "  d"]
@@ -336,7 +339,10 @@ def test_a_layout_of_another_kind(root: Path, check: Check) -> None:
 def test_tasks_that_training_refuses(root: Path, check: Check) -> None:
     code, text = check(root, "stream.num_tasks=3")
     assert code == 1
-    refusal = "error: training refuses these tasks: stream.num_tasks=3 does not divide the 4 classes evenly"
+    refusal = (
+        "error: training refuses these tasks: stream.num_tasks=3 does not divide the 4 classes "
+        "evenly"
+    )
     assert block(text, "error")[0].startswith(refusal)
     assert re.search(r"^training +24 ", text, re.MULTILINE), "the rest is there"
 

@@ -15,9 +15,15 @@ from smope.planning.method_costs import method_rows
 METHODS = choices("method", [conf_dir()])
 HEAD = 200 * 768 + 200
 KEYS = {
-    "name", "source", "note", "trainable_parameters", "published_parameters", "published_gflops", "train_gflops",
+    "name",
+    "source",
+    "note",
+    "trainable_parameters",
+    "published_parameters",
+    "published_gflops",
+    "train_gflops",
     "infer_gflops",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

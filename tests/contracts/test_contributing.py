@@ -1,4 +1,4 @@
-"""The example of CONTRIBUTING.md is true: its code, as it is written there, is a router that works."""
+"""The example of CONTRIBUTING.md is true: its code, as it is written there, works."""
 
 from __future__ import annotations
 

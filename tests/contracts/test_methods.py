@@ -132,7 +132,7 @@ def test_what_is_remembered_has_its_size_before_the_first_image(name: str, metho
 
 @every_method
 def test_nothing_else_grows_with_the_number_of_images(name: str) -> None:
-    """All tensors that the method holds, remembered or not: no image and no feature stays behind."""
+    """All tensors that the method holds, remembered or not: no image or feature stays behind."""
     held = []
     for images in (8, 16):
         longer = tiny_stream(source=tiny_source(train=images))

@@ -167,7 +167,7 @@ def test_prototypes_are_constants(loss: Any) -> None:
 def test_prototype_losses_in_parts(
     loss: Any, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However few scores are in the works at a time, value and gradient are those of all at once."""
+    """However few scores are computed at a time, value and gradient are those of all at once."""
     draw = torch.Generator().manual_seed(0)
     old, keys = torch.randn(2, 2, 3, 9, 4, generator=draw, dtype=torch.float64)
     frequent = torch.rand(2, 3, 9, generator=draw) < 0.5

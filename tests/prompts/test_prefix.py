@@ -1,4 +1,4 @@
-"""A prefix joins attention for one pass; without one a wrapped block computes what it always did."""
+"""A prefix joins attention for one pass; without one a wrapped block computes as before."""
 
 from __future__ import annotations
 

@@ -22,9 +22,20 @@ from . import slow_smope
 from .slow_smope import SlowExperts, SlowPass, SlowViT
 
 CONFIG: dict[str, Any] = {
-    "img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 4, "num_heads": 2, "num_experts": 7, "top_k": 3,
-    "router_weight": 0.03, "prototype_weight": 0.05, "epsilon": 0.7, "batch": 3, "num_classes": 6, "blocks": [1, 2],
-}  # fmt: skip
+    "img_size": 16,
+    "patch_size": 8,
+    "embed_dim": 12,
+    "depth": 4,
+    "num_heads": 2,
+    "num_experts": 7,
+    "top_k": 3,
+    "router_weight": 0.03,
+    "prototype_weight": 0.05,
+    "epsilon": 0.7,
+    "batch": 3,
+    "num_classes": 6,
+    "blocks": [1, 2],
+}
 LABELS = (torch.tensor([0, 2, 1]), torch.tensor([5, 3, 4]))
 PHASES = ("dense_task0", "sparse_task0", "sparse_task1")
 OF_PHASE = (
@@ -67,9 +78,13 @@ class Writer:
         self.slow = SlowViT(vit, config["num_heads"], experts, config["top_k"], config["epsilon"])
         self.tensors: dict[str, Tensor] = {
             **{f"vit.{name}": value for name, value in vit.items()},
-            "head.weight": self.weight, "head.bias": self.bias, "x": self.images, "x_usage": self.usage_images,
-            "y_task0": LABELS[0], "y_task1": LABELS[1],
-        }  # fmt: skip
+            "head.weight": self.weight,
+            "head.bias": self.bias,
+            "x": self.images,
+            "x_usage": self.usage_images,
+            "y_task0": LABELS[0],
+            "y_task1": LABELS[1],
+        }
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.draw, dtype=torch.float64)

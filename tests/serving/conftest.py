@@ -18,9 +18,14 @@ CLASSES = {
     "yellow": (190, 190, 60),
 }
 SMALL = [
-    "experiment=smoke", "stream=folder", "stream.num_tasks=2", "backbone.image_size=16", "trainer.batch_size=8",
-    "trainer.frozen_steps=0", "method.blocks=[0,3]",
-]  # fmt: skip
+    "experiment=smoke",
+    "stream=folder",
+    "stream.num_tasks=2",
+    "backbone.image_size=16",
+    "trainer.batch_size=8",
+    "trainer.frozen_steps=0",
+    "method.blocks=[0,3]",
+]
 
 
 def draw_pictures(root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Loaded, a run classifies as its own evaluation did, without the data set that it was trained on."""
+"""Loaded, a run classifies as its own evaluation did, without its data set."""
 
 from __future__ import annotations
 

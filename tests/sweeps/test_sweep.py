@@ -59,11 +59,15 @@ def disturbed(folder: Path, disturb: Callable[[int], None], *overrides: str) -> 
     output = folder / "output.txt"
     with output.open("w") as file:
         process = subprocess.Popen(
-            command("train", "-m", *overrides), cwd=folder, env=environment(), stdout=file, stderr=subprocess.STDOUT,
+            command("train", "-m", *overrides),
+            cwd=folder,
+            env=environment(),
+            stdout=file,
+            stderr=subprocess.STDOUT,
             # ignored in the background of a script
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             start_new_session=True,  # as a terminal's foreground, which Ctrl-C reaches as a whole
-        )  # fmt: skip
+        )
     try:
         disturb(process.pid)
         code = process.wait(PATIENCE)
@@ -116,8 +120,12 @@ def collected(folder: Path) -> dict[str, list[str]]:
     lines = folder / "runs.csv"
     assert main(["collect", str(folder / "runs/smoke"), "--runs", str(lines)]) == 0
     with lines.open(newline="") as file:
-        return {row["config_hash"]: [row[key] for key in ("status", "method", "seed", "tasks_done", *SCORES)]
-                for row in csv.DictReader(file)}  # fmt: skip
+        return {
+            row["config_hash"]: [
+                row[key] for key in ("status", "method", "seed", "tasks_done", *SCORES)
+            ]
+            for row in csv.DictReader(file)
+        }
 
 
 @pytest.fixture(scope="module")

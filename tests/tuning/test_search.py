@@ -25,9 +25,15 @@ from smope.tuning.space import Choices, NumberRange, Space
 from smope.tuning.study import Study, join
 
 SMALL = [
-    "experiment=smoke", "backbone.image_size=8", "method=finetune", "trainer.batch_size=64", "trainer.device=cpu",
-    "tune.first_tasks=2", "tune.startup_trials=2", "tune.space.trainer.weight_decay=[0.0,0.1]",
-]  # fmt: skip
+    "experiment=smoke",
+    "backbone.image_size=8",
+    "method=finetune",
+    "trainer.batch_size=64",
+    "trainer.device=cpu",
+    "tune.first_tasks=2",
+    "tune.startup_trials=2",
+    "tune.space.trainer.weight_decay=[0.0,0.1]",
+]
 SPACE: Space = {
     "trainer.learning_rate": NumberRange(1e-3, 1e-1, log=True),
     "method.router_loss": Choices(("code", "paper")),
@@ -286,9 +292,12 @@ def lock_in_another_process(path: Path) -> subprocess.Popen[str]:
         "file = lock_file(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", program, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env={"PYTHONPATH": str(Path(smope.__file__).parent.parent)},
-    )  # fmt: skip
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 

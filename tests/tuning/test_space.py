@@ -210,7 +210,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 def test_a_choice_that_only_some_combinations_allow() -> None:
-    """top_k=30 needs more experts than the configuration has, which the search may choose as well."""
+    """top_k=30 needs more experts than the configuration has; the search may choose them too."""
     texts = ["tune.space.router.top_k=[5,30]", "tune.space.method.num_experts=[25,50]"]
     assert {"router.top_k", "method.num_experts"} <= set(space_of(*texts))
 
