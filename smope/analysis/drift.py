@@ -97,15 +97,15 @@ def drift_and_forgetting(run: Run) -> pandas.DataFrame:
     dead: Any = expert_use(run).groupby("after_task")["dead"].mean()
     for task in (after - 1 for after in recorded):
         then, experts = chosen_experts(run, task + 1)
-        mine = then.tasks == task
-        weight = load_from_choices(experts[mine], then.num_experts)
+        of_task = then.tasks == task
+        weight = load_from_choices(experts[of_task], then.num_experts)
         for after in (after for after in recorded if after > task + 1):
             now, later = chosen_experts(run, after)
             moved = [
                 float((weight * change(before, since)).sum() / weight.sum())
                 for before, since in zip(_rows(then, run), _rows(now, run), strict=True)
             ]
-            others = rerouted(experts[mine], later[now.tasks == task]).mean()
+            others = rerouted(experts[of_task], later[now.tasks == task]).mean()
             lost = run.matrix[task][task] - run.matrix[after - 1][task]
             overlap = shared[after].loc[task + 1, task + 2 :].mean()
             rows.append(
@@ -144,9 +144,9 @@ def rerouting_of_images(run: Run) -> pandas.DataFrame:
     parts = []
     for task in (after - 1 for after in run.snapshots.recorded if after < last.tasks_done):
         then, before = chosen_experts(run, task + 1)
-        mine, still = then.tasks == task, last.tasks == task
-        moved = rerouted(before[mine], experts[still])
-        right = then.correct[mine]
+        of_task, still = then.tasks == task, last.tasks == task
+        moved = rerouted(before[of_task], experts[still])
+        right = then.correct[of_task]
         parts.append(
             pandas.DataFrame({"still_right": last.correct[still][right], "rerouted": moved[right]})
         )

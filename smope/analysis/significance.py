@@ -212,8 +212,8 @@ def compare_rows(table: ResultTable, against: str | None = None) -> TableCompari
     for row in table.rows:
         seeds = sorted(reference_values.keys() & values[row.label].keys())
         if row is not reference and len(seeds) > 1:
-            own = [values[row.label][seed] for seed in seeds]
-            tests[row.label] = compare(own, [reference_values[seed] for seed in seeds])
+            row_values = [values[row.label][seed] for seed in seeds]
+            tests[row.label] = compare(row_values, [reference_values[seed] for seed in seeds])
     corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
     rows = [
         ComparedRow(

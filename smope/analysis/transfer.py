@@ -48,7 +48,7 @@ def forward_transfer(run: Run, untrained: Sequence[float] | None = None) -> floa
             come were not evaluated.
     """
     classes = run.classes_of_tasks
-    if any(set(own) != set(classes[0]) for own in classes):
+    if any(set(task_classes) != set(classes[0]) for task_classes in classes):
         raise UserError(
             f"{run.path}: its tasks have classes of their own, so nothing can be transferred to "
             f"them before they are learned; forward transfer is for streams where all classes come "

@@ -161,14 +161,14 @@ def load_backbone(
     loaded = _find_weights(name, weights, vit)
     if loaded is not None:
         _load(vit, loaded)
-    own = _own_statistics(name, loaded) if pixel_statistics == "own" else None
+    weight_statistics = _own_statistics(name, loaded) if pixel_statistics == "own" else None
     if pixel_statistics == "given" and (mean is None or std is None):
         raise UserError(
             "backbone.pixel_statistics=given needs backbone.mean and backbone.std, three numbers "
             "each"
         )
     statistics = {
-        "own": own,
+        "own": weight_statistics,
         "none": ((0.0,) * 3, (1.0,) * 3),
         "given": (tuple(mean or ()), tuple(std or ())),
     }[pixel_statistics]
@@ -224,12 +224,16 @@ def _find_weights(name: str, weights: str, vit: VisionTransformer) -> Weights | 
 def _load(vit: VisionTransformer, weights: Weights) -> None:
     """Load weights whose keys all match; timm itself would leave other parameters at random."""
     tensors = {key: value.float() for key, value in weights.tensors.items()}
-    own = vit.state_dict()
-    if "pos_embed" in tensors and "pos_embed" in own:
+    expected_state = vit.state_dict()
+    if "pos_embed" in tensors and "pos_embed" in expected_state:
         tensors["pos_embed"] = _resampled(tensors["pos_embed"], vit)
-    wrong = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
-    missing = [key for key in own if key not in tensors]
-    unexpected = [key for key in tensors if key not in own]
+    wrong = [
+        key
+        for key in expected_state
+        if key in tensors and tensors[key].shape != expected_state[key].shape
+    ]
+    missing = [key for key in expected_state if key not in tensors]
+    unexpected = [key for key in tensors if key not in expected_state]
     for problem, keys in (
         ("has other shapes for", wrong),
         ("lacks", missing),

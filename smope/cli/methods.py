@@ -92,8 +92,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     for count, stated in zip(counts, published, strict=True):
         cell = f"{count['paper_convention']:.2f}"
         as_papers.append(cell if stated is None else f"{cell} / {stated:.2f}")
-    here = [f"{count['torch']:.2f}" for count in counts]
-    return [row["name"], _parameters(row), *here, *as_papers, row["source"]]
+    counted = [f"{count['torch']:.2f}" for count in counts]
+    return [row["name"], _parameters(row), *counted, *as_papers, row["source"]]
 
 
 def _parameters(row: Mapping[str, Any]) -> str:

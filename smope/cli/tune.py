@@ -44,12 +44,12 @@ larger tune.trials adds trials. Needs Optuna: pip install 'smope[tune]'"""
 def run(argv: Sequence[str]) -> int:
     """Entry point of the command; returns the exit code."""
     options = _parser().parse_intermixed_args(argv)
-    own, others = separate(options.overrides)
+    tune_texts, others = separate(options.overrides)
     overrides = read_overrides(others, options.config_dir)
     for key, reason in REFUSED_KEYS.items():
         if key in overrides.given:
             raise UserError(f"{key} belongs to `smope train`; {reason}")
-    settings, file, changes = read_settings(own, overrides.config_dirs)
+    settings, file, changes = read_settings(tune_texts, overrides.config_dirs)
     if settings.rank_on == "test" and not options.force:
         raise UserError(
             "tune.rank_on=test: values chosen on test images make their own test scores too good "
@@ -125,15 +125,17 @@ def _train_arguments(
     overrides: Overrides, others: Sequence[str], settings: TuneSettings, space: Space, options: Any
 ) -> list[str]:
     """The arguments of `smope train` for the same configuration, without the searched keys."""
-    kept = [text for text in others if text.lstrip("+").partition("=")[0] not in {FRACTION, *space}]
-    composed = compose_values(read_overrides(kept, options.config_dir))
+    remaining = [
+        text for text in others if text.lstrip("+").partition("=")[0] not in {FRACTION, *space}
+    ]
+    composed = compose_values(read_overrides(remaining, options.config_dir))
     if composed["stream"].get("validation_fraction") is not None:
-        kept.append(f"{FRACTION}=null")
+        remaining.append(f"{FRACTION}=null")
     if settings.rank_on == "test":
-        kept = [text for text in kept if not text.startswith("name=")] + [
+        remaining = [text for text in remaining if not text.startswith("name=")] + [
             f"name={composed['name']}_tuned_on_test"
         ]
-    return [*kept, *(["--config-dir", options.config_dir] if options.config_dir else [])]
+    return [*remaining, *(["--config-dir", options.config_dir] if options.config_dir else [])]
 
 
 def _search(

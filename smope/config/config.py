@@ -71,13 +71,13 @@ class Config:
 
         Paths count as they are written, since the content of files is not known yet.
         """
-        kept = {key: value for key, value in self.as_dict().items() if key not in NOT_HASHED}
-        flat = flatten(kept)
+        hashed = {key: value for key, value in self.as_dict().items() if key not in NOT_HASHED}
+        flat = flatten(hashed)
         for group, names in (("stream", NOT_HASHED_IN_STREAM), ("trainer", NOT_HASHED_IN_TRAINER)):
             for name in names:
                 if not decides_numbers(f"{group}.{name}", flat):
-                    kept[group].pop(name, None)
-        text = json.dumps(kept, sort_keys=True, ensure_ascii=False)
+                    hashed[group].pop(name, None)
+        text = json.dumps(hashed, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -116,7 +116,7 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
         )
     absolute_paths(values)
     keys = TOP_LEVEL | {
-        f"{group}.{name}": key for group, own in schemas.items() for name, key in own.items()
+        f"{group}.{name}": key for group, schema in schemas.items() for name, key in schema.items()
     }
     check_values(flatten(values), keys)
     return Config(**values)

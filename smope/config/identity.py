@@ -49,8 +49,8 @@ def path_of(key: str, settings: Mapping[str, Any]) -> PathTo | None:
         key: The dotted key.
         settings: The run's values by dotted key, see `flatten`.
     """
-    found = find_key(key, settings) if "." in key else None
-    return found.path if found else None
+    declared_key = find_key(key, settings) if "." in key else None
+    return declared_key.path if declared_key else None
 
 
 def may_move(key: str, settings: Mapping[str, Any]) -> bool:

@@ -63,8 +63,8 @@ def find_key(dotted: str, settings: Mapping[str, Any]) -> Key | None:
     group, _, name = dotted.partition(".")
     if group not in GROUPS:
         return None
-    own = declarations(group, name, [str(settings.get(f"{group}._target_"))])
-    return own[0] if own else _shipped_key(group, name)
+    declared = declarations(group, name, [str(settings.get(f"{group}._target_"))])
+    return declared[0] if declared else _shipped_key(group, name)
 
 
 @lru_cache
@@ -76,15 +76,15 @@ def _shipped_key(group: str, name: str) -> Key | None:
 
 def declarations(group: str, name: str, targets: Iterable[str]) -> list[Key]:
     """The declarations of the key `group.name` by these targets; targets without it are skipped."""
-    found = []
+    declared = []
     for target in dict.fromkeys(targets):
         try:
             key = group_keys(group, target).get(name)
         except UserError:  # validate() says so when the target is used
             continue
         if key is not None:
-            found.append(key)
-    return found
+            declared.append(key)
+    return declared
 
 
 def choice_targets(group: str, config_dirs: Sequence[Path]) -> dict[str, str]:

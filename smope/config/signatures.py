@@ -180,10 +180,10 @@ def read_annotation(node: ast.expr, module: Module) -> Annotation:
             return Annotation(Literal[value])
         case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *rest])):
             kind, constraints = read_annotation(inner, module)
-            own = tuple(
+            declared = tuple(
                 _constraint(item, module) for item in rest if not isinstance(item, ast.Constant)
             )
-            return Annotation(kind, constraints + own)
+            return Annotation(kind, constraints + declared)
         case ast.Subscript(value=ast.Name(id=name), slice=inner) if PLAIN.get(name) in (list, dict):
             return Annotation(_container(PLAIN[name], inner, module))
     raise NotPlain(ast.unparse(node))
@@ -221,8 +221,8 @@ def _named_type(name: str, module: Module) -> Annotation:
     if name in module.imports:
         source, original = module.imports[name]
         # other packages are not looked into: they may be large, and their types are not plain
-        own = source.partition(".")[0] in (module.name.partition(".")[0], "smope")
-        other = read_module(source) if own else None
+        is_ours = source.partition(".")[0] in (module.name.partition(".")[0], "smope")
+        other = read_module(source) if is_ours else None
         if other and original in other.aliases:
             return read_annotation(other.aliases[original], other)
     raise NotPlain(name)
@@ -269,13 +269,13 @@ def keys_of(target: str, key: str) -> dict[str, Key]:
     Raises:
         UserError: if there is no such class or function.
     """
-    found = _find(target)
-    if found is None:
+    definition = _find(target)
+    if definition is None:
         raise UserError(
             f"{key}={target!r} names no class or function in a Python file; write "
             f"package.module.Name"
         )
-    module, node = found
+    module, node = definition
     if isinstance(node, ast.ClassDef):
         return dict(_class_keys(node, module))
     return dict(_argument_keys(node.args, module))
@@ -288,10 +288,10 @@ def takes(target: str, argument: str) -> bool:
         target: The dotted name of the class; False if there is none.
         argument: The name of the argument, configured or not.
     """
-    found = _find(target)
-    if found is None or not isinstance(found[1], ast.ClassDef):
+    definition = _find(target)
+    if definition is None or not isinstance(definition[1], ast.ClassDef):
         return False
-    constructor = _constructor(found[1], found[0])
+    constructor = _constructor(definition[1], definition[0])
     if constructor is None:
         return False
     arguments = constructor[0].args
@@ -307,9 +307,9 @@ def _find(target: str) -> tuple[Module, ast.ClassDef | ast.FunctionDef] | None:
 def _bases(node: ast.ClassDef, module: Module) -> Iterator[tuple[ast.ClassDef, Module]]:
     """The base classes whose source can be found."""
     for base in node.bases:
-        found = module.find(base.id) if isinstance(base, ast.Name) else None
-        if found and isinstance(found[1], ast.ClassDef):
-            yield found[1], found[0]
+        base_class = module.find(base.id) if isinstance(base, ast.Name) else None
+        if base_class and isinstance(base_class[1], ast.ClassDef):
+            yield base_class[1], base_class[0]
 
 
 def _constructor(node: ast.ClassDef, module: Module) -> tuple[ast.FunctionDef, Module] | None:
@@ -326,7 +326,7 @@ def _class_keys(node: ast.ClassDef, module: Module) -> Iterator[tuple[str, Key]]
 
     An __init__ that ends in **keywords passes them on to its base class, whose keys follow.
     """
-    own = next(
+    constructor = next(
         (
             item
             for item in node.body
@@ -335,15 +335,17 @@ def _class_keys(node: ast.ClassDef, module: Module) -> Iterator[tuple[str, Key]]
         None,
     )
     seen: set[str] = set()
-    if own is not None:
-        for name, key in _argument_keys(own.args, module):
+    if constructor is not None:
+        for name, key in _argument_keys(constructor.args, module):
             seen.add(name)
             yield name, key
-        if own.args.kwarg is None:
+        if constructor.args.kwarg is None:
             return
     for base, other in _bases(node, module):
         yield from ((name, key) for name, key in _class_keys(base, other) if name not in seen)
-    if own is None and any("dataclass" in ast.unparse(item) for item in node.decorator_list):
+    if constructor is None and any(
+        "dataclass" in ast.unparse(item) for item in node.decorator_list
+    ):
         for member in node.body:
             if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
                 yield from _key(member.target.id, member.annotation, member.value, module)

@@ -29,5 +29,7 @@ def attach(
     of `router`. Errors as in backbones/wrapping.py; then nothing is changed.
     """
     return wrap(
-        vit, blocks, lambda found: PromptedAttention(found, make_bank(found), copy.deepcopy(router))
+        vit,
+        blocks,
+        lambda attention: PromptedAttention(attention, make_bank(attention), copy.deepcopy(router)),
     )

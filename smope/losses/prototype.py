@@ -57,10 +57,10 @@ def find_prototypes(old_keys: Tensor, frequent: Tensor, top_k: int) -> Prototype
     rows = old_keys.gather(2, order.unsqueeze(-1).expand(-1, -1, -1, old_keys.shape[-1]))
     targets = order.new_empty(*order.shape, top_k)
     for part in _parts(rows, old_keys):
-        found = (
+        nearest_keys = (
             (rows.flatten(0, 1)[part] @ old_keys.flatten(0, 1)[part].mT).topk(top_k, dim=-1).indices
         )
-        targets.flatten(0, 1)[part] = found
+        targets.flatten(0, 1)[part] = nearest_keys
     weights = frequent.gather(-1, order).to(old_keys.dtype) / number.clamp(min=1)
     return Prototypes(rows, targets, weights)
 

@@ -60,15 +60,15 @@ def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
         trial, trained = _trial(method, task)
         now = _both(trial, task, trained)
         trial.backbone.whole_last_block = True
-        whole = _both(trial, task, trained)
+        with_all_rows = _both(trial, task, trained)
         trial.backbone.whole_last_block = False
         detach(trial.backbone.vit)
         weight = trial.classifier.weight.new_zeros(trial.num_classes, trial.backbone.embed_dim)
         plain = _count(lambda: F.linear(trial.backbone(_image(trial)), weight))
     return {
         **now,
-        "without_cls_saving": whole,
-        "cls_saving": {name: _minus(whole[name], now[name]) for name in now},
+        "without_cls_saving": with_all_rows,
+        "cls_saving": {name: _minus(with_all_rows[name], now[name]) for name in now},
         "beyond_plain": _minus(now["infer_gflops"], plain),
     }
 

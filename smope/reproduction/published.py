@@ -188,7 +188,7 @@ def means(records: Sequence[Mapping[str, Any]]) -> dict[str, SeedMean]:
     scores = [percent_scores(record) for record in records]
     ours = {}
     for name in SCORES:
-        values = [own[name] for own in scores if name in own]
+        values = [run_scores[name] for run_scores in scores if name in run_scores]
         if values and len(values) == len(scores):
             ours[name] = SeedMean(fmean(values), pstdev(values), len(values))
     return ours

@@ -19,8 +19,8 @@ from smope.streams.source import Source
 def make_source(config: Config) -> Source:
     """Find the images on disk; none is decoded."""
     shared = ("name", *keys_of(STREAM_BUILDER, "stream"))
-    own = {key: value for key, value in config.stream.items() if key not in shared}
-    return get_object(config.stream["_target_"])(**arguments(own))
+    own_keys = {key: value for key, value in config.stream.items() if key not in shared}
+    return get_object(config.stream["_target_"])(**arguments(own_keys))
 
 
 def arguments(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,12 +44,12 @@ def _training_advice(trainer: Trainer, settings: TrainerSettings) -> str:
     """What needs less memory in training, the cheapest first. A resumed run may change the first
     two settings.
     """
-    kept: list[str] = []
+    options: list[str] = []
     if not settings.activation_checkpointing:
-        kept.append("with trainer.activation_checkpointing=true")
+        options.append("with trainer.activation_checkpointing=true")
     parts = 2 * settings.gradient_accumulation_steps
     can_split = trainer.method.needs_whole_batch() is None
     if can_split and settings.batch_size >= parts * collectives.world():
-        kept.append(f"with trainer.gradient_accumulation_steps={parts}")
+        options.append(f"with trainer.gradient_accumulation_steps={parts}")
     new_run = f"start a new run with a smaller trainer.batch_size than {settings.batch_size}"
-    return ", ".join([f"continue {kept[0]}", *kept[1:], new_run]) if kept else new_run
+    return ", ".join([f"continue {options[0]}", *options[1:], new_run]) if options else new_run

@@ -242,5 +242,5 @@ class RunDirectory:
         column = names.index("step") if "step" in names else 0
         rows = [(line, line.split(",")) for line in lines if line.endswith("\n")]
         complete = [(line, row[column]) for line, row in rows if len(row) == len(names)]
-        kept = [line for line, ended in complete if ended.isdigit() and int(ended) <= step]
-        write_atomically(self.metrics, "".join([header, *kept]).encode())
+        kept_lines = [line for line, ended in complete if ended.isdigit() and int(ended) <= step]
+        write_atomically(self.metrics, "".join([header, *kept_lines]).encode())

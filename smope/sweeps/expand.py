@@ -69,8 +69,8 @@ def _is_one_value(text: str, overrides: Overrides) -> bool:
 def write_manifests(jobs: Sequence[Job], command: Sequence[str]) -> None:
     """Write the list of jobs into each folder that holds some; the same jobs replace their list."""
     for folder in sorted({job.path.parent for job in jobs}):
-        own = [_entry(job) for job in jobs if job.path.parent == folder]
-        write_manifest(folder, shlex.join(command), own)
+        entries = [_entry(job) for job in jobs if job.path.parent == folder]
+        write_manifest(folder, shlex.join(command), entries)
 
 
 def _entry(job: Job) -> dict[str, Any]:

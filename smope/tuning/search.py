@@ -58,9 +58,9 @@ def search(job: Search) -> None:
     folder = job.folder or Path("studies") / job.config.name / _digest(job, protocol)
     join(folder, _description(job, protocol))
     study = Study(folder, job.space, job.settings, job.config.seed)
-    own = own_values(job.config, job.space)
-    study.begin_with(own if job.settings.defaults_first else None)
-    print("\n".join(_heading(job, protocol, folder, own)), flush=True)
+    configured = own_values(job.config, job.space)
+    study.begin_with(configured if job.settings.defaults_first else None)
+    print("\n".join(_heading(job, protocol, folder, configured)), flush=True)
     failures = 0
     while (claim := study.claim()) is not None:
         try:
@@ -113,7 +113,7 @@ def _prepared(job: Search) -> tuple[Search, Protocol]:
 def _description(job: Search, protocol: Protocol) -> dict[str, Any]:
     """What a study is known by: scores of different descriptions cannot be compared."""
     flat = flatten(job.config.as_dict())
-    kept = {
+    compared = {
         k: v
         for k, v in flat.items()
         if k not in job.space and k not in ("run_dir", "resume") and not may_move(k, flat)
@@ -122,7 +122,7 @@ def _description(job: Search, protocol: Protocol) -> dict[str, Any]:
     return {
         "protocol": {**job.settings.protocol, "images": images, "weights": weights},
         "space": {key: str(dimension) for key, dimension in job.space.items()},
-        "config": kept,
+        "config": compared,
         "marked": protocol.mark or None,
     }
 
@@ -133,7 +133,7 @@ def _digest(job: Search, protocol: Protocol) -> str:
 
 
 def _heading(
-    job: Search, protocol: Protocol, folder: Path, own: Mapping[str, Any] | None
+    job: Search, protocol: Protocol, folder: Path, configured: Mapping[str, Any] | None
 ) -> list[str]:
     settings, images = job.settings, sum(protocol.images)
     lines = [
@@ -150,7 +150,9 @@ def _heading(
         lines.append(protocol.mark)
     if settings.defaults_first:
         where = (
-            "are the first trial" if own is not None else "lie outside the space and are not tried"
+            "are the first trial"
+            if configured is not None
+            else "lie outside the space and are not tried"
         )
         lines.append(f"the configuration's own values {where}")
     return [*lines, f"study: {folder}"]

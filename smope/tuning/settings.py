@@ -42,14 +42,16 @@ class TuneSettings:
     @property
     def protocol(self) -> dict[str, Any]:
         """The settings that two searches must share for their scores to be comparable."""
-        kept = ("first_tasks", "score", "rank_on")
-        return {key: value for key, value in asdict(self).items() if key in kept}
+        shared_keys = ("first_tasks", "score", "rank_on")
+        return {key: value for key, value in asdict(self).items() if key in shared_keys}
 
 
 def separate(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides of `tune.*`, without plus signs, and those of the runs."""
-    own = [text for text in texts if TUNE_OVERRIDE.match(text)]
-    return [text.lstrip("+") for text in own], [text for text in texts if text not in own]
+    tune_texts = [text for text in texts if TUNE_OVERRIDE.match(text)]
+    return [text.lstrip("+") for text in tune_texts], [
+        text for text in texts if text not in tune_texts
+    ]
 
 
 def read_settings(

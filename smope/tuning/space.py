@@ -130,13 +130,15 @@ def without_steps(space: Space, changes: Mapping[str, Any], method: str) -> Spac
         raise UserError(
             f"tune.space.{given}: method {method} takes no training steps; leave it out"
         )
-    kept = {key: dimension for key, dimension in space.items() if not key.startswith("trainer.")}
-    if not kept:
+    remaining = {
+        key: dimension for key, dimension in space.items() if not key.startswith("trainer.")
+    }
+    if not remaining:
         raise UserError(
             f"tune.space: method {method} takes no training steps and has no key in the space; "
             f"{FORMS}"
         )
-    return kept
+    return remaining
 
 
 def own_values(config: Config, space: Space) -> dict[str, Any] | None:
@@ -226,7 +228,7 @@ def _choices(name: str, value: Mapping[str, Any], kind: Any) -> Choices:
 
 
 def _range(name: str, value: Mapping[str, Any], kind: Any) -> NumberRange:
-    whole = not fits(0.5, kind)
+    is_integer = not fits(0.5, kind)
     if not fits(1, kind):
         raise UserError(
             f"{name}: the key must be {describe(kind)}, which has no range; write a choice as [a,b]"
@@ -236,9 +238,9 @@ def _range(name: str, value: Mapping[str, Any], kind: Any) -> NumberRange:
     log, step = value.get("log", False), value.get("step")
     for part in ("low", "high", "step"):
         number = value.get(part)
-        if not (part == "step" and number is None) and not _is_number(number, whole):
+        if not (part == "step" and number is None) and not _is_number(number, is_integer):
             raise UserError(
-                f"{name}: {part} must be {'a whole' if whole else 'a finite'} number, got "
+                f"{name}: {part} must be {'a whole' if is_integer else 'a finite'} number, got "
                 f"{shown(number)}"
             )
     low, high = value["low"], value["high"]
@@ -255,11 +257,11 @@ def _range(name: str, value: Mapping[str, Any], kind: Any) -> NumberRange:
         raise UserError(
             f"{name}: step must be above 0 and lead from low to high, got step={shown(step)}"
         )
-    return NumberRange(*((low, high) if whole else (float(low), float(high))), log, step)
+    return NumberRange(*((low, high) if is_integer else (float(low), float(high))), log, step)
 
 
-def _is_number(value: Any, whole: bool) -> bool:
-    return fits(value, int if whole else float) and math.isfinite(value)
+def _is_number(value: Any, is_integer: bool) -> bool:
+    return fits(value, int if is_integer else float) and math.isfinite(value)
 
 
 def _is_multiple(length: float, step: float) -> bool:

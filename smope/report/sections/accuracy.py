@@ -53,10 +53,10 @@ def score_grid(runs: Sequence[Run]) -> Grid:
 def overview(runs: Sequence[Run]) -> Section:
     """What was run, the best score, and the table of scores."""
     groups, counted, streams = by_label(runs), comparable(runs), _stream_sentences(runs)
-    who = f"{len(runs)} runs of {plural(len(groups), 'configuration')}"
+    subject = f"{len(runs)} runs of {plural(len(groups), 'configuration')}"
     if len(runs) == 1:
-        who = f"One run, {runs[0].name},"
-    lead = f"{who} on {'; '.join(streams)}. {_best_score(counted, len(streams))}"
+        subject = f"One run, {runs[0].name},"
+    lead = f"{subject} on {'; '.join(streams)}. {_best_score(counted, len(streams))}"
     note = "Percent. Tasks count equally, except under all images."
     if any(len(members) > 1 for members in groups.values()):
         note += " Mean ± standard deviation (ddof 0) over seeds."

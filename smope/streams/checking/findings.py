@@ -85,10 +85,10 @@ def _group_items(groups: Sequence[Sequence[InspectedImage]]) -> tuple[FindingIte
 def _unreadable(inspection: Inspection) -> Iterator[Finding]:
     broken = [image for image in inspection.images if image.problem]
     if broken:
-        them = "it" if len(broken) == 1 else "them"
+        pronoun = "it" if len(broken) == 1 else "them"
         text = (
-            f"{_number(len(broken), 'image')} cannot be read; replace or remove {them}, or train "
-            "with stream.broken_images=skip"
+            f"{_number(len(broken), 'image')} cannot be read; replace or remove {pronoun}, or "
+            "train with stream.broken_images=skip"
         )
         items = tuple(FindingItem((image.name,), image.problem) for image in broken)
         yield Finding("unreadable", "error", text, items)

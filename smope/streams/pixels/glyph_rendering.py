@@ -196,14 +196,14 @@ def pretraining_characters(least_drawings: int = 8) -> tuple[tuple[tuple[str, st
             if is_candidate(character):
                 drawings[character][face] = _usable_key(bitmap(face, character))
     banned = {c for c, keys in drawings.items() if any(key in forbidden for key in keys.values())}
-    kept = {c: keys for c, keys in drawings.items() if c not in banned}
+    allowed = {c: keys for c, keys in drawings.items() if c not in banned}
     classes = []
-    for group in _merge({c: [key for key in keys.values() if key] for c, keys in kept.items()}):
+    for group in _merge({c: [key for key in keys.values() if key] for c, keys in allowed.items()}):
         distinct = {
-            kept[c][face]: (face, c)
+            allowed[c][face]: (face, c)
             for c in reversed(group)
             for face in reversed(FACES)
-            if kept[c].get(face)
+            if allowed[c].get(face)
         }
         if len(distinct) >= least_drawings and not any(
             looks_reserved(face, c) for face, c in distinct.values()
