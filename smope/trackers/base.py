@@ -1,9 +1,8 @@
-"""Experiment trackers beside the run directory, which has it all: W&B, TensorBoard, CSV. No other
-file knows them.
+"""The interface of experiment trackers, such as W&B, TensorBoard and CSV.
 
-A tracker hears of training steps (`log_steps`, some at a time, if it wants), each epoch (`log`),
-each task (`end_task`) and the end (`finish`). A resumed run logs again what came after its
-checkpoint; these numbers are the same, and W&B and TensorBoard keep one of each step.
+A tracker receives training steps (`log_steps`, several at a time, if it wants them), each epoch
+(`log`), each task (`end_task`) and the end (`finish`). A resumed run logs the steps after its
+checkpoint again. Their numbers are the same, and W&B and TensorBoard keep one of each step.
 """
 
 from __future__ import annotations
@@ -19,34 +18,52 @@ Draw = Callable[[Matrix, Path, Mapping[str, Any]], dict[str, bytes]]
 
 
 class Tracker:
-    """Receives what a run measures; this one keeps nothing.
+    """Receives the measurements of a run; this one keeps nothing.
 
-    wants_steps: whether `log_steps` is of any use to it.
-    draw: makes the pictures of a finished task; none are shown where it is not set.
+    Attributes:
+        wants_steps: Whether it uses `log_steps`.
+        draw: Makes the pictures of a finished task; None for no pictures.
     """
 
     wants_steps: bool = False
     draw: Draw | None = None
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
-        """Called once before training, or before going on after `step` training steps."""
+        """Called once before training.
+
+        Args:
+            config: The configuration as plain values.
+            run_dir: The run directory.
+            name: The name of the run.
+            step: The training steps that a resumed run has made already.
+        """
 
     def log_steps(self, rows: Sequence[Mapping[str, float]], first: int) -> None:
-        """Losses and learning rates of training steps `first`, `first` + 1 and so on, counted from
-        1 over the run.
+        """Receive training steps.
+
+        Args:
+            rows: Losses and learning rates of each step, by name.
+            first: The number of the first of these steps, counted from 1 over the run.
         """
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """One epoch's losses and learning rate."""
+        """Receive an epoch: its losses and learning rate by name, after `step` training steps."""
 
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
-        """A task is evaluated: the accuracy matrix so far, a row a task, and the scores that
-        follow from it.
+        """Receive the evaluation of a task.
+
+        Args:
+            matrix: The accuracy matrix so far, one row for each finished task.
+            scores: The scores that follow from it, by name.
+            step: The training steps so far.
         """
 
     def finish(self, scores: Mapping[str, Any], status: str) -> None:
-        """Called once after training, also where it was broken off, with the scores so far and
-        run.json's status.
+        """Called once after training, even if it was stopped.
+
+        Args:
+            scores: The scores so far, by name.
+            status: The status in run.json.
         """
 
 
@@ -55,14 +72,15 @@ class NoTracker(Tracker):
 
 
 class Guarded(Tracker):
-    """Passes everything on; at the first exception it tells once and passes nothing on any more.
+    """Passes everything on to a tracker, until that raises its first exception.
 
-    Whatever a service answers must not cost a run.
+    The exception is reported once, and nothing is passed on any more: a failing service must not
+    stop a run.
     """
 
-    def __init__(self, tracker: Tracker, tell: Callable[[str], object]) -> None:
+    def __init__(self, tracker: Tracker, report: Callable[[str], object]) -> None:
         self.tracker: Tracker = tracker
-        self._tell = tell
+        self._report = report
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
         self._pass_on("start", config, run_dir, name, step)
@@ -86,20 +104,26 @@ class Guarded(Tracker):
     def _pass_on(self, what: str, *arguments: Any) -> None:
         try:
             getattr(self.tracker, what)(*arguments)
-        except Exception as error:  # of a library or service of somebody else's
+        except Exception as error:  # libraries and services raise anything
             name = type(self.tracker).__name__
             how = "did not start" if what == "start" else f"failed in {what}"
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._tell(f"no tracking: {name} {how} ({reason}); training goes on")
+            self._report(f"no tracking: {name} {how} ({reason}); training goes on")
             self.tracker = Tracker()
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The values that are numbers."""
     return {key: value for key, value in values.items() if isinstance(value, int | float)}
 
 
 def task_values(matrix: Matrix, scores: Mapping[str, Any]) -> dict[str, float]:
-    """What is known after a task, by name; tasks counted from 1."""
+    """The values to log after a task, by name; tasks are counted from 1.
+
+    Args:
+        matrix: The accuracy matrix so far.
+        scores: The scores that follow from it.
+    """
     row = matrix[-1]
     accuracies = {f"accuracy/task_{task + 1}": value for task, value in enumerate(row)}
     named = {f"scores/{key}": value for key, value in numbers(scores).items()}
@@ -109,7 +133,14 @@ def task_values(matrix: Matrix, scores: Mapping[str, Any]) -> dict[str, float]:
 def pictures(
     draw: Draw | None, matrix: Matrix, run_dir: Path, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `draw` makes of a task, as arrays (height, width, 3); nothing without `draw`."""
+    """The pictures of a task, as arrays (height, width, 3) by name.
+
+    Args:
+        draw: Makes them; None for no pictures.
+        matrix: The accuracy matrix so far.
+        run_dir: The run directory.
+        config: The configuration as plain values.
+    """
     if draw is None:
         return {}
     import numpy

@@ -13,9 +13,8 @@ from smope.trackers.base import Matrix, Tracker
 
 
 class CsvTracker(Tracker):
-    """scores.csv in the run directory: a row a task, with the mean accuracy and that on each task.
-
-    (metrics.csv, a row an epoch, is written in any case.)
+    """Writes scores.csv into the run directory: for each task the mean accuracy, and that on every
+    task so far. metrics.csv, with a row for each epoch, is written by every run.
     """
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 from smope.storage.files import write_atomically
 from smope.trackers.base import Matrix, Tracker, numbers, pictures, task_values
 
-INIT_SECONDS = 30.0  # that W&B may take to answer at the start; its own default is three times that
-# Configuration that a seed, a place or a service changes: runs that differ in nothing else belong
-# to one group.
+INIT_SECONDS = 30.0  # that W&B may take to answer at the start; its own default is 90
+# Runs that differ in these keys alone belong to one group.
 NOT_GROUPED = ("seed", "run_dir", "resume", "tracker")
 
 
@@ -33,8 +32,7 @@ class WandbTracker(Tracker):
     upload:   whether to log the artefact.
     steps:    whether to log every training step, not only epochs.
 
-    A resumed run goes on in the same W&B run, whose identifier is kept in wandb.json of the run
-    directory.
+    A resumed run continues the same W&B run; its identifier is in wandb.json of the run directory.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class WandbTracker(Tracker):
         )
 
     def _mode(self) -> Literal["online", "offline", "disabled"]:
-        """The mode asked for; "auto" follows WANDB_MODE, then whether there is a key."""
+        """The mode; "auto" follows WANDB_MODE, and then whether there is an API key."""
         if self.mode != "auto":
             return self.mode
         wanted = os.environ.get("WANDB_MODE")
@@ -129,7 +127,7 @@ class WandbTracker(Tracker):
 
 
 def _identifier(run_dir: Path) -> str:
-    """This run's name at W&B, made once and kept."""
+    """This run's identifier at W&B, made once and kept in wandb.json."""
     path = run_dir / "wandb.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))["id"]
@@ -144,9 +142,7 @@ def _group(config: Mapping[str, Any], name: str) -> str:
 
 
 def _has_key() -> bool:
-    """Whether W&B could log in without asking: a key, or an entry of its server, maybe one's own,
-    in the netrc file.
-    """
+    """Whether W&B can log in without a question: by an API key or an entry in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""

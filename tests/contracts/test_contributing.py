@@ -1,4 +1,4 @@
-"""The example of CONTRIBUTING.md is true: its code, as it is written there, is a router that works."""
+"""The code of CONTRIBUTING.md, as it is written there, is a router that works."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from smope.storage.files import lock_file
 from smope.storage.run_directory import RunDirectory
 from smope.storage.sweep_manifest import read_manifests
 from smope.sweeps import driver, job_runner
-from smope.sweeps.jobs import Job, State, clear_stub, inspect_job, make_job
 from smope.sweeps.expand import expand_jobs, write_manifests
+from smope.sweeps.jobs import Job, State, clear_stub, inspect_job, make_job
 
 
 @pytest.fixture(autouse=True)

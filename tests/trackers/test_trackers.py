@@ -169,6 +169,7 @@ def test_load_is_labelled_with_the_backbone_s_blocks(
     for blocks in (None, [3]):
         config = {**CONFIG, "method": {"_target_": "smope.methods.smope.SMoPE", "blocks": blocks}}
         tracker = TensorBoardTracker()
+        tracker.draw = live_pictures
         tracker.start(config, run_dir, "made")
         tracker.end_task([[1.0], [0.5, 1.0]], SCORES, 1)
         tracker.finish(SCORES, "finished")

@@ -282,7 +282,7 @@ def test_of_two_processes_that_begin_a_study_one_waits_for_the_other(tmp_path: P
 def lock_in_another_process(path: Path) -> subprocess.Popen[str]:
     """A process that holds the lock until it is killed."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom smope.storage.run_directory import lock_file\n"
+        "import sys\nfrom pathlib import Path\nfrom smope.storage.files import lock_file\n"
         "file = lock_file(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()"
     )
     process = subprocess.Popen(
