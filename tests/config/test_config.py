@@ -125,7 +125,7 @@ MISTAKES = {
     "backbone.options=3": r"backbone\.options must be a mapping .* or null, got 3",
     "router._target_=nowhere.Router": r"router\._target_='nowhere\.Router' names no class or "
     r"function",
-    "router.top_k=26": r"router\.top_k must be in 1\.\.method\.num_experts=25, got 26; write router",
+    "router.top_k=26": r"router\.top_k must be in 1\.\.method\.num_experts=25, got 26; write",
     "router.top_k=0": r"router\.top_k must be at least 1, got 0",
     "method.num_experts=0": r"method\.num_experts must be at least 1 and at most 100000, got 0",
     "router.epsilon=-0.1": r"router\.epsilon must be a finite number, 0 or more, got -0\.1",
@@ -138,7 +138,7 @@ MISTAKES = {
     r"more, got \[\]",
     "method.blocks=[1,1]": r"method\.blocks must be a list of different block numbers, .* got "
     r"\[1,1\]",
-    "method.blocks=[-1]": r"method\.blocks must be a list of different block numbers, .* got \[-1\]",
+    "method.blocks=[-1]": r"method\.blocks must be a list of different block numbers, .* \[-1\]",
     "trainer.batch_size=0": r"trainer\.batch_size must be at least 1, got 0; write for example",
     "trainer.eval_batch_size=0": r"trainer\.eval_batch_size must be at least 1, got 0",
     "trainer.epochs=0": r"trainer\.epochs must be at least 1, got 0",

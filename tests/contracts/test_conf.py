@@ -229,7 +229,7 @@ def test_launchers_have_the_keys_of_their_plugin(path: Path) -> None:
 
 
 def test_what_sbatch_is_given(tmp_path: Path) -> None:
-    """Cores for srun as well, which does not take them from sbatch, and leave to be queued again."""
+    """Cores for srun, which does not take them from sbatch, and leave to be queued again."""
     slurm = pytest.importorskip("submitit.slurm.slurm")
     values = yaml.safe_load(
         (conf_dir() / "hydra/launcher/submitit_slurm.yaml").read_text(encoding="utf-8")
