@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from smope.config.conf_files import ALL_GROUPS, choices, conf_dir
+from smope.config.conf_files import ALL_GROUPS, choices, conf_dir, files_of_choice
 
 INDENT: Any = {"initial_indent": "  ", "subsequent_indent": "      ", "break_on_hyphens": False}
 EXAMPLES = """\
@@ -43,18 +43,8 @@ def train_help(parser: argparse.ArgumentParser) -> str:
 def _group(folder: Path, group: str, default: str) -> str:
     names = choices(group, [folder])
     heading = textwrap.fill(f"{group}={default}   choices: {', '.join(names)}", 100, **INDENT)
-    texts = [path.read_text(encoding="utf-8") for path in _files(folder / group, default)]
+    texts = [path.read_text(encoding="utf-8") for path in files_of_choice(folder / group, default)]
     return "\n".join([heading, _keys("\n".join(texts))]).rstrip()
-
-
-def _files(folder: Path, name: str) -> list[Path]:
-    """The file of a choice, and those of its group that its defaults list includes."""
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        return []
-    included = re.search(r"^defaults: \[(.*)\]", path.read_text(encoding="utf-8"), re.MULTILINE)
-    names = included[1].split(", ") if included else []
-    return [path, *(file for other in names if other != "_self_" for file in _files(folder, other))]
 
 
 def _keys(text: str) -> str:

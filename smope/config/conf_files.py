@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,26 @@ def choice_file(group: str, name: str, config_dirs: Sequence[Path]) -> Path:
     """The file of a choice that is known to exist. The user's own folder comes before conf/."""
     paths = (folder / group / f"{name}.yaml" for folder in reversed(config_dirs))
     return next(path for path in paths if path.is_file())
+
+
+def files_of_choice(folder: Path, name: str) -> list[Path]:
+    """The file of a choice, and those of the same folder that its defaults list includes.
+
+    Args:
+        folder: The folder of a group, such as conf/trainer.
+        name: The choice.
+
+    Returns:
+        The choice's own file first. Empty if there is no such file.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    included = re.search(r"^defaults: \[(.*)\]", text, re.MULTILINE)
+    names = included[1].split(", ") if included else []
+    others = [files_of_choice(folder, other) for other in names if other != "_self_"]
+    return [path, *itertools.chain(*others)]
 
 
 def read_mapping(path: Path, *, resolve: bool = True) -> dict[str, Any]:

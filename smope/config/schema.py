@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from smope.config.conf_files import GROUPS, choices, conf_dir
+from smope.config.conf_files import GROUPS, choices, conf_dir, files_of_choice
 from smope.config.signatures import Key, keys_of
 from smope.declare.ranges import Range
 from smope.declare.texts import FolderName, PathTo
@@ -92,7 +92,8 @@ def choice_targets(group: str, config_dirs: Sequence[Path]) -> dict[str, str]:
     targets: dict[str, str] = {}
     for folder in config_dirs:
         for name in choices(group, [folder]):
-            text = (folder / group / f"{name}.yaml").read_text(encoding="utf-8", errors="replace")
+            files = files_of_choice(folder / group, name)
+            text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
             target = TARGET.search(text)
             if target is not None:
                 targets[name] = target[1]
