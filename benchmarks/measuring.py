@@ -24,6 +24,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from authors_program import AuthorsProgram
 
+from smope.backbones.attention import appended_keys
+from smope.backbones.held import hold_frozen_weights
 from smope.backbones.vit import load_backbone
 from smope.methods.base import TaskSpan
 from smope.methods.smope import SMoPE
@@ -32,7 +34,7 @@ from smope.metrics.cost import saved_bytes
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.device import prefer_onednn
 from smope.training.phase import make_optimizer
-from smope.training.precision import autocast
+from smope.training.precision import AUTOCAST, autocast
 
 CLASSES = 100
 WIDTH_AND_HEADS = {"vit_tiny_patch16_224": (192, 3), "vit_base_patch16_224": (768, 12)}
@@ -83,6 +85,8 @@ def build(
     if variant.variant.startswith("plain"):
         vit = timm.create_model(setting.backbone, num_classes=0, img_size=setting.image_size).eval()
         _share_weights(vit.requires_grad_(False).to(setting.device), setting)
+        if variant.variant == "plain_held" and setting.dtype in AUTOCAST:
+            hold_frozen_weights(vit, AUTOCAST[setting.dtype])
         if variant.variant == "plain_compiled":
             vit.compile(backend=setting.compiler)
         return _plain(vit, images, setting), vit
@@ -138,6 +142,8 @@ def _method(setting: Setting, variant: Variant) -> SMoPE:
     )
     method.dense = variant.variant == "dense"
     backbone.recompute = variant.variant == "smope_recompute"
+    if variant.variant != "smope_cast" and setting.dtype in AUTOCAST:
+        backbone.hold(AUTOCAST[setting.dtype])
     if variant.variant == "smope_compiled":
         backbone.compile(backend=setting.compiler)
     for bank in method.experts:
@@ -169,10 +175,15 @@ def _smope(
         with torch.no_grad(), autocast(setting.dtype, torch.device(setting.device)):
             method.features(images)
 
+    def appended() -> None:
+        with appended_keys():
+            step()
+
     if variant.variant == "smope_plus":
         method.eval()
         return look
-    return train if setting.phase == "train" else infer
+    step = train if setting.phase == "train" else infer
+    return appended if variant.variant == "smope_appended" else step
 
 
 @contextmanager

@@ -6,10 +6,12 @@ extra key: its logit is the log of the sum of their exponentials, its value thei
 This is exact, costs one column however many experts there are, and keeps nothing for the backward
 pass that plain attention does not keep.
 
-Two ways to compute it, equal to rounding; `attend` chooses:
+Three ways to compute it, equal to rounding; `attend` chooses:
     _Products  matrix products, a few heads at a time, so that no (N, N) matrix outlives its turn.
     _Fused     torch's flash kernel on the tokens alone, the extra key merged in through the
                log-sum-exp of each row.
+    _appended  torch's attention over N + 1 keys, the logit in columns of its own. Inside
+               `appended_keys` only.
 
 Shapes: B batch, R rows (queries), N tokens, H heads, D head width, C = H·D.
 """
@@ -28,6 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 2**19  # attention weights in the works at once: 2 MB in float32, what a core's caches hold
+COLUMNS = 8  # that a logit takes beside q and k
 aten = torch.ops.aten
 
 
@@ -58,6 +61,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None
         return _Products.apply(q, k, v, logit, value, scale)
     if extra is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    if _appends_keys:
+        return _appended(q, k, v, extra.logit, extra.value, scale)
     return _Fused.apply(q, k, v, extra.logit, extra.value, scale)
 
 
@@ -91,6 +96,22 @@ def always_in_products() -> Iterator[None]:
         yield
     finally:
         _always_in_products = False
+
+
+_appends_keys = False
+
+
+@contextmanager
+def appended_keys() -> Iterator[None]:
+    """For measuring: public attention over one more key in place of `_Fused`, wherever that would
+    be taken.
+    """
+    global _appends_keys
+    _appends_keys = True
+    try:
+        yield
+    finally:
+        _appends_keys = False
 
 
 def onednn_computes_products() -> bool:
@@ -130,10 +151,9 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not any(ctx.needs_input_grad[:3]):
             out, gate, value = ctx.saved_tensors
-            d_logit, d_value = _extra_gradients(
-                grad, out.view(ctx.shape), gate.view(*ctx.shape[:3], 1), value
-            )
-            return None, None, None, d_logit, d_value, None
+            gate = gate.view(*ctx.shape[:3], 1)
+            d_logit = _logit_gradient(grad, out.view(ctx.shape), gate, value)
+            return None, None, None, d_logit, (gate.mT @ grad).squeeze(2), None
         q, k, v, logit = ctx.saved_tensors
         batch, heads, *_ = ctx.shape
         grad = _flat(grad)
@@ -185,6 +205,30 @@ def _weights(q: Tensor, k: Tensor, logit: Tensor, scores: Tensor, weights: Tenso
     torch.softmax(scores, -1, out=weights)
 
 
+def _appended(
+    q: Tensor, k: Tensor, v: Tensor, logit: Tensor, value: Tensor, scale: float
+) -> Tensor:
+    """F.scaled_dot_product_attention with the extra key as the last of N + 1.
+
+    Eight more columns, as flash kernels want them: 1 in every query, 0 in the tokens' keys, and in
+    the extra key logit / scale. In half precision one number of 8 or 11 bits is too coarse for
+    that, so two columns share it: the number rounded, and what that leaves. Together they have
+    twice the bits.
+    """
+    width = q.shape[-1]
+    wanted = logit / scale
+    rounded = wanted.to(q.dtype)
+    rest = (wanted - rounded).detach().to(q.dtype)
+    row = torch.stack([rounded, rest], dim=-1).unsqueeze(2)
+    key = F.pad(row, (width, COLUMNS - 2))
+    keys = torch.cat([F.pad(k, (0, COLUMNS)), key], dim=2)
+    values = F.pad(torch.cat([v, value.unsqueeze(2).to(v.dtype)], dim=2), (0, COLUMNS))
+    out = F.scaled_dot_product_attention(
+        F.pad(q, (0, COLUMNS), value=1.0), keys, values, scale=scale
+    )
+    return out[..., :width]
+
+
 class _Fused(torch.autograd.Function):
     """The tokens' softmax by a flash kernel, then each row moved towards the extra key by the share
     that it is due.
@@ -204,7 +248,8 @@ class _Fused(torch.autograd.Function):
         logit = logit.unsqueeze(-1)
         gate = torch.sigmoid(logit - rows).unsqueeze(-1)
         out = out.lerp(value.unsqueeze(2).to(out.dtype), gate.to(out.dtype))
-        lse = torch.cat([torch.logaddexp(rows, logit), padding], dim=-1)
+        lse = torch.logaddexp(rows, logit)
+        lse = torch.cat([lse, padding], dim=-1) if padding.shape[-1] else lse
         ctx.scale, ctx.rest = scale, rest
         if any(ctx.needs_input_grad[:3]):
             ctx.save_for_backward(out, gate, value, q, k, v, lse)
@@ -215,7 +260,13 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         out, gate, value, *tokens = ctx.saved_tensors
-        d_logit, d_value = _extra_gradients(grad, out, gate, value)
+        d_logit = _logit_gradient(grad, out, gate, value)
+        # A head's shares times all heads' gradients: these lie row by row, and to take them apart
+        # is to copy them.
+        of_all = gate.squeeze(-1).to(grad.dtype) @ grad.transpose(1, 2).flatten(2)
+        d_value = (
+            of_all.unflatten(-1, (grad.shape[1], -1)).diagonal(dim1=1, dim2=2).mT.to(value.dtype)
+        )
         if not tokens:
             return None, None, None, d_logit, d_value, None
         q, k, v, lse = tokens
@@ -227,16 +278,12 @@ class _Fused(torch.autograd.Function):
         )
 
 
-def _extra_gradients(
-    grad: Tensor, out: Tensor, gate: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of logit (B, H) and value (B, H, D), from the gradient of out (B, H, R, D) and the shares
-    gate (B, H, R, 1).
+def _logit_gradient(grad: Tensor, out: Tensor, gate: Tensor, value: Tensor) -> Tensor:
+    """(B, H), from the gradient of out (B, H, R, D), the shares gate (B, H, R, 1) and value (B, H,
+    D).
     """
-    d_value = (gate.to(grad.dtype).mT @ grad).squeeze(2)
-    towards = (value.unsqueeze(2).to(out.dtype) - out) * grad
-    d_logit = (gate.squeeze(-1) * towards.sum(-1, dtype=gate.dtype)).sum(-1)
-    return d_logit, d_value.to(value.dtype)
+    towards = (value.unsqueeze(2).to(out.dtype) - out).mul_(grad)
+    return (gate.squeeze(-1) * towards.sum(-1, dtype=gate.dtype)).sum(-1)
 
 
 def _fused_forward(
@@ -289,11 +336,19 @@ def _has_flash(q: Tensor) -> bool:
 
 def heads(attention: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of timm's attention, (B, H, N, D) each, from its input x (B, N, C)."""
+    q, k, v = apart(attention.qkv(x), 3, attention.num_heads)
+    return attention.q_norm(q), attention.k_norm(k), v
+
+
+def apart(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """A joint projection (B, N, parts·H·D) as `parts` tensors (B, H, N, D), views of it.
+
+    Taken apart before heads and tokens change places, the gradient is put together in one copy;
+    timm's order of the same views takes two.
+    """
     # The number of heads is known; the width is what qkv gives (timm allows heads that do not add
     # up to C).
-    qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind()
-    return attention.q_norm(q), attention.k_norm(k), v
+    return tuple(part.transpose(1, 2) for part in x.unflatten(-1, (parts, heads, -1)).unbind(2))
 
 
 def project(attention: Attention, x: Tensor, out: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The last block computes the CLS row alone: its keys and values need all tokens, its query,
 projection and MLP one. With twelve blocks this saves 6.9 % of the multiplications of a ViT-B/16.
-Where attention runs faster by other means than timm's (see attention.py), these are used.
+Attention is that of attention.py, in every block.
 
 Only modules made of the parts known here are taken apart. Anything else, a block that somebody
 observes with hooks included, is called as it is.
@@ -21,7 +21,8 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from smope.backbones.attention import attend, heads, in_products, project
+from smope.backbones.attention import apart, attend, heads, project
+from smope.backbones.held import is_linear, operands
 
 VIT = {"patch_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "norm"}
 HEAD = {"attn_pool", "fc_norm", "head_drop", "head", "head_dist"}  # behind the features
@@ -80,7 +81,7 @@ def _observed(vit: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def run_block(block: Any, x: Tensor) -> Tensor:
     """block(x), (B, N, C) -> (B, N, C)."""
-    if not in_products(x) or not takes_apart(block):
+    if not takes_apart(block):
         return block(x)
     inner = block.norm1(x)
     attention = block.attn
@@ -93,19 +94,19 @@ def run_cls_row(block: Any, x: Tensor) -> Tensor:
     """block(x)[:, :1], (B, N, C) -> (B, 1, C)."""
     if (
         not takes_apart(block)
-        or type(block.attn.qkv) is not nn.Linear
+        or not is_linear(block.attn.qkv)
         or not _made_of(block.attn.qkv, set())
     ):
         return block(x)[:, :1]
     inner = block.norm1(x)
     attention = block.attn
     row = inner[:, :1]
-    weight, bias = attention.qkv.weight, attention.qkv.bias
+    weight, bias = operands(attention.qkv)
     channels = len(weight) // 3
     q = F.linear(row, weight[:channels], None if bias is None else bias[:channels])
     kv = F.linear(inner, weight[channels:], None if bias is None else bias[channels:])
     q = q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-    k, v = kv.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    k, v = apart(kv, 2, attention.num_heads)
     out = attend(attention.q_norm(q), attention.k_norm(k), v, attention.scale)
     return _add(block, x[:, :1], project(attention, row, out))
 

@@ -4,6 +4,7 @@ back.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from smope.routers.base import ExpertState, Router, Routing, choose, proxy_scores, score_range
@@ -34,9 +35,12 @@ class AdaptiveNoise(Router):
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
         scores = proxy_scores(query, keys)
         if self.training:
-            penalty = self.epsilon * state.frequent.to(scores.dtype)
+            penalty, held_back = self.epsilon, state.frequent
         elif self.exclude_unused_experts:
-            penalty = UNUSED_PENALTY * (state.counts == 0).to(scores.dtype)
+            penalty, held_back = UNUSED_PENALTY, state.counts == 0
         else:
             return choose(scores, scores, self.top_k)
-        return choose(scores, scores.detach() - penalty * score_range(scores), self.top_k)
+        plain = scores.detach()
+        return choose(
+            scores, torch.where(held_back, plain - penalty * score_range(plain), plain), self.top_k
+        )

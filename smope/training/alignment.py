@@ -6,8 +6,13 @@ The paper calls it task-adaptive prediction, after HiDe-Prompt (Wang et al. 2023
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from smope.methods.base import Aligned, TaskSpan
 from smope.training.phase import make_optimizer
@@ -15,6 +20,7 @@ from smope.training.schedule import alignment_cosine
 from smope.training.settings import TrainerSettings
 
 WEIGHT_DECAY = 5e-4
+T = TypeVar("T")
 
 
 def align_classifier(method: Aligned, task: TaskSpan, settings: TrainerSettings, seed: int) -> None:
@@ -30,13 +36,17 @@ def align_classifier(method: Aligned, task: TaskSpan, settings: TrainerSettings,
         {"params": list(method.classifier.parameters()), "lr": settings.alignment_learning_rate}
     ]
     optimizer = make_optimizer(groups, WEIGHT_DECAY)
-    generator = torch.Generator().manual_seed(seed)
-    gaussians = int(method.statistics.known.sum())
-    batches = task.start if settings.alignment_batches == "old_classes" else gaussians
-    for epoch in range(settings.alignment_epochs):
-        features, labels = method.statistics.sample(rows, generator)
-        order = torch.randperm(len(labels), generator=generator).to(labels.device)
-        for index, chosen in enumerate(order.split(rows)[:batches]):
+    labels, mean, deviation = method.statistics.gaussians()
+    labels = labels.repeat_interleave(rows)
+    draws = _Draws(mean, rows, seed)
+    batches = task.start if settings.alignment_batches == "old_classes" else len(mean)
+    for epoch, (noise, order) in enumerate(_ahead(draws, settings.alignment_epochs)):
+        chosen = order[: batches * rows].to(mean.device, non_blocking=True)
+        features = mean.unsqueeze(1) + deviation.unsqueeze(1) * noise.to(mean, non_blocking=True)
+        shuffled = zip(
+            features.flatten(0, 1)[chosen].split(rows), labels[chosen].split(rows), strict=True
+        )
+        for index, (some, theirs) in enumerate(shuffled):
             step = epoch * batches + index
             rate = alignment_cosine(
                 settings.alignment_learning_rate,
@@ -45,9 +55,39 @@ def align_classifier(method: Aligned, task: TaskSpan, settings: TrainerSettings,
                 settings.schedule_lag,
             )
             optimizer.param_groups[0]["lr"] = rate
-            loss = F.cross_entropy(
-                method.classify(features[chosen])[:, : task.stop], labels[chosen]
-            )
+            loss = F.cross_entropy(method.classify(some)[:, : task.stop], theirs)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+
+class _Draws:
+    """The random numbers of one epoch after another, drawn on the CPU so that they are the same for
+    every device.
+
+    A call gives normal numbers (n, rows, C) for n Gaussians of mean (n, C), and an order of the n ·
+    rows features.
+    """
+
+    def __init__(self, mean: Tensor, rows: int, seed: int) -> None:
+        self._shape = (len(mean), rows, mean.shape[-1])
+        self._generator = torch.Generator().manual_seed(seed)
+        self._pinned = mean.device.type == "cuda"
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        noise = torch.randn(self._shape, generator=self._generator)
+        order = torch.randperm(self._shape[0] * self._shape[1], generator=self._generator)
+        return (noise.pin_memory(), order.pin_memory()) if self._pinned else (noise, order)
+
+
+def _ahead(draw: Callable[[], T], times: int) -> Iterator[T]:
+    """What `times` calls of `draw` give, each call made while the result of the one before is in
+    use.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(draw)
+        for number in range(1, times + 1):
+            drawn = coming.result()
+            if number < times:
+                coming = thread.submit(draw)
+            yield drawn

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from smope.distributed import torchrun
 from smope.errors import UserError
 from smope.methods.base import Method
+from smope.training.precision import hold_frozen
 from smope.training.settings import TrainerSettings
 
 COMPILER = "inductor"
@@ -83,11 +86,12 @@ def prepare_process(settings: TrainerSettings, device: torch.device) -> None:
 
 
 def prepare_backbone(method: Method, settings: TrainerSettings, device: torch.device) -> None:
-    """Compile the backbone, or have it keep less for the backward pass, where the settings ask for
-    it.
+    """Hold a frozen backbone's weights in the precision of the step, compile it, or have it keep
+    less for the backward pass, where the settings ask for it.
 
     UserError where nothing is there that could compile.
     """
+    hold_frozen(method, settings.precision)
     method.backbone.recompute = settings.activation_checkpointing
     if not settings.compile:
         return
@@ -104,6 +108,24 @@ def prepare_backbone(method: Method, settings: TrainerSettings, device: torch.de
             "false"
         )
     method.backbone.compile(backend=COMPILER)
+
+
+def fetch(scalar: Tensor) -> Callable[[], float]:
+    """Send for a scalar; what is returned waits for it, but not for what a CUDA device has been
+    given to do since.
+    """
+    if scalar.device.type != "cuda":
+        return scalar.item
+    here = torch.empty((), dtype=scalar.dtype, pin_memory=True)
+    here.copy_(scalar, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record(torch.cuda.current_stream(scalar.device))
+
+    def number() -> float:
+        there.synchronize()
+        return here.item()
+
+    return number
 
 
 def float32_products() -> str:

@@ -4,6 +4,8 @@ back.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from smope.distributed import collectives
 from smope.errors import UserError
 from smope.methods.base import Method, Phase, TaskSpan
+from smope.training.device import fetch
 from smope.training.precision import AUTOCAST, autocast
 from smope.training.schedule import make_schedule
 from smope.training.settings import TrainerSettings
@@ -22,6 +25,16 @@ def make_optimizer(groups: list[dict[str, Any]], weight_decay: float) -> torch.o
     about five times as fast for 2,500 experts a head.
     """
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+
+
+def _added(sums: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums with values added to them, by name, in one kernel; a name that is new begins with its
+    value.
+    """
+    both = [name for name in values if name in sums]
+    pairs = [sums[name] for name in both], [values[name] for name in both]
+    added = torch._foreach_add(*pairs) if both else ()  # pyright: ignore[reportPrivateImportUsage]
+    return {**sums, **values, **dict(zip(both, added, strict=True))}
 
 
 class RunningPhase:
@@ -90,24 +103,30 @@ class RunningPhase:
             step = self.phase.start * self.steps + self.done
             group["lr"] = self._schedule(base, step, step // self.steps)
         self._optimizer.zero_grad()
-        losses = collectives.sum_gradients(self._trained, self._backward(images, labels))
-        # An accelerator is waited for here: the step is not taken before its loss is known.
-        if not torch.isfinite(losses["loss"]):
-            raise UserError(self._not_finite(losses["loss"].item()))
+        own, fetched = self._backward(images, labels)
+        losses = collectives.sum_gradients(self._trained, own)
+        # The step is not taken before its loss is known; an accelerator knows it while it still is
+        # at the gradients.
+        loss = fetched() if collectives.world() == 1 else losses["loss"].item()
+        if not math.isfinite(loss):
+            raise UserError(self._not_finite(loss))
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._sums = _added(self._sums, losses)
         self.done += 1
         return losses
 
-    def _backward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _backward(
+        self, images: Tensor, labels: Tensor
+    ) -> tuple[dict[str, Tensor], Callable[[], float]]:
         """Gradients and losses of these images, part by part, each weighted by its part of the
-        whole batch.
+        whole batch; and what gives their sum, `loss`, as a number, which is on its way before the
+        last gradients are found.
         """
         whole = len(labels) if collectives.world() == 1 else self.settings.batch_size
         parts = self.settings.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}
+        loss: Callable[[], float] = float
         for some, theirs in zip(
             images.tensor_split(parts), labels.tensor_split(parts), strict=True
         ):
@@ -115,10 +134,17 @@ class RunningPhase:
                 losses = self.method.losses(some, theirs, self.span)
                 total = torch.stack(list(losses.values())).sum()
             weight = len(theirs) / whole
-            self._scaler.scale(weight * total).backward()
-            for name, value in {"loss": total, **losses}.items():
-                sums[name] = sums.get(name, 0.0) + weight * value.detach()
-        return sums
+            if weight != 1:
+                total, losses = (
+                    weight * total,
+                    {name: weight * value for name, value in losses.items()},
+                )
+            sums = _added(
+                sums, {name: value.detach() for name, value in {"loss": total, **losses}.items()}
+            )
+            loss = fetch(sums["loss"])
+            self._scaler.scale(total).backward()
+        return sums, loss
 
     def end_epoch(self) -> dict[str, float]:
         """The mean of each loss over the epoch's steps."""
