@@ -18,7 +18,7 @@ TINY, BASE = (f"vit_{size}_patch16_224" for size in ("tiny", "base"))
 SECOND, LATER = replace(SPARSE, task=1), Variant("smope_plus", 25, 5, 1)
 PLAIN_COMPILED = Variant("plain_compiled")
 COMPILED = replace(SPARSE, variant="smope_compiled")
-APPENDED, CAST = (replace(SPARSE, variant=f"smope_{kind}") for kind in ("appended", "cast"))
+CAST = replace(SPARSE, variant="smope_cast")
 PLAIN_HELD = Variant("plain_held")
 AUTHORS = replace(SPARSE, variant="authors")
 
@@ -171,7 +171,7 @@ def all_jobs() -> list[Job]:
         Setting(TINY, 256, "cuda", "bfloat16", steps=6),
     )
     eager, later = [PLAIN, SPARSE], [PLAIN, SPARSE, SECOND, LATER]
-    ways = [PLAIN_HELD, APPENDED, CAST]
+    ways = [PLAIN_HELD, CAST]
     compiled = [PLAIN, SPARSE, PLAIN_COMPILED, COMPILED]
     found = [
         Job("tests", "on CUDA as on the CPU", 60, cuda_tests),

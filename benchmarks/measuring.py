@@ -24,7 +24,6 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from authors_program import AuthorsProgram
 
-from smope.backbones.attention import appended_keys
 from smope.backbones.held import hold_frozen_weights
 from smope.backbones.vit import load_backbone
 from smope.methods.base import TaskSpan
@@ -175,15 +174,10 @@ def _smope(
         with torch.no_grad(), autocast(setting.dtype, torch.device(setting.device)):
             method.features(images)
 
-    def appended() -> None:
-        with appended_keys():
-            step()
-
     if variant.variant == "smope_plus":
         method.eval()
         return look
-    step = train if setting.phase == "train" else infer
-    return appended if variant.variant == "smope_appended" else step
+    return train if setting.phase == "train" else infer
 
 
 @contextmanager

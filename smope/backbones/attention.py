@@ -6,12 +6,12 @@ extra key: its logit is the log of the sum of their exponentials, its value thei
 This is exact, costs one column however many experts there are, and keeps nothing for the backward
 pass that plain attention does not keep.
 
-Three ways to compute it, equal to rounding; `attend` chooses:
+Two ways to compute it, equal to rounding; `attend` chooses. A third, public attention over N + 1 keys
+with the logit in spare columns of q and k, is slower on CPUs and on an H100
+(benchmarks/results/gpu.md).
     _Products  matrix products, a few heads at a time, so that no (N, N) matrix outlives its turn.
     _Fused     torch's flash kernel on the tokens alone, the extra key merged in through the
                log-sum-exp of each row.
-    _appended  torch's attention over N + 1 keys, the logit in columns of its own. Inside
-               `appended_keys` only.
 
 Shapes: B batch, R rows (queries), N tokens, H heads, D head width, C = H·D.
 """
@@ -30,7 +30,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 2**19  # attention weights in the works at once: 2 MB in float32, what a core's caches hold
-COLUMNS = 8  # that a logit takes beside q and k
 aten = torch.ops.aten
 
 
@@ -61,8 +60,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None
         return _Products.apply(q, k, v, logit, value, scale)
     if extra is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    if _appends_keys:
-        return _appended(q, k, v, extra.logit, extra.value, scale)
     return _Fused.apply(q, k, v, extra.logit, extra.value, scale)
 
 
@@ -96,22 +93,6 @@ def always_in_products() -> Iterator[None]:
         yield
     finally:
         _always_in_products = False
-
-
-_appends_keys = False
-
-
-@contextmanager
-def appended_keys() -> Iterator[None]:
-    """For measuring: public attention over one more key in place of `_Fused`, wherever that would
-    be taken.
-    """
-    global _appends_keys
-    _appends_keys = True
-    try:
-        yield
-    finally:
-        _appends_keys = False
 
 
 def onednn_computes_products() -> bool:
@@ -203,30 +184,6 @@ def _weights(q: Tensor, k: Tensor, logit: Tensor, scores: Tensor, weights: Tenso
     if logit.numel():
         scores[..., -1] = logit.unsqueeze(-1)
     torch.softmax(scores, -1, out=weights)
-
-
-def _appended(
-    q: Tensor, k: Tensor, v: Tensor, logit: Tensor, value: Tensor, scale: float
-) -> Tensor:
-    """F.scaled_dot_product_attention with the extra key as the last of N + 1.
-
-    Eight more columns, as flash kernels want them: 1 in every query, 0 in the tokens' keys, and in
-    the extra key logit / scale. In half precision one number of 8 or 11 bits is too coarse for
-    that, so two columns share it: the number rounded, and what that leaves. Together they have
-    twice the bits.
-    """
-    width = q.shape[-1]
-    wanted = logit / scale
-    rounded = wanted.to(q.dtype)
-    rest = (wanted - rounded).detach().to(q.dtype)
-    row = torch.stack([rounded, rest], dim=-1).unsqueeze(2)
-    key = F.pad(row, (width, COLUMNS - 2))
-    keys = torch.cat([F.pad(k, (0, COLUMNS)), key], dim=2)
-    values = F.pad(torch.cat([v, value.unsqueeze(2).to(v.dtype)], dim=2), (0, COLUMNS))
-    out = F.scaled_dot_product_attention(
-        F.pad(q, (0, COLUMNS), value=1.0), keys, values, scale=scale
-    )
-    return out[..., :width]
 
 
 class _Fused(torch.autograd.Function):

@@ -5,7 +5,6 @@ gradients included.
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from smope.backbones.attention import (
     ExtraKey,
     _Fused,
     _Products,
-    appended_keys,
     attend,
     heads,
     in_products,
@@ -126,47 +124,6 @@ def test_extreme_logits(way: str, logit: float) -> None:
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("rows", [TOKENS, 1])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_an_appended_key_is_the_same_extra_key(
-    dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "onednn_computes_products", lambda: False)
-    given = inputs(rows, dtype)
-    used: list[Tensor] = []
-    kernel = module.F.scaled_dot_product_attention
-    monkeypatch.setattr(
-        module.F,
-        "scaled_dot_product_attention",
-        lambda *a, **o: used.append(a[1]) or kernel(*a, **o),
-    )
-    with appended_keys():
-        out = attend(*given[:3], SCALE, ExtraKey(*given[3:]))
-    assert used[0].shape == (BATCH, HEADS, TOKENS + 1, WIDTH + module.COLUMNS)
-    expected = attend(*given[:3], SCALE, ExtraKey(*given[3:]))
-    assert len(used) == 1 and close(out, expected, TOLERANCE[dtype])
-    direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    pairs = zip(*(torch.autograd.grad(o, given, direction) for o in (out, expected)), strict=True)
-    assert all(close(ours, theirs, TOLERANCE[dtype]) for ours, theirs in pairs)
-
-
-@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 16), (torch.float16, 21)], ids=str)
-def test_an_appended_logit_has_the_bits_of_two_numbers(dtype: torch.dtype, bits: int) -> None:
-    """Queries of zeros: a row's share for the extra key tells what its logit was."""
-    logit = 8 * torch.rand(64, 4, generator=torch.Generator().manual_seed(0)) + 1
-    nothing, value = torch.zeros(64, 4, 16, WIDTH, dtype=dtype), torch.ones(64, 4, WIDTH)
-    seen: list[Tensor] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module.F,
-            "scaled_dot_product_attention",
-            lambda q, k, v, scale: seen.append(k) or v[..., :1, :],
-        )
-        module._appended(nothing, nothing, nothing, logit, value, SCALE)
-    held = seen[0][:, :, -1, WIDTH : WIDTH + 2].double().sum(-1) * SCALE
-    assert ((held - logit) / logit).abs().max() <= 2.0**-bits
-
-
 def test_bfloat16_is_close_and_stays_bfloat16() -> None:
     given = inputs(TOKENS, torch.float32)
     q, k, v = (x.bfloat16() for x in given[:3])
@@ -220,13 +177,11 @@ def test_the_calls_of_cuda_kernels_fit_this_torch(
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 5e-3)]
 )
-@pytest.mark.parametrize("way", [nullcontext, appended_keys])
-def test_on_cuda(dtype: torch.dtype, tolerance: float, way: Any) -> None:
+def test_on_cuda(dtype: torch.dtype, tolerance: float) -> None:
     given = [x.detach().cuda().requires_grad_() for x in inputs(TOKENS, torch.float32)]
     q, k, v = (x.to(dtype) for x in given[:3])
     assert not in_products(v)
-    with way():
-        out = attend(q, k, v, SCALE, ExtraKey(given[3], given[4]))
+    out = attend(q, k, v, SCALE, ExtraKey(given[3], given[4]))
     expected = written_out(q.float(), k.float(), v.float(), *given[3:])
     assert close(out.float(), expected, tolerance)
     direction = torch.randn_like(expected)
