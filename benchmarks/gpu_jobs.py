@@ -18,6 +18,8 @@ TINY, BASE = (f"vit_{size}_patch16_224" for size in ("tiny", "base"))
 SECOND, LATER = replace(SPARSE, task=1), Variant("smope_plus", 25, 5, 1)
 PLAIN_COMPILED = Variant("plain_compiled")
 COMPILED = replace(SPARSE, variant="smope_compiled")
+CAST = replace(SPARSE, variant="smope_cast")
+PLAIN_HELD = Variant("plain_held")
 AUTHORS = replace(SPARSE, variant="authors")
 
 # TFLOP/s by NVIDIA's data sheets, dense: bfloat16, TF32, and float32 without tensor cores
@@ -169,11 +171,12 @@ def all_jobs() -> list[Job]:
         Setting(TINY, 256, "cuda", "bfloat16", steps=6),
     )
     eager, later = [PLAIN, SPARSE], [PLAIN, SPARSE, SECOND, LATER]
+    ways = [PLAIN_HELD, CAST]
     compiled = [PLAIN, SPARSE, PLAIN_COMPILED, COMPILED]
     found = [
         Job("tests", "on CUDA as on the CPU", 60, cuda_tests),
-        _speed("ViT-B bfloat16 train", base, later, 30),
-        _speed("ViT-B bfloat16 infer", replace(base, phase="infer"), eager, 20),
+        _speed("ViT-B bfloat16 train", base, [*later, *ways], 40),
+        _speed("ViT-B bfloat16 infer", replace(base, phase="infer"), [*eager, *ways], 20),
         Job("profile", "ViT-B bfloat16", 20, functools.partial(profiled, base)),
         _speed("ViT-B bfloat16 train compiled", base, [*compiled, replace(COMPILED, task=1)], 90),
         Job("run", "ViT-B, random weights", 45, functools.partial(whole_run, RUN_BASE), ("data",)),
@@ -184,7 +187,7 @@ def all_jobs() -> list[Job]:
         ("ViT-Ti bfloat16", tiny),
         ("ViT-B float32", replace(base, dtype="float32", steps=2)),
     ):
-        found.append(_speed(f"{name} train", start, later, 35))
+        found.append(_speed(f"{name} train", start, [*later, *ways], 35))
         found.append(_speed(f"{name} infer", replace(start, phase="infer"), eager, 20))
     found.append(_speed("ViT-Ti bfloat16 train compiled", tiny, compiled, 80))
     found.append(

@@ -8,9 +8,12 @@ from typing import Any
 VARIANTS = {
     "plain": "plain ViT",
     "plain_compiled": "plain ViT, compiled",
+    "plain_held": "plain ViT, weights held in half precision",
     "smope": "SMoPE",
     "smope_compiled": "SMoPE, compiled",
     "smope_plus": "SMoPE+",
+    "smope_cast": "SMoPE, weights cast in each pass",
+    "smope_appended": "SMoPE, attention over an appended key",
     "authors": "the authors' program",
 }
 PARTS = ("start", "training", "waiting", "usage", "statistics", "alignment", "evaluation")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from authors_program import AuthorsProgram
 
+from smope.backbones.held import hold_frozen_weights
 from smope.backbones.vit import load_backbone
 from smope.methods.base import TaskSpan
 from smope.methods.smope import SMoPE
@@ -32,7 +33,7 @@ from smope.metrics.cost import saved_bytes
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.training.device import prefer_onednn
 from smope.training.phase import make_optimizer
-from smope.training.precision import autocast
+from smope.training.precision import AUTOCAST_DTYPES, autocast
 
 CLASSES = 100
 WIDTH_AND_HEADS = {"vit_tiny_patch16_224": (192, 3), "vit_base_patch16_224": (768, 12)}
@@ -83,6 +84,8 @@ def build(
     if variant.variant.startswith("plain"):
         vit = timm.create_model(setting.backbone, num_classes=0, img_size=setting.image_size).eval()
         _share_weights(vit.requires_grad_(False).to(setting.device), setting)
+        if variant.variant == "plain_held" and setting.dtype in AUTOCAST_DTYPES:
+            hold_frozen_weights(vit, AUTOCAST_DTYPES[setting.dtype])
         if variant.variant == "plain_compiled":
             vit.compile(backend=setting.compiler)
         return _plain(vit, images, setting), vit
@@ -138,6 +141,8 @@ def _method(setting: Setting, variant: Variant) -> SMoPE:
     )
     method.dense = variant.variant == "dense"
     backbone.recompute = variant.variant == "smope_recompute"
+    if variant.variant != "smope_cast" and setting.dtype in AUTOCAST_DTYPES:
+        backbone.hold(AUTOCAST_DTYPES[setting.dtype])
     if variant.variant == "smope_compiled":
         backbone.compile(backend=setting.compiler)
     for bank in method.experts:

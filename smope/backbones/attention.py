@@ -5,7 +5,9 @@ experts together act like a single key: its logit is the log of the sum of their
 value their softmax average. This is exact, costs one column for any number of experts, and keeps no
 more for the backward pass than plain attention does.
 
-There are two ways to compute it, equal up to rounding, between which `attend` chooses:
+There are two ways to compute it, equal up to rounding; `attend` chooses. A third one, public
+attention over N + 1 keys with the logit in spare columns of q and k, is slower on CPUs and on an
+H100 (benchmarks/results/gpu.md).
     _Products  Matrix products for a few heads at a time, so that (N, N) matrices are short-lived.
     _Fused     torch's flash kernel on the tokens alone; the extra key is merged in by means of the
                log-sum-exp of each row.
@@ -139,10 +141,9 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not any(ctx.needs_input_grad[:3]):
             out, gate, value = ctx.saved_tensors
-            d_logit, d_value = _extra_gradients(
-                grad, out.view(ctx.shape), gate.view(*ctx.shape[:3], 1), value
-            )
-            return None, None, None, d_logit, d_value, None
+            gate = gate.view(*ctx.shape[:3], 1)
+            d_logit = _logit_gradient(grad, out.view(ctx.shape), gate, value)
+            return None, None, None, d_logit, (gate.mT @ grad).squeeze(2), None
         q, k, v, logit = ctx.saved_tensors
         batch, heads, *_ = ctx.shape
         grad = _flat(grad)
@@ -213,7 +214,8 @@ class _Fused(torch.autograd.Function):
         logit = logit.unsqueeze(-1)
         gate = torch.sigmoid(logit - rows).unsqueeze(-1)
         out = out.lerp(value.unsqueeze(2).to(out.dtype), gate.to(out.dtype))
-        lse = torch.cat([torch.logaddexp(rows, logit), padding], dim=-1)
+        lse = torch.logaddexp(rows, logit)
+        lse = torch.cat([lse, padding], dim=-1) if padding.shape[-1] else lse
         ctx.scale, ctx.rest = scale, rest
         if any(ctx.needs_input_grad[:3]):
             ctx.save_for_backward(out, gate, value, q, k, v, lse)
@@ -224,7 +226,13 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         out, gate, value, *tokens = ctx.saved_tensors
-        d_logit, d_value = _extra_gradients(grad, out, gate, value)
+        d_logit = _logit_gradient(grad, out, gate, value)
+        # A head's shares times all heads' gradients: these lie row by row, and to take them apart
+        # is to copy them.
+        of_all = gate.squeeze(-1).to(grad.dtype) @ grad.transpose(1, 2).flatten(2)
+        d_value = (
+            of_all.unflatten(-1, (grad.shape[1], -1)).diagonal(dim1=1, dim2=2).mT.to(value.dtype)
+        )
         if not tokens:
             return None, None, None, d_logit, d_value, None
         q, k, v, lse = tokens
@@ -236,16 +244,12 @@ class _Fused(torch.autograd.Function):
         )
 
 
-def _extra_gradients(
-    grad: Tensor, out: Tensor, gate: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of logit (B, H) and value (B, H, D), from the gradient of out (B, H, R, D) and the shares
-    gate (B, H, R, 1).
+def _logit_gradient(grad: Tensor, out: Tensor, gate: Tensor, value: Tensor) -> Tensor:
+    """(B, H), from the gradient of out (B, H, R, D), the shares gate (B, H, R, 1) and value (B, H,
+    D).
     """
-    d_value = (gate.to(grad.dtype).mT @ grad).squeeze(2)
-    towards = (value.unsqueeze(2).to(out.dtype) - out) * grad
-    d_logit = (gate.squeeze(-1) * towards.sum(-1, dtype=gate.dtype)).sum(-1)
-    return d_logit, d_value.to(value.dtype)
+    towards = (value.unsqueeze(2).to(out.dtype) - out).mul_(grad)
+    return (gate.squeeze(-1) * towards.sum(-1, dtype=gate.dtype)).sum(-1)
 
 
 def _fused_forward(
@@ -298,11 +302,19 @@ def _has_flash(q: Tensor) -> bool:
 
 def heads(attention: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of timm's attention, (B, H, N, D) each, from its input x (B, N, C)."""
+    q, k, v = apart(attention.qkv(x), 3, attention.num_heads)
+    return attention.q_norm(q), attention.k_norm(k), v
+
+
+def apart(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """A joint projection (B, N, parts·H·D) as `parts` tensors (B, H, N, D), views of it.
+
+    Taken apart before heads and tokens change places, the gradient is put together in one copy;
+    timm's order of the same views takes two.
+    """
     # The number of heads is known; the width is what qkv gives (timm allows heads that do not add
     # up to C).
-    qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind()
-    return attention.q_norm(q), attention.k_norm(k), v
+    return tuple(part.transpose(1, 2) for part in x.unflatten(-1, (parts, heads, -1)).unbind(2))
 
 
 def project(attention: Attention, x: Tensor, out: Tensor) -> Tensor:

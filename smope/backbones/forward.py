@@ -2,7 +2,7 @@
 
 The last block computes only its CLS row. Its keys and values need all tokens, but its query,
 projection and MLP need one. With twelve blocks this saves 6.9 % of the multiplications of a
-ViT-B/16. Attention is computed by attention.py where that is faster than timm's.
+ViT-B/16. Attention is computed by attention.py in every block.
 
 Only modules that consist of the parts listed here are taken apart. All others, including blocks
 with hooks, are called as a whole.
@@ -23,7 +23,8 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from smope.backbones.attention import attend, heads, in_products, project
+from smope.backbones.attention import apart, attend, heads, project
+from smope.backbones.held import is_linear, operands
 
 VIT = {"patch_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "norm"}
 HEAD = {"attn_pool", "fc_norm", "head_drop", "head", "head_dist"}  # after the features
@@ -88,7 +89,7 @@ def _observed(vit: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def run_block(block: Any, x: Tensor) -> Tensor:
     """block(x), (B, N, C) -> (B, N, C)."""
-    if not in_products(x) or not takes_apart(block):
+    if not takes_apart(block):
         return block(x)
     inner = block.norm1(x)
     attention = block.attn
@@ -101,19 +102,19 @@ def run_cls_row(block: Any, x: Tensor) -> Tensor:
     """block(x)[:, :1], (B, N, C) -> (B, 1, C)."""
     if (
         not takes_apart(block)
-        or type(block.attn.qkv) is not nn.Linear
+        or not is_linear(block.attn.qkv)
         or not _made_of(block.attn.qkv, set())
     ):
         return block(x)[:, :1]
     inner = block.norm1(x)
     attention = block.attn
     row = inner[:, :1]
-    weight, bias = attention.qkv.weight, attention.qkv.bias
+    weight, bias = operands(attention.qkv)
     channels = len(weight) // 3
     q = F.linear(row, weight[:channels], None if bias is None else bias[:channels])
     kv = F.linear(inner, weight[channels:], None if bias is None else bias[channels:])
     q = q.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-    k, v = kv.unflatten(-1, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    k, v = apart(kv, 2, attention.num_heads)
     out = attend(attention.q_norm(q), attention.k_norm(k), v, attention.scale)
     return _add(block, x[:, :1], project(attention, row, out))
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Attention  # pyright: ignore[reportPrivateImportUsage] (its oldest home)
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from smope.backbones.attention import ExtraKey, attend, heads, project
 from smope.backbones.wrapping import AttentionWrapper
@@ -19,15 +21,66 @@ from smope.experts.bank import ExpertBank
 from smope.routers.base import Router, Routing
 from smope.routers.dense import Dense
 
+aten = torch.ops.aten
+
 
 def as_one_key(routing: Routing, values: Tensor, scale: float) -> ExtraKey:
     """The chosen experts of each image and head as the single key that they amount to; values (H,
     E, D).
     """
     with torch.autocast(values.device.type, enabled=False):
-        logits = routing.weights * scale
-        share = torch.zeros_like(routing.scores).scatter(-1, routing.expert_ids, logits.softmax(-1))
-        return ExtraKey(logits.logsumexp(-1), torch.einsum("bhe,hed->bhd", share, values))
+        return ExtraKey(*_OneKey.apply(routing.weights, routing.expert_ids, values, scale))
+
+
+class _OneKey(torch.autograd.Function):
+    """The log of the sum of the experts' exponentials, and the softmax average of their values.
+
+    Shares serve forward and backward pass alike: half the kernels, small as they are, of the same
+    formulas left to autograd.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weights: Tensor, ids: Tensor, values: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        logits = weights * scale
+        shares = logits.softmax(-1)
+        of_all = values.new_zeros(*ids.shape[:2], values.shape[1]).scatter_(-1, ids, shares)
+        ctx.save_for_backward(shares, of_all, ids, values)
+        ctx.scale = scale
+        # The largest term of log_softmax is minus the log of the sum of exponentials, by the
+        # largest logit scaled.
+        return logits.amax(-1) - logits.log_softmax(-1).amax(-1), torch.einsum(
+            "bhe,hed->bhd", of_all, values
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_logit: Tensor, d_value: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        shares, of_all, ids, values = ctx.saved_tensors
+        # compiled, this runs where the forward pass did
+        with torch.autocast(values.device.type, enabled=False):
+            d_shares = torch.einsum("bhd,hed->bhe", d_value, values).gather(-1, ids)
+            d_values = of_all.permute(1, 2, 0) @ d_value.transpose(0, 1)
+        d_logits = aten._softmax_backward_data(d_shares, shares, -1, shares.dtype)
+        return d_logits.addcmul(shares, d_logit.unsqueeze(-1)) * ctx.scale, None, d_values, None
+
+
+class _MeanQuery(torch.autograd.Function):
+    """q.mean(dim=2) in `dtype`, (B, H, N, D) -> (B, H, D). All tokens have the same gradient, which
+    is not written out for each of them in `dtype`, as autograd would, but rounded once and shown to
+    all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.shape, ctx.dtype = q.shape, q.dtype
+        return q.mean(dim=2, dtype=dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (grad / ctx.shape[2]).to(ctx.dtype).unsqueeze(2).expand(ctx.shape), None
 
 
 class PromptedAttention(AttentionWrapper):
@@ -56,7 +109,7 @@ class PromptedAttention(AttentionWrapper):
         q, k, v = heads(attention, x)
         keys, values = self.bank()
         router = self._dense_router if self.dense else self.router
-        routing = router(q.mean(dim=2, dtype=keys.dtype), keys, self.bank.state)
+        routing = router(_MeanQuery.apply(q, keys.dtype), keys, self.bank.state)
         self.routing = routing.detach()
         if self._record is not None:
             self._record.append(routing)

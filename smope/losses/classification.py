@@ -30,5 +30,6 @@ def task_cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -
     first, last = classes[0], classes[-1]
     if last - first + 1 == len(classes):
         return F.cross_entropy(logits[:, first : last + 1], labels - first)
-    chosen = torch.tensor(classes, device=labels.device)
+    # Not device=...: that would have every step wait for a GPU.
+    chosen = torch.tensor(classes).to(labels.device, non_blocking=True)
     return F.cross_entropy(logits[:, chosen], torch.searchsorted(chosen, labels))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
 from smope.declare.ranges import AtLeast, NotNegative
@@ -49,9 +50,12 @@ class AdaptiveNoise(Router):
         """As in `Router.forward`; scores enter the softmax without their penalty."""
         scores = proxy_scores(query, keys)
         if self.training:
-            penalty = self.epsilon * state.frequent.to(scores.dtype)
+            penalty, held_back = self.epsilon, state.frequent
         elif self.exclude_unused_experts:
-            penalty = UNUSED_PENALTY * (state.counts == 0).to(scores.dtype)
+            penalty, held_back = UNUSED_PENALTY, state.counts == 0
         else:
             return choose(scores, scores, self.top_k)
-        return choose(scores, scores.detach() - penalty * score_range(scores), self.top_k)
+        plain = scores.detach()
+        return choose(
+            scores, torch.where(held_back, plain - penalty * score_range(plain), plain), self.top_k
+        )

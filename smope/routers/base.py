@@ -62,8 +62,8 @@ def proxy_scores(query: Tensor, keys: Tensor) -> Tensor:
 
 def score_range(scores: Tensor) -> Tensor:
     """Largest minus smallest score per image and head, (B, H, E) -> (B, H, 1), without gradient."""
-    detached = scores.detach()
-    return detached.amax(-1, keepdim=True) - detached.amin(-1, keepdim=True)
+    smallest, largest = scores.detach().aminmax(dim=-1, keepdim=True)
+    return largest - smallest
 
 
 def choose(scores: Tensor, ranking: Tensor, top_k: int) -> Routing:

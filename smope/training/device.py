@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from smope.distributed import torchrun
 from smope.errors import UserError
 from smope.methods.base import Method
+from smope.training.precision import hold_frozen
 from smope.training.settings import TrainerSettings
 
 COMPILER = "inductor"
@@ -99,7 +102,10 @@ def prepare_process(settings: TrainerSettings, device: torch.device) -> None:
 
 
 def prepare_backbone(method: Method, settings: TrainerSettings, device: torch.device) -> None:
-    """Compile the backbone, or have it keep less for the backward pass, if the settings say so.
+    """Make a backbone as fast or as small as the settings say.
+
+    Frozen weights are held in the precision of the step as well. The backbone is compiled, or keeps
+    less for the backward pass, if the settings say so.
 
     Args:
         method: its backbone is changed.
@@ -109,6 +115,7 @@ def prepare_backbone(method: Method, settings: TrainerSettings, device: torch.de
     Raises:
         UserError: no compiler is installed.
     """
+    hold_frozen(method, settings.precision)
     method.backbone.recompute = settings.activation_checkpointing
     if not settings.compile:
         return
@@ -124,6 +131,27 @@ def prepare_backbone(method: Method, settings: TrainerSettings, device: torch.de
             "false"
         )
     method.backbone.compile(backend=COMPILER)
+
+
+def fetch(scalar: Tensor) -> Callable[[], float]:
+    """Start copying a scalar to the CPU.
+
+    Returns:
+        A function that waits for the copy, but not for later work of the device, and returns the
+        number.
+    """
+    if scalar.device.type != "cuda":
+        return scalar.item
+    on_cpu = torch.empty((), dtype=scalar.dtype, pin_memory=True)
+    on_cpu.copy_(scalar, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(scalar.device))
+
+    def number() -> float:
+        copied.synchronize()
+        return on_cpu.item()
+
+    return number
 
 
 def float32_products() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from smope.distributed import collectives
 from smope.errors import UserError
 from smope.methods.base import Method, Phase, TaskSpan
+from smope.training.device import fetch
 from smope.training.precision import AUTOCAST_DTYPES, autocast
 from smope.training.schedule import make_schedule
 from smope.training.settings import TrainerSettings
@@ -28,6 +31,14 @@ def make_optimizer(groups: list[dict[str, Any]], weight_decay: float) -> torch.o
         The optimizer.
     """
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+
+
+def _added(sums: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add values to sums of the same names, in one kernel; a new name starts with its value."""
+    both = [name for name in values if name in sums]
+    pairs = [sums[name] for name in both], [values[name] for name in both]
+    added = torch._foreach_add(*pairs) if both else ()  # pyright: ignore[reportPrivateImportUsage]
+    return {**sums, **values, **dict(zip(both, added, strict=True))}
 
 
 class RunningPhase:
@@ -113,34 +124,43 @@ class RunningPhase:
             step = self.phase.start * self.steps + self.done
             group["lr"] = self._schedule(base, step, step // self.steps)
         self._optimizer.zero_grad()
-        losses = collectives.sum_gradients(self._trained, self._backward(images, labels))
-        # This waits for an accelerator: the step is taken only once its loss is known.
-        if not torch.isfinite(losses["loss"]):
-            raise UserError(self._not_finite(losses["loss"].item()))
+        own_losses, fetched = self._backward(images, labels)
+        losses = collectives.sum_gradients(self._trained, own_losses)
+        # The step is taken only once its loss is known. An accelerator knows it long before the
+        # last gradient.
+        loss = fetched() if collectives.world() == 1 else losses["loss"].item()
+        if not math.isfinite(loss):
+            raise UserError(self._not_finite(loss))
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._sums = _added(self._sums, losses)
         self.done += 1
         return losses
 
-    def _backward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _backward(
+        self, images: Tensor, labels: Tensor
+    ) -> tuple[dict[str, Tensor], Callable[[], float]]:
         """Gradients and losses of these images, part by part, each weighted by its share of the
-        whole batch.
+        whole batch; and a function that returns the sum of the losses as a number.
         """
         batch_size = len(labels) if collectives.world() == 1 else self.settings.batch_size
         parts = self.settings.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}
+        loss: Callable[[], float] = float
         split = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
         for part_images, part_labels in split:
             with autocast(self.settings.precision, self.device):
                 losses = self.method.losses(part_images, part_labels, self.span)
                 total = torch.stack(list(losses.values())).sum()
             weight = len(part_labels) / batch_size
-            self._scaler.scale(weight * total).backward()
-            for name, value in {"loss": total, **losses}.items():
-                sums[name] = sums.get(name, 0.0) + weight * value.detach()
-        return sums
+            if weight != 1:
+                total = weight * total
+                losses = {name: weight * value for name, value in losses.items()}
+            detached = {name: value.detach() for name, value in {"loss": total, **losses}.items()}
+            sums = _added(sums, detached)
+            loss = fetch(sums["loss"])
+            self._scaler.scale(total).backward()
+        return sums, loss
 
     def end_epoch(self) -> dict[str, float]:
         """The mean of each loss over the epoch's steps."""

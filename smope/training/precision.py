@@ -27,6 +27,20 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
+def hold_frozen(method: Method, precision: str) -> None:
+    """Hold a frozen backbone's weights in half precision as well, if forward passes use it.
+
+    No result changes, and a step has about a hundred kernels less. A backbone that is trained is
+    left alone.
+
+    Args:
+        method: its backbone is changed.
+        precision: trainer.precision.
+    """
+    if precision in AUTOCAST_DTYPES and method.backbone.frozen:
+        method.backbone.hold(AUTOCAST_DTYPES[precision])
+
+
 def full_precision(precision: str) -> torch.dtype:
     """The type of what autocast does not change: parameters, images and class statistics."""
     return torch.float64 if precision == "float64" else torch.float32

@@ -173,6 +173,25 @@ def test_only_the_classifier_changes(method: Finetune) -> None:
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
+def test_each_epoch_takes_its_own_draw_in_order(
+    method: Finetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn ahead or not: an epoch's features are one sample() and its order one permutation, of
+    one generator.
+    """
+    seen: list[Tensor] = []
+    classify = method.classify
+    monkeypatch.setattr(method, "classify", lambda x: seen.append(x) or classify(x))
+    align_classifier(method, SECOND, replace(SETTINGS, alignment_epochs=3), seed=7)
+    generator = torch.Generator().manual_seed(7)
+    expected = []
+    for _ in range(3):
+        drawn, labels = method.statistics.sample(8, generator)
+        order = torch.randperm(len(labels), generator=generator)
+        expected += [drawn[chosen] for chosen in order.split(8)[:3]]
+    assert len(seen) == 9 and all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
 def test_its_seed_decides_it(method: Finetune) -> None:
     start = {key: value.clone() for key, value in method.state_dict().items()}
     found = []

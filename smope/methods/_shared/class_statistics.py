@@ -81,11 +81,21 @@ class ClassStatistics(nn.Module):
         Returns:
             Features (n, C) and labels (n,), grouped by class.
         """
-        labels, index = self.known.nonzero(as_tuple=True)
-        mean, variance = self.mean[labels, index], self.variance[labels, index]
+        labels, mean, deviation = self.gaussians()
         noise = torch.randn(len(labels), count, mean.shape[-1], generator=generator).to(mean)
-        features = mean.unsqueeze(1) + (variance + VARIANCE_FLOOR).sqrt().unsqueeze(1) * noise
+        features = mean.unsqueeze(1) + deviation.unsqueeze(1) * noise
         return features.flatten(0, 1), labels.repeat_interleave(count)
+
+    def gaussians(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `sample` draws from: label (n,), mean and standard deviation (n, C) of each known
+        centroid.
+        """
+        labels, index = self.known.nonzero(as_tuple=True)
+        return (
+            labels,
+            self.mean[labels, index],
+            (self.variance[labels, index] + VARIANCE_FLOOR).sqrt(),
+        )
 
 
 def _assign(features: Tensor, centroids: int, seed: int) -> Tensor:
