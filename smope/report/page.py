@@ -10,9 +10,10 @@ from smope.analysis.run import Run
 from smope.report.figures import Figure
 from smope.report.sections.accuracy import accuracy, comparison, forgetting, overview
 from smope.report.sections.base import Section
+from smope.report.sections.calibration import confidence, unknown
+from smope.report.sections.confusion import mistakes
 from smope.report.sections.cost import configuration, cost, definitions
 from smope.report.sections.experts import examples, experts
-from smope.report.sections.mistakes import confidence, mistakes, unknown
 from smope.report.style import inline_svg
 from smope.version import __version__
 
