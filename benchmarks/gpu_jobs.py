@@ -142,9 +142,9 @@ def peak_of(dtype: str) -> dict[str, Any]:
     )
     if dtype in ("bfloat16", "float16"):
         return {"peak_of": "bfloat16, dense", "peak_tflops": half}
-    if torch.get_float32_matmul_precision() == "highest":
-        return {"peak_of": "float32, no tensor cores", "peak_tflops": full}
-    return {"peak_of": "TF32, dense", "peak_tflops": reduced}
+    if getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32":
+        return {"peak_of": "TF32, dense", "peak_tflops": reduced}
+    return {"peak_of": "float32, no tensor cores", "peak_tflops": full}
 
 
 def profiled(setting: Setting, place: Place, seconds: float) -> list[dict[str, Any]]:

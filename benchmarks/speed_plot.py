@@ -52,7 +52,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw medians, with their lowest and highest value as bars; the plain ViT is the line at 1."""
     lines = curves(rows)
     with style.drawing(height=3.2 + 0.2 * len(lines), width=6.0) as (figure, axes):
-        axes.axhline(1.0, color=style.INK, linewidth=1, linestyle=":", label="the plain ViT")
+        axes.axhline(
+            1.0, color=style.TEXT_COLOUR, linewidth=1, linestyle=":", label="the plain ViT"
+        )
         for index, (name, points) in enumerate(lines.items()):
             numbers, ratios, lowest, highest = zip(*points, strict=True)
             below = [max(0.0, ratio - low) for ratio, low in zip(ratios, lowest, strict=True)]

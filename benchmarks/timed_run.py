@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from smope import train
+from smope.methods.base import TaskSpan
 from smope.training import trainer as training
 from smope.training.trainer import Trainer
 
@@ -39,30 +40,38 @@ FULL = {
 
 
 def follow(file: Path) -> None:
-    """Have every trainer of this process note its seconds by part in `file`, after each task."""
+    """Have every trainer of this process write its seconds by part into `file` after each task."""
     seconds: Counter[str] = Counter()
     work: Counter[str] = Counter()
     began = time.perf_counter()
-    Trainer._train = _timed(Trainer._train, "training", seconds)
-    Trainer._finish = _timed(Trainer._finish, "after training", seconds)
-    Trainer._record_statistics = _timed(Trainer._record_statistics, "statistics", seconds)
-    Trainer._evaluate = _timed(Trainer._evaluate, "evaluation", seconds)
-    training.align_classifier = _timed(training.align_classifier, "alignment", seconds)
-    take = Trainer._take
+    learn, evaluate = Trainer._learn, _timed(Trainer._evaluate, "evaluation", seconds)
 
-    def taken(self: Trainer, span: Any, task: Any) -> None:
+    def learn_and_note_start(self: Trainer, span: TaskSpan) -> None:
         if not work:
             seconds["start"] = time.perf_counter() - began
-        take(self, span, task)
-        work.update(_work(self, span, task))
-        found = parts(seconds, self.history.seconds["wait"])
-        whole = time.perf_counter() - began
-        told = {"tasks": len(self.spans), "seconds": found, "whole": whole, "work": dict(work)}
+        learn(self, span)
+
+    def evaluate_and_write(self: Trainer, span: TaskSpan) -> None:
+        evaluate(self, span)
+        work.update(_work(self, span))
+        content = {
+            "tasks": len(self.spans),
+            "seconds": parts(seconds, self.history.seconds["wait"]),
+            "whole": time.perf_counter() - began,
+            "work": dict(work),
+        }
         part = file.with_suffix(".part")
-        part.write_text(json.dumps(told))
+        part.write_text(json.dumps(content))
         part.replace(file)
 
-    Trainer._take = taken
+    Trainer._learn = _timed(learn_and_note_start, "training", seconds)
+    Trainer._end_task = _timed(Trainer._end_task, "after training", seconds)
+    Trainer._evaluate = evaluate_and_write
+    for name, part in (
+        ("record_class_statistics", "statistics"),
+        ("align_classifier", "alignment"),
+    ):
+        setattr(training, name, _timed(getattr(training, name), part, seconds))
 
 
 def _timed(run: Callable[..., Any], name: str, seconds: Counter[str]) -> Callable[..., Any]:
@@ -79,7 +88,7 @@ def _timed(run: Callable[..., Any], name: str, seconds: Counter[str]) -> Callabl
     return timed
 
 
-def _work(trainer: Trainer, span: Any, task: Any) -> dict[str, int]:
+def _work(trainer: Trainer, span: TaskSpan) -> dict[str, int]:
     """What a task took, counted in the units that its parts take time for."""
     settings = trainer.settings
     phases = trainer.steps_of_phases(span)
@@ -87,7 +96,7 @@ def _work(trainer: Trainer, span: Any, task: Any) -> dict[str, int]:
         "tasks_done": 1,
         "steps": sum(steps for _, steps in phases),
         "epochs": sum(phase.epochs for phase, _ in phases),
-        "train_images": len(task.train),
+        "train_images": len(trainer.stream.tasks[span.index].train),
         "alignment_batches": span.start * settings.alignment_epochs,
         "test_images": sum(len(seen.test) for seen in trainer.stream.tasks[: span.index + 1]),
     }

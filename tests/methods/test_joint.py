@@ -58,7 +58,7 @@ def test_an_epoch_of_joint_training_draws_no_image_twice():
     trainer = trainer_of(make())
     trainer.loader.epoch = 3
     images = trainer.training_images(trainer.spans[1])
-    assert len(images) == 48 and images.targets.count(0) == 12
+    assert len(images) == 48 and list(images.targets).count(0) == 12
     batches = [labels for _, labels in trainer.loader.shuffled(images, 1, last=6)]
     assert sorted(torch.cat(batches).tolist()) == sorted(images.targets)
     assert len(list(trainer.loader.shuffled(images, 1, last=3))) == 3

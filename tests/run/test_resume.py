@@ -21,6 +21,7 @@ from smope.errors import UserError
 from smope.methods.base import Batches, Method, Phase, TaskSpan
 from smope.methods.finetune import Finetune
 from smope.storage.run_directory import RunDirectory
+from smope.streams.selection import UnresampledImages
 from smope.streams.stream import Stream
 from smope.training import checkpointing
 from smope.training import trainer as loop
@@ -402,8 +403,8 @@ def test_an_image_that_becomes_unreadable(
         raise UserError("cannot read image b.png: truncated; replace the file or remove it")
 
     first = trainer_of("smope", stream, directory)
-    task_images = type(stream.tasks[0].train)
-    broken_off(first, during(task_images, "part", 37, broken), UserError)
+    reading = during(UnresampledImages, "__getitem__", 37, broken)
+    broken_off(first, reading, UserError)
     checkpoint = read_checkpoint(list_checkpoints(directory)[-1])
     assert checkpoint.within is not None
     assert checkpoint.within.steps == 4, "eight images to a step"

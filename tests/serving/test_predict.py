@@ -259,7 +259,7 @@ def test_resumed_at_a_boundary_the_file_is_there_again(stopped: Path, tmp_path: 
     expected = content_hash(again / "model.safetensors")
     (again / "model.safetensors").write_bytes(b"of an earlier task")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Trainer, "_learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(["train", f"resume={again}"]) == 130
     assert content_hash(again / "model.safetensors") == expected
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import pandas
 
 from smope.analysis.labels import comparable, repeat_notes
 from smope.analysis.run import Run
@@ -103,3 +106,9 @@ def not_shown(groups: Mapping[str, Sequence[Run]], most: int, what: str) -> str:
 def plural(number: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def mean_of_last_rows(frames: Sequence[pandas.DataFrame]) -> pandas.Series:
+    """The mean over frames of each column of their last rows."""
+    mean: Any = pandas.DataFrame([frame.iloc[-1] for frame in frames]).mean()
+    return mean

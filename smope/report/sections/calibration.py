@@ -23,6 +23,7 @@ from smope.report.sections.base import (
     Section,
     Table,
     by_label,
+    mean_of_last_rows,
     with_snapshots,
     without_snapshots,
 )
@@ -37,7 +38,7 @@ def confidence(runs: Sequence[Run]) -> Section | None:
         return None
     finals: Any = pandas.DataFrame(
         {
-            label: _mean_of_last_rows([calibration_scores(run) for run in members])
+            label: mean_of_last_rows([calibration_scores(run) for run in members])
             for label, members in groups.items()
         }
     ).T

@@ -23,6 +23,7 @@ from smope.report.sections.base import (
     Section,
     Table,
     by_label,
+    mean_of_last_rows,
     not_shown,
     with_snapshots,
     without_snapshots,
@@ -53,7 +54,7 @@ def mistakes(runs: Sequence[Run]) -> Section | None:
         return None
     splits = {label: [split_errors(run) for run in members] for label, members in groups.items()}
     finals = pandas.DataFrame(
-        {label: _mean_of_last_rows(frames) for label, frames in splits.items()}
+        {label: mean_of_last_rows(frames) for label, frames in splits.items()}
     ).T.rename_axis("method")
     known_task: Any = finals[["accuracy", "known_task"]]
     known_task = known_task.set_axis(["accuracy", "if the task is known"], axis=1)
@@ -81,11 +82,6 @@ def mistakes(runs: Sequence[Run]) -> Section | None:
     note = not_shown(mapped, MAX_MAPS, "maps of confusion") + without_snapshots(runs)
     figures = [_error_figure(finals, splits), *maps]
     return Section("mistakes", "Where errors come from", lead, tables, figures, note=note)
-
-
-def _mean_of_last_rows(frames: Sequence[pandas.DataFrame]) -> pandas.Series:
-    mean: Any = pandas.DataFrame([frame.iloc[-1] for frame in frames]).mean()
-    return mean
 
 
 def _error_figure(
