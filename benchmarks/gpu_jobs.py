@@ -142,9 +142,14 @@ def peak_of(dtype: str) -> dict[str, Any]:
     )
     if dtype in ("bfloat16", "float16"):
         return {"peak_of": "bfloat16, dense", "peak_tflops": half}
-    if getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32":
+    if float32_precision() == "tf32":
         return {"peak_of": "TF32, dense", "peak_tflops": reduced}
     return {"peak_of": "float32, no tensor cores", "peak_tflops": full}
+
+
+def float32_precision() -> str:
+    """How a CUDA device computes float32 products here: tf32, or without tensor cores."""
+    return getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee")
 
 
 def profiled(setting: Setting, place: Place, seconds: float) -> list[dict[str, Any]]:

@@ -64,7 +64,9 @@ def test_every_stage_is_rehearsed(rehearsed: Path) -> None:
     assert not [line["error"] for stage in found.values() for line in stage if "error" in line]
     assert sum(row["failed"] for row in found["tests"][0]["rows"]) == 0
     [train, infer, compiled] = found["speed"]
-    assert [row["variant"] for row in train["rows"]] == ["plain", "smope", "smope", "smope_plus"]
+    assert [row["variant"] for row in train["rows"]] == [
+        *("plain", "smope", "smope", "smope_plus", "plain_held", "smope_cast")
+    ]
     assert all(
         row["images_per_second"] > 0 and row["kernels"] > 0
         for line in (train, infer, compiled)
@@ -274,7 +276,7 @@ def test_the_peak_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     assert jobs.peak_of("bfloat16")["peak_tflops"] == 989
     assert jobs.peak_of("float32") == {"peak_of": "float32, no tensor cores", "peak_tflops": 67}
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    monkeypatch.setattr(jobs, "float32_precision", lambda: "tf32")
     assert jobs.peak_of("float32")["peak_tflops"] == 495
 
 

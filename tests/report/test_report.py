@@ -202,7 +202,7 @@ def test_where_nothing_is_confused_or_varies_the_words_say_so(tmp_path: Path) ->
 
 
 def test_maps_that_are_left_out_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("accuracy.MAX_MAPS", "mistakes.MAX_MAPS", "experts.MAX_CONFIGURATIONS"):
+    for name in ("accuracy.MAX_MAPS", "confusion.MAX_MAPS", "experts.MAX_CONFIGURATIONS"):
         monkeypatch.setattr(f"smope.report.sections.{name}", 1)
     for count in (1, 2):
         config = {
