@@ -62,7 +62,7 @@ LIMITS = {
 
 FIRST_STEP = """
 import os
-from smope.cli import main
+from smope.cli.main import main
 from smope.methods.smope import SMoPE
 losses, calls = SMoPE.losses, []
 def count(*arguments):

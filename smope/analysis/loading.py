@@ -29,7 +29,10 @@ def find_runs(arguments: Iterable[str]) -> list[Path]:
     """
     run_dirs: dict[Path, Path] = {}
     for argument in arguments:
-        matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
+        pattern = os.path.expanduser(argument)
+        # A path with [ or * in its name is no glob if it exists.
+        exists = os.path.exists(pattern)
+        matches = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))
         paths = [path for match in matches for path in _run_dirs_below(Path(match))]
         if not paths:
             reason = (
@@ -115,7 +118,7 @@ def read_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             left_out.append(_unfinished_line(path, record))
         elif "config" not in record or "seed" not in record:
             left_out.append(
-                f"{path}: its run.json has no config or seed, so nobody can say what it is a run of"
+                f"{path}: its run.json has no config or seed, so its configuration is not known"
             )
         else:
             runs.append(Run(path, record))

@@ -9,7 +9,7 @@ beside every p.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -342,7 +342,11 @@ def compare_all(runs: Sequence[Run], score: str = MAIN_SCORE) -> pandas.DataFram
         comparison = replace(_compare_pairs(pairs, score), left_out=left_out)
         rows.append({"first": first, "second": second, **vars(comparison)})
     corrected = holm([row["p"] for row in rows])
-    return pandas.DataFrame([{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)])
+    fields_of_pair = [field.name for field in fields(PairedComparison)]
+    return pandas.DataFrame(
+        [{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)],
+        columns=["first", "second", *fields_of_pair, "p_holm"],
+    )
 
 
 def compare_images(first: Run, second: Run) -> dict[str, float]:

@@ -8,7 +8,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -42,9 +42,12 @@ class _Held:
         self.held = None
         return super()._apply(fn, *arguments, **options)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        self.held = None
-        super()._load_from_state_dict(*arguments, **options)  # pyright: ignore[reportAttributeAccessIssue]
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any, **options: Any
+    ) -> None:
+        if any(key.startswith(prefix) for key in state_dict):
+            self.held = None
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **options)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class HeldLinear(_Held, nn.Linear):

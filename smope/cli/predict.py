@@ -113,7 +113,7 @@ def _warn_of_unfinished_run(classifier: Classifier) -> None:
     if artefact.tasks_done < artefact.total_tasks:
         print(
             f"{artefact.tasks_done} of {artefact.total_tasks} tasks are learned: "
-            f"{len(classifier.class_names)} of {artefact.num_classes} classes can be told",
+            f"{len(classifier.class_names)} of {artefact.num_classes} classes can be predicted",
             file=sys.stderr,
         )
 

@@ -43,7 +43,7 @@ def train_help(parser: argparse.ArgumentParser) -> str:
 def _group(folder: Path, group: str, default: str) -> str:
     names = choices(group, [folder])
     heading = textwrap.fill(f"{group}={default}   choices: {', '.join(names)}", 100, **INDENT)
-    texts = [path.read_text(encoding="utf-8") for path in files_of_choice(folder / group, default)]
+    texts = [path.read_text(encoding="utf-8") for path in files_of_choice(group, default, [folder])]
     return "\n".join([heading, _keys("\n".join(texts))]).rstrip()
 
 

@@ -104,23 +104,25 @@ def choice_file(group: str, name: str, config_dirs: Sequence[Path]) -> Path:
     return next(path for path in paths if path.is_file())
 
 
-def files_of_choice(folder: Path, name: str) -> list[Path]:
-    """The file of a choice, and those of the same folder that its defaults list includes.
+def files_of_choice(group: str, name: str, config_dirs: Sequence[Path]) -> list[Path]:
+    """The file of a choice, and those of its group that its defaults list includes.
 
     Args:
-        folder: The folder of a group, such as conf/trainer.
+        group: The group, such as trainer.
         name: The choice.
+        config_dirs: The folders to look in, such as conf/; a later one wins.
 
     Returns:
         The choice's own file first. Empty if there is no such file.
     """
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
+    paths = [folder / group / f"{name}.yaml" for folder in reversed(config_dirs)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
     included = re.search(r"^defaults: \[(.*)\]", text, re.MULTILINE)
     names = included[1].split(", ") if included else []
-    others = [files_of_choice(folder, other) for other in names if other != "_self_"]
+    others = [files_of_choice(group, other, config_dirs) for other in names if other != "_self_"]
     return [path, *itertools.chain(*others)]
 
 

@@ -22,7 +22,7 @@ TOP_LEVEL = {
     "run_dir": Key(str | None, False, True, None, (NEW_RUN,)),
     "resume": Key(str | None, False, True, None, (OLD_RUN,)),
 }
-# Every stream has the arguments of this function as keys, but for those that build.py passes.
+# Every stream has the arguments of this function as keys, but for those that run/build.py passes.
 STREAM_BUILDER = "smope.streams.stream.build_stream"
 STREAM_COMPUTED = {"image_size", "seed"}
 TARGET = re.compile(r"^_target_:\s*['\"]?([\w.]+)", re.MULTILINE)
@@ -90,13 +90,12 @@ def declarations(group: str, name: str, targets: Iterable[str]) -> list[Key]:
 def choice_targets(group: str, config_dirs: Sequence[Path]) -> dict[str, str]:
     """The `_target_` of every choice of a group, by the choice's name; later folders win."""
     targets: dict[str, str] = {}
-    for folder in config_dirs:
-        for name in choices(group, [folder]):
-            files = files_of_choice(folder / group, name)
-            text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
-            target = TARGET.search(text)
-            if target is not None:
-                targets[name] = target[1]
+    for name in choices(group, config_dirs):
+        files = files_of_choice(group, name, config_dirs)
+        text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+        target = TARGET.search(text)
+        if target is not None:
+            targets[name] = target[1]
     return targets
 
 

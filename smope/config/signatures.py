@@ -33,13 +33,13 @@ PLAIN: dict[str, Any] = {
 }
 # Containers that a YAML list or mapping fills as well.
 PLAIN |= {"Sequence": list, "tuple": list, "Mapping": dict}
-# Sizes that follow from the stream: build.py passes them, nobody configures them.
+# Sizes that follow from the stream: run/build.py passes them, nobody configures them.
 COMPUTED = {"num_classes", "total_tasks"}
 VOCABULARY = "smope.declare."  # the modules that constraints come from
 
 
 class NotPlain(Exception):
-    """An annotation that no YAML value can satisfy: build.py passes the argument."""
+    """An annotation that no YAML value can satisfy: run/build.py passes the argument."""
 
 
 class Annotation(NamedTuple):
@@ -364,7 +364,7 @@ def _argument_keys(arguments: ast.arguments, module: Module) -> Iterator[tuple[s
 def _key(
     name: str, annotation: ast.expr, default: ast.expr | None, module: Module
 ) -> Iterator[tuple[str, Key]]:
-    """The key of one argument; none for what build.py computes or passes as an object."""
+    """The key of one argument; none for what run/build.py computes or passes as an object."""
     if name in COMPUTED:
         return
     try:

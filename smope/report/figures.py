@@ -341,7 +341,7 @@ def load_map(name: str, title: str, load: NDArray, blocks: Sequence[int], *, tex
             interpolation="nearest",
             extent=(0.5, experts + 0.5, layers, 0),
         )
-        axes.set(xlabel="experts of a head, busiest first", ylabel="block (a row a head)")
+        axes.set(xlabel="experts of a head, busiest first", ylabel="block (one row for each head)")
         axes.set_yticks(numpy.arange(layers) + 0.5, [str(block) for block in blocks])
         axes.set_xticks([tick for tick in (1, 5, 10, 15, 20, 25, 50, 100) if tick <= experts])
         axes.grid(visible=False)

@@ -237,10 +237,15 @@ class RunDirectory:
         """
         if not self.metrics.exists():
             return
-        header, *lines = self.metrics.read_text(errors="replace").splitlines(keepends=True) or [""]
-        names = self._metrics_header()
-        column = names.index("step") if "step" in names else 0
-        rows = [(line, line.split(",")) for line in lines if line.endswith("\n")]
-        complete = [(line, row[column]) for line, row in rows if len(row) == len(names)]
-        kept_lines = [line for line, ended in complete if ended.isdigit() and int(ended) <= step]
-        write_atomically(self.metrics, "".join([header, *kept_lines]).encode())
+        text = self.metrics.read_bytes().decode("utf-8", errors="replace")
+        whole_lines = text[: text.rfind("\n") + 1]
+        header, *rows = list(csv.reader(io.StringIO(whole_lines, newline=""))) or [[]]
+        column = header.index("step") if "step" in header else 0
+        kept_rows = [
+            row
+            for row in rows
+            if len(row) == len(header) and row[column].isdigit() and int(row[column]) <= step
+        ]
+        file = io.StringIO(newline="")
+        csv.writer(file).writerows([header, *kept_rows] if header else [])
+        write_atomically(self.metrics, file.getvalue().encode())

@@ -92,6 +92,8 @@ def _ahead(draw: Callable[[], T], times: int) -> Iterator[T]:
     """What `times` calls of `draw` give, each call made while the result of the one before is in
     use.
     """
+    if times == 0:
+        return
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(draw)
         for number in range(1, times + 1):

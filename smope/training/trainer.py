@@ -50,8 +50,8 @@ class Trainer:
     seeded for each task and saved in checkpoints. A run continued from a checkpoint therefore draws
     what an uninterrupted run would.
 
-    Where several processes work together (collectives.py), each has a trainer, and all do the same
-    with their shares of the same batches. Only the first one has outputs.
+    Where several processes work together (distributed/collectives.py), each has a trainer, and all
+    do the same with their shares of the same batches. Only the first one has outputs.
 
     Args:
         method: what is trained; it is moved to the device and to full precision.

@@ -282,6 +282,9 @@ def test_a_tampered_score(score: str, run: RestoredRun) -> None:
     assert f"in run.json {score}" in failed(checks.scores, run)
     run.record[score] = None
     failed(checks.scores, run)
+    del run.record[score]
+    if score in checks.SCORES_OF_EVERY_VERSION:
+        assert f"in run.json {score} None" in failed(checks.scores, run)
 
 
 @pytest.mark.parametrize("value", [0.123, 1.2, -0.1, None])

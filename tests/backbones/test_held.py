@@ -97,6 +97,13 @@ def test_what_is_kept_and_what_trains_does_not_change() -> None:
     assert type(held.classifier) is nn.Linear
 
 
+def test_what_a_method_has_learned_leaves_held_weights_alone() -> None:
+    _, held = two("plain", torch.bfloat16)
+    held.load_trained_state(held.trained_state())
+    layers = [module for module in held.modules() if isinstance(module, HeldLinear | HeldConv2d)]
+    assert layers and all(layer.held is not None for layer in layers)
+
+
 def test_other_weights_take_the_place_of_those_held() -> None:
     plain, held = two("plain", torch.bfloat16)
     state = {

@@ -182,7 +182,7 @@ def test_an_unfinished_run_says_what_it_knows(
     monkeypatch.setattr(predict, "read_model", lambda path: first_task_of(read(path)))
     capsys.readouterr()
     assert main(["predict", str(run_dir), str(pictures)]) == 0
-    assert capsys.readouterr().err == "1 of 2 tasks are learned: 2 of 4 classes can be told\n"
+    assert capsys.readouterr().err == "1 of 2 tasks are learned: 2 of 4 classes can be predicted\n"
 
 
 def first_task_of(artefact: Any) -> Any:
