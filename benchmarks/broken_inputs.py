@@ -92,13 +92,14 @@ class Workspace:
 
 # An input is a function that damages a workspace and returns the arguments of `smope train`, or a
 # context manager with them. It is listed with a pattern that the answer must match, and with how
-# training must end. goes on: it finishes and prints what it did; stops: exit code 1 or 2, one line.
+# training must end. continues: it finishes and prints what it did; stops: exit code 1 or 2 and
+# one line.
 Prepare = Callable[[Workspace], "list[str] | contextlib.AbstractContextManager[list[str]]"]
-INPUTS: dict[str, tuple[Literal["stops", "goes on"], str, Prepare]] = {}
+INPUTS: dict[str, tuple[Literal["stops", "continues"], str, Prepare]] = {}
 
 
 def broken(
-    name: str, ends: Literal["stops", "goes on"], pattern: str
+    name: str, ends: Literal["stops", "continues"], pattern: str
 ) -> Callable[[Prepare], Prepare]:
     """A decorator that lists an input.
 
@@ -144,11 +145,13 @@ for _name, _content in {
     ),
     "checkpoint that is a pickle with code": lambda content: pickle.dumps(_Bomb()),
 }.items():
-    broken(_name, "goes on", BEFORE)(_spoiled(_content))
+    broken(_name, "continues", BEFORE)(_spoiled(_content))
 
 
 @broken(
-    "every checkpoint damaged", "goes on", r"there is no checkpoint to go on from: starting over"
+    "every checkpoint damaged",
+    "continues",
+    r"there is no checkpoint to continue from: starting over",
 )
 def _(workspace: Workspace) -> list[str]:
     for path in (workspace.run / "checkpoints").glob("*.safetensors"):
@@ -207,7 +210,7 @@ def _(workspace: Workspace) -> list[str]:
     return workspace.resume()
 
 
-@broken("metrics.csv cut short", "goes on", r"resuming ")
+@broken("metrics.csv cut short", "continues", r"resuming ")
 def _(workspace: Workspace) -> list[str]:
     path = workspace.run / "metrics.csv"
     path.write_bytes(path.read_bytes()[:-30])
@@ -323,7 +326,7 @@ def _(workspace: Workspace) -> list[str]:
     return workspace.folder()
 
 
-@broken("a class of one image", "goes on", r"final average accuracy")
+@broken("a class of one image", "continues", r"final average accuracy")
 def _(workspace: Workspace) -> list[str]:
     for path in sorted((workspace.images / "train" / "b").iterdir())[1:]:
         path.unlink()
@@ -470,7 +473,7 @@ for _override, _rule in {
 
 @broken(
     "W&B without a key",
-    "goes on",
+    "continues",
     r"no tracking: WandbTracker did not start \(no API key: run `wandb login`",
 )
 @contextlib.contextmanager
@@ -482,8 +485,8 @@ def _(workspace: Workspace) -> Iterator[list[str]]:
 
 @broken(
     "W&B that cannot be reached",
-    "goes on",
-    r"no tracking: WandbTracker did not start \(.*\); training goes on",
+    "continues",
+    r"no tracking: WandbTracker did not start \(.*\); training continues",
 )
 @contextlib.contextmanager
 def _(workspace: Workspace) -> Iterator[list[str]]:

@@ -87,7 +87,7 @@ def _tried(name: str, workspace: Workspace) -> Outcome:
     if lost:
         return Outcome(name, "unclear", lost)
     good = answer is not None and "Traceback" not in err
-    good = good and ((code == 0) if ends == "goes on" else (code in (1, 2) and len(lines) == 1))
+    good = good and ((code == 0) if ends == "continues" else (code in (1, 2) and len(lines) == 1))
     return Outcome(
         name, "clear" if good else "unclear", answer or f"exit code {code}: {(err or out)[-300:]!r}"
     )

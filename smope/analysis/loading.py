@@ -129,7 +129,7 @@ def _unfinished_line(path: Path, record: Mapping[str, Any]) -> str:
     log = path.parent / LOGS / f"{path.name}.log"  # of a failed job of a sweep
     log_hint = f"; log: {log}" if log.is_file() else ""
     # A search resumes its own trials, and those that it ended early are complete.
-    resume_hint = "" if "part" in record else f"; go on with: smope train resume={path}"
+    resume_hint = "" if "part" in record else f"; continue with: smope train resume={path}"
     return f"{path}: {_state(record)}{log_hint}{resume_hint}"
 
 

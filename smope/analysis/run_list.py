@@ -60,7 +60,7 @@ def missing_job_lines(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
         state = "not begun"
         if job["error"]:
             state = f"failed: {job['error']}; log: {job['log_path']}"
-        lines.append(f"{job['path']}: {state}; go on with: {job['command']}")
+        lines.append(f"{job['path']}: {state}; continue with: {job['command']}")
     return lines
 
 

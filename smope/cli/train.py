@@ -98,7 +98,7 @@ def _train_many(overrides: Overrides, command: Sequence[str], dry_run: bool) -> 
         if override_value(overrides, key) is not None:
             raise UserError(
                 f"{key} belongs to a single run; with -m each has its own folder in runs/<name>/, "
-                f"and the same command goes on with all of them: leave it out"
+                f"and the same command continues with all of them: leave it out"
             )
     return run_sweep(overrides, command, _show if dry_run else None)
 

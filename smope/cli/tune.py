@@ -19,7 +19,7 @@ from smope.tuning.space import Space, make_space
 FRACTION = "stream.validation_fraction"
 REFUSED_KEYS = {
     "run_dir": "trials are kept in the study's folder: say tune.folder=... for another",
-    "resume": "a search that was stopped goes on by the same command",
+    "resume": "a search that was stopped continues by the same command",
 }
 EPILOG = """\
 Trains on the first tasks of the stream (tune.first_tasks), on a part of their training images, and

@@ -129,7 +129,7 @@ def _save_moved(directory: RunDirectory, config: Config) -> list[str]:
 def _start_lines(trainer: Trainer, checkpoint: Checkpoint | None) -> list[str]:
     """Where the run continues, and what may change the last digits of its numbers from there."""
     if checkpoint is None:
-        return ["there is no checkpoint to go on from: starting over"]
+        return ["there is no checkpoint to continue from: starting over"]
     if checkpoint.within is None:
         lines = [f"resuming after task {checkpoint.tasks_done}"]
     else:

@@ -137,7 +137,7 @@ def _print_how_to_continue(launcher: str, command: Sequence[str]) -> None:
         print(
             "no longer waiting; jobs stay in Slurm's queue (squeue shows them, scancel stops them)"
         )
-    print(f"the same command goes on from here: {shlex.join(command)}", flush=True)
+    print(f"the same command continues from here: {shlex.join(command)}", flush=True)
 
 
 def _stop_file(folder: Path) -> Path:

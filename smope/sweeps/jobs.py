@@ -101,7 +101,7 @@ def inspect_job(job: Job) -> tuple[State, str]:
         return State.IN_USE, f"being trained by {holder}, left to it"
     try:
         record = directory.read_record()
-    except UserError:  # the job itself fails with this error; other jobs go on
+    except UserError:  # the job itself fails with this error; other jobs continue
         return State.FAILED, "its run.json is damaged, tried again"
     status = record.get("status")
     if status == "finished":
@@ -110,7 +110,7 @@ def inspect_job(job: Job) -> tuple[State, str]:
         return State.FAILED, f"failed {_how_far(record)}, tried again"
     if directory.config.is_file():
         how = "was interrupted" if status == "interrupted" else "was killed"
-        return State.STOPPED, f"{how} {_how_far(record)}, goes on"
+        return State.STOPPED, f"{how} {_how_far(record)}, continues"
     return State.NEW, "new"
 
 

@@ -107,7 +107,7 @@ class Guarded(Tracker):
             name = type(self.tracker).__name__
             failure = "did not start" if what == "start" else f"failed in {what}"
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._warn(f"no tracking: {name} {failure} ({reason}); training goes on")
+            self._warn(f"no tracking: {name} {failure} ({reason}); training continues")
             self.tracker = Tracker()
 
 

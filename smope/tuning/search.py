@@ -67,7 +67,8 @@ def search(job: Search) -> None:
             scored = _run(claim, study, job, protocol)
         except KeyboardInterrupt:
             print(
-                f"stopped in trial {claim.number}; the same command goes on with it: {job.command}",
+                f"stopped in trial {claim.number}; the same command continues with it: "
+                f"{job.command}",
                 flush=True,
             )
             raise
@@ -162,7 +163,7 @@ def _run(claim: Claim, study: Study, job: Search, protocol: Protocol) -> bool:
     """Run one trial to its end and report it to Optuna. Returns whether it has a score."""
     values = ", ".join(f"{key}={short(value)}" for key, value in claim.values.items())
     print(
-        f"trial {claim.number}: {values}{' (killed before, going on)' if claim.resume else ''}",
+        f"trial {claim.number}: {values}{' (killed before, continuing)' if claim.resume else ''}",
         flush=True,
     )
     reports = _Reports(claim, study, protocol)

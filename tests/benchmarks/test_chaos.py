@@ -95,7 +95,7 @@ def test_an_answer_that_is_not_clear_is_counted(
     for ends, arguments, verdict in (
         ("stops", ["router.topk=3"], "clear"),
         ("stops", ["router.top_k=ten"], "unclear"),
-        ("goes on", ["router.topk=3"], "unclear"),
+        ("continues", ["router.topk=3"], "unclear"),
         ("stops", None, "crash"),
     ):
         monkeypatch.setitem(

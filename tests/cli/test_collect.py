@@ -181,7 +181,8 @@ def test_runs_that_are_not_finished_are_listed(make: Make, tmp_path: Path) -> No
     text = shown(tmp_path / "runs")
     assert "left out, 3 in all:" in text
     assert (
-        f"{broken}: interrupted after 1 of 2 tasks; go on with: smope train resume={broken}" in text
+        f"{broken}: interrupted after 1 of 2 tasks; continue with: smope train resume={broken}"
+        in text
     )
     assert f"{empty}: has no run.json yet" in text
     assert "run.json: is damaged" in text

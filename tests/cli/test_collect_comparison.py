@@ -226,10 +226,10 @@ def test_what_was_planned_and_is_not_there_is_named(
     text = capsys.readouterr().out
     assert "left out, 2 in all:" in text
     assert (
-        f"{jobs[1].path}: failed: no memory; log: {jobs[1].log}; go on with: smope train -m "
+        f"{jobs[1].path}: failed: no memory; log: {jobs[1].log}; continue with: smope train -m "
         f"seed=0,1,2" in text
     )
-    assert f"{jobs[2].path}: not begun; go on with: smope train -m seed=0,1,2 method=ncm" in text
+    assert f"{jobs[2].path}: not begun; continue with: smope train -m seed=0,1,2 method=ncm" in text
     lines = [(row["seed"], row["method"], row["status"]) for row in rows("runs.csv")]
     assert lines == [("0", "ncm", "finished"), ("1", "ncm", "failed"), ("2", "ncm", "not begun")]
     assert main(["collect", str(jobs[0].path)]) == 0

@@ -434,7 +434,7 @@ def test_a_stopped_sweep_lets_its_run_save_and_begins_no_other(
     assert len(begun) == 1
     assert "stopping: runs save a checkpoint first; a second signal stops at once" in told.err
     assert told.out.rstrip().endswith(
-        "the same command goes on from here: smope train -m seed=1,2,3"
+        "the same command continues from here: smope train -m seed=1,2,3"
     )
     assert not list(Path("runs/digits").glob(".stop*"))
 

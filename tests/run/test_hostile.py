@@ -271,7 +271,7 @@ def test_an_image_that_becomes_unreadable_mid_run(
 ) -> None:
     """Neither in memory nor in a cache.
 
-    The state is saved; once the file is back, the run goes on.
+    The state is saved; once the file is back, the run continues.
     """
     monkeypatch.setattr("smope.streams.pixels.preload.MEMORY_LIMIT_BYTES", 0)
     root = pictures(tmp_path / "images", dict.fromkeys("abcd", 8))

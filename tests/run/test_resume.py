@@ -397,7 +397,7 @@ def test_a_loss_that_is_not_finite(precision: str, stream: Stream, directory: Ru
 def test_an_image_that_becomes_unreadable(
     stream: Stream, directory: RunDirectory, whole: Whole
 ) -> None:
-    """The state is saved; once the image is back, the run goes on."""
+    """The state is saved; once the image is back, the run continues."""
 
     def broken() -> None:
         raise UserError("cannot read image b.png: truncated; replace the file or remove it")

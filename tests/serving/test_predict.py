@@ -249,7 +249,7 @@ def test_classes_to_come_are_never_told(stopped: Path, pictures: Path) -> None:
 
 
 def test_resumed_at_a_boundary_the_file_is_there_again(stopped: Path, tmp_path: Path) -> None:
-    """As after a kill between checkpoint and file: the run goes on from the checkpoint, and writes
+    """After a kill between checkpoint and file the run continues from the checkpoint, and writes
     it first.
     """
     again = Path(shutil.copytree(stopped, tmp_path / "run"))

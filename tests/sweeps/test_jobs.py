@@ -56,19 +56,19 @@ HALF = [[0.5, None], [None, None]]
         (
             {"status": "interrupted", "accuracy_matrix": HALF},
             State.STOPPED,
-            "was interrupted after 1 of 2 tasks, goes on",
+            "was interrupted after 1 of 2 tasks, continues",
         ),
         (
             {"status": "running", "accuracy_matrix": HALF},
             State.STOPPED,
-            "was killed after 1 of 2 tasks, goes on",
+            "was killed after 1 of 2 tasks, continues",
         ),
         (
             {"status": "failed", "accuracy_matrix": HALF},
             State.FAILED,
             "failed after 1 of 2 tasks, tried again",
         ),
-        (None, State.STOPPED, "was killed before its first task, goes on"),
+        (None, State.STOPPED, "was killed before its first task, continues"),
     ],
 )
 def test_what_there_is(record: dict[str, Any] | None, state: State, words: str) -> None:
@@ -376,7 +376,7 @@ def test_a_sweeper_that_is_stopped_says_how_to_go_on(
     assert stopped.value.exit_code == 143
     said = capfd.readouterr()
     assert (
-        "the same command goes on from here: smope train -m stream.validation_fraction=0.2"
+        "the same command continues from here: smope train -m stream.validation_fraction=0.2"
         in said.out
     )
     assert "stopping: runs save a checkpoint first" in said.err

@@ -178,7 +178,7 @@ def test_joblib_with_a_run_that_is_killed(undisturbed: Path, tmp_path: Path) -> 
     code, text = sweep(tmp_path, *parallel)
     assert code == 0, text
     assert "6 jobs: " in text and "5 finished" in text and "1 stopped" in text
-    assert re.search(r"seed=1 method=finetune: was killed .*, goes on", text)
+    assert re.search(r"seed=1 method=finetune: was killed .*, continues", text)
     assert matrices(tmp_path) == matrices(undisturbed)
     assert collected(tmp_path) == collected(undisturbed)
     assert not list(tmp_path.glob("runs/smoke/logs/*")), (
@@ -237,7 +237,7 @@ def test_ctrl_c_and_a_job_that_cannot_begin(undisturbed: Path, tmp_path: Path) -
     code, text = disturbed(tmp_path, press, *overrides)
     assert code == 130, text
     assert "stopping: runs save a checkpoint first" in text
-    assert "the same command goes on from here: smope train -m experiment=smoke" in text
+    assert "the same command continues from here: smope train -m experiment=smoke" in text
     assert text.rstrip().endswith("smope: interrupted")
     (log,) = tmp_path.glob("runs/smoke/logs/none.safetensors-*.log")
     assert "Traceback" in log.read_text() and log.read_text().rstrip().splitlines()[-1].startswith(
@@ -247,7 +247,7 @@ def test_ctrl_c_and_a_job_that_cannot_begin(undisturbed: Path, tmp_path: Path) -
     assert code == 1, text
     assert "2 jobs: 1 failed, 1 stopped" in text
     assert re.search(
-        r"backbone\.weights=embedded: was interrupted after . of 2 tasks, goes on", text
+        r"backbone\.weights=embedded: was interrupted after . of 2 tasks, continues", text
     )
     assert "sweep: 1 of 2 jobs finished" in text
     assert f"; log: {log.relative_to(tmp_path)}" in text

@@ -65,7 +65,7 @@ def test_the_first_failure_is_told_and_the_last(where: str, calls: list[str], wh
         guarded.log({"loss": 1.0}, step=step)
     guarded.finish({}, "finished")
     assert tracker.calls == calls
-    assert told == [f"no tracking: Failing {what} (nobody answers); training goes on"]
+    assert told == [f"no tracking: Failing {what} (nobody answers); training continues"]
 
 
 def test_the_last_call_finds_the_finished_record(
@@ -92,7 +92,7 @@ def test_the_last_call_finds_the_finished_record(
 def test_the_last_call_comes_where_the_record_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A service would otherwise go on to show the run as under way."""
+    """A service would otherwise continue to show the run as under way."""
     calls, write = [], RunDirectory.write_record
     monkeypatch.setattr("smope.trackers.base.NoTracker.finish", lambda _, *told: calls.append(told))
 
@@ -180,7 +180,8 @@ def test_a_service_that_cannot_be_reached(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     (line,) = run_of(["tracker=wandb"], tmp_path, capsys)
     assert (
-        "did not start (run initialization has timed out after 30.0 sec); training goes on" in line
+        "did not start (run initialization has timed out after 30.0 sec); training continues"
+        in line
     )
     assert wandb.started[0]["mode"] == "online"
     assert wandb.started[0]["settings"]["init_timeout"] == 30.0
@@ -200,7 +201,7 @@ def test_a_service_that_goes_away(
     (line,) = run_of(["tracker=wandb"], tmp_path, capsys)
     assert (
         line
-        == "no tracking: WandbTracker failed in end_task (the service has gone); training goes on"
+        == "no tracking: WandbTracker failed in end_task (the service has gone); training continues"
     )
 
 

@@ -229,7 +229,7 @@ def test_online_without_a_key_is_refused_without_asking(
     assert said == [
         "no tracking: WandbTracker did not start (no API key: run `wandb login`, or take "
         "tracker.mode=offline); "
-        "training goes on"
+        "training continues"
     ]
 
 
@@ -246,7 +246,7 @@ def test_a_tracker_that_fails_is_told_once_and_left_alone() -> None:
     guarded.log({}, 1)
     guarded.log({}, 2)
     assert failing.calls == 1
-    assert said == ["no tracking: Failing failed in log (no route); training goes on"]
+    assert said == ["no tracking: Failing failed in log (no route); training continues"]
 
 
 def test_tensorboard(run_dir: Path) -> None:

@@ -150,12 +150,12 @@ def test_interrupted_and_given_again_it_ends_as_undisturbed(
         patch.setattr(search._Reports, "after_task", stop)
         assert tune("tune.trials=4") == 130
     assert (
-        "stopped in trial 1; the same command goes on with it: smope tune experiment=smoke"
+        "stopped in trial 1; the same command continues with it: smope tune experiment=smoke"
         in capsys.readouterr().out
     )
     assert tune("tune.trials=4") == 0
     screen = capsys.readouterr().out
-    assert re.search(r"^trial 2: .* \(killed before, going on\)$", screen, re.M)
+    assert re.search(r"^trial 2: .* \(killed before, continuing\)$", screen, re.M)
     assert "resuming after task 1" in (study_in(tmp_path) / "trials/1/train.log").read_text()
     undisturbed, disturbed = rows(study_in(finished)), rows(study_in(tmp_path))
     assert disturbed.pop(1)["state"] == "killed"

@@ -158,7 +158,7 @@ def _download(archive: Archive, path: Path) -> None:
         while not _is_complete_after_connection(archive, part):
             time.sleep(PAUSE_SECONDS)
     except KeyboardInterrupt:
-        _print(f"interrupted; {_bytes_on_disk(part)}run again to go on from there")
+        _print(f"interrupted; {_bytes_on_disk(part)}run again to continue from there")
         raise
     part.rename(path)
     _version_file(part).unlink(missing_ok=True)
@@ -227,7 +227,7 @@ def _receive(archive: Archive, part: Path) -> None:
             )
         # as much again for what is unpacked
         _check_room(archive, part.parent, 2 * (total or 0) - start)
-        progress = f", going on after the {_megabytes(start)} that are there" if start else ""
+        progress = f", continuing after the {_megabytes(start)} that are there" if start else ""
         _print(
             f"downloading {archive.url} ({_megabytes(total)}) to "
             f"{part.with_name(archive.filename)}{progress}"

@@ -250,7 +250,7 @@ class PixelCache:
 
 class PixelWriter:
     """Writes a file of the cache. An error of the disk ends the writing with one warning; training
-    goes on without a cache.
+    continues without a cache.
     """
 
     def __init__(self, cache: PixelCache, path: Path, *, with_pixels: bool) -> None:
@@ -339,7 +339,7 @@ class PixelWriter:
     def _stop_with_warning(self, error: OSError) -> None:
         self.abandon()
         _log.warning(
-            "the image cache %s cannot be written (%s); training goes on without it. "
+            "the image cache %s cannot be written (%s); training continues without it. "
             "stream.cache_gb=0 uses none",
             self._cache.folder, error.strerror or error,
         )  # fmt: skip

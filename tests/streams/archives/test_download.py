@@ -144,7 +144,7 @@ def test_the_next_run_brings_only_the_rest(server, tmp_path, capsys, headers, st
     fetch_archive(archive(server), tmp_path)
     assert server.asked == ["bytes=50000-"] and server.sent == len(server.content) - 50_000
     assert unpacked(tmp_path, FILES) and tops(tmp_path) == ["birds", "birds.tar.gz"]
-    assert "going on after the 0.1 MB that are there" in capsys.readouterr().err
+    assert "continuing after the 0.1 MB that are there" in capsys.readouterr().err
 
 
 def test_a_moved_file_is_continued(server, tmp_path):
@@ -310,7 +310,8 @@ def test_an_interrupted_download_goes_on(server, tmp_path, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         fetch_archive(archive(server), tmp_path)
     assert re.search(
-        r"interrupted; .*part keeps .* MB; run again to go on from there", capsys.readouterr().err
+        r"interrupted; .*part keeps .* MB; run again to continue from there",
+        capsys.readouterr().err,
     )
     kept = (tmp_path / "birds.tar.gz.part").stat().st_size
     fetch_archive(archive(server), tmp_path)

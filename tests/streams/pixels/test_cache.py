@@ -224,7 +224,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(
         found = preload_images(source, cache=cache)
     assert (
         caplog.text.count(
-            "cannot be written (No space left on device); training goes on without it"
+            "cannot be written (No space left on device); training continues without it"
         )
         == 1
     )
@@ -237,7 +237,7 @@ def test_a_folder_that_cannot_be_made_is_said_once(source, tmp_path, caplog, mon
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
         found = preload_images(source, cache=PixelCache(tmp_path / "file" / "cache", LIMIT))
-    assert caplog.text.count("training goes on without it") == 1
+    assert caplog.text.count("training continues without it") == 1
     assert_same(found, source)
 
 
