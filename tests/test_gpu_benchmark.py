@@ -58,6 +58,7 @@ def lines(file: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_stage_is_rehearsed(rehearsed: Path) -> None:
     found = lines(rehearsed)
     assert list(found) == ["machine", "tests", "speed", "profile", "run", "accuracy"]
@@ -82,6 +83,7 @@ def test_every_stage_is_rehearsed(rehearsed: Path) -> None:
     assert found["accuracy"][0]["rows"][0]["final_average_accuracy"] > 0.3
 
 
+@pytest.mark.slow
 def test_what_the_file_holds_is_not_done_again(
     rehearsed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +93,7 @@ def test_what_the_file_holds_is_not_done_again(
     assert len(rehearsed.read_text().splitlines()) == before + 1, "where it was tried"
 
 
+@pytest.mark.slow
 def test_the_tables(rehearsed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load("gpu").main(["--table", str(rehearsed)])
     text = capsys.readouterr().out
