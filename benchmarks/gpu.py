@@ -47,7 +47,7 @@ SPARE = 5.0  # seconds kept for writing the last row
 
 
 class Results:
-    """The file of results: a line a job."""
+    """The file of results, with one line for each job."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

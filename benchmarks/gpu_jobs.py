@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from gpu_runs import RUN_BASE, RUN_TINY, Place, cuda_tests, owed, whole_run
+from gpu_runs import RUN_BASE, RUN_TINY, Place, cuda_tests, missing_rows, whole_run
 from kernels import count, profile_step
 from measuring import PLAIN, SPARSE, Setting, Variant, build, measure
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,8 +73,8 @@ def speed(
         sure = [variant for variant in wanted if variant in (PLAIN, SPARSE, PLAIN_COMPILED)]
         if sure == wanted:
             raise
-        told = {"left_out": traceback.format_exc()}
-        return [row | told for row in rows(sure)]
+        failure = {"left_out": traceback.format_exc()}
+        return [row | failure for row in rows(sure)]
 
 
 def wanted_variants(setting: Setting, variants: Sequence[Variant], place: Place) -> list[Variant]:
@@ -134,7 +134,7 @@ def completed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def peak_of(dtype: str) -> dict[str, Any]:
     """The card's peak for products as this process computes them; None for an unknown card.
 
-    float32 is TF32 only where torch was told so. Neither the trainer nor this program does.
+    float32 is TF32 only if torch is set to it, which neither the trainer nor this benchmark does.
     """
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     half, reduced, full = next(
@@ -198,7 +198,7 @@ def all_jobs() -> list[Job]:
     found.append(
         _speed("ViT-B bfloat16 infer compiled", replace(base, phase="infer"), compiled, 70)
     )
-    found.append(Job("accuracy", "owed rows", 100, owed, ("data_20k", "weights")))
+    found.append(Job("accuracy", "missing rows", 100, missing_rows, ("data_20k", "weights")))
     full = replace(tiny, dtype="float32", steps=4)
     rest.append(_speed("ViT-Ti float32 train", full, later, 30))
     rest.append(_speed("ViT-Ti float32 infer", replace(full, phase="infer"), eager, 20))
@@ -215,7 +215,7 @@ REHEARSED = (
     "ViT-B bfloat16",
     "ViT-Ti",
     "ViT-B bfloat16 train compiled",
-    "owed rows",
+    "missing rows",
 )
 MOST = {"tests": 150.0, "speed": 180.0, "profile": 60.0, "run": 90.0, "accuracy": 420.0}
 """Seconds that a job of a stage may take at most."""

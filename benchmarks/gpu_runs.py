@@ -59,8 +59,8 @@ TOY_RUN = (
     "stream.validation_fraction=0.8",
 )
 
-# Rows that the pages in results/ call owed and that small data sets can give, most wanted first.
-OWED = {
+# Rows that the pages in results/ lack and that small data sets can give, most wanted first.
+MISSING_ROWS = {
     f"cifar100_vit_tiny_20k: {method}, seed 2": (
         *RUN_20K,
         f"method={method}",
@@ -105,8 +105,8 @@ def cuda_tests(place: Place, seconds: float) -> list[dict[str, Any]]:
     child = start([*command, *map(str, files)], report.with_suffix(".log"), place, threads=1)
     finish(child, seconds)
     if not report.exists():
-        told = report.with_suffix(".log").read_text(errors="replace")
-        raise RuntimeError(f"the tests gave no report in {seconds:.0f} s: {told[-2000:]}")
+        output = report.with_suffix(".log").read_text(errors="replace")
+        raise RuntimeError(f"the tests gave no report in {seconds:.0f} s: {output[-2000:]}")
     return tests_of(report)
 
 
@@ -208,7 +208,7 @@ def written(overrides: Sequence[str], place: Place) -> list[str]:
 def outcome(name: str, overrides: Sequence[str], folder: Path, code: int) -> dict[str, Any]:
     """A run's row, from what it left in its folder."""
     row: dict[str, Any] = {"run": name, "overrides": list(overrides), "exit_code": code}
-    record, told = folder / "run" / "run.json", folder / "parts.json"
+    record, parts = folder / "run" / "run.json", folder / "parts.json"
     if record.exists():
         values = json.loads(record.read_text())
         names = ("status", "final_average_accuracy", "cumulative_average_accuracy", "forgetting")
@@ -220,14 +220,14 @@ def outcome(name: str, overrides: Sequence[str], folder: Path, code: int) -> dic
             kind: sum(task[kind] for task in values["tasks"]) for kind in ("train", "test")
         }
         row["peak_memory_bytes"] = values["cost"].get("peak_memory_bytes")
-    if told.exists():
-        values = json.loads(told.read_text())
+    if parts.exists():
+        values = json.loads(parts.read_text())
         row |= values | {"projection": projection(values["seconds"], values["work"])}
     if code != 0:
         row["said"] = folder.with_suffix(".log").read_text(errors="replace")[-1500:]
     return row
 
 
-def owed(place: Place, seconds: float) -> list[dict[str, Any]]:
-    """The rows of OWED; they share the device."""
-    return runs({"rehearsed": ["method=ncm"]} if place.toy else dict(OWED), place, seconds)
+def missing_rows(place: Place, seconds: float) -> list[dict[str, Any]]:
+    """The rows of MISSING_ROWS; they share the device."""
+    return runs({"rehearsed": ["method=ncm"]} if place.toy else dict(MISSING_ROWS), place, seconds)

@@ -57,9 +57,9 @@ def _number(value: float | None, digits: int, factor: float = 1.0) -> str | None
 
 
 def _machine(line: Mapping[str, Any]) -> str:
-    told = line["machine"]
-    where = f"{told['gpu'] or 'no GPU'}, {told['cpu']}"
-    versions = f"torch {told['torch']}, timm {told['timm']}, Python {told['python']}"
+    machine = line["machine"]
+    where = f"{machine['gpu'] or 'no GPU'}, {machine['cpu']}"
+    versions = f"torch {machine['torch']}, timm {machine['timm']}, Python {machine['python']}"
     peaks = [
         f"{dtype}: {found['peak_tflops']} TFLOP/s ({found['peak_of']})"
         for dtype, found in line["peaks"].items()

@@ -195,7 +195,7 @@ def test_overrides_of_the_runs_are_known(tmp_path: Path) -> None:
     runs = load("gpu_runs")
     (tmp_path / "file").touch()
     where = place(tmp_path, data=tmp_path, data_20k=tmp_path, weights=tmp_path / "file")
-    for overrides in (runs.RUN_TINY, runs.RUN_BASE, *runs.OWED.values()):
+    for overrides in (runs.RUN_TINY, runs.RUN_BASE, *runs.MISSING_ROWS.values()):
         config = compose(read_overrides(runs.written(overrides, where)))
         assert config.trainer["batch_size"] == 128 and config.stream["root"] == str(tmp_path)
 

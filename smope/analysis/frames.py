@@ -52,12 +52,17 @@ def accuracies(runs: Sequence[Run]) -> pandas.DataFrame:
 
 
 def accuracy_matrix(run: Run) -> pandas.DataFrame:
+    """The accuracy matrix of a run, see `matrix_frame`."""
+    return matrix_frame(run.matrix)
+
+
+def matrix_frame(matrix: Sequence[Sequence[float]]) -> pandas.DataFrame:
     """A square table of fractions: row t is the evaluation after task t, column j is task j.
 
     Cells above the diagonal are NaN.
     """
-    names = range(1, run.tasks_done + 1)
-    rows = [row + [math.nan] * (run.tasks_done - len(row)) for row in run.matrix]
+    names = range(1, len(matrix) + 1)
+    rows = [[*row, *[math.nan] * (len(matrix) - len(row))] for row in matrix]
     return pandas.DataFrame(
         rows, pandas.Index(names, name="after task"), pandas.Index(names, name="task")
     )

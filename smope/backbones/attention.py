@@ -59,10 +59,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None
         (B, H, R, D), in the precision of v.
     """
     # under autocast the norms of q and k, where there are any, give float32
-    q, k = (
-        q.to(v.dtype),
-        k.to(v.dtype),
-    )
+    q, k = q.to(v.dtype), k.to(v.dtype)
     if in_products(v):
         none = v.new_empty(0)
         logit, value = (extra.logit.to(v.dtype), extra.value.to(v.dtype)) if extra else (none, none)

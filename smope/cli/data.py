@@ -76,11 +76,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
     parser.add_argument("--strict", action="store_true", help="make warnings errors")
-    parser.add_argument(
-        "--config-dir",
-        metavar="DIR",
-        help="a folder of your own laid out like conf/, searched as well",
-    )
+    parser.add_config_dir()
     return parser
 
 

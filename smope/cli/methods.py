@@ -6,11 +6,10 @@ import difflib
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from smope.cli.parser import Parser
-from smope.config.conf_files import choices, conf_dir
+from smope.config.conf_files import choices, config_folders
 from smope.console.markup import aligned
 from smope.errors import UserError
 
@@ -48,11 +47,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="print the rows as JSON; parameters in units"
     )
-    parser.add_argument(
-        "--config-dir",
-        metavar="DIR",
-        help="a folder of your own laid out like conf/, searched as well",
-    )
+    parser.add_config_dir()
     args = parser.parse_args(argv)
     names = _chosen(args.names, args.config_dir)
 
@@ -65,10 +60,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _chosen(names: Sequence[str], config_dir: str | None) -> list[str]:
     """The methods to list, all if `names` is empty; UserError for one that does not exist."""
-    folders = [Path(config_dir).expanduser(), conf_dir()] if config_dir else [conf_dir()]
-    if not folders[0].is_dir():
-        raise UserError(f"--config-dir {config_dir}: no such folder; name one laid out like conf/")
-    known = choices("method", folders)
+    known = choices("method", config_folders(config_dir))
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

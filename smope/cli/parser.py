@@ -22,6 +22,14 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_config_dir(self) -> None:
+        """The option --config-dir of every command that composes a configuration."""
+        self.add_argument(
+            "--config-dir",
+            metavar="DIR",
+            help="a folder of your own laid out like conf/, searched as well",
+        )
+
     def error(self, message: str) -> NoReturn:
         options = [option for action in self._actions for option in action.option_strings]
         hints = []

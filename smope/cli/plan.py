@@ -109,11 +109,7 @@ def _parser() -> Parser:
         "--list", action="store_true", help="the table of hardware, with its sources"
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument(
-        "--config-dir",
-        metavar="DIR",
-        help="a folder of your own laid out like conf/, searched as well",
-    )
+    parser.add_config_dir()
     return parser
 
 

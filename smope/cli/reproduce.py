@@ -113,11 +113,7 @@ def _parser() -> Parser:
         metavar="DIR",
         help="where the card goes (default: benchmarks/results of a checkout, or here)",
     )
-    parser.add_argument(
-        "--config-dir",
-        metavar="DIR",
-        help="a folder of your own laid out like conf/, searched as well",
-    )
+    parser.add_config_dir()
     return parser
 
 

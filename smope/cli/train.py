@@ -67,11 +67,7 @@ def _parser() -> Parser:
         action="store_true",
         help="one run for each combination of key=a,b values",
     )
-    parser.add_argument(
-        "--config-dir",
-        metavar="DIR",
-        help="a folder of your own laid out like conf/, searched as well",
-    )
+    parser.add_config_dir()
     return parser
 
 

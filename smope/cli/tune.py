@@ -85,11 +85,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--force", action="store_true", help="allow tune.rank_on=test; everything written is marked"
     )
-    parser.add_argument(
-        "--config-dir",
-        metavar="DIR",
-        help="a folder of your own laid out like conf/, searched as well",
-    )
+    parser.add_config_dir()
     return parser
 
 

@@ -11,18 +11,13 @@ def live_pictures(
     matrix: Sequence[Sequence[float]], run_dir: Path, config: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """PNGs: the matrix as a heat map, and the load of experts where choices were recorded."""
-    import pandas
-
     from smope.analysis.experts import block_numbers, load_from_choices
+    from smope.analysis.frames import matrix_frame
     from smope.analysis.snapshots import Snapshots
     from smope.report.figures import heat_map, load_map
     from smope.report.style import png
 
-    names = range(1, len(matrix) + 1)
-    frame = pandas.DataFrame(
-        [[*row, *[float("nan")] * (len(matrix) - len(row))] for row in matrix],
-        pandas.Index(names, name="after task"), pandas.Index(names, name="task"),
-    )  # fmt: skip
+    frame = matrix_frame(matrix)
     pictures = {"accuracy_matrix_map": png(heat_map("matrix", "", frame, text="").drawing)}
     snapshots = Snapshots(run_dir)
     if len(matrix) in snapshots.recorded:
