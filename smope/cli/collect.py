@@ -31,7 +31,8 @@ differs. Two runs of one configuration and seed count once if their numbers are 
 of them has to be left out. Below a table: intervals of the means, tests against the best row (or
 --against) paired by seed and corrected for their number, and what is missing: seeds that a method
 lacks, runs that are unfinished or failed, runs that a sweep planned, numbers that an older run did
-not record.
+not record. FAA and CAA count tasks equally; AIA counts images equally and is the average accuracy
+that PyCIL and PILOT print.
 
 examples:
   smope collect runs/digits

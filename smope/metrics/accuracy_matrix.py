@@ -2,7 +2,8 @@
 
 A[t][j] is the accuracy on the test images of task j after task t, a fraction. Rows may be short or
 have None for what was not measured (j > t). Means over tasks are unweighted: each task counts once,
-whatever its number of images. Definitions as in Le et al. 2026 (arXiv 2509.24483) and its code.
+whatever its number of images, except in the functions that take `test_images`. Definitions as in
+Le et al. 2026 (arXiv 2509.24483) and its code.
 """
 
 from __future__ import annotations
@@ -41,8 +42,29 @@ def final_average_accuracy(matrix: Matrix) -> float:
 
 
 def cumulative_average_accuracy(matrix: Matrix) -> float:
-    """CAA: mean of A_t over all t (Le et al. 2026), tasks weighted equally in each A_t."""
+    """CAA: mean of A_t over all t (Le et al. 2026), tasks weighted equally in each A_t.
+
+    Many papers print `average_incremental_accuracy` instead; the two are equal if all tasks have
+    the same number of test images.
+    """
     return fmean(average_accuracy(matrix, row) for row in range(len(matrix)))
+
+
+def average_incremental_accuracy(matrix: Matrix, test_images: Sequence[int]) -> float:
+    """AIA: mean over all t of the accuracy over all test images of the tasks seen after task t.
+
+    Called average incremental accuracy in iCaRL (Rebuffi et al. 2017, arXiv 1611.07725). PyCIL and
+    PILOT print it as the average accuracy, the first stage included. A first task of half of the
+    classes (B50) counts for half of the images of the last stage here, and for one task in CAA.
+
+    Args:
+        matrix: The accuracy matrix.
+        test_images: The number of test images of each task.
+    """
+    return fmean(
+        sample_weighted_accuracy(_seen(matrix, row), test_images[: row + 1])
+        for row in range(len(matrix))
+    )
 
 
 def forgetting(matrix: Matrix) -> float:

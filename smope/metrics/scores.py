@@ -52,6 +52,14 @@ SCORES: dict[str, Score] = {
         "(Le et al. 2026)",
         _from_matrix(metrics.cumulative_average_accuracy),
     ),
+    "average_incremental_accuracy": Score(
+        "average incremental accuracy (AIA)",
+        "AIA",
+        "average incremental accuracy: the mean over t of the accuracy over all test images of the "
+        "tasks seen after t, images weighted equally (Rebuffi et al. 2017; PyCIL and PILOT print "
+        "it)",
+        metrics.average_incremental_accuracy,
+    ),
     "forgetting": Score(
         "forgetting",
         "forgetting",

@@ -45,6 +45,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
         "tasks": 2,
         "final_average_accuracy": 0.75,
         "cumulative_average_accuracy": 0.875,
+        "average_incremental_accuracy": 0.875,
         "forgetting": 0.5,
         "backward_transfer": -0.5,
         "learning_accuracy": 1.0,

@@ -24,6 +24,7 @@ IMAGES = [3, 1]
 BY_HAND = {
     "final_average_accuracy": (0.5 + 0.8) / 2,
     "cumulative_average_accuracy": (1.0 + 0.65) / 2,
+    "average_incremental_accuracy": (1.0 + (3 * 0.5 + 0.8) / 4) / 2,
     "forgetting": 0.5,
     "backward_transfer": -0.5,
     "learning_accuracy": (1.0 + 0.8) / 2,
@@ -79,6 +80,25 @@ def test_the_keys_of_run_json_are_stable() -> None:
         "sample_weighted_accuracy",
     } <= set(SCORES)
     assert all_scores([], IMAGES) == dict.fromkeys(SCORES)
+
+
+def test_stages_count_images_where_papers_count_images() -> None:
+    """Tasks of 10, 1 and 1 classes: the first is kept, the others are not learned at all."""
+    matrix, images = [[0.9], [0.9, 0.0], [0.9, 0.0, 0.0]], [1000, 100, 100]
+    scores_of_run = all_scores(matrix, images)
+    by_tasks = (0.9 + 0.45 + 0.3) / 3
+    by_images = (0.9 + 900 / 1100 + 900 / 1200) / 3
+    assert scores_of_run["cumulative_average_accuracy"] == pytest.approx(by_tasks)
+    assert scores_of_run["average_incremental_accuracy"] == pytest.approx(by_images)
+    assert by_images - by_tasks > 0.25
+    equal = all_scores(matrix, [7, 7, 7])
+    assert equal["average_incremental_accuracy"] == pytest.approx(by_tasks)
+
+
+def test_without_numbers_of_images_the_recorded_score_counts() -> None:
+    record = {"accuracy_matrix": [[1.0, None], [0.5, 0.8]], "cumulative_average_accuracy": 0.825}
+    assert recorded_scores(record)["cumulative_average_accuracy"] == 0.825
+    assert recorded_scores(record)["average_incremental_accuracy"] is None
 
 
 def test_older_runs_have_newer_scores() -> None:

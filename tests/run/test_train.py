@@ -157,6 +157,7 @@ def test_every_key_of_the_record(finished: Path) -> None:
         "accuracy_matrix": list,
         "final_average_accuracy": float,
         "cumulative_average_accuracy": float,
+        "average_incremental_accuracy": float,
         "forgetting": float,
         "sample_weighted_accuracy": float,
         "status": str,

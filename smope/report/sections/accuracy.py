@@ -57,7 +57,7 @@ def overview(runs: Sequence[Run]) -> Section:
     if len(runs) == 1:
         subject = f"One run, {runs[0].name},"
     lead = f"{subject} on {'; '.join(streams)}. {_best_score(counted, len(streams))}"
-    note = "Percent. Tasks count equally, except under all images."
+    note = "Percent. Tasks count equally, except under AIA and all images, where images do."
     if any(len(members) > 1 for members in groups.values()):
         note += " Mean ± standard deviation (ddof 0) over seeds."
     unfinished = [run.name for run in counted if not run.finished]
