@@ -93,8 +93,11 @@ class Key:
 
     def check(self, name: str, value: Any) -> None:
         """UserError if a value of the right type breaks a constraint; null keeps all of them."""
+        words = [constraint.word for constraint in self.constraints]
+        if value is None or value in words:
+            return
         for constraint in self.constraints:
-            if value is None or constraint.holds(value):
+            if constraint.holds(value):
                 continue
             null = ", or null" if constraint.names_null and fits(None, self.kind) else ""
             raise UserError(
@@ -183,7 +186,8 @@ def read_annotation(node: ast.expr, module: Module) -> Annotation:
             declared = tuple(
                 _constraint(item, module) for item in rest if not isinstance(item, ast.Constant)
             )
-            return Annotation(kind, constraints + declared)
+            words = tuple(item.word for item in declared if item.word)
+            return Annotation(kind | Literal[words] if words else kind, constraints + declared)
         case ast.Subscript(value=ast.Name(id=name), slice=inner) if PLAIN.get(name) in (list, dict):
             return Annotation(_container(PLAIN[name], inner, module))
     raise NotPlain(ast.unparse(node))

@@ -16,6 +16,7 @@ class Constraint:
         example: A value that keeps the rule, as it is typed on the command line. Errors show it for
             arguments that have no default.
         noun: What the value is, shown to a user who has to fill it in; "" to show its type.
+        word: A word that may stand in place of a value of the argument's type.
         free_text: Whether the value on the command line is text that needs no quotes.
         names_null: Whether an error says that null is allowed too, where the type allows it.
     """
@@ -23,6 +24,7 @@ class Constraint:
     text: str
     example: str
     noun: str = ""
+    word: ClassVar[str | None] = None
     free_text: ClassVar[bool] = False
     names_null: ClassVar[bool] = False
 

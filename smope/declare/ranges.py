@@ -25,6 +25,18 @@ class AtLeast(Constraint):
 
 
 @dataclass(frozen=True)
+class OrAuto(Constraint):
+    """A value, or the word auto, which the run replaces before anything reads it."""
+
+    text = "a value or auto"
+    example = "auto"
+    word = "auto"
+
+    def holds(self, value: Any) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class Range(Constraint):
     """A number from `minimum` to `maximum`, both included.
 

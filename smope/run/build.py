@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 import torch
@@ -18,6 +18,7 @@ from smope.run.build_source import arguments, make_source
 from smope.seeding import stable_seed
 from smope.streams.stream import Stream, build_stream
 from smope.trackers.base import Tracker
+from smope.training.auto import resolve
 from smope.training.device import prepare_process, resolve_device
 from smope.training.settings import TrainerSettings
 
@@ -26,7 +27,7 @@ STREAM_KEYS = tuple(inspect.signature(build_stream).parameters)
 
 @dataclass(frozen=True)
 class Experiment:
-    """The objects of a run, on the CPU."""
+    """The objects of a run, on the CPU, and its configuration with every `auto` resolved."""
 
     config: Config
     backbone: Backbone
@@ -50,6 +51,9 @@ def build(config: Config) -> Experiment:
     method = make_method(
         config.method, config.router, backbone, len(stream.class_names), len(stream.tasks)
     )
+    resolved = resolve(config.trainer, min(len(task.train) for task in stream.tasks))
+    config = replace(config, trainer=config.trainer | resolved)
+    settings = replace(settings, **resolved)
     return Experiment(config, backbone, stream, method, settings, _call(config.tracker), device)
 
 

@@ -18,7 +18,7 @@ def describe(config: Config) -> str:
     stream, trainer = experiment.stream, make_trainer(experiment)
     infer = count_flops(experiment.method, trainer.spans[0])["infer_gflops"]["torch"]
     lines = [
-        config.to_yaml(),
+        experiment.config.to_yaml(),
         summary(experiment),
         "",
         f"{'task':>4}{'train':>8}{'test':>7}{'steps':>8}  classes",

@@ -16,6 +16,7 @@ from smope.config.value_types import shown
 from smope.distributed import torchrun
 from smope.errors import UserError
 from smope.storage.run_directory import RUNS_FOLDER, RunDirectory
+from smope.training.auto import AUTO
 
 
 def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
@@ -95,7 +96,7 @@ def _changed(overrides: Overrides, saved: Config) -> list[str]:
             continue
         named = key in overrides.given or key.partition(".")[0] in overrides.given
         is_set = named or value != defaults.get(key)
-        if is_set and value not in (MISSING, old.get(key)):
+        if is_set and value not in (MISSING, AUTO, old.get(key)):
             changed.append(f"{key}={shown(value)}")
     return changed
 

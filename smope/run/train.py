@@ -70,7 +70,7 @@ def _begin(config: Config, run_dir: Path, partial: PartialRun | None) -> dict[st
     """A new run."""
     RunDirectory.check_free(run_dir)
     experiment, trainer = _prepare_together(config, partial)
-    directory = RunDirectory.create(run_dir, config.to_yaml())
+    directory = RunDirectory.create(run_dir, experiment.config.to_yaml())
     with directory.locked():
         facts = run_facts(experiment, trainer)
         return _train(experiment, trainer, directory, facts, partial=partial)
@@ -85,7 +85,7 @@ def _resume(config: Config, directory: RunDirectory, partial: PartialRun | None)
     with directory.locked():
         experiment, trainer = _prepare_together(config, partial)
         facts = run_facts(experiment, trainer)
-        notes = restore_last_checkpoint(trainer, config, directory)
+        notes = restore_last_checkpoint(trainer, experiment.config, directory)
         return _train(experiment, trainer, directory, facts, notes, partial)
 
 

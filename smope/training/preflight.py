@@ -47,7 +47,8 @@ def check_schedule(task: Task, phases: Sequence[Phase], settings: TrainerSetting
     if phases and steps == 0:
         raise UserError(
             f"trainer.batch_size={settings.batch_size} is larger than the {len(task.train)} "
-            f"training images of task {task.index + 1}, so that no whole batch is left; lower it"
+            f"training images of task {task.index + 1}, so that no whole batch is left; "
+            f"write trainer.batch_size=auto or {len(task.train)} at most"
         )
     for phase in phases:
         make_schedule(settings, phase.schedule_epochs, steps)

@@ -98,7 +98,8 @@ def make_schedule(settings: TrainerSettings, epochs: int, steps_per_epoch: int) 
         raise UserError(
             f"trainer.frozen_steps={settings.frozen_steps} must be below the steps of the "
             f"shortest phase, {total_steps} ({epochs} epochs of "
-            f"{settings.iter_step or steps_per_epoch}); lower it or train longer"
+            f"{settings.iter_step or steps_per_epoch}); write trainer.frozen_steps=auto or "
+            f"{max(total_steps - 1, 0)} at most, or train longer"
         )
     return lambda base, step, _epoch: warm_frozen_cosine(
         base, step, total_steps, settings.frozen_steps, settings.schedule_lag

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from smope.declare.ranges import AtLeast, NotNegative, Positive, Range
+from smope.declare.ranges import AtLeast, NotNegative, OrAuto, Positive, Range
 from smope.declare.texts import Device
 
 Record = Literal["nothing", "seen", "all"]
@@ -18,7 +18,8 @@ class TrainerSettings:
 
     Attributes:
         batch_size: the global batch size of training; N processes each take a share. An incomplete
-            last batch of an epoch is dropped.
+            last batch of an epoch is dropped. A configuration may say "auto": see
+            training/auto.py.
         eval_batch_size: the same for evaluation; no image is dropped.
         gradient_accumulation_steps: parts that a process's share of a training batch is taken in,
             one after the other, for one step. Needs less memory; the mean over the batch is the
@@ -30,7 +31,7 @@ class TrainerSettings:
             multiple of it.
         weight_decay: of AdamW.
         schedule: see training/schedule.py.
-        frozen_steps: see training/schedule.py.
+        frozen_steps: see training/schedule.py. A configuration may say "auto".
         iter_step: steps of an epoch that the schedule counts with; None: the true number.
         schedule_lag: see training/schedule.py.
         alignment_epochs: see training/alignment.py.
@@ -57,7 +58,7 @@ class TrainerSettings:
             of the tasks "seen" so far, of "all" tasks, or "nothing". See training/recording.py.
     """
 
-    batch_size: Annotated[int, AtLeast(1)] = 128
+    batch_size: Annotated[int, AtLeast(1), OrAuto()] = 128
     eval_batch_size: Annotated[int, AtLeast(1)] = 128
     gradient_accumulation_steps: Annotated[int, AtLeast(1)] = 1
     epochs: Annotated[int, AtLeast(1)] = 20
@@ -65,7 +66,7 @@ class TrainerSettings:
     learning_rate: Annotated[float, Positive()] = 5e-3
     weight_decay: Annotated[float, NotNegative()] = 0.0
     schedule: Literal["warm_frozen_cosine", "epoch_cosine"] = "warm_frozen_cosine"
-    frozen_steps: Annotated[int, AtLeast(0)] = 80
+    frozen_steps: Annotated[int, AtLeast(0), OrAuto()] = 80
     iter_step: Annotated[int | None, AtLeast(1, example="40")] = None
     schedule_lag: bool = True
     alignment_epochs: Annotated[int, AtLeast(0)] = 50
