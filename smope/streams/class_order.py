@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from smope.errors import UserError
 from smope.seeding import stable_seed
+from smope.streams.layouts.names import NameIndex, number_from_0
 
 PILOT_SEED = 1993
 ORDER_FILE_FORMAT = "one class a line, by name or by number"
@@ -26,7 +28,9 @@ def resolve_class_order(
             "pilot": numpy's legacy permutation with seed 1993 whatever `seed` is, as in the PILOT
             toolbox and papers built on it.
             "sorted": 0, 1, 2, ...
-            A list of class ids or class names: exactly that order.
+            A list of classes: exactly that order. A number and its text mean the same: the class
+            of that name, if there is one; otherwise the class of that id. Where every class name
+            is a whole number, numbers are names only, compared by value (1 is 01 or 1.0).
             Any other text: the path of a file that holds such a list, one class a line.
         class_names: of the source, by class id.
         seed: the stream's seed.
@@ -64,28 +68,24 @@ def _read_order(path: str) -> list[str]:
             f"stream.class_order={path}: {reason}; write paper, pilot, sorted, a list of class "
             f"ids or names, or the path of a file with {ORDER_FILE_FORMAT}"
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line for line in lines if line.strip()]
 
 
 def _given_order(
     order: Sequence[int | str], class_names: Sequence[str], key: str
 ) -> tuple[int, ...]:
-    rule = (
-        f"{key} must hold each of the {len(class_names)} classes exactly once, by name or by "
-        "number from 0"
-    )
-    # names replace numbers: the text "7" means the class that is called 7, where there is one
-    id_of = {str(i): i for i in range(len(class_names))}
-    id_of |= {name: i for i, name in enumerate(class_names)}
+    names = NameIndex(class_names)
+    ways = "by name" if names.are_numbers else "by name or by number from 0"
+    rule = f"{key} must hold each of the {len(class_names)} classes exactly once, {ways}"
     ids = []
     for item in order:
-        is_id = (
-            isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(class_names)
-        )
-        if not is_id and not (isinstance(item, str) and item in id_of):
+        class_id = names.find(item)
+        if class_id is None and not names.are_numbers:
+            class_id = number_from_0(item, len(class_names))
+        if class_id is None:
             raise UserError(f"{rule}, got {item!r}; remove it or use class_order=paper")
-        ids.append(item if isinstance(item, int) else id_of[item])
-    repeated = sorted({i for i in ids if ids.count(i) > 1})
+        ids.append(class_id)
+    repeated = sorted(i for i, count in Counter(ids).items() if count > 1)
     if repeated:
         raise UserError(
             f"{rule}, got {repeated[0]} ({class_names[repeated[0]]}) more than once; remove one "

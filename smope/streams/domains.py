@@ -5,7 +5,7 @@ root/<domain>/test/<class>/.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from smope.declare.ranges import DifferentNames
 from smope.declare.texts import ImageFolder
 from smope.errors import UserError
 from smope.streams import folder
+from smope.streams.layouts.names import NameIndex, in_order
 from smope.streams.source import ImageSet, Source
 
 LAYOUT = "<domain>/train/<class>/ and <domain>/test/<class>/ with image files"
@@ -29,21 +30,26 @@ def load(
 
     Args:
         root: the folder that holds the domains.
-        domains: their names in the order of the tasks; None takes every folder, by name.
+        domains: their names in the order of the tasks; None takes every folder, in natural order.
+            Where all names are whole numbers, a number means the name of that value.
 
     Raises:
         UserError: names stream.root or stream.domains, the domain, and what is wrong with it.
     """
     directory = folder.existing_directory(root, LAYOUT)
-    names = _domains(root, directory, domains)
-    class_names = _class_names(root, directory, names)
+    folders = folder.named_folders(directory)
+    chosen = _domains(root, directory, folders, domains)
+    splits = {
+        (name, split): [path / split for path in folders[name]]
+        for name in chosen
+        for split in SPLITS
+    }
+    class_names = _class_names(root, splits)
     train, test = (
-        _joined(
-            [folder.class_images(root, directory / name / split, class_names) for name in names]
-        )
+        _joined([folder.class_images(root, splits[name, split], class_names) for name in chosen])
         for split in SPLITS
     )
-    return Source("domains", class_names, train, test, task_names=tuple(names))
+    return Source("domains", class_names, train, test, task_names=tuple(chosen))
 
 
 def _joined(domains: Sequence[ImageSet]) -> ImageSet:
@@ -54,44 +60,69 @@ def _joined(domains: Sequence[ImageSet]) -> ImageSet:
     )
 
 
-def _domains(root: str, directory: Path, wanted: Sequence[int | str] | None) -> list[str]:
+def _domains(
+    root: str,
+    directory: Path,
+    folders: Mapping[str, Sequence[Path]],
+    wanted: Sequence[int | str] | None,
+) -> list[str]:
     """The names of the domains in the order of the tasks."""
-    names = folder.by_name(folder.subdirectories(directory))
-    complete = [name for name in names if folder.has_layout(directory / name)]
+    names = list(folders)
+    complete = [name for name in names if all(map(folder.has_layout, folders[name]))]
     if folder.has_layout(directory) or not complete:
         raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(directory)}")
-    chosen = names if wanted is None else [str(name) for name in wanted]
-    if not chosen or len(set(chosen)) != len(chosen):
-        raise UserError(
-            f"stream.domains must name each domain once, got {_listed(chosen)}; choose from "
-            f"{_listed(names)}"
-        )
+    chosen = names if wanted is None else _chosen(root, names, wanted)
     for name in chosen:
-        if name not in names:
-            similar = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
-            raise UserError(
-                f"stream.domains: {root} has no domain {name}, it has {', '.join(names)}{hint}"
-            )
         if name not in complete:
-            absent = [split for split in SPLITS if not (directory / name / split).is_dir()]
+            absent = [
+                split
+                for split in SPLITS
+                if not all((path / split).is_dir() for path in folders[name])
+            ]
             proposal = folder.better_root(directory, folder.holds_domains)
             raise UserError(
                 f"stream.root={root}: domain {name} has no folder "
                 f"{' and no folder '.join(absent)}; add it, or choose domains with "
                 f"stream.domains={_listed(complete)}{proposal}"
             )
+    folder.warn_of_names(root, [path for name in chosen for path in folders[name]], "domains")
     return chosen
 
 
-def _class_names(root: str, directory: Path, domains: Sequence[str]) -> tuple[str, ...]:
-    """The classes, which must be the same in every domain, in training and in testing."""
-    classes_of = {
-        (domain, split): folder.subdirectories(directory / domain / split)
-        for domain in domains
-        for split in SPLITS
-    }
-    class_names = sorted({name for names in classes_of.values() for name in names})
+def _chosen(root: str, names: Sequence[str], wanted: Sequence[int | str]) -> list[str]:
+    """The names of the domains that the user's list means."""
+    index = NameIndex(names)
+    chosen = []
+    for item in wanted:
+        position = index.find(item)
+        if position is None:
+            similar = difflib.get_close_matches(str(item), names, n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            raise UserError(
+                f"stream.domains: {root} has no domain {item}, it has {', '.join(names)}{hint}"
+            )
+        chosen.append(names[position])
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise UserError(
+            f"stream.domains must name each domain once, got {_listed(chosen)}; choose from "
+            f"{_listed(names)}"
+        )
+    return chosen
+
+
+def _class_names(root: str, splits: Mapping[tuple[str, str], Sequence[Path]]) -> tuple[str, ...]:
+    """The classes, which must be the same in every domain, in training and in testing.
+
+    Args:
+        root: what the user gave as stream.root.
+        splits: the folders that hold class folders, by domain and split.
+    """
+    classes_of = {key: folder.named_folders(*paths) for key, paths in splits.items()}
+    folders = [
+        path for classes in classes_of.values() for paths in classes.values() for path in paths
+    ]
+    folder.warn_of_names(root, folders, "classes")
+    class_names = in_order({name for classes in classes_of.values() for name in classes})
     if not class_names:
         raise UserError(
             f"stream.root={root} must hold {LAYOUT}; its domains have no class folders, add one a "

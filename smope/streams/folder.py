@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from smope.declare.texts import ImageFolder
 from smope.errors import UserError
+from smope.streams.layouts.names import as_text, in_order, is_utf8, warning_of
 from smope.streams.pixels.decode import SUFFIXES
 from smope.streams.source import ImageSet, Source
 
+SPLITS = ("train", "test")
 LAYOUT = "train/<class>/ and test/<class>/ with image files"
 READABLE = os.R_OK | os.X_OK
 OTHER_TEST_NAMES = ("val", "valid", "validation", "eval", "testing")
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def load(root: ImageFolder) -> Source:
-    """The images under `root`, classes in the order of their folder names under root/train.
+    """The images under `root`, classes in natural order of their folder names under root/train.
 
     Images may lie in nested folders of their class (links to folders are not followed). Hidden
     files and files without an image suffix are skipped. UserError names stream.root and what is
@@ -30,16 +31,16 @@ def load(root: ImageFolder) -> Source:
     if not has_layout(directory):
         raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(directory)}")
     class_names = _class_names(root, directory)
-    extra = sorted(set(subdirectories(directory / "test")) - set(class_names))
+    folders = named_folders(*(directory / split for split in SPLITS))
+    warn_of_names(root, [path for paths in folders.values() for path in paths], "classes")
+    extra = in_order(set(named_folders(directory / "test")) - set(class_names))
     if extra:
         _log.warning(
             "stream.root=%s: test folders without a training folder are left out: %s",
             root,
             shortened(extra),
         )
-    train, test = (
-        class_images(root, directory / split, class_names) for split in ("train", "test")
-    )
+    train, test = (class_images(root, [directory / split], class_names) for split in SPLITS)
     return Source("folder", class_names, train, test)
 
 
@@ -96,14 +97,37 @@ def subdirectories(directory: Path) -> list[str]:
     return [name for name in visible(directory) if (directory / name).is_dir()]
 
 
-def by_name(names: Iterable[str]) -> list[str]:
-    """Names in alphabetical order; by value where all of them are whole numbers."""
-    ordered = sorted(names)
-    return (
-        sorted(ordered, key=int)
-        if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in ordered)
-        else ordered
-    )
+def named_folders(*directories: Path) -> dict[str, list[Path]]:
+    """The folders in these directories by their name as text (NFC), in natural order.
+
+    A name has several folders where it is in several directories, or is there in different forms
+    of Unicode.
+    """
+    folders: dict[str, list[Path]] = {}
+    for directory in directories:
+        for name in subdirectories(directory):
+            folders.setdefault(as_text(name), []).append(directory / name)
+    return {name: folders[name] for name in in_order(folders)}
+
+
+def warn_of_names(root: str, folders: Iterable[Path], noun: str) -> None:
+    """Log which names of folders look alike, and which are not text.
+
+    Args:
+        root: what the user gave as stream.root.
+        folders: of the classes or domains.
+        noun: what they are, in the plural.
+    """
+    raw_names = sorted({path.name for path in folders})
+    warning = warning_of({as_text(name) for name in raw_names}, noun)
+    if warning:
+        _log.warning("stream.root=%s: %s", root, warning)
+    called = [
+        f"{os.fsencode(name)!r} is {as_text(name)}" for name in raw_names if not is_utf8(name)
+    ]
+    if called:
+        text = "these names are not UTF-8; in this run"
+        _log.warning("stream.root=%s: %s %s", root, text, shortened(called))
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
@@ -158,39 +182,41 @@ def _has_image_files(directory: Path) -> bool:
 
 
 def _class_names(root: str, directory: Path) -> tuple[str, ...]:
-    names = subdirectories(directory / "train")
-    if not names:
+    class_names = tuple(named_folders(directory / "train"))
+    if not class_names:
         raise UserError(
             f"stream.root={root} must hold {LAYOUT}; its train folder has no class folders, add "
             "one a class"
         )
-    absent = [name for name in names if not (directory / "test" / name).is_dir()]
+    tested = named_folders(directory / "test")
+    absent = [name for name in class_names if name not in tested]
     if absent:
         raise UserError(
             f"stream.root={root}: every class needs a test folder, there is none for "
             f"{shortened(absent)}; add {directory / 'test' / absent[0]} with images or remove the "
             "class from train"
         )
-    return tuple(names)
+    return class_names
 
 
-def class_images(root: str, split: Path, class_names: Sequence[str]) -> ImageSet:
+def class_images(root: str, splits: Sequence[Path], class_names: Sequence[str]) -> ImageSet:
     """The images of one split, class by class and sorted by path within a class.
 
     Args:
         root: what the user gave as stream.root.
-        split: the folder that holds the class folders.
+        splits: the folders of one split that hold class folders; usually one.
         class_names: by class id.
 
     Raises:
         UserError: a class folder has no image files.
     """
     targets, files = [], []
+    folders = named_folders(*splits)
     for target, name in enumerate(class_names):
-        class_files = image_files(split / name)
+        class_files = [file for path in folders.get(name, []) for file in image_files(path)]
         if not class_files:
             raise UserError(
-                f"stream.root={root}: class folder {split / name} has no image files "
+                f"stream.root={root}: class folder {splits[0] / name} has no image files "
                 f"({', '.join(SUFFIXES)}); add images or remove the class"
             )
         targets += [target] * len(class_files)

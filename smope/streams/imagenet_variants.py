@@ -58,7 +58,7 @@ class VariantContents:
 
     @property
     def wnids(self) -> list[str]:
-        return folder.by_name({image.wnid for image in self.images})
+        return sorted({image.wnid for image in self.images})
 
 
 @dataclass(frozen=True)

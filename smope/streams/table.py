@@ -15,6 +15,7 @@ from smope.declare.ranges import AtLeast
 from smope.declare.texts import ImageFolder, PathTo
 from smope.errors import UserError
 from smope.streams import folder
+from smope.streams.layouts.names import as_text, in_order, warning_of
 from smope.streams.layouts.splits import TEST_FRACTION, held_out, split_hash
 from smope.streams.source import ImageSet, Source
 
@@ -52,8 +53,7 @@ def load(
         path: an image file within `root`; a table from elsewhere cannot read other files. Each file
             may stand in one row only. Links within `root` are followed, since no table can make
             one.
-        label: the name of the class. Classes are in order of their names, by value where all are
-            whole numbers.
+        label: the name of the class. Classes are in natural order of their names.
         task: a whole number or a name. Tasks come in order of number or, where any is a name, of
             first appearance. Either every row has one, or only the training rows have: test images
             are then evaluated in the task that has most training images of their class. Without
@@ -74,6 +74,7 @@ def load(
     root_given = str(Path(table).expanduser().parent) if root is None else root
     directory = Path(os.path.abspath(folder.existing_directory(root_given, "the images")))
     rows = _rows(table, text, directory)
+    _warn_of_names(table, rows)
     _require_files(table, directory, rows)
     _require_one_row_a_file(table, directory, rows)
     task_names = _task_names(rows)
@@ -84,7 +85,7 @@ def load(
     _require_splits(table, rows)
     if task_names:
         _require_tasks(table, rows, task_names)
-    class_names = tuple(folder.by_name({row.label for row in rows}))
+    class_names = tuple(in_order({row.label for row in rows}))
     train, test = (
         _image_set([row for row in rows if row.split == split], class_names, task_names)
         for split in ("train", "test")
@@ -108,6 +109,18 @@ def _image_set(
     return ImageSet(
         [class_of[row.label] for row in rows], [Path(row.path) for row in rows], tasks=tasks
     )
+
+
+def _warn_of_names(table: str, rows: Sequence[TableRow]) -> None:
+    """Log which labels, and which names of tasks, look alike."""
+    names_of = {
+        "classes": {row.label for row in rows},
+        "tasks": {row.task for row in rows if row.task},
+    }
+    for noun, names in names_of.items():
+        warning = warning_of(names, noun)
+        if warning:
+            _log.warning("stream.table=%s: %s", table, warning)
 
 
 def _row_error(table: str, line: int, problem: str) -> UserError:
@@ -237,8 +250,8 @@ def _row(table: str, line: int, cells: dict[str, str], directory: Path) -> Table
     return TableRow(
         line,
         str(path),
-        cells["label"],
-        _plain_number(cells.get("task", "")),
+        as_text(cells["label"]),
+        _plain_number(as_text(cells.get("task", ""))),
         SPLITS.get(split.lower(), ""),
     )
 

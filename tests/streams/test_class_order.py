@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import random
+import unicodedata
+from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -56,6 +59,53 @@ def test_orders_by_name_and_from_files(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"order\.txt: cannot be read as text"):
         resolve_class_order(str(path), ["cat"], 0)
+
+
+def every_form(order: list[int], path: Path) -> dict[str, Any]:
+    """The ways to write a list of numbers as stream.class_order."""
+    path.write_text("".join(f"{number}\n" for number in order))
+    return {"list": order, "quoted list": [str(number) for number in order], "file": str(path)}
+
+
+@pytest.mark.parametrize(
+    "class_names",
+    [
+        ["0", "1", "10", "11", *"23456789"],
+        [str(number) for number in range(12)],
+        [f"{number:02}" for number in range(12)],
+        [f"{number}.0" for number in range(12)],
+    ],
+)
+def test_numbers_are_names_where_all_names_are_numbers(class_names, tmp_path):
+    values = [int(float(name)) for name in class_names]
+    expected = tuple(values.index(number) for number in range(12))
+    for order in every_form(list(range(12)), tmp_path / "order.txt").values():
+        assert resolve_class_order(order, class_names, 0) == expected
+
+
+@pytest.mark.parametrize("form", ["list", "quoted list", "file"])
+def test_a_number_is_no_id_where_all_names_are_numbers(form, tmp_path):
+    twelve = [str(number) for number in range(1, 13)]
+    order = every_form(list(range(12, 0, -1)), tmp_path / "order.txt")[form]
+    assert resolve_class_order(order, twelve, 0) == tuple(range(11, -1, -1))
+    order = every_form(list(range(12)), tmp_path / "order.txt")[form]
+    with pytest.raises(UserError, match=r"each of the 12 classes exactly once, by name, got '?0"):
+        resolve_class_order(order, twelve, 0)
+
+
+@pytest.mark.parametrize("form", ["list", "quoted list", "file"])
+def test_numbers_are_ids_among_other_names_unless_a_class_is_called_so(form, tmp_path):
+    order = every_form([2, 0, 1], tmp_path / "order.txt")[form]
+    assert resolve_class_order(order, ["cat", "dog", "fox"], 0) == (2, 0, 1)
+    order = every_form([2, 7, 0], tmp_path / "order.txt")[form]
+    assert resolve_class_order(order, ["cat", "7", "fox"], 0) == (2, 1, 0)
+
+
+def test_names_with_spaces_around_and_in_other_forms_of_unicode(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "é")
+    path = tmp_path / "order.txt"
+    path.write_text(f"cat \ncat\n{decomposed}\n", encoding="utf-8")
+    assert resolve_class_order(str(path), ["cat", "cat ", "é"], 0) == (1, 0, 2)
 
 
 def test_global_random_states_are_untouched():

@@ -223,18 +223,3 @@ def test_broken_images_are_named_before_training(root, write_image):
         preload_images(folder.load(str(root)))
     contents = preload_images(folder.load(str(root)), "skip")
     assert contents.skipped == (str(cut),) and len(contents.source.test) == 2
-
-
-@pytest.mark.parametrize(
-    ("names", "ordered"),
-    [
-        (["10", "9", "1"], ["1", "9", "10"]),
-        (["10", "9", "a"], ["10", "9", "a"]),
-        (["-1", "0", "01", "1"], ["-1", "0", "01", "1"]),
-        ([], []),
-        (["²", "1"], ["1", "²"]),
-        (["9" * 5000, "1"], ["1", "9" * 5000]),
-    ],
-)
-def test_names_in_order(names, ordered):
-    assert folder.by_name(names) == ordered

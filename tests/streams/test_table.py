@@ -135,8 +135,8 @@ def test_labels_are_in_order_and_text(root):
     )
     rows[0], rows[1] = rows[0].replace(",10,", ",ten,"), rows[1].replace(",10,", ",ten,")
     assert table.load(write(root, "\n".join(["path,label,split", *rows]))).class_names == (
-        "-1",
         "9",
+        "-1",
         "ten",
     )
 

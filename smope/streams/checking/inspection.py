@@ -144,12 +144,16 @@ def incomplete_folder(root: Path) -> Source | None:
     """
     if not folder.has_layout(root):
         return None
-    names = sorted({name for split in SPLITS for name in folder.subdirectories(root / split)})
+    folders = {split: folder.named_folders(root / split) for split in SPLITS}
+    names = list(folder.named_folders(*(root / split for split in SPLITS)))
     if not names:
         return None
     sets = {}
     for split in SPLITS:
-        files = [folder.image_files(root / split / name) for name in names]
+        files = [
+            [file for path in folders[split].get(name, []) for file in folder.image_files(path)]
+            for name in names
+        ]
         targets = [target for target, paths in enumerate(files) for _ in paths]
         sets[split] = ImageSet(targets, [path for paths in files for path in paths])
     return Source("folder", tuple(names), sets["train"], sets["test"])
