@@ -90,6 +90,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "serving": (
         "errors",
         "declare",
+        "storage",  # which run a folder or the word `latest` means
         "backbones",
         "routers",
         "methods",
@@ -181,7 +182,8 @@ QUICK = (
     "smope.analysis.labels", "smope.analysis.tables", "smope.analysis.rendering",
     "smope.analysis.run_list", "smope.trackers.base", "smope.trackers.wandb",
 )  # fmt: skip
-LATE = ("smope.cli.data_report",)  # imported by a command once its arguments are checked
+# Imported by a command once its arguments are checked.
+LATE = ("smope.cli.data_report", "smope.cli.predict_output")
 HEAVY = {
     "torch", "torchvision", "timm", "avalanche", "wandb", "numpy", "sklearn", "safetensors",
     "pandas", "scipy", "matplotlib", "optuna", "sqlalchemy",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from smope.analysis.labels import label_runs
 from smope.analysis.run import Run
 from smope.errors import UserError
 from smope.storage.run_directory import RUN_FORMAT_VERSION, RunDirectory, tasks_done
+from smope.storage.run_search import LATEST, finished_run, run_dirs_below
 from smope.storage.sweep_manifest import LOGS
 
+_log = logging.getLogger(__name__)
 # What the analysis of a run reads, beyond the scores.
 REQUIRED_KEYS = (
     "accuracy_matrix", "method", "seed", "config", "tasks", "status", "stream", "class_names",
@@ -24,8 +27,9 @@ REQUIRED_KEYS = (
 def find_runs(arguments: Iterable[str]) -> list[Path]:
     """The run directories that the arguments name, each once.
 
-    An argument is a run directory, its run.json, a folder with run directories at any depth, or a
-    glob of these. UserError if an argument leads to none.
+    An argument is a run directory, its run.json, a folder with run directories at any depth, a
+    glob of these, or `latest` for the latest finished run below runs/. UserError if an argument
+    leads to none.
     """
     run_dirs: dict[Path, Path] = {}
     for argument in arguments:
@@ -33,7 +37,9 @@ def find_runs(arguments: Iterable[str]) -> list[Path]:
         # A path with [ or * in its name is no glob if it exists.
         exists = os.path.exists(pattern)
         matches = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))
-        paths = [path for match in matches for path in _run_dirs_below(Path(match))]
+        paths = [path for match in matches for path in _run_dirs_at(Path(match))]
+        if argument == LATEST and not exists:
+            paths = [finished_run(Path(LATEST), _log.info)]
         if not paths:
             reason = (
                 "no run directory in it" if matches else "no such directory, and no match as a glob"
@@ -46,23 +52,10 @@ def find_runs(arguments: Iterable[str]) -> list[Path]:
     return list(run_dirs.values())
 
 
-def _run_dirs_below(path: Path) -> list[Path]:
-    """The run directories at or below a path, in order."""
+def _run_dirs_at(path: Path) -> list[Path]:
     if path.name == "run.json" and path.is_file():
         return [path.parent]
-    run_dirs = []
-    for folder, subfolders, files in os.walk(path):
-        subfolders.sort()
-        if _is_run_dir(subfolders, files):
-            run_dirs.append(Path(folder))
-            subfolders.clear()  # a run directory contains no other
-    return run_dirs
-
-
-def _is_run_dir(subfolders: Sequence[str], files: Sequence[str]) -> bool:
-    """Whether a folder with this content is a run directory, maybe one that has just begun."""
-    begun = "config.yaml" in files and "train.log" in files
-    return "run.json" in files or begun or "checkpoints" in subfolders
+    return run_dirs_below(path)
 
 
 def load_runs(*patterns: str | Path) -> list[Run]:
@@ -71,7 +64,7 @@ def load_runs(*patterns: str | Path) -> list[Run]:
     Runs that have not finished a task are left out. Repeats of a seed count once, see labels.py.
 
     Args:
-        patterns: Run directories, folders with run directories at any depth, or globs.
+        patterns: Run directories, folders with run directories at any depth, globs, or `latest`.
 
     Raises:
         UserError: If nothing is found, no task is finished yet, a run.json cannot be read, or two

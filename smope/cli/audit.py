@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.config.config import Config, load_config
 from smope.errors import UserError
@@ -28,6 +29,7 @@ The verdicts are stored as audit.json in the run directory; nothing else is writ
 not possible for this run is marked - and counts neither way. The exit code is 1 if a check fails.
 
 examples:
+  smope audit latest                                    the latest finished run of runs/
   smope audit runs/demo/2026-01-31_12-00-00
   smope audit runs/demo/2026-01-31_12-00-00 --strict    fail on a single shared image"""
 
@@ -39,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(
             f"--images must be 0 or more, got {options.images}; write for example --images 64"
         )
-    directory, config = _open(options.run, options.device)
+    directory, config = _open(chosen_run(options.run), options.device)
 
     from smope.audit.checks import run_checks
     from smope.audit.restored_run import document, restore_run
@@ -63,7 +65,9 @@ def run(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("smope audit", "Check whether a run's numbers can be trusted.", EPILOG)
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="a run directory, a folder with runs, or latest"
+    )
     parser.add_argument(
         "--strict", action="store_true", help="fail on any image in both training and test"
     )

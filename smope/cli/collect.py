@@ -82,7 +82,7 @@ def _parser() -> Parser:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="a run directory, a folder with some below it, or a glob",
+        help="a run directory, a folder with some below it, a glob, or latest",
     )
     parser.add_argument(
         "--format", choices=FORMATS, help="default: text, or what the suffix of --out says"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.config.config import load_config
 from smope.console.tables import percent
@@ -25,17 +26,19 @@ def run(argv: list[str]) -> int:
         prog="smope eval",
         description="Rebuild a run from its directory and evaluate it as it was after its last "
         "finished task, on every task learned until then.",
-        epilog="Example: smope eval runs/demo/2026-01-31_12-00-00",
+        epilog="Examples: smope eval latest; smope eval runs/demo/2026-01-31_12-00-00",
     )
-    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("run", type=Path, help="a run directory, a folder with runs, or latest")
     parser.add_argument(
         "--device", default=None, help="auto, cpu, cuda, cuda:N or mps (default: the run's own)"
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     args = parser.parse_args(argv)
 
-    directory = RunDirectory.open(args.run)
-    config = load_config(args.run, moved={"trainer.device": args.device} if args.device else None)
+    directory = RunDirectory.open(chosen_run(args.run))
+    config = load_config(
+        directory.path, moved={"trainer.device": args.device} if args.device else None
+    )
 
     from smope.run.prepare import prepare
     from smope.run.reevaluate import evaluate_again

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.config.config import Config
 from smope.config.hydra import compose, with_sweep
@@ -161,7 +162,8 @@ def _work(config: Config) -> str:
 
 def _record(path: Path) -> dict[str, Any]:
     """run.json of a finished run."""
-    record = RunDirectory.open(path.expanduser(), "--from").read_record()
+    path = chosen_run(path, "--from")
+    record = RunDirectory.open(path, "--from").read_record()
     if record.get("status") != "finished":
         raise UserError(
             f"--from {path}: is not finished, so its rates are not known; name a finished run"

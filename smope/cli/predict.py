@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.errors import UserError
 
 if TYPE_CHECKING:
-    from smope.serving.predict import Classifier, Prediction
+    from smope.serving.predict import Classifier
 
-MAX_COLUMN_WIDTH = 60
+STANDARD_STREAM = Path("-")  # standard input as IMAGE, standard output as the file of --csv
 EPILOG = """\
 Each line is one image: file, class, probability. Only classes that the run has seen are considered.
 A probability is the softmax over their logits and may not be calibrated. Of a folder, the image
 files in it and below are classified, in the order of their names. An image that cannot be read is
 reported and left out; the exit code is then 1.
 
+RUN may be a folder with several runs, of which the latest finished one is taken, or the word
+latest, which is that of runs/. IMAGE may be -, for standard input: an image, or paths one a line
+(or separated by zero bytes).
+
+--min-probability P: an image whose best class is less probable than P is `unknown`, and its best
+guess stands in a further column. Try values on images whose class you know.
+
+columns of the table (--csv): path, class, probability; class_2, probability_2, ... with --top;
+best_guess and unknown_score with --min-probability. unknown_score is the largest logit with a minus
+sign: the higher, the less an image is like any class.
+
 examples:
-  smope predict runs/demo/2026-01-31_12-00-00 photo.jpg    the class of one image
-  smope predict RUN photos --top 3 --csv classes.csv       a folder, three classes each, as a table
+  smope predict latest photo.jpg                           the class of one image
+  smope predict runs/demo/2026-01-31_12-00-00 photos --top 3 --csv classes.csv
+                                                           a folder, three classes each, as a table
+  find photos -name '*.jpg' | smope predict latest - --csv - > classes.csv
+  smope predict latest photos --min-probability 0.8        and `unknown` below 80 %
   smope predict model.safetensors photos --weights vit.safetensors
                                                            on another machine: the model's file and
                                                            the backbone's"""
@@ -37,31 +50,43 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     _check(options)
 
-    from smope.serving.files import find_images
+    from smope.serving.standard_input import find_inputs
     from smope.storage.run_directory import check_run
 
-    check_run(options.run)
-    files = find_images(options.images)
+    run_path = chosen_run(options.run)
+    check_run(run_path)
+    has_pipe = STANDARD_STREAM in options.images
+    inputs = find_inputs(options.images, sys.stdin.buffer.read() if has_pipe else None)
+    from smope.cli.predict_output import Table, document, print_text, printed
     from smope.serving.predict import load
 
-    classifier = load(options.run, options.device, options.weights)
+    classifier = load(run_path, options.device, options.weights)
     broken: list[UserError] = []
 
     def report_broken(error: UserError) -> None:
         broken.append(error)
         print(error, file=sys.stderr)
 
-    stream = classifier.predict(files, top=options.top, on_broken=report_broken)
+    stream = classifier.predict(
+        inputs,
+        top=options.top,
+        min_probability=options.min_probability or 0.0,
+        on_broken=report_broken,
+    )
+    table = Table(options.top, with_unknown=options.min_probability is not None)
+    if not options.json:
+        _warn_of_unfinished_run(classifier)
     if options.json:
         predictions = list(stream)
-        _print(json.dumps(_document(classifier, predictions, broken), indent=1))
+        print_text(json.dumps(document(classifier, predictions, broken), indent=1))
+    elif options.csv == STANDARD_STREAM:
+        predictions = list(table.printed(stream))
     else:
-        _warn_of_unfinished_run(classifier)
-        predictions = list(_printed(stream, files))
-    if options.csv:
-        _write_table(options.csv, predictions, options.top)
+        predictions = list(printed(stream, inputs))
+    if options.csv and options.csv != STANDARD_STREAM:
+        table.write(options.csv, predictions)
     if broken:
-        print(f"{len(broken)} of {len(files)} images could not be read", file=sys.stderr)
+        print(f"{len(broken)} of {len(inputs)} images could not be read", file=sys.stderr)
     return 1 if broken else 0
 
 
@@ -72,15 +97,33 @@ def _parser() -> Parser:
         EPILOG,
     )
     parser.add_argument(
-        "run", metavar="RUN", type=Path, help="a run directory, or its model.safetensors"
+        "run",
+        metavar="RUN",
+        type=Path,
+        help="a run directory, its model.safetensors, a folder with runs, or latest",
     )
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", type=Path, help="an image file, or a folder of them"
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        type=Path,
+        help="an image file, a folder of them, or - for standard input",
     )
     parser.add_argument(
         "--top", metavar="K", type=int, default=1, help="the K most probable classes (default: 1)"
     )
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="write a table as well")
+    parser.add_argument(
+        "--min-probability",
+        metavar="P",
+        type=float,
+        help="an image whose best class is less probable is unknown (0 to 1; default: none is)",
+    )
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        type=Path,
+        help="write a table as well; - prints it instead of lines",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document instead of lines"
     )
@@ -101,6 +144,16 @@ def _check(options: Namespace) -> None:
         raise UserError(
             f"--top={options.top}: must be at least 1; leave it out for the best class alone"
         )
+    lowest = options.min_probability
+    if lowest is not None and not 0 <= lowest <= 1:
+        raise UserError(
+            f"--min-probability={lowest:g}: must be in 0..1; write for example "
+            "--min-probability 0.8 for 80 %"
+        )
+    if options.images.count(STANDARD_STREAM) > 1:
+        raise UserError("IMAGE=-: standard input can be read once; leave one of them out")
+    if options.csv == STANDARD_STREAM and options.json:
+        raise UserError("--csv - and --json both print; leave one of them out")
     if options.csv and (options.csv.is_dir() or not options.csv.parent.is_dir()):
         raise UserError(
             f"--csv={options.csv}: must be a file in a folder that is there; write for example "
@@ -116,64 +169,3 @@ def _warn_of_unfinished_run(classifier: Classifier) -> None:
             f"{len(classifier.class_names)} of {artefact.num_classes} classes can be predicted",
             file=sys.stderr,
         )
-
-
-def _printed(predictions: Iterable[Prediction], files: Sequence[Path]) -> Iterator[Prediction]:
-    """Yield predictions, and print each on a line as soon as it is known."""
-    width = min(MAX_COLUMN_WIDTH, max(len(str(file)) for file in files))
-    for prediction in predictions:
-        guesses = (f"{name}  {100 * probability:6.2f} %" for name, probability in prediction.top)
-        _print(f"{prediction.path!s:<{width}}  {'  '.join(guesses)}")
-        yield prediction
-
-
-def _print(text: str) -> None:
-    # a file name need not be valid text
-    print(text.encode(errors="backslashreplace").decode(), flush=True)
-
-
-def _document(
-    classifier: Classifier, predictions: Iterable[Prediction], broken: Iterable[UserError]
-) -> dict[str, object]:
-    artefact = classifier.artefact
-    return {
-        "classes": list(classifier.class_names),
-        "tasks_done": artefact.tasks_done,
-        "config_hash": artefact.config_hash,
-        "images": [
-            {
-                "path": str(prediction.path),
-                "class": prediction.class_name,
-                "probability": prediction.probability,
-                "top": [
-                    {"class": name, "probability": probability}
-                    for name, probability in prediction.top
-                ],
-            }
-            for prediction in predictions
-        ],
-        "broken": [str(error) for error in broken],
-    }
-
-
-def _write_table(path: Path, predictions: Iterable[Prediction], top: int) -> None:
-    """Columns path, class, probability, and class_2, probability_2 and so on for the next best."""
-    from smope.storage.files import write_atomically
-
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    ranks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
-    writer.writerow(
-        ["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))]
-    )
-    for prediction in predictions:
-        guesses = [
-            value for name, probability in prediction.top for value in (name, f"{probability:.6f}")
-        ]
-        writer.writerow([prediction.path, *guesses])
-    try:
-        write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
-    except OSError as error:
-        raise OSError(
-            f"--csv={path}: cannot be written ({error.strerror}); name another file"
-        ) from error

@@ -21,7 +21,10 @@ def run(argv: Sequence[str]) -> int:
         "  smope report runs/digits --out compare.html      every run below a folder, compared",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a run directory, or a folder with some below it"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run directory, a folder with some below it, or latest",
     )
     parser.add_argument(
         "--out",

@@ -16,6 +16,7 @@ from smope.errors import UserError
 from smope.reproduction.published import PublishedRow, changed_data, changed_settings, images
 from smope.run.plan import plan
 from smope.storage.run_directory import RUNS_FOLDER, RunDirectory
+from smope.storage.run_search import finished_run
 
 Records = dict[str, dict[str, Any]]
 """run.json of each run, by its directory."""
@@ -144,7 +145,7 @@ def read_finished_runs(paths: Sequence[Path]) -> Records:
     UserError if one is not finished, or two have the same seed.
     """
     records: Records = {}
-    for path in paths:
+    for path in (finished_run(path.expanduser(), print, "--check RUN") for path in paths):
         record = RunDirectory.open(path, "--check RUN").read_record()
         if record.get("status") != "finished":
             raise UserError(

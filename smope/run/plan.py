@@ -16,6 +16,7 @@ from smope.config.value_types import shown
 from smope.distributed import torchrun
 from smope.errors import UserError
 from smope.storage.run_directory import RUNS_FOLDER, RunDirectory
+from smope.storage.run_search import unfinished_run
 from smope.training.auto import AUTO
 
 
@@ -24,10 +25,16 @@ def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
     resumed = override_value(overrides, "resume")
     if resumed is not None:
         TOP_LEVEL["resume"].check("resume", resumed)
-        run_dir = Path(resumed).expanduser()
+        run_dir = unfinished_run(Path(resumed).expanduser(), _print_once)
         return _resumed_config(overrides, run_dir), run_dir, True
     config = compose(overrides)
     return config, new_run_dir(config), False
+
+
+def _print_once(line: str) -> None:
+    """Print a line in the first of several processes."""
+    if torchrun.rank() == 0:
+        print(line)
 
 
 def new_run_dir(config: Config) -> Path:

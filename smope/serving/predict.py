@@ -5,6 +5,7 @@ Letters: B batch, S image side.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,21 +16,23 @@ from typing import NamedTuple
 
 import numpy
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from smope.declare.texts import Device
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.run.artefact import Artefact, read_model
+from smope.serving.inputs import SingleInput, picture, single_images
 from smope.serving.rebuild import rebuild
-from smope.streams.pixels.decode import decode
+from smope.storage.run_search import finished_run
 from smope.streams.pixels.transforms import Evaluation, collate, cut, resample
 from smope.training.device import prefer_onednn, resolve_device
 from smope.training.precision import evaluated, full_precision
 
 READER_THREADS = 4  # images that are decoded at a time
 DEVICE = Device()
+UNKNOWN = "unknown"  # the class name of an image whose best guess is not probable enough
+_log = logging.getLogger(__name__)
 UNUSED_GENERATOR = random.Random(0)  # the evaluation transform draws nothing
 
 
@@ -42,16 +45,25 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """path: of the image; None for a picture that Pillow has opened. top: the K most probable
-    classes, best first.
+    """What an image is taken for.
+
+    path:          of the image; None for pictures, arrays, tensors and bytes.
+    top:           the K most probable classes, best first.
+    unknown_score: the largest logit with a minus sign (Hendrycks et al. 2022, arXiv 1911.11132):
+                   higher for images that are like no class seen. `smope.analysis.open_set_scores`
+                   says how well it and the probability tell such images apart in a run.
+    is_unknown:    whether the best probability is below `min_probability` of `predict`.
     """
 
     path: Path | None
     top: tuple[Guess, ...]
+    unknown_score: float
+    is_unknown: bool = False
 
     @property
     def class_name(self) -> str:
-        return self.top[0].class_name
+        """The best class, or "unknown"; `top[0]` is the best guess even then."""
+        return UNKNOWN if self.is_unknown else self.top[0].class_name
 
     @property
     def probability(self) -> float:
@@ -93,17 +105,22 @@ class Classifier:
 
     def predict(
         self,
-        images: Iterable[Path | str | Image] | Path | str | Image,
+        images: Iterable[SingleInput] | SingleInput,
         *,
         top: int = 1,
+        min_probability: float = 0.0,
         batch_size: int = 64,
         on_broken: Callable[[UserError], object] | None = None,
     ) -> Iterator[Prediction]:
         """Classify images; they are resized and cropped as the run's test images were.
 
         Args:
-            images: image files or pictures that Pillow has opened, or a single one.
+            images: one of these or any number: image files, folders of them, bytes of a file,
+                pictures that Pillow has opened, arrays (H, W, 3) or (B, H, W, 3), and tensors
+                (3, H, W) or (B, 3, H, W), of any size. Arrays and tensors hold bytes (uint8) or
+                floats in [0, 1], which are rounded to bytes; other numbers are refused.
             top: how many classes each prediction names.
+            min_probability: an image whose best class is less probable is unknown, in 0..1.
             batch_size: images that are classified at a time.
             on_broken: called with the error of an image that cannot be read, which is then left
                 out; None raises that error.
@@ -112,27 +129,31 @@ class Classifier:
             A prediction for each image, in order, as soon as its batch is done.
 
         Raises:
-            UserError: `top` or `batch_size` is out of range, or an image cannot be read.
+            UserError: an argument is out of range, or an image cannot be read.
         """
         num_classes = len(self.class_names)
         if not 1 <= top <= num_classes:
             raise UserError(
                 f"top must be in 1..{num_classes}, for as many classes have been seen, got {top}"
             )
+        if not 0 <= min_probability <= 1:
+            raise UserError(
+                f"min_probability must be in 0..1, got {min_probability}; write 0.8 for 80 %"
+            )
         if batch_size < 1:
             raise UserError(
                 f"batch_size must be at least 1, got {batch_size}; lower it only for lack of memory"
             )
-        several = [images] if isinstance(images, Path | str | Image) else images
-        return self._predict(iter(several), top, batch_size, on_broken or _raise)
+        batches = self._batches(single_images(images), batch_size, on_broken or _raise)
+        return (guess for batch in batches for guess in self._guess(batch, top, min_probability))
 
-    def _predict(
+    def _batches(
         self,
-        images: Iterator[Path | str | Image],
-        top: int,
+        images: Iterator[SingleInput],
         batch_size: int,
         on_broken: Callable[[UserError], object],
-    ) -> Iterator[Prediction]:
+    ) -> Iterator[list[tuple[Path | None, Tensor]]]:
+        """Batches of images that can be read, each with its path if it has one."""
         with ThreadPoolExecutor(READER_THREADS) as pool:
             while batch := list(islice(images, batch_size)):
                 inputs: list[tuple[Path | None, Tensor]] = []
@@ -140,33 +161,40 @@ class Classifier:
                     if isinstance(pixels, UserError):
                         on_broken(pixels)
                     else:
-                        inputs.append((None if isinstance(image, Image) else Path(image), pixels))
+                        inputs.append(
+                            (Path(image) if isinstance(image, Path | str) else None, pixels)
+                        )
                 if inputs:
-                    yield from self._guess(inputs, top)
+                    yield inputs
 
-    def _prepare(self, image: Path | str | Image) -> Tensor | UserError:
+    def _prepare(self, image: SingleInput) -> Tensor | UserError:
         """An image as the backbone reads it, (3, S, S) in [0, 1]. Photographs may be large, so this
         is done one by one.
         """
         try:
-            picture = decode(image)
+            rgb = picture(image)
         except UserError as error:
             return error
-        pixels, window = cut(numpy.asarray(picture), self.transform, UNUSED_GENERATOR)
+        pixels, window = cut(numpy.asarray(rgb), self.transform, UNUSED_GENERATOR)
         batch = collate([(pixels, window, 0)])
         batch = batch._replace(pixels=batch.pixels.to(self.device))
         return resample(batch, self.transform.image_size, self.dtype)[0]
 
     def _guess(
-        self, inputs: Sequence[tuple[Path | None, Tensor]], top: int
+        self, inputs: Sequence[tuple[Path | None, Tensor]], top: int, min_probability: float
     ) -> Iterator[Prediction]:
-        logits = self._logits(torch.stack([image for _, image in inputs]))
-        best = logits.cpu().double().softmax(-1).topk(top)
-        for (path, _), probabilities, labels in zip(
-            inputs, best.values.tolist(), best.indices.tolist(), strict=True
+        logits = self._logits(torch.stack([image for _, image in inputs])).cpu().double()
+        best = logits.softmax(-1).topk(top)
+        for (path, _), probabilities, labels, largest in zip(
+            inputs,
+            best.values.tolist(),
+            best.indices.tolist(),
+            logits.amax(-1).tolist(),
+            strict=True,
         ):
             names = [self.class_names[label] for label in labels]
-            yield Prediction(path, tuple(map(Guess, names, probabilities)))
+            guesses = tuple(map(Guess, names, probabilities))
+            yield Prediction(path, guesses, -largest, guesses[0].probability < min_probability)
 
 
 def _raise(error: UserError) -> None:
@@ -177,7 +205,7 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
     """Load a trained model; see `smope.load`.
 
     Args:
-        path: a run directory or its model.safetensors.
+        path: a run directory, a folder with some below it, `latest`, or a model.safetensors.
         device: auto, cpu, cuda, cuda:N or mps.
         weights: where the backbone's weights are now; None for where the run read them.
     """
@@ -185,7 +213,7 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
         raise UserError(
             f"device must be {DEVICE.text}, got {device}; leave it out for {DEVICE.example}"
         )
-    artefact = read_model(Path(path).expanduser())
+    artefact = read_model(finished_run(Path(path).expanduser(), _log.info))
     torch_device = resolve_device(device, "device")
     dtype = full_precision(artefact.precision)
     if dtype == torch.float64 and torch_device.type == "mps":

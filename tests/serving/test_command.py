@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import os
 import re
@@ -102,6 +103,98 @@ def test_the_document(run_dir: Path, pictures: Path, capsys: Capture) -> None:
         assert sum(guess["probability"] for guess in image["top"]) == pytest.approx(1)
 
 
+def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Let standard input hold these bytes."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_a_folder_of_runs_is_its_latest(run_dir: Path, pictures: Path, capsys: Capture) -> None:
+    capsys.readouterr()
+    assert main(["predict", str(run_dir.parent), str(pictures)]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 20
+    assert printed.err == (
+        f"RUN={run_dir.parent}: {run_dir}, the only finished run below {run_dir.parent}/\n"
+    )
+
+
+def test_paths_come_through_a_pipe(
+    run_dir: Path, pictures: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((pictures / "blue").iterdir())[:2]
+    one_a_line = f"{files[0]}\n\n{pictures / 'green'}\r\n".encode()
+    for content, number in ((one_a_line, 6), ("\0".join(map(str, files)).encode() + b"\0", 2)):
+        piped(monkeypatch, content)
+        capsys.readouterr()
+        assert main(["predict", str(run_dir), "-"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert (len(lines), lines[0].partition("  ")[0]) == (number, str(files[0]))
+
+
+def test_an_image_comes_through_a_pipe(
+    run_dir: Path, pictures: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = pictures / "blue" / "0.png"
+    piped(monkeypatch, file.read_bytes())
+    capsys.readouterr()
+    assert main(["predict", str(run_dir), "-", str(file)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[0] == "-" and first.split()[1:] == second.split()[1:]
+    piped(monkeypatch, file.read_bytes()[:-100])
+    assert main(["predict", str(run_dir), "-"]) in (0, 1), "Pillow may or may not mind"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "IMAGE=-: standard input is empty; pipe an image, or paths of images one a line"),
+        (b" \n", "IMAGE=-: standard input is empty"),
+        (b"\x89PN\0\xff\0", "IMAGE=-: standard input holds neither an image of a known format nor"),
+        (b"nowhere.png\n", "IMAGE=nowhere.png: no such file or folder"),
+    ],
+)
+def test_what_else_comes_through_a_pipe_is_a_mistake(
+    content: bytes, message: str, mistake: Any, monkeypatch: pytest.MonkeyPatch, run_dir: Path
+) -> None:
+    piped(monkeypatch, content)
+    assert message in mistake("predict", str(run_dir), "-")
+
+
+def test_the_table_is_printed(run_dir: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    table = tmp_path / "table.csv"
+    words = ["predict", str(run_dir), str(pictures), "--top", "2"]
+    assert main([*words, "--csv", str(table)]) == 0
+    capsys.readouterr()
+    assert main([*words, "--csv", "-"]) == 0
+    assert capsys.readouterr().out.encode() == table.read_bytes()
+
+
+def test_unknown_images_are_named_so(
+    run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    table = tmp_path / "table.csv"
+    words = ["predict", str(run_dir), str(pictures), "--top", "2"]
+    assert main([*words, "--csv", str(table)]) == 0
+    plain = list(csv.DictReader(table.open(newline="")))
+    capsys.readouterr()
+    assert main([*words, "--min-probability", "1", "--csv", str(table)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    judged = list(csv.DictReader(table.open(newline="")))
+    columns = ["path", "class", "probability", "class_2", "probability_2"]
+    assert list(judged[0]) == [*columns, "best_guess", "unknown_score"]
+    assert {row["class"] for row in judged} == {"unknown"}
+    assert [row["best_guess"] for row in judged] == [row["class"] for row in plain]
+    for row, before in zip(judged, plain, strict=True):
+        assert [row[name] for name in columns[2:]] == [before[name] for name in columns[2:]]
+        assert float(row["unknown_score"])
+    pattern = rf"{re.escape(judged[0]['path'])} +unknown  best guess: (\w.*\w)  +\d+\.\d\d %  .* %"
+    assert re.fullmatch(pattern, lines[0])[1] == plain[0]["class"]  # pyright: ignore
+    assert main([*words, "--min-probability", "1", "--json"]) == 0
+    image = json.loads(capsys.readouterr().out)["images"][0]
+    assert (image["class"], image["unknown"]) == ("unknown", True)
+    assert image["top"][0]["class"] == plain[0]["class"]
+
+
 def test_broken_images_are_named_and_left_out(
     run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -142,6 +235,12 @@ def test_broken_images_are_named_and_left_out(
             r"--csv=no/where\.csv: must be a file in a folder that is there; write",
         ),
         ([".", ".", "--csv", "."], r"--csv=\.: must be a file"),
+        ([".", ".", "--csv", "-", "--json"], r"--csv - and --json both print; leave one of"),
+        ([".", "-", "-"], r"IMAGE=-: standard input can be read once"),
+        (
+            [".", ".", "--min-probability", "80"],
+            r"--min-probability=80: must be in 0\.\.1; write for example --min-probability 0\.8",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str, mistake: Any) -> None:
@@ -167,7 +266,7 @@ def test_a_table_that_cannot_be_written(
     def full(*_: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("smope.storage.files.write_atomically", full)
+    monkeypatch.setattr("smope.cli.predict_output.write_atomically", full)
     capsys.readouterr()
     assert main(["predict", str(run_dir), str(pictures), "--csv", str(tmp_path / "out.csv")]) == 1
     told = capsys.readouterr()

@@ -179,6 +179,119 @@ def test_pictures_are_read_as_their_files_are(
     assert [found.path for found in (turned, *same)] == [tmp_path / "turned.png", None, None]
 
 
+def as_tensor(array: numpy.ndarray) -> Tensor:
+    return torch.from_numpy(array.copy()).movedim(-1, -3)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda array: array,
+        lambda array: array.astype(numpy.float32) / 255,
+        lambda array: array / 255,
+        as_tensor,
+        lambda array: as_tensor(array).float() / 255,
+        lambda array: array[None],
+        lambda array: as_tensor(array)[None],
+        lambda array: [array, array],
+        lambda array: numpy.stack([array, array]),
+        lambda array: torch.stack([as_tensor(array)] * 2).double() / 255,
+        lambda array: iter([Image.fromarray(array)]),
+    ],
+)
+def test_arrays_and_tensors_are_read_as_files_are(
+    convert: Callable[[numpy.ndarray], Any], classifier: Classifier, pictures: Path
+) -> None:
+    file = next(pictures.rglob("*.png"))
+    array = numpy.asarray(Image.open(file).convert("RGB"))
+    (of_file,) = classifier.predict(file, top=4)
+    predictions = list(classifier.predict(convert(array), top=4, batch_size=1))
+    assert predictions
+    for prediction in predictions:
+        assert (prediction.top, prediction.path) == (of_file.top, None)
+
+
+def test_a_folder_is_its_images_and_bytes_are_a_file(
+    classifier: Classifier, pictures: Path
+) -> None:
+    files = sorted(pictures.rglob("*.png"))
+    for folder in (pictures, str(pictures), [pictures]):
+        assert [found.path for found in classifier.predict(folder)] == files
+    (of_bytes,) = classifier.predict(files[0].read_bytes(), top=4)
+    (of_file,) = classifier.predict(files[0], top=4)
+    assert (of_bytes.top, of_bytes.path) == (of_file.top, None)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (numpy.full((8, 8, 3), 255.0), r"got float64 of 255\.0 to 255\.0; divide bytes by 255"),
+        (torch.full((3, 8, 8), 2.0), r"pixels must be uint8 in 0\.\.255 or floats in \[0, 1\]"),
+        (torch.full((3, 8, 8), float("nan")), r"or floats in \[0, 1\], got float32 of nan"),
+        (numpy.zeros((2, 8, 8, 3)) - [[[[1]]], [[[0]]]], r"got float64 of -1\.0 to 0\.0"),
+        (numpy.zeros((8, 8, 3), int), r"got int64 of 0 to 0"),
+        (numpy.zeros((3, 8, 8), numpy.uint8), r"arrays must be .* got \(3, 8, 8\); transpose"),
+        (numpy.zeros((0, 8, 3), numpy.uint8), r"arrays must be .* got \(0, 8, 3\)"),
+        (numpy.zeros(8, numpy.uint8), r"arrays must be .* got \(8,\)"),
+        (torch.zeros(8, 8, 3), r"tensors must be \(3, H, W\) .* got \(8, 8, 3\); permute"),
+        ([(torch.zeros(3, 8, 8), 1)], r"images must be paths, .* got tuple; give for example"),
+        ([None], r"images must be paths, folders, .* got NoneType"),
+    ],
+)
+def test_what_has_no_known_range_or_shape_is_refused(
+    images: Any, message: str, classifier: Classifier
+) -> None:
+    with pytest.raises(UserError, match=message):
+        list(classifier.predict(images))
+
+
+def test_a_range_is_that_of_the_batch(classifier: Classifier) -> None:
+    """A nearly black image of bytes as floats must not pass because it holds 0 and 1 alone."""
+    dark, bright = numpy.ones((8, 8, 3)), numpy.full((8, 8, 3), 200.0)
+    with pytest.raises(UserError, match=r"got float64 of 1\.0 to 200\.0"):
+        list(classifier.predict(numpy.stack([dark, bright])))
+
+
+def test_below_the_lowest_probability_an_image_is_unknown(
+    classifier: Classifier, pictures: Path
+) -> None:
+    files = sorted(pictures.rglob("*.png"))
+    plain = list(classifier.predict(files, top=2))
+    assert not any(prediction.is_unknown for prediction in plain)
+    limit = sorted(prediction.probability for prediction in plain)[len(plain) // 2]
+    judged = list(classifier.predict(files, top=2, min_probability=limit))
+    assert [prediction.top for prediction in judged] == [prediction.top for prediction in plain]
+    for prediction in judged:
+        assert prediction.is_unknown == (prediction.probability < limit)
+        best = prediction.top[0].class_name
+        assert prediction.class_name == ("unknown" if prediction.is_unknown else best)
+    assert {prediction.is_unknown for prediction in judged} == {True, False}
+    for wrong in (-0.1, 80, float("nan")):
+        with pytest.raises(UserError, match=r"min_probability must be in 0\.\.1, got"):
+            classifier.predict(files, min_probability=wrong)
+
+
+def test_the_unknown_score_is_the_largest_logit_reversed(
+    classifier: Classifier, pictures: Path
+) -> None:
+    files = sorted(pictures.rglob("*.png"))[:5]
+    pixels = [classifier._prepare(file) for file in files]
+    assert all(isinstance(image, Tensor) for image in pixels)
+    expected = -classifier(torch.stack(pixels)).amax(-1)  # pyright: ignore
+    scores = [prediction.unknown_score for prediction in classifier.predict(files)]
+    assert scores == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_the_run_may_be_named_by_its_folder(
+    classifier: Classifier, run_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(smope.load(run_dir.parent)(images), classifier(images))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(run_dir.parent)
+    assert torch.equal(smope.load("latest")(images), classifier(images))
+
+
 def test_a_broken_image_ends_it_or_is_left_out(
     classifier: Classifier, pictures: Path, tmp_path: Path
 ) -> None:
