@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     if "sweep" in overrides.given:
         raise UserError(f"sweep={override_value(overrides, 'sweep')} is many runs; add -m")
     config, run_dir, resume = plan(overrides)
-    _train(config, run_dir, resume=resume, dry_run=options.dry_run)
+    _train(config, run_dir, overrides.given, resume=resume, dry_run=options.dry_run)
     if options.report and not options.dry_run and torchrun.rank() == 0:
         from smope.cli.report import run as report
 
@@ -72,7 +72,12 @@ def _parser() -> Parser:
 
 
 def _train(
-    config: Config, run_dir: Path, *, resume: bool = False, dry_run: bool = False
+    config: Config,
+    run_dir: Path,
+    given: Collection[str] = (),
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, Any] | None:
     """Run, or show what a run would do. torch is imported here, after all that needs no torch."""
     if dry_run and torchrun.rank() > 0:
@@ -81,9 +86,9 @@ def _train(
     from smope.run.train import train
 
     if dry_run:
-        print(describe(config))
+        print(describe(config, given))
         return None
-    return train(config, run_dir, resume=resume)
+    return train(config, run_dir, resume=resume, given=given)
 
 
 def _train_many(overrides: Overrides, command: Sequence[str], dry_run: bool) -> int:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from smope.config.config import Config
 from smope.distributed import collectives
 from smope.metrics.cost import count_flops, count_parameters
 from smope.run.build import Experiment, build
 from smope.run.prepare import make_trainer
+from smope.run.unread_keys import unread_keys
 from smope.training.workload import count_training
 
 CLASSES_SHOWN = 6
 
 
-def describe(config: Config) -> str:
-    """The configuration of a run, its parts, its tasks and its cost, for the terminal."""
+def describe(config: Config, given: Collection[str] = ()) -> str:
+    """The configuration of a run, its parts, its tasks and its cost, for the terminal.
+
+    Args:
+        config: the run's configuration.
+        given: the keys that the user set; those that change nothing are named.
+
+    Returns:
+        The text.
+    """
     experiment = build(config)
     stream, trainer = experiment.stream, make_trainer(experiment)
     infer = count_flops(experiment.method, trainer.spans[0])["infer_gflops"]["torch"]
@@ -45,6 +56,7 @@ def describe(config: Config) -> str:
         f"cost of the run: {steps:,} training steps, {steps * batch:,} images, "
         f"{operations / 1e3:,.1f} TFLOPs, and the passes for usage, statistics and evaluation; "
         f"`smope plan` estimates its seconds",
+        *filter(None, [unread_keys(given, experiment, trainer)]),
         "nothing was trained or written (--dry-run)",
     ]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from smope.run.resume import (
     receive_checkpoint,
     restore_last_checkpoint,
 )
+from smope.run.unread_keys import unread_keys
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import import_avalanche
 from smope.trackers.base import Guarded, Tracker
@@ -35,7 +36,11 @@ from smope.training.trainer import Trainer
 
 
 def train(
-    config: Config, run_dir: Path, resume: bool = False, partial: PartialRun | None = None
+    config: Config,
+    run_dir: Path,
+    resume: bool = False,
+    partial: PartialRun | None = None,
+    given: Collection[str] = (),
 ) -> dict[str, Any]:
     """Train as configured and write the run directory.
 
@@ -47,6 +52,7 @@ def train(
         run_dir: a new directory, or with `resume` that of an interrupted run.
         resume: continue from the run's last checkpoint.
         partial: train on the first tasks only.
+        given: the keys that the user set; those that change nothing are named at the start.
 
     Returns:
         The content of run.json; in processes other than the first, its numbers alone.
@@ -63,17 +69,20 @@ def train(
             return _train_along(config, RunDirectory(run_dir), resume)
         if resume:
             return _resume(config, RunDirectory.open(run_dir, "resume"), partial)
-        return _begin(config, run_dir, partial)
+        return _begin(config, run_dir, partial, given)
 
 
-def _begin(config: Config, run_dir: Path, partial: PartialRun | None) -> dict[str, Any]:
+def _begin(
+    config: Config, run_dir: Path, partial: PartialRun | None, given: Collection[str]
+) -> dict[str, Any]:
     """A new run."""
     RunDirectory.check_free(run_dir)
     experiment, trainer = _prepare_together(config, partial)
     directory = RunDirectory.create(run_dir, experiment.config.to_yaml())
     with directory.locked():
         facts = run_facts(experiment, trainer)
-        return _train(experiment, trainer, directory, facts, partial=partial)
+        notes = [note for note in [unread_keys(given, experiment, trainer)] if note]
+        return _train(experiment, trainer, directory, facts, notes, partial)
 
 
 def _resume(config: Config, directory: RunDirectory, partial: PartialRun | None) -> dict[str, Any]:
