@@ -13,6 +13,7 @@ from smope.config.config import load_config
 from smope.console.tables import percent
 from smope.errors import UserError
 from smope.storage.run_directory import RunDirectory
+from smope.training.device_presence import refuse_absent_device
 
 if TYPE_CHECKING:
     from smope.run.reevaluate import Reevaluation
@@ -39,6 +40,7 @@ def run(argv: list[str]) -> int:
     config = load_config(
         directory.path, moved={"trainer.device": args.device} if args.device else None
     )
+    refuse_absent_device(config.trainer["device"])
 
     from smope.run.prepare import prepare
     from smope.run.reevaluate import evaluate_again

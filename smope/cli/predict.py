@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.errors import UserError
+from smope.training.device_presence import refuse_absent_device
 
 if TYPE_CHECKING:
     from smope.serving.predict import Classifier
@@ -49,6 +50,7 @@ def run(argv: Sequence[str]) -> int:
     """Exit code 1 if an image could not be read."""
     options = _parser().parse_intermixed_args(argv)
     _check(options)
+    refuse_absent_device(options.device, "device")
 
     from smope.serving.standard_input import find_inputs
     from smope.storage.run_directory import check_run

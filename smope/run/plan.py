@@ -15,6 +15,7 @@ from smope.config.schema import TOP_LEVEL
 from smope.config.value_types import shown
 from smope.distributed import torchrun
 from smope.errors import UserError
+from smope.run.early_checks import check_early
 from smope.storage.run_directory import RUNS_FOLDER, RunDirectory
 from smope.storage.run_search import unfinished_run
 from smope.training.auto import AUTO
@@ -26,8 +27,11 @@ def plan(overrides: Overrides) -> tuple[Config, Path, bool]:
     if resumed is not None:
         TOP_LEVEL["resume"].check("resume", resumed)
         run_dir = unfinished_run(Path(resumed).expanduser(), _print_once)
-        return _resumed_config(overrides, run_dir), run_dir, True
+        config = _resumed_config(overrides, run_dir)
+        check_early(config)
+        return config, run_dir, True
     config = compose(overrides)
+    check_early(config)
     return config, new_run_dir(config), False
 
 

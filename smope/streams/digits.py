@@ -13,6 +13,7 @@ from PIL import Image
 
 from smope.streams.source import ImageSet, Source
 
+CLASS_NAMES = tuple("0123456789")
 SIDE = 32
 
 
@@ -30,7 +31,7 @@ def load() -> Source:
         splits["train" if seen[target] % 5 else "test"].append(index)
     return Source(
         name="digits",
-        class_names=tuple("0123456789"),
+        class_names=CLASS_NAMES,
         train=_image_set(scans, targets, splits["train"]),
         test=_image_set(scans, targets, splits["test"]),
     )

@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter
 from smope.streams.pixels.glyph_rendering import STREAM_CHARACTERS, bitmap, code_points
 from smope.streams.source import ImageSet, Source
 
+CLASS_NAMES = tuple(STREAM_CHARACTERS)
 SIDE = 32
 TRAIN_FACES = (
     "DejaVuSans",
@@ -53,7 +54,7 @@ def load() -> Source:
     }
     return Source(
         name="glyphs",
-        class_names=tuple(STREAM_CHARACTERS),
+        class_names=CLASS_NAMES,
         train=_image_set(images["train"]),
         test=_image_set(images["test"]),
     )

@@ -93,6 +93,31 @@ def divide(
     return partition
 
 
+def check_sizes(
+    source: Source,
+    *,
+    seed: int,
+    num_tasks: int | None,
+    classes_per_task: Sequence[int] | Literal["random"] | None,
+    class_order: str | Sequence[int | str],
+) -> None:
+    """Hold the keys to the classes of a source, before its images are decoded.
+
+    Args:
+        source: classes, and images that nobody has looked at yet.
+        seed: see `divide`, as the other arguments.
+        num_tasks: how many tasks.
+        classes_per_task: how many classes each of them has.
+        class_order: in which order the classes come.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    resolve_class_order(class_order, source.class_names, seed)
+    if source.train.tasks is None:
+        divide_classes(len(source.class_names), num_tasks, classes_per_task, seed)
+
+
 def hold_out(source: Source, fraction: float, seed: int) -> Source:
     """Evaluate on a part of the training images instead of the test images, which are not used.
 

@@ -24,7 +24,7 @@ import torch
 
 from smope.declare.ranges import AtLeast, NotNegative, OrderedPair, Share, Sizes
 from smope.declare.texts import ClassOrder, PathTo
-from smope.streams.partition import Partition, divide, hold_out
+from smope.streams.partition import Partition, check_sizes, divide, hold_out
 from smope.streams.pixels.cache import PixelCache, cache_folder
 from smope.streams.pixels.preload import preload_images
 from smope.streams.pixels.transforms import Evaluation, Training
@@ -145,6 +145,13 @@ def build_stream(  # noqa: PLR0913 (each argument is a key of the stream's confi
     """
     training = Training(image_size, crop_scale, flip, eval_crop)
     evaluation = Evaluation(image_size, eval_crop)
+    check_sizes(
+        source,
+        seed=seed,
+        num_tasks=num_tasks,
+        classes_per_task=classes_per_task,
+        class_order=class_order,
+    )
     cache = PixelCache(cache_folder(cache_dir), round(cache_gb * 1e9)) if cache_gb > 0 else None
     decoded = preload_images(source, broken_images, cache)
     source = decoded.source

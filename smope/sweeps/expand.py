@@ -10,6 +10,7 @@ from smope.config.config import chosen_name
 from smope.config.hydra import compose
 from smope.config.overrides import Overrides, combinations
 from smope.errors import UserError
+from smope.run.early_checks import check_tasks
 from smope.storage.sweep_manifest import write_manifest
 from smope.sweeps.job_runner import job_key
 from smope.sweeps.jobs import Job, make_job
@@ -33,6 +34,7 @@ def expand_jobs(overrides: Overrides) -> tuple[list[Job], list[str]]:
         ]
         try:
             config = compose(single)
+            check_tasks(config)
         except UserError as error:
             errors.append((" ".join(swept), error))
             continue

@@ -14,6 +14,7 @@ from torch import Tensor
 from smope.distributed import torchrun
 from smope.errors import UserError
 from smope.methods.base import Method
+from smope.training.device_presence import absent_device
 from smope.training.precision import hold_frozen
 from smope.training.settings import TrainerSettings
 
@@ -45,7 +46,7 @@ def resolve_device(name: str, key: str = "trainer.device") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)  # the form of the name is checked with the configuration
     if not _is_available(device):
-        raise UserError(f"{key}={name}: this machine has no such device; use {key}=auto or cpu")
+        raise UserError(absent_device(name, key))
     return device
 
 

@@ -208,6 +208,41 @@ def test_a_launcher_that_is_not_installed_names_its_extra(
     ],
 )
 def test_quick_answers_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code, modules, _ = answered(arguments, tmp_path)
+    assert code == (0 if {"--help", "--version"} & set(arguments) else 2)
+    assert not set(HEAVY) & modules
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "trainer.device=mps"],
+            "trainer.device=mps: this machine has no such device; use trainer.device=auto or cpu",
+        ),
+        (["train", "stream.num_tasks=3"], "does not divide the 10 classes evenly"),
+        (["train", "stream.num_tasks=11"], "must be in 1..10, the number of classes, got 11"),
+        (["train", "stream=glyphs", "stream.classes_per_task=[50,49]"], "must add up to 100"),
+        (["train", "stream.class_order=[0,1,2]"], "each of the 10 classes exactly once"),
+        (["train", "--dry-run", "stream.num_tasks=3"], "use one of 1, 2, 5, 10"),
+        (["train", "-m", "stream.num_tasks=3,4"], "use one of 1, 2, 5, 10"),
+        (["train", "trainer.device=mps", "stream.num_tasks=3"], "; and stream.num_tasks=3"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "darwin", reason="Apple's machines have the device mps")
+def test_mistakes_that_need_no_data_import_no_torch(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    code, modules, error = answered(arguments, tmp_path)
+    assert code == 2
+    assert message in error
+    assert not (set(HEAVY) - {"numpy"}) & modules
+    assert not os.listdir(tmp_path)
+
+
+def answered(arguments: list[str], folder: Path) -> tuple[int, set[str], str]:
+    """The exit code of a command, the modules that it imported, and what it wrote to stderr."""
     program = (
         "import json, sys\nfrom smope.cli.main import main\n"
         "code = main(json.loads(sys.argv[1]))\n"
@@ -216,12 +251,11 @@ def test_quick_answers_import_nothing_heavy(arguments: list[str], tmp_path: Path
     environment = {**os.environ, "PYTHONPATH": str(Path(smope.__file__).parent.parent)}
     command = [sys.executable, "-c", program, json.dumps(arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+        command, capture_output=True, text=True, cwd=folder, env=environment, check=True
     )
-    code, modules = json.loads(done.stderr.splitlines()[-1])
-    assert code == (0 if {"--help", "--version"} & set(arguments) else 2)
-    assert not set(HEAVY) & set(modules)
-    assert not os.listdir(tmp_path)
+    error, _, last = done.stderr.rstrip().rpartition("\n")
+    code, modules = json.loads(last)
+    return code, set(modules), error
 
 
 def test_a_run_goes_to_its_name_and_time(handed: Handed) -> None:

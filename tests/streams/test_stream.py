@@ -317,6 +317,14 @@ def test_wrong_orders_and_sizes_are_refused(build):
         build(class_order=[0])
 
 
+def test_they_are_refused_before_an_image_is_decoded(build, monkeypatch):
+    monkeypatch.setattr("smope.streams.stream.preload_images", None)
+    with pytest.raises(UserError, match=r"stream\.num_tasks=3 does not divide the 10 classes"):
+        build(num_tasks=3)
+    with pytest.raises(UserError, match=r"stream\.class_order must hold"):
+        build(class_order=[0])
+
+
 def test_content_hash_is_of_contents_and_labels_alone(source):
     digest = preload_images(source).content_hash
     train = source.train
