@@ -38,7 +38,8 @@ def test_cuda(
     monkeypatch.setattr(device_presence, "_torch_build", lambda: build)
     monkeypatch.setattr("ctypes.CDLL", (lambda _: None) if driver else no_library)
     if not refused:
-        return refuse_absent_device(name)
+        refuse_absent_device(name)
+        return
     with pytest.raises(UserError, match=f"^device={name}: this machine has no such device; use"):
         refuse_absent_device(name, "device")
 
@@ -57,6 +58,7 @@ def test_the_build_is_read_from_the_installed_torch() -> None:
 def test_apple_alone_has_mps(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     if platform == "darwin":
-        return refuse_absent_device("mps")
+        refuse_absent_device("mps")
+        return
     with pytest.raises(UserError, match="device=mps"):
         refuse_absent_device("mps")
