@@ -45,7 +45,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "metrics": ("errors", "methods.base", "experts.inject", "backbones.attention"),
     "console": ("metrics.scores",),  # the terminal prints every score
     "streams": ("errors", "declare", "seeding"),
-    "config": ("errors", "declare", "backbones.files", "backbones.patches"),
+    "config": (
+        "errors",
+        "declare",
+        "backbones.files",
+        "backbones.options",
+        "backbones.patches",
+    ),
     "trackers": ("storage", "config.run_identity"),  # W&B groups runs as results do
     "training": (
         "errors",

@@ -5,19 +5,20 @@ experts together act like a single key: its logit is the log of the sum of their
 value their softmax average. This is exact, costs one column for any number of experts, and keeps no
 more for the backward pass than plain attention does.
 
-There are two ways to compute it, equal up to rounding; `attend` chooses. A third one, public
+There are three ways to compute it, equal up to rounding; `attend` chooses. A fourth one, public
 attention over N + 1 keys with the logit in spare columns of q and k, is slower on CPUs and on an
 H100 (benchmarks/results/gpu.md).
     _Products  Matrix products for a few heads at a time, so that (N, N) matrices are short-lived.
     _Fused     torch's flash kernel on the tokens alone; the extra key is merged in by means of the
                log-sum-exp of each row.
+    _plain     The formula itself in public operations, for graphs that are exported.
 
 Shapes: B batch, R rows (queries), N tokens, H heads, D head width, C = H·D.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from torch.autograd.function import once_differentiable
 
 CHUNK = 2**19  # attention weights in the works at once: 2 MB in float32, what a core's caches hold
 aten = torch.ops.aten
+# torch 2.6 has no such function
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None
     """
     # under autocast the norms of q and k, where there are any, give float32
     q, k = q.to(v.dtype), k.to(v.dtype)
+    if exporting():
+        return _plain(q, k, v, scale, extra)
     if in_products(v):
         none = v.new_empty(0)
         logit, value = (extra.logit.to(v.dtype), extra.value.to(v.dtype)) if extra else (none, none)
@@ -67,6 +72,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None
     if extra is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     return _Fused.apply(q, k, v, extra.logit, extra.value, scale)
+
+
+def exporting() -> bool:
+    """Whether torch.export, torch.onnx.export or torch.jit.trace records a graph now.
+
+    Such a graph runs elsewhere and for batches of other sizes. So it must consist of public
+    operations, without loops that depend on sizes and without kernels of one device.
+    """
+    return _is_exporting() or torch.jit.is_tracing()
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None) -> Tensor:
+    """As `attend`, in operations that every exporter knows."""
+    scores = (q @ k.transpose(-2, -1)) * scale
+    if extra is not None:
+        column = extra.logit.to(v.dtype)[..., None, None].expand(-1, -1, scores.shape[2], 1)
+        scores = torch.cat([scores, column], dim=-1)
+        v = torch.cat([v, extra.value.to(v.dtype).unsqueeze(2)], dim=2)
+    return scores.softmax(-1) @ v
 
 
 def in_products(v: Tensor) -> bool:

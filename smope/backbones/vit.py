@@ -8,6 +8,7 @@ Shapes: B batch, S side of an image in pixels, N tokens, C width.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ from torch import Tensor, nn
 from smope.backbones.files import AUTHORS_FILES, hub_file, tags, weight_file
 from smope.backbones.forward import cls_and_tokens, cls_features
 from smope.backbones.held import hold_frozen_weights
+from smope.backbones.options import check_names, check_options
 from smope.backbones.patches import check_image_size
+from smope.backbones.pixel_range import PixelRange
 from smope.backbones.weights import EMBEDDED, Weights, metadata_numbers, read_weights
 from smope.declare.ranges import Channels, Range
 from smope.declare.texts import NameOf, WeightFile
@@ -86,6 +89,7 @@ class Backbone(nn.Module):
             "mean", torch.tensor(identity.mean).view(1, -1, 1, 1), persistent=False
         )
         self.register_buffer("std", torch.tensor(identity.std).view(1, -1, 1, 1), persistent=False)
+        self._range = PixelRange()
         self.eval()
 
     @property
@@ -117,7 +121,7 @@ class Backbone(nn.Module):
         """The features of images.
 
         Args:
-            images: (B, 3, S, S), pixels in [0, 1].
+            images: (B, 3, S, S), pixels in [0, 1]; UserError for bytes.
             with_tokens: Append the mean patch token before the last block, from the same pass,
                 normalised to zero mean and unit variance over channels.
 
@@ -128,9 +132,10 @@ class Backbone(nn.Module):
             return cls_features(self.vit, self._pixels(images), **self._options)
         features, tokens = cls_and_tokens(self.vit, self._pixels(images), **self._options)
         mean = tokens[:, self.vit.num_prefix_tokens :].mean(1)
-        return torch.cat([features, F.layer_norm(mean, mean.shape[-1:])], -1)
+        return torch.cat([features, F.layer_norm(mean, (self.embed_dim,))], -1)
 
     def _pixels(self, images: Tensor) -> Tensor:
+        self._range.check(images)
         return (images - self.mean) / self.std
 
     @property
@@ -190,6 +195,7 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
         close = timm.list_models(f"*{architecture[:12]}*")[:3]
         hint = f"; close: {', '.join(close)}" if close else ""
         raise UserError(f"backbone.name={name}: timm has no such model{hint}")
+    check_options(options)
     extra = {"img_size": image_size} if image_size is not None else {}
     known = architecture if name in AUTHORS_FILES else name
     arguments = {"global_pool": "token", **options, **extra}
@@ -198,8 +204,10 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
             # A deprecated name is an error below.
             warnings.filterwarnings("ignore", "Mapping deprecated model name")
             vit = timm.create_model(known, pretrained=False, num_classes=0, **arguments)
-    except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:  # what timm raises for values that do not fit is not documented
         reason = str(error) or type(error).__name__
+        if "unexpected keyword argument" in reason:
+            check_names(options, inspect.signature(VisionTransformer).parameters, name)
         raise UserError(
             f"backbone.name={name}: timm cannot build it with {options | extra} and a CLS token "
             f"({reason}); {REQUIREMENT}"
@@ -208,7 +216,7 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
         raise UserError(
             f"backbone.name={name}: timm builds a {type(vit).__name__} for it; {REQUIREMENT}"
         )
-    check_image_size(vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0])
+    _check_square(name, vit)
     current: Any = vit.pretrained_cfg
     if current.get("architecture", architecture) != architecture:
         new = f"{current['architecture']}.{current['tag']}"
@@ -216,6 +224,18 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
             f"backbone.name={name} is timm's old name for {new}; write backbone.name={new}"
         )
     return vit
+
+
+def _check_square(name: str, vit: VisionTransformer) -> None:
+    """UserError unless images and patches are square, and patches cover an image."""
+    for what in ("img_size", "patch_size"):
+        height, width = getattr(vit.patch_embed, what)
+        if height != width:
+            raise UserError(
+                f"backbone.name={name}: its {what} is {height} x {width}, and images are square "
+                f"here; set backbone.options.{what} to one number"
+            )
+    check_image_size(vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0])
 
 
 def _find_weights(name: str, weights: str, vit: VisionTransformer) -> Weights | None:

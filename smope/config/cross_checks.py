@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smope.backbones.files import weight_file
+from smope.backbones.options import check_options
 from smope.backbones.patches import check_image_size, patch_side
 from smope.config.signatures import Key
 from smope.config.value_types import shown
@@ -27,7 +28,7 @@ def check_values(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
             every value keeps its own constraints.
     """
     _check_all(partial(key.check, name, flat.get(name)) for name, key in keys.items())
-    checks = (_top_k, _tasks, _image_size, _class_order, _statistics, _weights, _root)
+    checks = (_top_k, _tasks, _options, _image_size, _class_order, _statistics, _weights, _root)
     _check_all(partial(check, flat, keys) for check in checks)
 
 
@@ -68,10 +69,14 @@ def _tasks(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
         )
 
 
+def _options(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
+    check_options(flat.get("backbone.options") or {})
+
+
 def _image_size(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     name, size = flat.get("backbone.name"), flat.get("backbone.image_size")
     patch = patch_side(name or "", flat.get("backbone.options") or {})
-    if size is not None and patch is not None:
+    if size is not None and patch is not None and patch > 0:
         check_image_size(size, patch)
 
 

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Attention  # pyright: ignore[reportPr
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from smope.backbones.attention import ExtraKey, attend, heads, project
+from smope.backbones.attention import ExtraKey, attend, exporting, heads, project
 from smope.backbones.wrapping import AttentionWrapper
 from smope.experts.bank import ExpertBank
 from smope.routers.base import Router, Routing
@@ -29,7 +29,17 @@ def as_one_key(routing: Routing, values: Tensor, scale: float) -> ExtraKey:
     E, D).
     """
     with torch.autocast(values.device.type, enabled=False):
+        if exporting():
+            return _exported_key(routing, values, scale)
         return ExtraKey(*_OneKey.apply(routing.weights, routing.expert_ids, values, scale))
+
+
+def _exported_key(routing: Routing, values: Tensor, scale: float) -> ExtraKey:
+    """As `as_one_key`, in operations that every exporter knows, and without sizes of the batch."""
+    logits = routing.weights * scale
+    chosen = routing.expert_ids.unsqueeze(-1) == torch.arange(values.shape[1], device=values.device)
+    of_all = (logits.softmax(-1).unsqueeze(-1) * chosen).sum(-2)
+    return ExtraKey(logits.logsumexp(-1), torch.einsum("bhe,hed->bhd", of_all, values))
 
 
 class _OneKey(torch.autograd.Function):
@@ -64,6 +74,11 @@ class _OneKey(torch.autograd.Function):
             d_values = of_all.permute(1, 2, 0) @ d_value.transpose(0, 1)
         d_logits = aten._softmax_backward_data(d_shares, shares, -1, shares.dtype)
         return d_logits.addcmul(shares, d_logit.unsqueeze(-1)) * ctx.scale, None, d_values, None
+
+
+def _mean_query(q: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mean over tokens, (B, H, N, D) -> (B, H, D) in `dtype`."""
+    return q.mean(dim=2, dtype=dtype) if exporting() else _MeanQuery.apply(q, dtype)
 
 
 class _MeanQuery(torch.autograd.Function):
@@ -109,8 +124,9 @@ class PromptedAttention(AttentionWrapper):
         q, k, v = heads(attention, x)
         keys, values = self.bank()
         router = self._dense_router if self.dense else self.router
-        routing = router(_MeanQuery.apply(q, keys.dtype), keys, self.bank.state)
-        self.routing = routing.detach()
+        routing = router(_mean_query(q, keys.dtype), keys, self.bank.state)
+        if not exporting():  # an exporter's tensors are no numbers, and nobody may keep them
+            self.routing = routing.detach()
         if self._record is not None:
             self._record.append(routing)
         extra = as_one_key(routing, values, attention.scale)

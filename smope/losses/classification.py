@@ -11,6 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smope.errors import UserError
+
+_last_checked: Sequence[int] = ()  # the classes for which labels were last checked
+
 
 def task_cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Tensor:
     """Mean cross-entropy over the logits of `classes` alone.
@@ -26,10 +30,32 @@ def task_cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -
 
     Returns:
         A scalar, the mean over the batch.
+
+    Raises:
+        UserError: A label is not one of `classes`. On an accelerator, where a check has the step
+            wait, only the first batch of each task is checked.
     """
+    _check_labels(labels, classes)
     first, last = classes[0], classes[-1]
     if last - first + 1 == len(classes):
         return F.cross_entropy(logits[:, first : last + 1], labels - first)
     # Not device=...: that would have every step wait for a GPU.
     chosen = torch.tensor(classes).to(labels.device, non_blocking=True)
     return F.cross_entropy(logits[:, chosen], torch.searchsorted(chosen, labels))
+
+
+def _check_labels(labels: Tensor, classes: Sequence[int]) -> None:
+    """UserError if a label is not one of `classes`, as in a batch from a replay buffer."""
+    global _last_checked
+    known = labels.device.type != "cpu" and classes == _last_checked
+    if known or torch.compiler.is_compiling():
+        return
+    _last_checked = classes
+    others = sorted(set(labels.tolist()) - set(classes))
+    if others:
+        shown = f"{classes[0]}..{classes[-1]}" if len(classes) > 1 else f"{classes[0]}"
+        raise UserError(
+            f"labels must be classes of the task ({shown}), got {others[0]}; for batches that hold "
+            f"other classes, as from a replay buffer, let these compete too: "
+            f"losses(images, labels, dataclasses.replace(task, classes=tuple(range(task.stop))))"
+        )

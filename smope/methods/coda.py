@@ -18,6 +18,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from smope.backbones.attention import exporting
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range
 from smope.errors import UserError
@@ -115,6 +116,8 @@ class CODAPrompt(PrefixMethod):
         return prompts, keys, attentions
 
     def choose(self, query: Tensor) -> Choice:
+        if exporting():
+            return Choice(prefixes(self._exported_rows(query)))
         prompts, keys, attentions = self._components()
         rows = torch.einsum("lbm,lmdpw->ldbpw", component_weights(query, keys, attentions), prompts)
         losses = {}
@@ -122,6 +125,16 @@ class CODAPrompt(PrefixMethod):
             parts = sum(deviation(x) for x in (keys, attentions, prompts.flatten(2)))
             losses["orthogonality"] = self.ortho_weight * parts
         return Choice(prefixes(rows), losses)
+
+    def _exported_rows(self, query: Tensor) -> Tensor:
+        """What `choose` computes, with weights of 0 for later tasks: the sizes in a graph must not
+        depend on the task.
+        """
+        weights = component_weights(query, self.keys, self.attentions)
+        later = torch.arange(weights.shape[-1], device=weights.device) >= self.share * (
+            self.task + 1
+        )
+        return torch.einsum("lbm,lmdpw->ldbpw", weights.masked_fill(later, 0.0), self.prompts)
 
 
 def component_weights(query: Tensor, keys: Tensor, attentions: Tensor) -> Tensor:
@@ -139,8 +152,9 @@ def component_weights(query: Tensor, keys: Tensor, attentions: Tensor) -> Tensor
         The weights (L, B, M).
     """
     directions = keys / keys.norm(dim=-1, keepdim=True).clamp(min=EPSILON)
-    along = query @ (attentions * directions).mT
-    lengths = (query.square() @ attentions.square().mT).clamp(min=EPSILON**2).sqrt()
+    along = query @ (attentions * directions).transpose(-2, -1)
+    squares = query.square() @ attentions.square().transpose(-2, -1)
+    lengths = squares.clamp(min=EPSILON**2).sqrt()
     return along / lengths
 
 

@@ -98,11 +98,11 @@ class DualPrompt(PrefixMethod):
     def choose(self, query: Tensor) -> Choice:
         scores = similarities(query, self.keys)
         if self.training:
-            ids = self.task.expand(len(query), 1)
+            ids = self.task.expand(query.shape[0], 1)
         else:
             unseen = torch.arange(len(self.keys), device=query.device) > self.task
             ids = best(scores.masked_fill(unseen, -2), 1, self.authors_bug)
-        general = self.general.unsqueeze(2).expand(-1, -1, len(query), -1, -1)
+        general = self.general.unsqueeze(2).expand(-1, -1, query.shape[0], -1, -1)
         expert = pick(self.expert, ids, self.authors_bug)
         return Choice(
             [*prefixes(general), *prefixes(expert)], {"pull": self.pull_weight * pull(scores, ids)}

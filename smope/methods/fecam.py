@@ -77,11 +77,18 @@ class FeCAM(OnePass):
         self.classifier.bias.zero_()
         self.whitening = None
 
+    def train(self, mode: bool = True) -> FeCAM:
+        """As torch's. In evaluation the whitening is there before a graph is exported."""
+        super().train(mode)
+        if not mode and self.whitening is None and self.moments.counts.any():
+            self.whitening = self._find_whitening().to(self.classifier.weight)
+        return self
+
     def classify(self, features: Tensor) -> Tensor:
         if self.whitening is None:
             self.whitening = self._find_whitening().to(features)
         apart = self._normalised(features) - self.classifier.weight.unsqueeze(1)  # (K, B, C)
-        return -(apart @ self.whitening.mT).square().sum(-1).T
+        return -(apart @ self.whitening.transpose(-2, -1)).square().sum(-1).T
 
     def _normalised(self, features: Tensor) -> Tensor:
         if self.tukey is not None:

@@ -153,7 +153,7 @@ class HiDePrompt(PrefixMethod):
 
     def choose(self, query: Tensor) -> Choice:
         if self.training:
-            return self._of_task(len(query), self._momentum_mix())
+            return self._of_task(query.shape[0], self._momentum_mix())
         ids = self.identity(query).unsqueeze(1)
         if "vote" in self.authors_bug:
             ids = vote(ids, self.prompts.shape[2])
@@ -179,7 +179,7 @@ class HiDePrompt(PrefixMethod):
 
     def task_features(self, images: Tensor, task: TaskSpan) -> Tensor:
         """Features with the task's own prompt, as in training."""
-        return self.prompted(images, self._of_task(len(images), self.prompts[:, :, task.index]))
+        return self.prompted(images, self._of_task(images.shape[0], self.prompts[:, :, task.index]))
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
         if self._learning_identity:

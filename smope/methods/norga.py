@@ -58,7 +58,8 @@ class NoRGa(HiDePrompt):
         self.gates = nn.Parameter(torch.ones(len(self.prompts), 2))  # inner and outer of each block
 
     def _prefixes(self, rows: Tensor) -> list[Prefix]:
-        gates = self.gates if int(self.task) == 0 else self.gates.detach()
+        learning = self.training and int(self.task) == 0
+        gates = self.gates if learning else self.gates.detach()
         return [
             Prefix(
                 keys, values, partial(gated, inner=inner, outer=outer, activation=self.activation)

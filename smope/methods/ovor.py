@@ -144,7 +144,7 @@ class OVOR(PrefixMethod):
             [
                 prefix
                 for prompts in (self.general, self.expert)
-                for prefix in prefixes(prompts.expand(-1, -1, len(query), -1, -1))
+                for prefix in prefixes(prompts.expand(-1, -1, query.shape[0], -1, -1))
             ]
         )
 

@@ -63,7 +63,7 @@ class RanPAC(FirstSession, PrefixMethod):
         return False
 
     def choose(self, query: Tensor) -> Choice:
-        return Choice(prefixes(self.prompt.expand(-1, -1, len(query), -1, -1)))
+        return Choice(prefixes(self.prompt.expand(-1, -1, query.shape[0], -1, -1)))
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
         logits = self.classifier(self.features(images))

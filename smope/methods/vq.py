@@ -83,7 +83,8 @@ class VQPrompt(PrefixMethod):
 
     def choose(self, query: Tensor) -> Choice:
         # (L, B, M)
-        shares = (query @ F.normalize(self.keys, dim=-1).mT / self.temperature).softmax(-1)
+        keys = F.normalize(self.keys, dim=-1).transpose(-2, -1)
+        shares = (query @ keys / self.temperature).softmax(-1)
         soft = torch.einsum("lbm,lmdpw->ldbpw", shares, self.prompts)
         chosen = nearest(shares, self.prompts)
         blocks = torch.arange(len(chosen), device=chosen.device).unsqueeze(1)
@@ -112,7 +113,7 @@ def nearest(shares: Tensor, prompts: Tensor) -> Tensor:
     """
     rows = prompts.flatten(2)
     rows = rows - rows.mean(1, keepdim=True)
-    products = rows @ rows.mT
+    products = rows @ rows.transpose(-2, -1)
     squares = products.diagonal(dim1=-2, dim2=-1).unsqueeze(1)
     return (squares - 2 * shares @ products).argmin(-1)
 

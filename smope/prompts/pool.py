@@ -46,7 +46,7 @@ def new_keys(number: int, width: int, low: float = -1.0) -> nn.Parameter:
 
 def similarities(query: Tensor, keys: Tensor) -> Tensor:
     """Cosine of each image's query (B, C) with each prompt's key (M, C) -> (B, M)."""
-    return F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).mT
+    return F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).transpose(-2, -1)
 
 
 def pick(prompts: Tensor, ids: Tensor, bug: AuthorsBug = "none") -> Tensor:

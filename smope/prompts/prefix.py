@@ -76,7 +76,8 @@ def _gated(
     q: Tensor, keys: Tensor, k: Tensor, values: Tensor, gate: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Attention written out, because no fused kernel takes a gate. `q` is already scaled."""
-    logits = torch.cat([gate(q @ keys.mT), q @ k.mT], dim=-1)
+    of_prefix = gate(q @ keys.transpose(-2, -1))
+    logits = torch.cat([of_prefix, q @ k.transpose(-2, -1)], dim=-1)
     return logits.softmax(-1).to(values.dtype) @ values
 
 

@@ -173,11 +173,9 @@ def test_the_identity_is_the_same_after_json() -> None:
     assert set(identity) == {"name", "source", "sha256", "mean", "std"}
 
 
-def test_options_that_do_not_fit() -> None:
-    with pytest.raises(UserError, match=r"timm cannot build it with \{'nonsense': 1\}"):
-        load_backbone("vit_tiny_patch16_224", "random", "none", options={"nonsense": 1})
-    with pytest.raises(UserError, match=r"timm cannot build it with .*'num_heads': 5"):
-        load_backbone("vit_tiny_patch16_224", "random", "none", options={**SMALL, "num_heads": 5})
+def test_options_that_do_not_fit_the_model() -> None:
+    with pytest.raises(UserError, match=r"timm cannot build it with \{'num_heads': 5\}"):
+        load_backbone("vit_tiny_patch16_224", "random", "none", options={"num_heads": 5})
 
 
 def test_the_embedded_weights() -> None:

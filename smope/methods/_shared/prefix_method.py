@@ -108,7 +108,7 @@ class PrefixMethod(Method):
             return self.backbone(images)
 
     def _choice(self, images: Tensor) -> Choice:
-        query = self.query(images) if self.queried else images.new_empty(len(images), 0)
+        query = self.query(images) if self.queried else images.new_empty(images.shape[0], 0)
         # In half precision, rounded similarities may choose another prompt.
         with torch.autocast(images.device.type, enabled=False):
             return self.choose(query.to(self.classifier.weight.dtype))
