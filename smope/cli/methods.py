@@ -12,6 +12,7 @@ from smope.cli.parser import Parser
 from smope.config.conf_files import choices, config_folders
 from smope.console.markup import aligned
 from smope.errors import UserError
+from smope.planning.method_table import stored_rows
 
 EPILOG = """\
 Counted on a ViT-B/16 at 224 pixels, with 10 tasks and 200 classes. A number after / is the one that
@@ -47,15 +48,29 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="print the rows as JSON; parameters in units"
     )
+    parser.add_argument(
+        "--count",
+        action="store_true",
+        help="count now; without it, methods that come with smope are read from its own table",
+    )
     parser.add_config_dir()
     args = parser.parse_args(argv)
     names = _chosen(args.names, args.config_dir)
 
-    from smope.planning.method_costs import method_rows
-
-    rows = list(method_rows(names, args.config_dir))
+    rows = _rows(names, args.config_dir, count=args.count)
     print(json.dumps(rows, indent=1, ensure_ascii=False) if args.json else _text(rows))
     return 0
+
+
+def _rows(names: Sequence[str], config_dir: str | None, *, count: bool) -> list[dict[str, Any]]:
+    """The rows of the methods; torch is imported only if one has to be counted."""
+    rows = {} if count else stored_rows(names, config_dir)
+    missing = [name for name in names if name not in rows]
+    if missing:
+        from smope.planning.method_costs import method_rows
+
+        rows |= {row["name"]: row for row in method_rows(missing, config_dir)}
+    return [rows[name] for name in names]
 
 
 def _chosen(names: Sequence[str], config_dir: str | None) -> list[str]:

@@ -18,6 +18,7 @@ from smope.config.overrides import read_overrides
 from smope.methods.base import TaskSpan
 from smope.metrics.cost import count_flops, count_parameters
 from smope.metrics.flops import Gflops
+from smope.planning.method_table import settings_digest
 from smope.run.build import make_method
 
 BACKBONE, CLASSES, TASKS = "vit_base_patch16_224", 200, 10
@@ -36,7 +37,7 @@ def method_rows(names: Sequence[str], config_dir: str | None = None) -> Iterator
         config_dir: a folder like conf/ that is searched as well.
 
     Returns:
-        A row of plain values for each name.
+        A row of plain values for each name; `settings` is the digest of the counted settings.
     """
     backbone = load_backbone(BACKBONE, weights="random", pixel_statistics="none")
     for name in names:
@@ -67,6 +68,7 @@ def _row(name: str, backbone: Backbone, config_dir: str | None) -> dict[str, Any
         else list(reference.published_gflops),
         **{phase: _as_papers_count(flops, phase) for phase in ("train_gflops", "infer_gflops")},
         "cls_saving": flops["cls_saving"],
+        "settings": settings_digest(name, config_dir),
     }
 
 

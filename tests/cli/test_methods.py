@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import smope
 from smope.cli.main import main
 from smope.config.conf_files import choices, conf_dir
+from smope.planning import method_table
 from smope.planning.method_costs import method_rows
 
+WITH_PACKAGE = {**os.environ, "PYTHONPATH": str(Path(smope.__file__).parent.parent)}
 METHODS = choices("method", [conf_dir()])
 HEAD = 200 * 768 + 200
+WRITE_TABLE = "write it anew: smope methods --count --json > smope/planning/method_table.json"
 KEYS = {
     "name",
     "source",
@@ -28,12 +37,29 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in method_rows(METHODS)}
+    """The rows of the table that comes with the package; the next tests hold it to the objects."""
+    return method_table.stored_rows(METHODS)
 
 
 def test_every_method_has_a_row(rows: dict[str, dict[str, Any]]) -> None:
-    assert [*rows] == METHODS
-    assert json.loads(json.dumps(rows)) == rows
+    assert [*rows] == METHODS, WRITE_TABLE
+    assert json.loads(method_table.TABLE.read_text(encoding="utf-8")) == [*rows.values()]
+
+
+def test_the_table_holds_what_is_counted(rows: dict[str, dict[str, Any]]) -> None:
+    counted = {row["name"]: row for row in method_rows(METHODS)}
+    for name, row in counted.items():
+        assert flat(row) == pytest.approx(flat(rows[name])), WRITE_TABLE
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    if not isinstance(value, dict | list):
+        return {key: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        inner: leaf for name, part in items for inner, leaf in flat(part, f"{key}.{name}").items()
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -99,6 +125,32 @@ def test_the_table_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].startswith("ncm ") and "arXiv 2303.07338" in lines[1]
     assert re.search(r"^smope +0\.384 / 0\.384 ", lines[2])
     assert any(line.startswith("ncm: one pass over frozen features") for line in lines)
+
+
+def test_it_needs_no_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom smope.cli.main import main\nassert main(['methods']) == 0\n"
+        "assert not {'torch', 'timm', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=WITH_PACKAGE, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_settings_of_your_own_are_counted(replaced: bool, tmp_path: Path) -> None:
+    """A new method, or a file in the place of one of conf/."""
+    name = "ncm" if replaced else "nearest"
+    (tmp_path / "method").mkdir()
+    shutil.copy(conf_dir() / "method" / "ncm.yaml", tmp_path / "method" / f"{name}.yaml")
+    assert not method_table.stored_rows([name], str(tmp_path))
+    assert (not method_table.stored_rows(["ridge"], str(tmp_path))) == replaced
+
+
+def test_a_changed_file_of_conf_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    table = json.loads(method_table.TABLE.read_text(encoding="utf-8"))
+    changed = [row | {"settings": "0"} if row["name"] == "smope" else row for row in table]
+    (tmp_path / "table.json").write_text(json.dumps(changed), encoding="utf-8")
+    monkeypatch.setattr(method_table, "TABLE", tmp_path / "table.json")
+    assert [*method_table.stored_rows(["smope", "ncm"])] == ["ncm"]
 
 
 def test_json_of_one(capsys: pytest.CaptureFixture[str]) -> None:
