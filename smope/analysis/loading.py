@@ -12,6 +12,7 @@ from typing import Any
 from smope.analysis.labels import label_runs
 from smope.analysis.run import Run
 from smope.errors import UserError
+from smope.storage.commands import resume_command
 from smope.storage.run_directory import RUN_FORMAT_VERSION, RunDirectory, tasks_done
 from smope.storage.run_search import LATEST, finished_run, run_dirs_below
 from smope.storage.sweep_manifest import LOGS
@@ -122,7 +123,7 @@ def _unfinished_line(path: Path, record: Mapping[str, Any]) -> str:
     log = path.parent / LOGS / f"{path.name}.log"  # of a failed job of a sweep
     log_hint = f"; log: {log}" if log.is_file() else ""
     # A search resumes its own trials, and those that it ended early are complete.
-    resume_hint = "" if "part" in record else f"; continue with: smope train resume={path}"
+    resume_hint = "" if "part" in record else f"; continue with: {resume_command(path)}"
     return f"{path}: {_state(record)}{log_hint}{resume_hint}"
 
 

@@ -15,6 +15,7 @@ from smope.errors import UserError
 from smope.methods.base import Method
 from smope.run.prepare import prepare
 from smope.run.resume import process
+from smope.storage.commands import resume_command
 from smope.storage.run_directory import RunDirectory, tasks_done
 from smope.storage.versions import installed_versions
 from smope.streams.pixels.transforms import collate, resample
@@ -135,8 +136,8 @@ def restore_run(
     if checkpoint is None or not record:
         lacking = "no finished task's checkpoint that can be read" if record else "no run.json"
         raise UserError(
-            f"RUN={directory.path}: holds {lacking}; continue with: smope train "
-            f"resume={directory.path}"
+            f"RUN={directory.path}: holds {lacking}; continue with: "
+            f"{resume_command(directory.path)}"
         )
     _, trainer = prepare(config)
     problems = [*unreadable, *_disagreements(record, config, checkpoint)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,10 @@ def _root(text: str | None) -> Path:
         raise UserError("smope data: which folder? Write smope data check ROOT")
     root = Path(os.path.abspath(Path(text).expanduser()))
     if not root.exists() and "=" in text:
-        raise UserError(f"smope data: ROOT comes before {text}; write smope data check ROOT {text}")
+        quoted = shlex.quote(text)
+        raise UserError(
+            f"smope data: ROOT comes before {text}; write smope data check ROOT {quoted}"
+        )
     return root
 
 

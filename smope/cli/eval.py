@@ -12,6 +12,7 @@ from smope.cli.parser import Parser
 from smope.config.config import load_config
 from smope.console.tables import percent
 from smope.errors import UserError
+from smope.storage.commands import resume_command
 from smope.storage.run_directory import RunDirectory
 from smope.training.device_presence import refuse_absent_device
 
@@ -52,8 +53,8 @@ def run(argv: list[str]) -> int:
     checkpoint = last_checkpoint(directory, warn, boundary=True)
     if checkpoint is None:
         raise UserError(
-            f"RUN={args.run}: holds no checkpoint of a finished task; continue with: smope train "
-            f"resume={args.run}"
+            f"RUN={directory.path}: holds no checkpoint of a finished task; continue with: "
+            f"{resume_command(directory.path)}"
         )
     _, trainer = prepare(config)
     restore(trainer.method, trainer.stream, checkpoint)
@@ -65,8 +66,8 @@ def run(argv: list[str]) -> int:
         tasks, done = len(trainer.spans), len(again.fresh)
         if done < tasks:
             print(
-                f"{done} of the {tasks} tasks are learned; continue with: smope train "
-                f"resume={args.run}"
+                f"{done} of the {tasks} tasks are learned; continue with: "
+                f"{resume_command(directory.path)}"
             )
         print(_verdict(again))
     return 1 if again.differing_tasks else 0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from smope.distributed import torchrun
 from smope.errors import UserError, one_line
+from smope.storage.commands import command
 from smope.version import __version__
 
 COMMANDS = {
@@ -32,6 +33,7 @@ COMMANDS = {
     "data": "look through a data set before training: what is in it, what of it is wrong",
     "doctor": "show versions and devices, and what is missing",
 }
+SHELL_COMPLETION = {"-sc", "--shell-completion"}
 EXAMPLES = """\
 examples:
   smope train                                      the embedded demo: SMoPE on handwritten digits
@@ -93,13 +95,18 @@ def _dispatch(arguments: list[str]) -> int:
     if name in ("-V", "--version"):
         print(f"smope {__version__}")
         return 0
+    if not SHELL_COMPLETION.isdisjoint(arguments):
+        from smope.cli import shell_completion
+
+        words = [word for word in arguments if word not in (*SHELL_COMPLETION, *COMMANDS)]
+        return shell_completion.run(words, list(COMMANDS))
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = (
             f"did you mean `smope {near[0]}`?" if near else f"choose one of {', '.join(COMMANDS)}"
         )
         if "=" in name:
-            hint = f"overrides follow a command: `smope train {name}`"
+            hint = f"overrides follow a command: `{command('train', *arguments)}`"
         raise UserError(f"unknown command {name!r}; {hint}")
     if torchrun.world_size() > 1 and name != "train":
         raise UserError(f"`smope {name}` works in one process; start it without torchrun")
@@ -114,6 +121,8 @@ def _help() -> str:
         "SMoPE: sparse mixture of prompt experts for continual learning with frozen vision "
         "transformers.\n\n"
         f"commands (each with its own --help):\n{rows}\n\n"
-        "options:\n  -h, --help     this help\n  -V, --version  the version\n\n"
+        "options:\n  -h, --help     this help\n  -V, --version  the version\n"
+        "  -sc, --shell-completion install=SHELL  print the completion script of bash, zsh or "
+        "fish\n\n"
         f"{EXAMPLES}"
     )

@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from smope.errors import UserError
+
+# What programs call some options that are keys here.
+OTHER_NAMES = {
+    "lr": "trainer.learning_rate",
+    "bs": "trainer.batch_size",
+    "data": "stream",
+    "dataset": "stream",
+    "model": "backbone",
+    "output_dir": "run_dir",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,9 +32,19 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self._takes_overrides = False
+        self._words: Sequence[str] = ()
+
+    def parse_intermixed_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
+        """As argparse does it; errors know the words."""
+        self._words = list(args or ())
+        return super().parse_intermixed_args(args, namespace)
 
     def add_config_dir(self) -> None:
         """The option --config-dir of every command that composes a configuration."""
+        self._takes_overrides = True
         self.add_argument(
             "--config-dir",
             metavar="DIR",
@@ -31,11 +52,54 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        unknown = message.startswith("unrecognized")
+        for word in re.findall(r"--?\w[\w.-]*", message) if unknown else []:
+            key = _key_of(word, self._words) if self._takes_overrides else None
+            if key is not None:
+                raise UserError(
+                    f"{self.prog}: {_as_given(word, self._words)} is no option; keys are set "
+                    f"without dashes: write {key}={_value(word, self._words)}"
+                )
         options = [option for action in self._actions for option in action.option_strings]
         hints = []
-        for word in (
-            re.findall(r"--?\w[\w-]*", message) if message.startswith("unrecognized") else []
-        ):
-            hints += difflib.get_close_matches(word, options, n=1)
+        for word in re.findall(r"--?\w[\w-]*", message) if unknown else []:
+            hints += difflib.get_close_matches(word, options, n=1, cutoff=0.7)
         hint = f"did you mean {hints[0]}?" if hints else f"see `{self.prog} --help`"
         raise UserError(f"{self.prog}: {message}; {hint}")
+
+
+def _key_of(option: str, words: Sequence[str]) -> str | None:
+    """The key that an option of another program stands for: --epochs is trainer.epochs.
+
+    Args:
+        option: The option, without a value.
+        words: The command line; its overrides decide which keys there are.
+    """
+    from smope.config.conf_files import ALL_GROUPS
+    from smope.config.config import known_keys
+    from smope.config.hydra import compose_values
+    from smope.config.overrides import read_overrides
+
+    name = option.lstrip("-").replace("-", "_")
+    if name in OTHER_NAMES or name in ALL_GROUPS:
+        return OTHER_NAMES.get(name, name)
+    given = [word for word in words if "=" in word and not word.startswith("-")]
+    try:
+        data = compose_values(read_overrides(given, multirun=True), multirun=True)
+    except UserError:  # another mistake, which is named once this one is put right
+        data = compose_values(read_overrides([]))
+    keys = known_keys(data)
+    return next((key for key in keys if name in (key, key.rpartition(".")[2])), None)
+
+
+def _as_given(option: str, words: Sequence[str]) -> str:
+    return next((word for word in words if word.partition("=")[0] == option), option)
+
+
+def _value(option: str, words: Sequence[str]) -> str:
+    """The value that was given with an option, after = or as the next word."""
+    word = _as_given(option, words)
+    if "=" in word:
+        return word.partition("=")[2]
+    following = list(words[words.index(word) + 1 :][:1]) if word in words else []
+    return following[0] if following and "=" not in following[0] else "VALUE"

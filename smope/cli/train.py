@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from smope.cli.parser import Parser
 from smope.config.config import Config
+from smope.config.hydra_flags import CFG, INFO, show_composed, show_hydra_info
 from smope.config.overrides import Overrides, read_overrides
 from smope.distributed import torchrun
 from smope.errors import UserError
@@ -23,6 +25,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     options = _parser().parse_intermixed_args(argv)
     overrides = read_overrides(options.overrides, options.config_dir, multirun=options.multirun)
+    if options.cfg or options.info or options.package or options.resolve:
+        return _show_configuration(overrides, options)
     if options.multirun and torchrun.world_size() > 1:
         raise UserError(
             "-m starts runs one after the other, torchrun processes of one; start torchrun for "
@@ -68,7 +72,47 @@ def _parser() -> Parser:
         help="one run for each combination of key=a,b values",
     )
     parser.add_config_dir()
+    parser.add_argument(
+        "-c",
+        "--cfg",
+        choices=CFG,
+        help="print the composed configuration: the run's, Hydra's own, or all; nothing else",
+    )
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: replace ${...}")
+    parser.add_argument("-p", "--package", help="with --cfg: this part alone, such as trainer")
+    parser.add_argument(
+        "-i",
+        "--info",
+        nargs="?",
+        const="all",
+        choices=INFO,
+        help="print how the configuration is composed: defaults, search path, plugins",
+    )
+    parser.add_argument(
+        "-sc",
+        "--shell-completion",
+        action="store_true",
+        help="install=bash, zsh or fish: print the script that completes `smope` in that shell",
+    )
     return parser
+
+
+def _show_configuration(overrides: Overrides, options: Namespace) -> int:
+    """Print what --cfg or --info asks for. Returns the exit code."""
+    flag = "--cfg" if options.cfg else "--info"
+    if not options.cfg and not options.info:
+        flag = "--package" if options.package else "--resolve"
+        raise UserError(f"{flag} belongs to --cfg; add --cfg job, or leave it out")
+    if options.multirun or override_value(overrides, "resume") is not None:
+        raise UserError(
+            f"{flag} shows the configuration of one new run; leave -m and resume= out (a run has "
+            f"its own in config.yaml)"
+        )
+    if options.cfg:
+        show_composed(overrides, options.cfg, options.package, resolve=options.resolve)
+    else:
+        show_hydra_info(overrides, options.info)
+    return 0
 
 
 def _train(

@@ -94,13 +94,8 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
             values out of range, and values that do not fit together are named all at once.
     """
     data = _follow_classes_per_task(data, given)
-    schemas = {
-        group: group_keys(group, data[group]["_target_"])
-        for group in GROUPS
-        if _is_group(data, group)
-    }
-    known = [*TOP_LEVEL, *(f"{group}.{key}" for group in schemas for key in schemas[group])]
-    _refuse_unknown(data, schemas, known)
+    schemas = _schemas(data)
+    refuse_unknown_keys(data)
     _refuse_missing(
         {"": (data, TOP_LEVEL)} | {f"{group}.": (data[group], schemas[group]) for group in schemas}
     )
@@ -233,6 +228,33 @@ def closest_key(name: str, known: Sequence[str]) -> str | None:
         parts.setdefault(key.rpartition(".")[2], key)
     match = difflib.get_close_matches(last, list(parts), n=1, cutoff=0.7)
     return parts[match[0]] if match else None
+
+
+def refuse_unknown_keys(data: Mapping[str, Any]) -> None:
+    """UserError for the first key that does not exist, such as a mistyped one.
+
+    Args:
+        data: Plain values as Hydra composes them; they may lack a value.
+    """
+    schemas = _schemas(data)
+    _refuse_unknown(data, schemas, _known_keys(schemas))
+
+
+def known_keys(data: Mapping[str, Any]) -> list[str]:
+    """Every key of a composed configuration, by dotted name."""
+    return _known_keys(_schemas(data))
+
+
+def _known_keys(schemas: Mapping[str, Mapping[str, Key]]) -> list[str]:
+    return [*TOP_LEVEL, *(f"{group}.{key}" for group in schemas for key in schemas[group])]
+
+
+def _schemas(data: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
+    return {
+        group: group_keys(group, data[group]["_target_"])
+        for group in GROUPS
+        if _is_group(data, group)
+    }
 
 
 def _is_group(data: Mapping[str, Any], group: str) -> bool:

@@ -15,6 +15,7 @@ from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from smope.reproduction.published import PublishedRow, changed_data, changed_settings, images
 from smope.run.plan import plan
+from smope.storage.commands import resume_command
 from smope.storage.run_directory import RUNS_FOLDER, RunDirectory
 from smope.storage.run_search import finished_run
 
@@ -149,7 +150,7 @@ def read_finished_runs(paths: Sequence[Path]) -> Records:
         record = RunDirectory.open(path, "--check RUN").read_record()
         if record.get("status") != "finished":
             raise UserError(
-                f"--check RUN={path}: is not finished; continue it with: smope train resume={path}"
+                f"--check RUN={path}: is not finished; continue it with: {resume_command(path)}"
             )
         same_seed = [other for other in records if records[other]["seed"] == record["seed"]]
         if same_seed:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.methods.base import Method
+from smope.storage.commands import resume_command
 from smope.storage.files import write_atomically
 from smope.storage.hashed_safetensors import OtherFormat, pack, unlike, unpack
 from smope.storage.run_directory import RunDirectory, check_run, tasks_done
@@ -174,7 +175,7 @@ def _of_checkpoint(directory: RunDirectory) -> Artefact:
             f"settings"
         )
     if checkpoint is None or not record:
-        way_out = f"continue with: smope train resume={directory.path}"
+        way_out = f"continue with: {resume_command(directory.path)}"
         if record.get("status") == "finished":
             way_out = "train it anew"
         raise UserError(

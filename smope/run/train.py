@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from smope.run.resume import (
     restore_last_checkpoint,
 )
 from smope.run.unread_keys import unread_keys
+from smope.storage.commands import command, resume_command
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import import_avalanche
 from smope.trackers.base import Guarded, Tracker
@@ -162,17 +162,13 @@ def _train(
             record.write(status)
         if partial is None:
             with suppress(OSError):
-                progress.line(f"stopped; continue with: smope train {_resume_override(directory)}")
+                progress.line(f"stopped; continue with: {resume_command(directory.path)}")
         raise
     finally:
         # Last, since a tracker may upload run.json.
         tracker.finish(trainer.history.scores(), status)
     _print_results(content, directory, progress)
     return content
-
-
-def _resume_override(directory: RunDirectory) -> str:
-    return shlex.quote(f"resume={directory.path}")
 
 
 def _start_tracker(
@@ -198,4 +194,4 @@ def _print_results(record: Mapping[str, Any], directory: RunDirectory, progress:
     progress.line("")
     progress.line(cost_table(record["cost"]))
     progress.line(f"{sum(record['seconds']['per_task']):.0f} s; numbers in {directory.record}")
-    progress.line(f"a page with pictures: smope report {shlex.quote(str(directory.path))}")
+    progress.line(f"a page with pictures: {command('report', directory.path)}")

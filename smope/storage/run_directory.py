@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from smope.errors import UserError
+from smope.storage.commands import resume_command
 from smope.storage.files import try_lock, write_atomically
 
 RUN_FORMAT_VERSION = 1
@@ -66,7 +67,7 @@ class RunDirectory:
             raise UserError(f"run_dir={path}: is a file; name a directory that does not exist yet")
         if path.is_dir() and any(path.iterdir()):
             resume_hint = (
-                f", or continue that run with: smope train resume={path}"
+                f", or continue that run with: {resume_command(path)}"
                 if cls(path).config.is_file()
                 else ""
             )
@@ -181,8 +182,8 @@ class RunDirectory:
             return json.loads(self.record.read_bytes()) if self.record.is_file() else {}
         except ValueError as error:
             raise UserError(
-                f"{self.record}: is damaged ({error}); delete it, then smope train "
-                f"resume={self.path} writes it again"
+                f"{self.record}: is damaged ({error}); delete it, and it is written again by: "
+                f"{resume_command(self.path)}"
             ) from error
 
     def write_record(self, record: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from smope.config.config import Config
 from smope.config.hydra import compose_values, launch_jobs, run_sweeper, with_sweep
 from smope.config.overrides import Overrides, chosen_launcher, combinations, sweeper_decides
 from smope.errors import Interrupted, UserError, one_line
+from smope.storage.commands import command as command_line
 from smope.storage.run_directory import RUNS_FOLDER
 from smope.sweeps.expand import expand_jobs, write_manifests
 from smope.sweeps.job_runner import JobFailed, JobRunner, job_key
@@ -200,7 +201,7 @@ def _summarise(jobs: Sequence[Job], tried: set[str], impossible: int, trouble: s
         print("the same command tries again what is not finished, and leaves the rest alone")
     if finished:
         folders = sorted({str(job.path.parent) for job in jobs})
-        print(f"the table: smope collect {shlex.join(folders)}")
+        print(f"the table: {command_line('collect', *folders)}")
     sys.stdout.flush()
     return 1 if rest or impossible else 0
 
