@@ -65,7 +65,7 @@ def _contents(inspection: Inspection | None) -> dict[str, Any]:
     counts = [inspection.counts(split) for split in KINDS]
     extremes = _smallest_and_largest(inspection)
     return {
-        "facts": dict(inspection.source.facts),
+        "facts": {**inspection.source.facts, **inspection.source.left_out.facts()},
         "splits": {split: _spread(inspection, split) for split in KINDS},
         "classes": [
             {"name": name, "train": train, "test": test}

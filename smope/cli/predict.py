@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +17,14 @@ from smope.training.device_presence import refuse_absent_device
 
 if TYPE_CHECKING:
     from smope.serving.predict import Classifier
+    from smope.streams.layouts.listing import LeftOut
 
 STANDARD_STREAM = Path("-")  # standard input as IMAGE, standard output as the file of --csv
 EPILOG = """\
 Each line is one image: file, class, probability. Only classes that the run has seen are considered.
 A probability is the softmax over their logits and may not be calibrated. Of a folder, the image
 files in it and below are classified, in the order of their names. An image that cannot be read is
-reported and left out; the exit code is then 1.
+reported and left out; the exit code is then 1. Pictures in formats that are not read are counted.
 
 RUN may be a folder with several runs, of which the latest finished one is taken, or the word
 latest, which is that of runs/. IMAGE may be -, for standard input: an image, or paths one a line
@@ -58,7 +60,15 @@ def run(argv: Sequence[str]) -> int:
     run_path = chosen_run(options.run)
     check_run(run_path)
     has_pipe = STANDARD_STREAM in options.images
-    inputs = find_inputs(options.images, sys.stdin.buffer.read() if has_pipe else None)
+    not_read: Counter[str] = Counter()
+
+    def report_not_read(left_out: LeftOut) -> None:
+        not_read.update(left_out.suffix_counts)
+        for text in left_out.warnings():
+            print(text, file=sys.stderr)
+
+    content = sys.stdin.buffer.read() if has_pipe else None
+    inputs = find_inputs(options.images, content, report_not_read)
     from smope.cli.predict_output import Table, document, print_text, printed
     from smope.serving.predict import load
 
@@ -80,7 +90,8 @@ def run(argv: Sequence[str]) -> int:
         _warn_of_unfinished_run(classifier)
     if options.json:
         predictions = list(stream)
-        print_text(json.dumps(document(classifier, predictions, broken), indent=1))
+        values = document(classifier, predictions, broken) | {"not_read": dict(not_read)}
+        print_text(json.dumps(values, indent=1))
     elif options.csv == STANDARD_STREAM:
         predictions = list(table.printed(stream))
     else:
@@ -89,7 +100,7 @@ def run(argv: Sequence[str]) -> int:
         table.write(options.csv, predictions)
     if broken:
         print(f"{len(broken)} of {len(inputs)} images could not be read", file=sys.stderr)
-    return 1 if broken else 0
+    return 1 if broken or not_read else 0
 
 
 def _parser() -> Parser:

@@ -13,7 +13,7 @@ from smope.declare.texts import PathTo
 
 # Where a run is kept, how it is watched and how it is computed does not change its numbers.
 NOT_HASHED = ("run_dir", "resume", "tracker", "name")
-NOT_HASHED_IN_STREAM = ("cache_gb", "cache_dir", "download")
+NOT_HASHED_IN_STREAM = ("cache_gb", "cache_dir", "download", "exclude")
 NOT_HASHED_IN_TRAINER = (
     "device",
     "eval_batch_size",
@@ -87,11 +87,14 @@ def decides_numbers(key: str, settings: Mapping[str, Any]) -> bool:
     """Whether a key that usually changes no number does so with these settings.
 
     If test images see each other (method.authors_bug), the size of their batches decides numbers.
+    Files that are excluded do; an empty list excludes none.
 
     Args:
         key: The dotted key.
         settings: The run's values by dotted key, see `flatten`.
     """
+    if key == "stream.exclude":
+        return bool(settings.get(key))
     return key == "trainer.eval_batch_size" and settings.get("method.authors_bug", "none") != "none"
 
 

@@ -90,7 +90,9 @@ def _source(config: Config, base: Path, report: DataReport) -> Source | None:
             report.findings.append(
                 Finding("layout", "error", f"training refuses this data set: {error}")
             )
-            return incomplete_folder(base) if report.stream == "folder" else None
+            if report.stream != "folder":
+                return None
+            return incomplete_folder(base, config.stream["exclude"] or ())
         finally:
             report.findings += [Finding("stream", "warning", text) for text in warnings]
 

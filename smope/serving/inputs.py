@@ -8,6 +8,7 @@ Letters: B batch, H height, W width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.serving.files import find_images
+from smope.streams.layouts.listing import LeftOut
 from smope.streams.pixels.decode import decode
 
+_log = logging.getLogger(__name__)
 SingleInput = Path | str | bytes | Image | numpy.ndarray | Tensor
 CHANNELS = (1, 3, 4)  # gray, RGB, and RGB with transparency
 
@@ -38,7 +41,7 @@ def single_images(images: Iterable[SingleInput] | SingleInput) -> Iterator[Singl
     """
     for image in [images] if isinstance(images, SingleInput) else images:
         if isinstance(image, Path | str) and Path(image).is_dir():
-            yield from find_images([Path(image)])
+            yield from find_images([Path(image)], _warn_of_not_read)
         elif isinstance(image, Path | str | bytes | Image):
             yield image
         elif isinstance(image, Tensor):
@@ -95,3 +98,8 @@ def _as_bytes(pixels: numpy.ndarray) -> numpy.ndarray:
             f"divide bytes by 255, or convert to uint8"
         )
     return (255 * pixels + 0.5).astype(numpy.uint8)
+
+
+def _warn_of_not_read(left_out: LeftOut) -> None:
+    for text in left_out.warnings():
+        _log.warning("%s", text)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from smope.errors import UserError
 from smope.serving.files import find_images
+from smope.streams.layouts.listing import LeftOut
+from smope.streams.pixels.decode import open_image
 
 STANDARD_INPUT = Path("-")
 
 
-def find_inputs(paths: Iterable[Path], content: bytes | None) -> list[Path | bytes]:
+def find_inputs(
+    paths: Iterable[Path],
+    content: bytes | None,
+    on_not_read: Callable[[LeftOut], object] | None = None,
+) -> list[Path | bytes]:
     """Image files, and the bytes of an image that came through a pipe.
 
     Args:
         paths: Files, folders, and `-` for standard input.
         content: What standard input held; None if `-` is not among the paths.
+        on_not_read: Called for each folder with pictures in formats that are not read.
 
     Raises:
         UserError: A path does not exist, a folder holds no image, or standard input holds neither
@@ -29,16 +35,19 @@ def find_inputs(paths: Iterable[Path], content: bytes | None) -> list[Path | byt
     for path in paths:
         if path == STANDARD_INPUT:
             assert content is not None
-            inputs += [content] if _is_image(content) else find_images(listed_paths(content))
+            if _is_image(content):
+                inputs.append(content)
+            else:
+                inputs += find_images(listed_paths(content), on_not_read)
         else:
-            inputs += find_images([path])
+            inputs += find_images([path], on_not_read)
     return inputs
 
 
 def _is_image(content: bytes) -> bool:
     """Whether Pillow knows the format of a file with this content."""
     try:
-        with Image.open(io.BytesIO(content)):
+        with open_image(content):
             return True
     except UnidentifiedImageError:
         return False

@@ -22,12 +22,21 @@ MAX_LISTED_RUNS = 5  # in an error message
 def run_dirs_below(path: Path) -> list[Path]:
     """The run directories at or below a path, in the order of their names."""
     run_dirs = []
-    for folder, subfolders, files in os.walk(path):
+    for folder, subfolders, files in os.walk(path, onerror=_refuse_unreadable):
         subfolders.sort()
         if _is_run_dir(subfolders, files):
             run_dirs.append(Path(folder))
             subfolders.clear()  # a run directory contains no other
     return run_dirs
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if isinstance(error, NotADirectoryError | FileNotFoundError):
+        return  # a file, or removed meanwhile
+    raise UserError(
+        f"folder {error.filename} cannot be read ({error.strerror}), and may hold runs; change its "
+        "permissions or name the runs themselves"
+    ) from error
 
 
 def _is_run_dir(subfolders: Sequence[str], files: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ from smope.streams.archives.download import Archive
 from smope.streams.archives.official_dataset import Layout, MakeError, OfficialDataset
 from smope.streams.layouts import parquet
 from smope.streams.layouts.known_classes import read_class_names
+from smope.streams.layouts.listing import subdirectories, visible
 from smope.streams.source import ImageSet, Source
 
 CLASS_NAMES = read_class_names("cifar100")  # CIFAR's numbering, which is alphabetical
@@ -37,7 +38,7 @@ class PythonFiles(Layout[Source]):
         assert files_directory is not None
         missing = [name for name in PYTHON_FILES if not (files_directory / name).is_file()]
         if missing:
-            present = folder.shortened(folder.visible(files_directory))
+            present = folder.shortened(visible(files_directory))
             raise make_error(f"{files_directory} holds {present} but no file {missing[0]}")
         class_names = _unpickle(files_directory / "meta", make_error).get("fine_label_names")
         splits = {
@@ -74,11 +75,11 @@ class ClassFolders(Layout[Source]):
         return folder.has_layout(directory)
 
     def looks_right(self, directory: Path) -> bool:
-        return folder.subdirectories(directory / "train") == list(CLASS_NAMES)
+        return subdirectories(directory / "train") == list(CLASS_NAMES)
 
     def read(self, root: str, directory: Path, make_error: MakeError) -> Source:
         for split in ("train", "test"):
-            names = set(folder.subdirectories(directory / split))
+            names = set(subdirectories(directory / split))
             missing, unknown = sorted(set(CLASS_NAMES) - names), sorted(names - set(CLASS_NAMES))
             if missing or unknown:
                 details = [f"{len(names)} class folders in {split}"]
@@ -102,7 +103,7 @@ class HubParquet(Layout[Source]):
         for split in ("train", "test"):
             if split not in shards:
                 files_directory = next(iter(shards.values()))[0].parent
-                present = folder.shortened(folder.visible(files_directory))
+                present = folder.shortened(visible(files_directory))
                 raise make_error(f"{files_directory} holds {present} but no {split}-*.parquet")
             rows = parquet.read(root, shards[split], {"fine_label": int}, make_error)
             splits[split] = ImageSet(rows.labels, rows.images, rows.names)

@@ -13,6 +13,7 @@ from smope.declare.ranges import DifferentNames
 from smope.declare.texts import ImageFolder
 from smope.errors import UserError
 from smope.streams import folder
+from smope.streams.layouts.listing import Listing, visible
 from smope.streams.layouts.names import NameIndex, in_order
 from smope.streams.source import ImageSet, Source
 
@@ -21,7 +22,9 @@ SPLITS = ("train", "test")
 
 
 def load(
-    root: ImageFolder, domains: Annotated[list[int | str] | None, DifferentNames()] = None
+    root: ImageFolder,
+    domains: Annotated[list[int | str] | None, DifferentNames()] = None,
+    exclude: list[str] | None = None,
 ) -> Source:
     """The images of several domains, with one task for each.
 
@@ -32,24 +35,33 @@ def load(
         root: the folder that holds the domains.
         domains: their names in the order of the tasks; None takes every folder, in natural order.
             Where all names are whole numbers, a number means the name of that value.
+        exclude: patterns of files and folders that are left out, see `Listing`.
 
     Raises:
         UserError: names stream.root or stream.domains, the domain, and what is wrong with it.
     """
     directory = folder.existing_directory(root, LAYOUT)
-    folders = folder.named_folders(directory)
+    listing = Listing(directory, exclude or (), f"stream.root={root}")
+    folders = folder.named_folders(directory, listing=listing)
     chosen = _domains(root, directory, folders, domains)
     splits = {
         (name, split): [path / split for path in folders[name]]
         for name in chosen
         for split in SPLITS
     }
-    class_names = _class_names(root, splits)
+    class_names = _class_names(root, splits, listing)
     train, test = (
-        _joined([folder.class_images(root, splits[name, split], class_names) for name in chosen])
+        _joined(
+            [
+                folder.class_images(root, splits[name, split], class_names, listing)
+                for name in chosen
+            ]
+        )
         for split in SPLITS
     )
-    return Source("domains", class_names, train, test, task_names=tuple(chosen))
+    return Source(
+        "domains", class_names, train, test, task_names=tuple(chosen), left_out=listing.left_out
+    )
 
 
 def _joined(domains: Sequence[ImageSet]) -> ImageSet:
@@ -110,14 +122,19 @@ def _chosen(root: str, names: Sequence[str], wanted: Sequence[int | str]) -> lis
     return chosen
 
 
-def _class_names(root: str, splits: Mapping[tuple[str, str], Sequence[Path]]) -> tuple[str, ...]:
+def _class_names(
+    root: str, splits: Mapping[tuple[str, str], Sequence[Path]], listing: Listing
+) -> tuple[str, ...]:
     """The classes, which must be the same in every domain, in training and in testing.
 
     Args:
         root: what the user gave as stream.root.
         splits: the folders that hold class folders, by domain and split.
+        listing: finds the folders.
     """
-    classes_of = {key: folder.named_folders(*paths) for key, paths in splits.items()}
+    classes_of = {
+        key: folder.named_folders(*paths, listing=listing) for key, paths in splits.items()
+    }
     folders = [
         path for classes in classes_of.values() for paths in classes.values() for path in paths
     ]
@@ -147,7 +164,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _describe(directory: Path) -> str:
     """What a directory without domains holds, and what to do about it."""
-    holds = f"it holds {folder.shortened(folder.visible(directory))}"
+    holds = f"it holds {folder.shortened(visible(directory))}"
     proposal = folder.better_root(directory, folder.holds_domains)
     if folder.has_layout(directory):
         return f"{holds} as a single domain does, and stream=folder takes that{proposal}"

@@ -9,8 +9,15 @@ from pathlib import Path
 
 from smope.declare.texts import ImageFolder
 from smope.errors import UserError
+from smope.streams.layouts.listing import (
+    LeftOut,
+    Listing,
+    subdirectories,
+    unreadable_text,
+    visible,
+)
 from smope.streams.layouts.names import as_text, in_order, is_utf8, warning_of
-from smope.streams.pixels.decode import SUFFIXES
+from smope.streams.pixels import formats
 from smope.streams.source import ImageSet, Source
 
 SPLITS = ("train", "test")
@@ -20,28 +27,38 @@ OTHER_TEST_NAMES = ("val", "valid", "validation", "eval", "testing")
 _log = logging.getLogger(__name__)
 
 
-def load(root: ImageFolder) -> Source:
+def load(root: ImageFolder, exclude: list[str] | None = None) -> Source:
     """The images under `root`, classes in natural order of their folder names under root/train.
 
-    Images may lie in nested folders of their class (links to folders are not followed). Hidden
-    files and files without an image suffix are skipped. UserError names stream.root and what is
-    wrong with it.
+    Images may lie in nested folders of their class (links to folders are not followed). Service
+    files and folders of other programs and files without an image suffix are skipped.
+
+    Args:
+        root: the folder that holds train and test.
+        exclude: patterns of files and folders that are left out, see `Listing`.
+
+    Raises:
+        UserError: names stream.root and what is wrong with it.
     """
     directory = existing_directory(root)
+    listing = Listing(directory, exclude or (), f"stream.root={root}")
+    listing.entries(directory)  # so that service files beside train and test are counted
     if not has_layout(directory):
         raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(directory)}")
-    class_names = _class_names(root, directory)
-    folders = named_folders(*(directory / split for split in SPLITS))
+    class_names = _class_names(root, directory, listing)
+    folders = named_folders(*(directory / split for split in SPLITS), listing=listing)
     warn_of_names(root, [path for paths in folders.values() for path in paths], "classes")
-    extra = in_order(set(named_folders(directory / "test")) - set(class_names))
+    extra = in_order(set(named_folders(directory / "test", listing=listing)) - set(class_names))
     if extra:
         _log.warning(
             "stream.root=%s: test folders without a training folder are left out: %s",
             root,
             shortened(extra),
         )
-    train, test = (class_images(root, [directory / split], class_names) for split in SPLITS)
-    return Source("folder", class_names, train, test)
+    train, test = (
+        class_images(root, [directory / split], class_names, listing) for split in SPLITS
+    )
+    return Source("folder", class_names, train, test, left_out=listing.left_out)
 
 
 def existing_directory(root: str, layout: str = LAYOUT) -> Path:
@@ -87,25 +104,20 @@ def holds_domains(directory: Path) -> bool:
     return len(names) > 1 and all(has_layout(directory / name) for name in names)
 
 
-def visible(directory: Path) -> list[str]:
-    """Names in `directory`, sorted, without hidden ones."""
-    return sorted(name for name in os.listdir(directory) if not name.startswith("."))
-
-
-def subdirectories(directory: Path) -> list[str]:
-    """Names of the folders in `directory`, sorted, without hidden ones."""
-    return [name for name in visible(directory) if (directory / name).is_dir()]
-
-
-def named_folders(*directories: Path) -> dict[str, list[Path]]:
+def named_folders(*directories: Path, listing: Listing | None = None) -> dict[str, list[Path]]:
     """The folders in these directories by their name as text (NFC), in natural order.
 
     A name has several folders where it is in several directories, or is there in different forms
     of Unicode.
+
+    Args:
+        directories: their folders are named.
+        listing: says which are left out; None for service folders alone.
     """
     folders: dict[str, list[Path]] = {}
     for directory in directories:
-        for name in subdirectories(directory):
+        listed = listing or Listing(directory)
+        for name in listed.subdirectories(directory):
             folders.setdefault(as_text(name), []).append(directory / name)
     return {name: folders[name] for name in in_order(folders)}
 
@@ -178,17 +190,17 @@ def _describe(directory: Path) -> str:
 
 
 def _has_image_files(directory: Path) -> bool:
-    return any(name.lower().endswith(SUFFIXES) for name in visible(directory))
+    return any(formats.is_readable(name) for name in visible(directory))
 
 
-def _class_names(root: str, directory: Path) -> tuple[str, ...]:
-    class_names = tuple(named_folders(directory / "train"))
+def _class_names(root: str, directory: Path, listing: Listing) -> tuple[str, ...]:
+    class_names = tuple(named_folders(directory / "train", listing=listing))
     if not class_names:
         raise UserError(
             f"stream.root={root} must hold {LAYOUT}; its train folder has no class folders, add "
             "one a class"
         )
-    tested = named_folders(directory / "test")
+    tested = named_folders(directory / "test", listing=listing)
     absent = [name for name in class_names if name not in tested]
     if absent:
         raise UserError(
@@ -199,39 +211,35 @@ def _class_names(root: str, directory: Path) -> tuple[str, ...]:
     return class_names
 
 
-def class_images(root: str, splits: Sequence[Path], class_names: Sequence[str]) -> ImageSet:
+def class_images(
+    root: str, splits: Sequence[Path], class_names: Sequence[str], listing: Listing
+) -> ImageSet:
     """The images of one split, class by class and sorted by path within a class.
 
     Args:
         root: what the user gave as stream.root.
         splits: the folders of one split that hold class folders; usually one.
         class_names: by class id.
+        listing: finds the files.
 
     Raises:
         UserError: a class folder has no image files.
     """
     targets, files = [], []
-    folders = named_folders(*splits)
+    folders = named_folders(*splits, listing=listing)
     for target, name in enumerate(class_names):
-        class_files = [file for path in folders.get(name, []) for file in image_files(path)]
+        class_files = [file for path in folders.get(name, []) for file in listing.image_files(path)]
         if not class_files:
+            not_read = listing.left_out.below(splits[0] / name)
             raise UserError(
                 f"stream.root={root}: class folder {splits[0] / name} has no image files "
-                f"({', '.join(SUFFIXES)}); add images or remove the class"
+                f"({formats.COMMON_SUFFIXES}){_not_read(not_read)}; add images or remove the class"
             )
         targets += [target] * len(class_files)
         files += class_files
     return ImageSet(targets, files)
 
 
-def image_files(directory: Path) -> list[Path]:
-    """The image files in `directory` and below, sorted, without hidden ones."""
-    files = []
-    for parent, folders, names in os.walk(directory):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            Path(parent, name)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    return sorted(files, key=lambda path: path.relative_to(directory).parts)
+def _not_read(left_out: LeftOut) -> str:
+    """How many pictures are in formats that are not read, for an error."""
+    return f", {unreadable_text(left_out.suffix_counts)}" if left_out.unreadable else ""

@@ -17,6 +17,7 @@ from smope.streams import folder
 from smope.streams.archives.download import Archive
 from smope.streams.archives.official_dataset import Layout, MakeError, OfficialDataset
 from smope.streams.layouts import parquet
+from smope.streams.layouts.listing import image_files, subdirectories
 from smope.streams.layouts.splits import TEST_FRACTION, held_out, split_hash
 from smope.streams.pixels.decode import StoredImage
 from smope.streams.source import ImageSet, Source
@@ -134,12 +135,12 @@ class SplitFolders(Layout[VariantContents]):
         return folder.has_layout(directory)
 
     def looks_right(self, directory: Path) -> bool:
-        return self.variant.has_classes(folder.subdirectories(directory / "train"))
+        return self.variant.has_classes(subdirectories(directory / "train"))
 
     def read(self, root: str, directory: Path, make_error: MakeError) -> VariantContents:
         images = []
         for split in ("train", "test"):
-            names = folder.subdirectories(directory / split)
+            names = subdirectories(directory / split)
             images += _read_class_folders(directory / split, names, split)
         return VariantContents(directory, images, _words_of_readme(directory))
 
@@ -271,7 +272,7 @@ def make_source(
 
 def wnid_folders(directory: Path) -> list[str]:
     """Names of the folders in `directory` that are wnids, sorted."""
-    return [name for name in folder.subdirectories(directory) if WNID.fullmatch(name)]
+    return [name for name in subdirectories(directory) if WNID.fullmatch(name)]
 
 
 def _read_class_folders(
@@ -279,7 +280,7 @@ def _read_class_folders(
 ) -> list[VariantImage]:
     images = []
     for name in names:
-        for path in folder.image_files(directory / name):
+        for path in image_files(directory / name):
             file = path.relative_to(directory / name).as_posix()
             images.append(VariantImage(name, file, path, str(path), split))
     return images

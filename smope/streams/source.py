@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 
 from smope.errors import UserError
+from smope.streams.layouts.listing import LeftOut
 from smope.streams.pixels.cache import CachedImage, original_image
 from smope.streams.pixels.decode import StoredImage, decode
 
@@ -74,6 +75,7 @@ class Source:
     class_names: by class id.
     task_names: of the tasks that `ImageSet.tasks` numbers, such as the domains.
     facts: plain values that run.json records, such as the hash of a split that was drawn.
+    left_out: files that lie among the images and are not used.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Source:
     test: ImageSet
     task_names: tuple[str, ...] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __post_init__(self) -> None:
         """UserError where the class id of an image is out of range."""

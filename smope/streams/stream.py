@@ -15,6 +15,7 @@ trained model build no stream and do not pay for it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from avalanche.benchmarks import CLScenario
 
     from smope.streams.task_images import TaskImages, Transforms
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ def build_stream(  # noqa: PLR0913 (each argument is a key of the stream's confi
         UserError: an image cannot be read, an order or sizes do not fit the classes, or a class or
             task has no images.
     """
+    for text in source.left_out.warnings():
+        _log.warning("stream %s: %s", source.name, text)
     training = Training(image_size, crop_scale, flip, eval_crop)
     evaluation = Evaluation(image_size, eval_crop)
     check_sizes(
@@ -180,7 +185,7 @@ def build_stream(  # noqa: PLR0913 (each argument is a key of the stream's confi
         benchmark=benchmark,
         evaluated_on="test" if validation_fraction is None else "validation",
         skipped=decoded.skipped,
-        facts=source.facts,
+        facts={**source.facts, **source.left_out.facts()},
     )
 
 

@@ -8,6 +8,7 @@ not part of the file. Its sha256 is, and another backbone is refused.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -137,8 +138,10 @@ def _delete_old(paths: list[Path]) -> None:
 
 def list_checkpoints(directory: RunDirectory) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    paths = directory.checkpoints.glob("*.safetensors")
-    return sorted(path for path in paths if FILE_NAME.fullmatch(path.name))
+    folder = directory.checkpoints
+    # not Path.glob, which is silent about a folder that cannot be read
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(folder / name for name in names if FILE_NAME.fullmatch(name))
 
 
 def is_boundary(path: Path) -> bool:

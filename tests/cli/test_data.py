@@ -255,7 +255,7 @@ def test_small_classes_and_notes_do_not_fail(root: Path, check: Check) -> None:
     shutil.copy(root / "train" / "a" / "0.png", root / "train" / "a" / "again.png")
     save(root / "train" / "b" / "tiny.png", picture(1, (20, 50)))
     save(root / "train" / "b" / "long.png", picture(2, (300, 40)))
-    (root / "train" / "b" / "phone.heic").touch()
+    (root / "train" / "b" / "notes.txt").touch()
     code, text = check(root, "stream.num_tasks=2")
     assert code == 0
     assert block(text, "warning") == [
@@ -271,7 +271,7 @@ def test_small_classes_and_notes_do_not_fail(root: Path, check: Check) -> None:
     assert block(text, "note: 1 image is more than 4 times as long as wide")[1:] == [
         "  train/b/long.png: 300x40"
     ]
-    assert block(text, "note: 1 file lies beside the images")[1:] == ["  train/b/phone.heic"]
+    assert block(text, "note: 1 file lies beside the images")[1:] == ["  train/b/notes.txt"]
     assert check(root, "--strict")[0] == 1, "for the small class"
 
 

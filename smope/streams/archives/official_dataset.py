@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.archives.download import Archive, fetch_archive
+from smope.streams.layouts.listing import visible
 
 Contents = TypeVar("Contents", covariant=True)
 MakeError = Callable[[str], UserError]
@@ -69,7 +70,7 @@ class OfficialDataset(Generic[Contents]):
             hint = _packed_archive(root_directory) or folder.better_root(
                 root_directory, self._looks_right
             )
-            holds = folder.shortened(folder.visible(root_directory))
+            holds = folder.shortened(visible(root_directory))
             raise self.error(root, f"it holds {holds}{hint}")
         layout, directory = match
         return layout.read(root, directory, partial(self.error, root))
@@ -114,5 +115,5 @@ class OfficialDataset(Generic[Contents]):
 
 def _packed_archive(directory: Path) -> str:
     """Text naming the first archive in a directory, which is not unpacked yet, if there is one."""
-    archives = [name for name in folder.visible(directory) if name.endswith(ARCHIVE_SUFFIXES)]
+    archives = [name for name in visible(directory) if name.endswith(ARCHIVE_SUFFIXES)]
     return f"; unpack {archives[0]}" if archives else ""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from smope.streams.checking.inspection import TRAITS, InspectedImage, Inspection, TaskContents
+from smope.streams.layouts.listing import count_text
 
 LEVELS = ("error", "warning", "note")
 KINDS = {"train": "training", "test": "test"}
@@ -47,7 +49,7 @@ def findings(inspection: Inspection) -> Iterator[Finding]:
     """Every finding on the images and classes of an inspected data set."""
     checks = (
         *(_unreadable, _missing_classes, _overlap, _contradictions, _small_classes, _traits),
-        *(_repeated, _sizes, _unused),
+        *(_repeated, _sizes, _left_out, _unused),
     )
     for check in checks:
         yield from check(inspection)
@@ -196,6 +198,26 @@ def _sizes(inspection: Inspection) -> Iterator[Finding]:
             )
             count = _number(len(images), "image is", "images are")
             yield Finding(kind, "note", f"{count} {text}", items)
+
+
+def _left_out(inspection: Inspection) -> Iterator[Finding]:
+    left_out = inspection.source.left_out
+    for text in left_out.warnings():
+        yield Finding("left_out", "warning", text, _paths(left_out.unreadable))
+    if left_out.service:
+        count = _number(len(left_out.service), "file or folder", "files and folders")
+        names = count_text(left_out.service_counts)
+        text = f"{count} of other programs skipped by name: {names}"
+        yield Finding("service_files", "note", text, _paths(left_out.service))
+    if left_out.excluded:
+        count = _number(len(left_out.excluded), "file or folder", "files and folders")
+        text = f"{count} left out by stream.exclude"
+        yield Finding("excluded", "note", text, _paths(left_out.excluded))
+
+
+def _paths(paths: Sequence[Path]) -> tuple[FindingItem, ...]:
+    """One item for each file or folder."""
+    return tuple(FindingItem((str(path),)) for path in paths)
 
 
 def _unused(inspection: Inspection) -> Iterator[Finding]:

@@ -6,22 +6,22 @@ findings.py says what is wrong or unusual; `smope data check` shows both.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from smope.errors import UserError
 from smope.streams import folder
+from smope.streams.layouts.listing import Listing
 from smope.streams.partition import Partition
 from smope.streams.pixels.cache import original_image
-from smope.streams.pixels.decode import StoredImage, decode, read_encoded
+from smope.streams.pixels.decode import StoredImage, decode, open_image, read_encoded, reason
 from smope.streams.pixels.preload import SPLITS, content_line, map_in_threads
 from smope.streams.source import ImageSet, Source
 
@@ -117,7 +117,9 @@ def inspect(source: Source, root: Path | None = None) -> Inspection:
     splits = {split: getattr(source, split).choose(readable_index[split]) for split in SPLITS}
     content_hash = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
     unused = tuple(_unused_files(source, root))
-    return Inspection(replace(source, **splits), tuple(inspected), content_hash, unused)
+    left_out = source.left_out.relative_to(root) if root else source.left_out
+    source = replace(source, **splits, left_out=left_out)
+    return Inspection(source, tuple(inspected), content_hash, unused)
 
 
 def task_contents(source: Source, partition: Partition) -> list[TaskContents]:
@@ -138,25 +140,39 @@ def task_contents(source: Source, partition: Partition) -> list[TaskContents]:
     return contents
 
 
-def incomplete_folder(root: Path) -> Source | None:
+def incomplete_folder(root: Path, exclude: Sequence[str] = ()) -> Source | None:
     """The images of root/train/<class>/ and root/test/<class>/, also where classes lack images, so
-    that all gaps of a folder that folder.load refuses can be reported. None without class folders.
+    that all gaps of a folder that folder.load refuses can be reported.
+
+    Args:
+        root: the folder.
+        exclude: patterns of files and folders that are left out.
+
+    Returns:
+        The images; None without class folders, or where a folder cannot be read.
     """
+    try:
+        return _incomplete_folder(root, Listing(root, exclude))
+    except UserError:
+        return None
+
+
+def _incomplete_folder(root: Path, listing: Listing) -> Source | None:
     if not folder.has_layout(root):
         return None
-    folders = {split: folder.named_folders(root / split) for split in SPLITS}
+    folders = {split: folder.named_folders(root / split, listing=listing) for split in SPLITS}
     names = list(folder.named_folders(*(root / split for split in SPLITS)))
     if not names:
         return None
     sets = {}
     for split in SPLITS:
         files = [
-            [file for path in folders[split].get(name, []) for file in folder.image_files(path)]
+            [file for path in folders[split].get(name, []) for file in listing.image_files(path)]
             for name in names
         ]
         targets = [target for target, paths in enumerate(files) for _ in paths]
         sets[split] = ImageSet(targets, [path for paths in files for path in paths])
-    return Source("folder", tuple(names), sets["train"], sets["test"])
+    return Source("folder", tuple(names), sets["train"], sets["test"], left_out=listing.left_out)
 
 
 def _inspect_split(source: Source, split: str, root: Path | None) -> Iterator[InspectedImage]:
@@ -189,7 +205,9 @@ def _describe(image: StoredImage, blank: InspectedImage) -> InspectedImage:
             numpy.asarray(decode(content, blank.name)) if isinstance(content, bytes) else content
         )
     except UserError as error:
-        return replace(blank, problem="the file is empty" if content == b"" else _reason(error))
+        # without name and advice, which a list need not repeat
+        problem = "the file is empty" if content == b"" else reason(blank.name, error.__cause__)
+        return replace(blank, problem=problem)
     is_encoded = isinstance(content, bytes)
     return replace(
         blank,
@@ -207,17 +225,9 @@ def pixel_hash(pixels: numpy.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _reason(error: UserError) -> str:
-    """Why an image cannot be read, without its name and advice, which a list need not repeat."""
-    cause = error.__cause__
-    if isinstance(cause, UnidentifiedImageError):
-        return "not a known image format"
-    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
-
-
 def _traits(content: bytes) -> tuple[str, ...]:
     """What is unusual about an encoded image that can be decoded."""
-    with Image.open(io.BytesIO(content)) as opened:
+    with open_image(content) as opened:
         base, _, depth = opened.mode.partition(";")
         base = base.rstrip("Aa")  # LA, PA, RGBA
         has = {
@@ -242,17 +252,20 @@ def _has_more_pictures(opened: Image.Image) -> bool:
 
 
 def _unused_files(source: Source, root: Path | None) -> list[str]:
-    """Files in the folders of the images that are none of the source's, without hidden ones."""
+    """Files in the folders of the images that are none of the source's and not counted as left
+    out, without service files.
+    """
     used = {
         image
         for images in (source.train, source.test)
         for image in images.images
         if isinstance(image, Path)
     }
-    directories = {image.parent for image in used}
-    beside = (path for directory in directories for path in directory.iterdir())
-    return sorted(
-        _relative(str(path), root)
-        for path in beside
-        if path not in used and path.name[0] != "." and path.is_file()
+    counted = {*used, *source.left_out.unreadable, *source.left_out.excluded}
+    beside = (
+        Path(entry.path)
+        for directory in {image.parent for image in used}
+        for entry in Listing(directory).entries(directory)
+        if entry.is_file()
     )
+    return sorted(_relative(str(path), root) for path in beside if path not in counted)

@@ -9,6 +9,7 @@ from smope.errors import UserError
 from smope.streams import folder, imagenet_a, imagenet_r
 from smope.streams.imagenet_variants import wnid_folders
 from smope.streams.layouts import parquet
+from smope.streams.layouts.listing import subdirectories, visible
 
 LAYOUTS = (
     "train/<class>/ and test/<class>/, the same in a folder for each domain, a .csv table, and "
@@ -41,7 +42,7 @@ def recognise(root: Path) -> tuple[str, str]:
 def _describe(root: Path) -> str:
     if not root.is_dir():
         return "is a file"
-    names = folder.visible(root)
+    names = visible(root)
     return f"holds {folder.shortened(names)}" if names else "is empty"
 
 
@@ -66,10 +67,7 @@ def _holds_domains(root: Path) -> bool:
     """True if the folders in `root` are domains. Some may lack train or test, which the stream
     reports.
     """
-    splits = [
-        set(folder.subdirectories(root / name)) & {"train", "test"}
-        for name in folder.subdirectories(root)
-    ]
+    splits = [set(subdirectories(root / name)) & {"train", "test"} for name in subdirectories(root)]
     return len(splits) > 1 and all(splits) and {"train", "test"} in splits
 
 
@@ -86,7 +84,7 @@ def _official(root: Path) -> Iterator[tuple[str, str]]:
             yield stream, mark
         if (root / top / mark).is_file():
             yield stream, f"{top}/{mark}"
-    if "cifar-100-python" in (root.name, *folder.subdirectories(root)):
+    if "cifar-100-python" in (root.name, *subdirectories(root)):
         yield "cifar100", "cifar-100-python"
     for variant in (imagenet_r.VARIANT, imagenet_a.VARIANT):
         if (root / variant.top).is_dir():

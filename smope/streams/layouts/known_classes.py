@@ -12,6 +12,7 @@ from typing import NamedTuple
 from smope.streams import folder
 from smope.streams.archives.official_dataset import Layout, MakeError, OfficialDataset
 from smope.streams.layouts import parquet
+from smope.streams.layouts.listing import image_files, subdirectories
 from smope.streams.source import ImageSet, Source
 
 ClassId = Callable[[str], int | None]
@@ -120,7 +121,7 @@ def holds_classes(directory: Path, class_id: ClassId) -> bool:
     """True where `directory` exists and has a folder that is called like one of the classes."""
     if not os.path.isdir(directory) or not os.access(directory, folder.READABLE):
         return False
-    return any(class_id(name) is not None for name in folder.subdirectories(directory))
+    return any(class_id(name) is not None for name in subdirectories(directory))
 
 
 def read_class_folders(directory: Path, class_id: ClassId, make_error: MakeError) -> ImageSet:
@@ -135,8 +136,8 @@ def read_class_folders(directory: Path, class_id: ClassId, make_error: MakeError
     if not directory.is_dir():
         raise make_error(f"{directory} is missing")
     targets, paths, unknown = [], [], []
-    for name in folder.subdirectories(directory):
-        files, target = folder.image_files(directory / name), class_id(name)
+    for name in subdirectories(directory):
+        files, target = image_files(directory / name), class_id(name)
         if target is not None:
             targets += [target] * len(files)
             paths += files

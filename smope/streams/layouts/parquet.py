@@ -4,7 +4,9 @@ the metadata.
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,8 +55,11 @@ def shards(
         Sorted paths by "train" and "test"; a split without files has no key.
     """
     for directory in (parent, *(parent / name for name in subdirectories)):
+        # not Path.glob, which is silent about a folder that cannot be read
+        present = sorted(os.listdir(directory)) if directory.is_dir() else []
         files = {
-            name: sorted(directory.glob(f"{name}-*.parquet")) for name in ("train", *test_names)
+            name: [directory / file for file in fnmatch.filter(present, f"{name}-*.parquet")]
+            for name in ("train", *test_names)
         }
         test = next((files[name] for name in test_names if files[name]), [])
         if files["train"] or test:

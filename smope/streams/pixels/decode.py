@@ -6,25 +6,14 @@ import io
 from pathlib import Path
 
 import numpy
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from smope.errors import UserError
+from smope.streams.pixels import formats
 
 # Raise it with every change that decodes some file to other pixels: that drops cached images.
 DECODER_VERSION = 1
-SUFFIXES = (
-    ".bmp",
-    ".gif",
-    ".jfif",
-    ".jpeg",
-    ".jpg",
-    ".pgm",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
 
 StoredImage = Path | bytes | numpy.ndarray
 """An image file, the bytes of one, or RGB pixels (height, width, 3) uint8."""
@@ -55,7 +44,7 @@ def read_size(image: StoredImage) -> tuple[int, int] | None:
     if isinstance(image, numpy.ndarray):
         return image.shape[0], image.shape[1]
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+        with open_image(image) as opened:
             return opened.height, opened.width
     except Exception:  # of any class; decode names the image
         return None
@@ -75,13 +64,22 @@ def decode(image: bytes | str | Path | Image.Image, name: str | None = None) -> 
     Raises:
         UserError: this is no image that can be read.
     """
+    name = name or str(image)[:200]
     try:
         if isinstance(image, Image.Image):
             return _to_rgb(ImageOps.exif_transpose(image))
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+        if formats.is_camera_raw(name):
+            raise UnidentifiedImageError("Pillow would read its small preview")
+        with open_image(image) as opened:
             return _to_rgb(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow's plugins raise nearly every class for damaged files
-        raise _unreadable(name or str(image)[:200], error) from error
+        raise _unreadable(name, error) from error
+
+
+def open_image(image: bytes | str | Path) -> ImageFile:
+    """Open the bytes or the path of an image file in one of the formats that are read."""
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
+    return Image.open(file, formats=formats.formats())
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -97,9 +95,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
-    reason = (
-        "not a known image format"
-        if isinstance(error, Image.UnidentifiedImageError)
-        else str(error)
-    )
-    return UserError(f"cannot read image {name}: {reason}; replace the file or remove it")
+    problem = reason(name, error)
+    return UserError(f"cannot read image {name}: {problem}; replace the file or remove it")
+
+
+def reason(name: str, error: BaseException | None) -> str:
+    """Why an image cannot be read, in a few words.
+
+    Args:
+        name: of the image; a suffix says which format it has.
+        error: what reading it raised.
+    """
+    if isinstance(error, UnidentifiedImageError):
+        return formats.why_not_read(name) or "not a known image format"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from smope.errors import UserError
-from smope.streams.pixels.decode import SUFFIXES, decode
+from smope.streams.pixels.decode import decode
 
 
 def as_array(image: Image.Image) -> numpy.ndarray:
@@ -20,7 +20,7 @@ def as_array(image: Image.Image) -> numpy.ndarray:
     return numpy.asarray(image).astype(int)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [".bmp", ".jfif", ".png"])
 def test_every_suffix_is_read(tmp_path, suffix, pixels):
     path = tmp_path / f"picture{suffix}"
     picture = Image.fromarray(pixels(0))
