@@ -31,9 +31,11 @@ def train(*overrides: str) -> dict[str, Any]:
     from smope.config.overrides import read_overrides
     from smope.run.plan import plan
     from smope.run.train import train as run
+    from smope.storage.launch import launched_by
 
     config, run_dir, resume = plan(read_overrides(overrides))
-    return run(config, run_dir, resume=resume)
+    with launched_by(f"smope.train({', '.join(map(repr, overrides))})"):
+        return run(config, run_dir, resume=resume)
 
 
 def load(path: Path | str, device: str = "auto", weights: Path | str | None = None) -> Classifier:

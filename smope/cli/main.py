@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
 from smope.distributed import torchrun
 from smope.errors import UserError, one_line
 from smope.storage.commands import command
+from smope.storage.launch import launched_by
 from smope.version import __version__
 
 COMMANDS = {
@@ -48,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Only bugs leave it as exceptions."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(arguments)
+        with launched_by(shlex.join(["smope", *arguments])):
+            code = _dispatch(arguments)
         sys.stdout.flush()
         return code
     except SystemExit as stop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from smope.metrics.cost import count_flops, count_parameters, stored_bytes
 from smope.run.artefact import write_model
 from smope.run.build import Experiment
 from smope.run.partial import PartialRun
+from smope.storage.launch import launch_facts
 from smope.storage.run_directory import RUN_FORMAT_VERSION, RunDirectory
 from smope.storage.versions import installed_versions
 from smope.streams.stream import Stream
-from smope.training.device import float32_products
+from smope.training.device import device_name, float32_products
 from smope.training.trainer import Trainer
 
 
@@ -87,12 +88,15 @@ class RunRecord:
             write_model(self._directory, self._trainer.method, record)
 
 
-def run_facts(experiment: Experiment, trainer: Trainer) -> dict[str, Any]:
+def run_facts(
+    experiment: Experiment, trainer: Trainer, earlier_launches: Sequence[Any] = ()
+) -> dict[str, Any]:
     """The part of run.json that is known before training.
 
     Args:
         experiment: the objects of the run.
         trainer: its method must be as it was built, with nothing restored yet.
+        earlier_launches: of a resumed run, its `launches` so far.
 
     Returns:
         Plain values, by key of run.json.
@@ -114,11 +118,13 @@ def run_facts(experiment: Experiment, trainer: Trainer) -> dict[str, Any]:
             "gflops_per_image": _flops(trainer),
         },
         "device": str(experiment.device),
+        "device_name": device_name(experiment.device),
         "world_size": collectives.world(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32_products": float32_products(),
         "versions": installed_versions(),
+        "launches": [*earlier_launches, launch_facts()],
     }
 
 

@@ -16,7 +16,7 @@ from smope.errors import UserError
 from smope.storage.files import write_atomically
 from smope.storage.run_directory import RunDirectory
 from smope.training.checkpoint import Checkpoint, last_checkpoint
-from smope.training.device import float32_products
+from smope.training.device import device_name, float32_products
 from smope.training.trainer import Trainer
 
 
@@ -83,7 +83,7 @@ def context(trainer: Trainer, config: Config) -> dict[str, Any]:
 def process(device: torch.device) -> dict[str, Any]:
     """What decides about the last digits of the numbers that a process computes on `device`."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "float32_products": float32_products(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

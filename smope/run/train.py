@@ -93,7 +93,7 @@ def _resume(config: Config, directory: RunDirectory, partial: PartialRun | None)
         return record
     with directory.locked():
         experiment, trainer = _prepare_together(config, partial)
-        facts = run_facts(experiment, trainer)
+        facts = run_facts(experiment, trainer, record.get("launches", []))
         notes = restore_last_checkpoint(trainer, experiment.config, directory)
         return _train(experiment, trainer, directory, facts, notes, partial)
 

@@ -155,6 +155,11 @@ def fetch(scalar: Tensor) -> Callable[[], float]:
     return number
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a CUDA device, and the kind of any other."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def float32_products() -> str:
     """What torch's switch for CPU products says. "bf16" means oneDNN, checked to be exact: see
     prefer_onednn().
