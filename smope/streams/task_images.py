@@ -101,6 +101,10 @@ class TaskImages(TaskAwareSupervisedClassificationDataset):
         """Image `item` before any transform: RGB, (height, width, 3) uint8."""
         return self._selection[item][0].pixels
 
+    def name(self, item: int) -> str:
+        """What the source calls image `item`: its path where it is a file."""
+        return self._selection.images.name(self._selection.source_index[item])
+
     def choose(self, items: Sequence[int]) -> TaskImages:
         """The images at these positions, in this order; each epoch draws the same for them."""
         return TaskImages(self._selection.choose(items), self._transforms, self._shown)

@@ -17,6 +17,8 @@ of the tasks seen so far, or all:
         expert is used
     keys.B, values.B (H, E, D) float32 and counts.B (H, E) int64: where the method has experts
 
+analysis/mistakes.safetensors: see training/mistakes.py
+
 With ViT-B/16, SMoPE and CIFAR-100 in 10 tasks, `trainer.record=seen` writes 37 MB over the run
 (logits 7.9, experts 19.8, keys and values 9.2) and computes nothing more. `all` also evaluates
 later tasks: 45,000 forward passes on top of the 55,000 of every run, and 56 MB. No random number is
@@ -25,6 +27,7 @@ drawn, so nothing that is trained or scored changes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from smope.methods.base import Method, TaskSpan
 from smope.storage.files import write_atomically
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream, Task
+from smope.training.mistakes import mistakes_file
 from smope.training.settings import Record
 
 SNAPSHOT_FORMAT_VERSION = 1
@@ -117,6 +121,10 @@ class Recorder:
             directory.analysis / f"task-{span.index + 1:03d}.safetensors",
             arrays | _expert_arrays(method),
         )
+        mistakes, about = mistakes_file(
+            self.stream, arrays["logits"], arrays["predicted"], span.index + 1
+        )
+        _write(directory.analysis / "mistakes.safetensors", mistakes, about)
 
 
 def _as_array(tensor: Tensor) -> numpy.ndarray:
@@ -176,6 +184,7 @@ def _thumbnail(image: Tensor) -> numpy.ndarray:
     return (255 * small.clamp(0, 1)).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def _write(path: Path, arrays: dict[str, Any]) -> None:
+def _write(path: Path, arrays: dict[str, Any], about: Mapping[str, str] | None = None) -> None:
     contiguous = {key: numpy.ascontiguousarray(array) for key, array in arrays.items()}
-    write_atomically(path, save(contiguous, {"format_version": str(SNAPSHOT_FORMAT_VERSION)}))
+    metadata = {"format_version": str(SNAPSHOT_FORMAT_VERSION), **(about or {})}
+    write_atomically(path, save(contiguous, metadata))

@@ -119,7 +119,10 @@ def test_what_is_recorded_changes_no_number_of_run_json(
 
 
 def without_times(found: dict[str, Any]) -> dict[str, Any]:
-    """run.json without seconds, what is divided by them, memory, and where it is kept."""
+    """run.json without seconds, what is divided by them, memory, how it was started, and where it
+    is kept.
+    """
+    found.pop("launches")
     for key in ("seconds", "images_per_second", "waiting_share", "peak_memory_bytes"):
         found.pop(key, None)
         found["cost"].pop(key, None)
@@ -130,6 +133,7 @@ def without_times(found: dict[str, Any]) -> dict[str, Any]:
 def test_the_run_directory(finished: Path) -> None:
     assert sorted(contents(finished)) == [
         "analysis/images.safetensors",
+        "analysis/mistakes.safetensors",
         "analysis/task-001.safetensors",
         "analysis/task-002.safetensors",
         "checkpoints/001-00000022.safetensors",
@@ -173,6 +177,8 @@ def test_every_key_of_the_record(finished: Path) -> None:
         "backbone": dict,
         "cost": dict,
         "world_size": int,
+        "launches": list,
+        "device_name": str,
     }
     assert {key: type(found.get(key)) for key in types} == types
     assert (found["status"], found["method"], found["seed"], found["evaluated_on"]) == (

@@ -5,14 +5,19 @@ survives a break.
 from __future__ import annotations
 
 import csv
+import io
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 
+from smope.analysis.mistakes import worst_mistakes
+from smope.analysis.run import Run
 from smope.analysis.snapshots import Snapshots
 from smope.methods.base import Method
 from smope.methods.finetune import Finetune
@@ -22,6 +27,7 @@ from smope.routers.dense import Dense
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 from smope.training.checkpoint import last_checkpoint
+from smope.training.mistakes import MAX_MISTAKES
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
@@ -108,6 +114,41 @@ def test_logits_and_experts_are_those_of_the_method(seen: Trainer, stream: Strea
     for name, rows in (("keys", method.experts[0].keys), ("values", method.experts[0].values)):
         assert numpy.array_equal(last[f"{name}.0"], rows.detach().numpy())
     assert numpy.array_equal(last["counts.1"], method.experts[1].counts.numpy())
+
+
+def test_the_surest_mistakes_have_pictures_and_names(seen: Trainer, stream: Stream) -> None:
+    """A report needs no data set: what it shows of images lies in the run."""
+    run = Run(folder(seen), {"class_names": "abcd", "accuracy_matrix": [[1, None], [1, 1]]})
+    files = read(folder(seen))
+    labels = files["images"]["labels"].astype(int)
+    wrong = files["task-002"]["predicted"] != labels
+    assert 1 < wrong.sum() < MAX_MISTAKES
+    mistakes = worst_mistakes(run)
+    assert sorted(mistake.index for mistake in mistakes) == numpy.flatnonzero(wrong).tolist()
+    probabilities = [mistake.probability for mistake in mistakes]
+    assert probabilities == sorted(probabilities, reverse=True)
+    tests = [(task.test, item) for task in stream.tasks for item in range(len(task.test))]
+    for mistake in mistakes:
+        test, item = tests[mistake.index]
+        assert mistake.name == test.name(item)
+        picture = numpy.asarray(Image.open(io.BytesIO(mistake.jpeg))).astype(float)
+        pixels = 255 * test[item][0].permute(1, 2, 0).numpy()
+        assert picture.shape == pixels.shape
+        assert abs(picture - pixels).mean() < 12, "as the model sees it, in JPEG's quality"
+        assert mistake.label == "abcd"[labels[mistake.index]] != mistake.predicted
+
+
+def test_pictures_of_another_task_are_not_shown(seen: Trainer, tmp_path: Path) -> None:
+    """A run killed while it wrote, or a damaged file: mistakes without pictures, and no error."""
+    for content in (b"", b"damaged"):
+        copy = tmp_path / f"run{len(content)}"
+        shutil.copytree(folder(seen), copy)
+        (copy / "analysis" / "mistakes.safetensors").write_bytes(content)
+        run = Run(copy, {"class_names": "abcd", "accuracy_matrix": [[1, None], [1, 1]]})
+        mistakes = worst_mistakes(run)
+        assert mistakes and all(not mistake.jpeg and not mistake.name for mistake in mistakes)
+    earlier = Run(folder(seen), {"class_names": "abcd", "accuracy_matrix": [[1, None]]})
+    assert all(not mistake.jpeg for mistake in worst_mistakes(earlier))
 
 
 def test_only_seen_classes_and_images_are_there(seen: Trainer) -> None:
