@@ -158,7 +158,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tuning",
         "sweeps",
     ),
-    "__init__": ("version", "config.overrides", "run", "serving"),
+    "__init__": ("storage.launch", "version", "config.overrides", "run", "serving"),
     "__main__": ("cli",),
 }
 # Who may know a library.

@@ -15,7 +15,10 @@ significance.py  whether two methods differ: over seeds, over images
 rendering.py     tables as text, Markdown, CSV, LaTeX
 run_list.py      every run in a line of its own
 snapshots.py     what evaluation recorded after each task (trainer.record)
-confusion.py     errors within a task and between tasks
+intervals.py     intervals of the final accuracy, over test images and over seeds
+confusion.py     errors within a task and between tasks, confused classes
+mistakes.py      the mistakes of which a run was surest, with pictures
+audit_verdict.py what smope audit found out about a run
 classes.py       accuracy and forgetting of single classes
 transfer.py      intransigence and forward transfer, which need more than one accuracy matrix
 calibration.py   calibration error, Brier score, bias towards new classes
@@ -32,14 +35,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from smope.analysis.calibration import calibration_scores, reliability
     from smope.analysis.classes import class_accuracies, class_forgetting
-    from smope.analysis.confusion import class_confusion, split_errors, task_confusion
+    from smope.analysis.confusion import (
+        class_confusion,
+        confused_pairs,
+        split_errors,
+        task_confusion,
+    )
     from smope.analysis.drift import (
         drift_and_forgetting,
         expert_drift,
         relation,
         rerouting_of_images,
     )
-    from smope.analysis.experts import expert_load, expert_use, task_overlap
+    from smope.analysis.experts import expert_load, expert_spread, expert_use, task_overlap
     from smope.analysis.frames import (
         accuracies,
         accuracy_matrix,
@@ -52,6 +60,7 @@ if TYPE_CHECKING:
         summarise,
     )
     from smope.analysis.loading import load_runs
+    from smope.analysis.mistakes import Mistake, worst_mistakes
     from smope.analysis.open_set import open_set_scores
     from smope.analysis.run import Run
     from smope.analysis.significance import compare, compare_all, compare_images, compare_runs
@@ -62,14 +71,15 @@ if TYPE_CHECKING:
 MODULE_NAMES = {
     "calibration": ("calibration_scores", "reliability"),
     "classes": ("class_accuracies", "class_forgetting"),
-    "confusion": ("class_confusion", "split_errors", "task_confusion"),
+    "confusion": ("class_confusion", "confused_pairs", "split_errors", "task_confusion"),
     "drift": ("drift_and_forgetting", "expert_drift", "relation", "rerouting_of_images"),
-    "experts": ("expert_load", "expert_use", "task_overlap"),
+    "experts": ("expert_load", "expert_spread", "expert_use", "task_overlap"),
     "frames": (
         "accuracies", "accuracy_matrix", "costs", "curves", "differences", "epochs",
         "forgetting_by_task", "scores", "summarise",
     ),
     "loading": ("load_runs",),
+    "mistakes": ("Mistake", "worst_mistakes"),
     "open_set": ("open_set_scores",),
     "run": ("Run",),
     "significance": ("compare", "compare_all", "compare_images", "compare_runs"),
@@ -77,12 +87,13 @@ MODULE_NAMES = {
     "transfer": ("forward_transfer", "intransigence"),
 }  # fmt: skip
 __all__ = [
-    "Run", "Snapshot", "Snapshots", "accuracies", "accuracy_matrix", "calibration_scores",
-    "class_accuracies", "class_confusion", "class_forgetting", "compare", "compare_all",
-    "compare_images", "compare_runs", "costs", "curves", "differences", "drift_and_forgetting",
-    "epochs", "expert_drift", "expert_load", "expert_use", "forgetting_by_task",
-    "forward_transfer", "intransigence", "load_runs", "open_set_scores", "relation", "reliability",
-    "rerouting_of_images", "scores", "split_errors", "summarise", "task_confusion", "task_overlap",
+    "Mistake", "Run", "Snapshot", "Snapshots", "accuracies", "accuracy_matrix",
+    "calibration_scores", "class_accuracies", "class_confusion", "class_forgetting", "compare",
+    "compare_all", "compare_images", "compare_runs", "confused_pairs", "costs", "curves",
+    "differences", "drift_and_forgetting", "epochs", "expert_drift", "expert_load",
+    "expert_spread", "expert_use", "forgetting_by_task", "forward_transfer", "intransigence",
+    "load_runs", "open_set_scores", "relation", "reliability", "rerouting_of_images", "scores",
+    "split_errors", "summarise", "task_confusion", "task_overlap", "worst_mistakes",
 ]  # fmt: skip
 
 

@@ -115,6 +115,37 @@ def class_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
     )
 
 
+def confused_pairs(counts: pandas.DataFrame, count: int = 20) -> pandas.DataFrame:
+    """The pairs of classes that are confused most, by number of images.
+
+    Args:
+        counts: What `class_confusion` returns, or a sum of several.
+        count: The most pairs to return.
+
+    Returns:
+        Columns class, predicted, images (of the class taken for the other), share (of the class's
+        images), back (images of the other class that are taken for this one). Pairs without an
+        image are left out.
+    """
+    values = counts.to_numpy()
+    wrong = values - numpy.diag(numpy.diag(values))
+    order = numpy.argsort(-wrong, axis=None, kind="stable")[:count]
+    rows, columns = numpy.unravel_index(order, wrong.shape)
+    names = list(counts.index)
+    pairs = [
+        (
+            names[row],
+            names[column],
+            int(wrong[row, column]),
+            float(wrong[row, column] / values[row].sum()),
+            int(wrong[column, row]),
+        )
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+        if wrong[row, column]
+    ]
+    return pandas.DataFrame(pairs, columns=["class", "predicted", "images", "share", "back"])
+
+
 def _pairs(rows: NDArray, columns: NDArray, size: int) -> NDArray[numpy.int64]:
     """How often each pair of numbers below `size` occurs, (size, size)."""
     return numpy.bincount(rows * size + columns, minlength=size * size).reshape(size, size)

@@ -16,6 +16,9 @@ from smope.analysis.run import Run
 from smope.analysis.snapshots import Snapshot
 from smope.errors import UserError
 
+# Below this share of the possible range a block's experts are used as if there were only K.
+COLLAPSED_BELOW = 0.1
+
 
 def block_numbers(config: Mapping[str, Any], count: int) -> list[int]:
     """The numbers of the prompted blocks in the backbone, from 0.
@@ -129,3 +132,33 @@ def expert_use(run: Run) -> pandas.DataFrame:
             busiest = float(load[block].max(-1).mean())
             rows.append((after, block + 1, dead, float(numpy.exp(entropy[block]).mean()), busiest))
     return pandas.DataFrame(rows, columns=["after_task", "block", "dead", "effective", "busiest"])
+
+
+def expert_spread(run: Run) -> pandas.DataFrame:
+    """How far the experts of each prompted block are from collapsing, after the last task.
+
+    If all images choose the same K of E experts, the effective number is K; if experts are used
+    evenly, it is E.
+
+    Returns:
+        A row for each block: block (its number in the backbone, from 0), effective, least (K), most
+        (E), spread = (effective - least) / (most - least), and collapsed, whether the spread is
+        below COLLAPSED_BELOW. No rows if every expert is always chosen.
+    """
+    last, experts = chosen_experts(run)
+    use: Any = expert_use(run)
+    use = use[use["after_task"] == use["after_task"].max()]
+    least, most = experts.shape[-1], last.num_experts
+    frame = pandas.DataFrame(
+        {
+            "block": block_numbers(run.record["config"], len(use)),
+            "effective": use["effective"].to_numpy(),
+            "least": least,
+            "most": most,
+        }
+    )
+    if least >= most:
+        return frame.iloc[:0].assign(spread=[], collapsed=[])
+    frame["spread"] = (frame["effective"] - least) / (most - least)
+    frame["collapsed"] = frame["spread"] < COLLAPSED_BELOW
+    return frame

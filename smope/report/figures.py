@@ -170,15 +170,17 @@ def lines(
                     part.index, scale * low, scale * high, color=colour, alpha=0.18, linewidth=0
                 )
         axes.set(xlabel=labels[0], ylabel=labels[1], xticks=_ticks(frame[x]))
+        if percent:
+            style.start_at_floor(axes)
         if len(names) > 1:
-            _legend(figure, axes)
+            add_legend(figure, axes)
     several = bool((table["size"] > 1).any())
     return Figure(
         name, title, text, figure, _line_grid(table, labels[0], percent, several), caption
     )
 
 
-def _legend(figure: Drawing, axes: Any) -> None:
+def add_legend(figure: Drawing, axes: Any) -> None:
     """Put the legend below the axes: three short names a line, or one long name, wrapped.
 
     The figure grows for long names.
@@ -249,7 +251,7 @@ def bars(
         axes.set_xticks(positions, [str(index) for index in frame.index])
         axes.grid(visible=False, axis="x")
         if len(frame.columns) > 1:
-            _legend(figure, axes)
+            add_legend(figure, axes)
     return Figure(name, title, text, figure, frame_grid(frame, labels[0]), caption)
 
 
@@ -301,7 +303,7 @@ def reliability_diagram(
                 **style.series(number),
             )
         axes.set(xlabel="confidence, %", ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 102))
-        _legend(figure, axes)
+        add_legend(figure, axes)
     caption = (
         "Above the dotted line a method is less sure than it should be, below it surer. Bins with "
         "less than a hundredth of the images are not drawn."
@@ -383,7 +385,7 @@ def scatter(
         axes.axhline(0, color=style.TEXT_COLOUR, linewidth=0.8)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         if len(groups) > 1:
-            _legend(figure, axes)
+            add_legend(figure, axes)
     rows = [
         [label, points(a), points(b)]
         for label, (x, y) in groups.items()

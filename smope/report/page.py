@@ -9,11 +9,17 @@ from pathlib import Path
 from smope.analysis.run import Run
 from smope.report.figures import Figure
 from smope.report.sections.accuracy import accuracy, comparison, forgetting, overview
-from smope.report.sections.base import Section
+from smope.report.sections.audit import audit
+from smope.report.sections.base import Picture, Section, stream_title
 from smope.report.sections.calibration import confidence, unknown
+from smope.report.sections.classes import classes, confused_classes
 from smope.report.sections.confusion import mistakes
 from smope.report.sections.cost import configuration, cost, definitions
 from smope.report.sections.experts import examples, experts
+from smope.report.sections.gallery import gallery
+from smope.report.sections.launch import launch
+from smope.report.sections.training import training
+from smope.report.sections.verdict import verdict
 from smope.report.style import inline_svg
 from smope.version import __version__
 
@@ -21,8 +27,9 @@ GENERATOR = "smope report"
 HERE = Path(__file__).parent
 # The sections of a page, in reading order; each gives None if the runs have nothing for it.
 SECTIONS = (
-    overview, accuracy, forgetting, mistakes, experts, examples, confidence, unknown, comparison,
-    cost, configuration, definitions,
+    verdict, overview, accuracy, forgetting, mistakes, confused_classes, gallery, classes, experts,
+    examples, confidence, unknown, comparison, training, cost, configuration, launch, audit,
+    definitions,
 )  # fmt: skip
 
 
@@ -58,12 +65,16 @@ def page(
         assets=assets,
         runs=runs,
         draw=draw,
-        data_uri=lambda content: f"data:image/png;base64,{b64encode(content).decode()}",
+        data_uri=_data_uri,
     )
+
+
+def _data_uri(picture: Picture) -> str:
+    return f"data:{picture.media};base64,{b64encode(picture.file).decode()}"
 
 
 def _title(runs: Sequence[Run]) -> str:
     labels = list(dict.fromkeys(run.label for run in runs))
-    streams = sorted({run.record["stream"]["name"] for run in runs})
+    streams = sorted({stream_title(run) for run in runs})
     shown = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
     return f"{shown} on {', '.join(streams)}"

@@ -10,6 +10,7 @@ and the dark theme.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,18 @@ def drawing(height: float, width: float = WIDTH_INCHES) -> Iterator[tuple[Figure
     with mpl.rc_context(RC_PARAMS):
         figure = Figure(figsize=(width, height))
         yield figure, figure.add_subplot()
+
+
+def start_at_floor(axes: Any) -> None:
+    """Let a vertical axis in percent start at 0, or at 50 or 80 if everything lies well above, and
+    end at 100 at the most, so that small differences do not look large.
+    """
+    low, high = axes.dataLim.y0, axes.dataLim.y1
+    floor = max(start for start in (-math.inf, 0, 50, 80) if low >= start + start / 20)
+    if floor < 0:
+        return
+    top = high + 0.08 * max(high - floor, 1)
+    axes.set_ylim(floor, min(101.0, top) if high <= 100 else top)
 
 
 def png(figure: Figure) -> bytes:

@@ -27,7 +27,8 @@ controls = () => [...document.querySelectorAll('a[href], summary, [tabindex="0"]
 focused = () => {
   const element = document.activeElement, box = element.getBoundingClientRect();
   return {number: controls().indexOf(element), outline: getComputedStyle(element).outlineStyle,
-          shown: box.bottom > 0 && box.top < innerHeight, region: element.className == 'scroll'};
+          shown: box.bottom > 0 && box.top < innerHeight,
+          region: element.classList.contains('scroll')};
 };
 """
 
@@ -40,14 +41,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arrays in snapshots.values():
         arrays |= {key: numpy.ones((1, 25, 2), numpy.float32) for key in ("keys.0", "values.0")}
         arrays["counts.0"] = numpy.ones((1, 25), numpy.int64)
+    long = {"backbone": {"name": "vit_tiny_patch16_224.augreg_in21k_ft_in1k_and_one_word_more"}}
     for seed in (0, 1):
-        write_run(folder / f"smope-{seed}", snapshots=snapshots, seed=seed)
+        write_run(folder / f"smope-{seed}", snapshots=snapshots, seed=seed, **long)
         config = {
             "seed": seed,
             "name": "made",
             "method": {"_target_": "smope.methods.ncm.NearestClassMean"},
         }
-        write_run(folder / f"ncm-{seed}", seed=seed, method="ncm", config=config)
+        write_run(folder / f"ncm-{seed}", seed=seed, method="ncm", config=config, **long)
     out = folder.parent / "page" / "compare.html"
     out.parent.mkdir(exist_ok=True)
     assert main(["report", str(folder), "--out", str(out)]) == 0

@@ -24,17 +24,24 @@ from tests.analysis.made_runs import (
 
 MAXIMUM = 3_000_000
 SECTIONS = [
+    "verdict",
     "scores",
     "accuracy",
     "forgetting",
     "mistakes",
+    "confusion",
+    "gallery",
+    "classes",
     "experts",
     "examples",
     "confidence",
     "unknown",
     "comparison",
+    "training",
     "cost",
     "configuration",
+    "launch",
+    "audit",
     "definitions",
 ]
 
@@ -159,7 +166,7 @@ def test_runs_that_kept_no_logits_are_named(tmp_path: Path) -> None:
     write_run(tmp_path / "a", snapshots=expert_snapshots())
     write_run(tmp_path / "b", seed=1)
     words = words_of(tmp_path, tmp_path / "page.html")
-    assert words.count("Without runs that kept no logits (trainer.record): smope, seed 1.") == 3
+    assert words.count("Without runs that kept no logits (trainer.record): smope, seed 1.") == 5
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
@@ -202,7 +209,12 @@ def test_where_nothing_is_confused_or_varies_the_words_say_so(tmp_path: Path) ->
 
 
 def test_maps_that_are_left_out_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("accuracy.MAX_MAPS", "confusion.MAX_MAPS", "experts.MAX_CONFIGURATIONS"):
+    for name in (
+        "accuracy.MAX_MAPS",
+        "confusion.MAX_MAPS",
+        "classes.MAX_MAPS",
+        "experts.MAX_CONFIGURATIONS",
+    ):
         monkeypatch.setattr(f"smope.report.sections.{name}", 1)
     for count in (1, 2):
         config = {
@@ -267,9 +279,11 @@ def test_every_figure_has_a_text_alternative_and_its_numbers(report: Path, page:
     identifiers = {attributes.get("id") for _, attributes in page.elements}
     assert all(set(svg["aria-labelledby"].split()) <= identifiers for svg in drawings)
     assert all(image["alt"] for image in page.all("img"))
-    assert len(page.all("details")) == len(page.all("figure")) + 1, (
+    folded = [item for item in page.all("details") if item.get("class") == "folded"]
+    assert len(page.all("details")) == len(page.all("figure")) + 1 + len(folded), (
         "a table under each figure, and the run directories"
     )
+    assert len(folded) == 4 + 2, "how each run was run, and the files of mistakes of two methods"
     described = re.findall(r"<desc[^>]*>(.*?)</desc>", report.read_text(encoding="utf-8"))
     assert len(described) == len(drawings)
     assert all(re.search(r"\d", text) for text in described), "each says a number"
@@ -338,10 +352,15 @@ def test_runs_that_kept_no_logits_have_a_report_too(tmp_path: Path) -> None:
     assert main(["report", str(tmp_path / "run")]) == 0
     page = Page((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     assert [section["id"] for section in page.all("section")] == [
+        "verdict",
         "scores",
         "accuracy",
         "forgetting",
+        "classes",
+        "training",
         "cost",
+        "launch",
+        "audit",
         "definitions",
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import pandas
@@ -13,32 +14,50 @@ from smope.analysis.run import Run
 from smope.console.markup import Grid
 from smope.report.figures import Figure
 
+FROM_FOLDERS = ("folder", "domains", "table")  # streams of the user's own images
 # Configurations that get a map of their own. A map of ten tasks takes 57 to 74 KB of the page.
 MAX_MAPS = 8
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table; `words`: its cells are texts that may take several lines, and not numbers."""
+
     caption: str
     grid: Grid
+    words: bool = False
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A test image as a PNG, its text alternative, and the lines below it."""
+    """A test image as a file of type `media`, its text alternative, and the lines below it; shown
+    with so many pixels a side.
+    """
 
-    png: bytes
+    file: bytes
     text: str
     lines: Sequence[str]
+    media: str = "image/png"
+    pixels: int = 96
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What is shown when it is opened: tables, and a text in a font of equal widths."""
+
+    title: str
+    tables: Sequence[Table] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Section:
     """A section of the page.
 
-    name: its anchor.
-    lead: a sentence or two before everything else.
-    note: small print after everything else.
+    name:   its anchor.
+    lead:   a sentence or two before everything else.
+    folded: what is long, closed at first.
+    note:   small print after everything else.
     """
 
     name: str
@@ -48,6 +67,7 @@ class Section:
     figures: Sequence[Figure] = ()
     pictures: Sequence[Picture] = ()
     definitions: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    folded: Sequence[Folded] = ()
     note: str = ""
 
 
@@ -70,6 +90,14 @@ def without_snapshots(runs: Sequence[Run]) -> str:
     if not missing:
         return ""
     return f" Without runs that kept no logits (trainer.record): {', '.join(missing)}."
+
+
+def stream_title(run: Run) -> str:
+    """The name of the stream; of a stream from a folder, with the folder's name."""
+    name = str(run.record["stream"]["name"])
+    root = (run.record["config"].get("stream") or {}).get("root")
+    folder = PurePath(str(root)).name if root and name in FROM_FOLDERS else ""
+    return f"{name} {folder}" if folder else name
 
 
 def not_counted(runs: Sequence[Run]) -> str:
@@ -103,9 +131,18 @@ def not_shown(groups: Mapping[str, Sequence[Run]], most: int, what: str) -> str:
     )
 
 
-def plural(number: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def plural(number: int, noun: str, many: str = "") -> str:
+    """`1 run`, `2 runs`.
+
+    Args:
+        number: How many.
+        noun: For one.
+        many: For several, by default the noun with an s.
+
+    Returns:
+        Number and noun.
+    """
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
 
 
 def mean_of_last_rows(frames: Sequence[pandas.DataFrame]) -> pandas.Series:
