@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Only bugs leave it as exceptions."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with launched_by(shlex.join(["smope", *arguments])):
+        with launched_by(command(*arguments)):
             code = _dispatch(arguments)
         sys.stdout.flush()
         return code

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from smope.analysis.audit_verdict import AuditVerdict, audit_verdict
 from smope.analysis.run import Run
 from smope.report.sections.base import Section, Table, plural
+from smope.storage.commands import command
 
 OUTCOMES = {True: "ok", False: "failed", None: "not possible"}
 
@@ -63,7 +63,7 @@ def _command(missing: Sequence[Run], several: bool) -> str:
     return (
         f"{subject} not been audited. An audit checks whether numbers can be trusted: whether "
         f"training and test images overlap, labels leak, and the stored model gives the recorded "
-        f"numbers. Make one with: smope audit {shlex.quote(str(missing[0].path))}"
+        f"numbers. Make one with: {command('audit', missing[0].path)}"
     )
 
 
