@@ -80,7 +80,7 @@ def exporting() -> bool:
     Such a graph runs elsewhere and for batches of other sizes. So it must consist of public
     operations, without loops that depend on sizes and without kernels of one device.
     """
-    return _is_exporting() or torch.jit.is_tracing()
+    return _is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float, extra: ExtraKey | None) -> Tensor:

@@ -1,7 +1,5 @@
-"""Published checkpoints of ViTs in other layouts than timm's: their keys are translated to timm's.
-
-Classification heads are dropped. Other keys that the backbone does not have keep their names, so
-that loading reports them as unexpected.
+"""Where a checkpoint keeps the tensors of its network: inside dictionaries, or in Google's .npz
+files. naming.py translates their names.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ import copy
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -23,32 +22,24 @@ from smope.errors import UserError
 WRAPPERS = (
     "state_dict_ema",
     "model_ema",
+    "ema_state_dict",
+    "ema",
+    "shadow",
     "state_dict",
     "model",
     "model_state_dict",
     "teacher",
     "student",
+    "module",
+    "net",
+    "network",
+    "encoder",
+    "backbone",
+    "weights",
+    "params",
 )
-PREFIXES = ("module.", "backbone.", "vit.")
-HEADS = re.compile(r"(\w+_)?head(_dist)?\.|fc_norm\.")
-# Self-supervised training puts these in place of masked patches (DINOv2, MAE; iBOT). The forward
-# pass does not use them.
-MASKS = ("mask_token", "masked_embed")
-# OpenAI's names and timm's, https://github.com/openai/CLIP/blob/main/clip/model.py
-CLIP_NAMES = {
-    "conv1.": "patch_embed.proj.",
-    "class_embedding": "cls_token",
-    "positional_embedding": "pos_embed",
-    "ln_pre.": "norm_pre.",
-    "ln_post.": "norm.",
-    "transformer.resblocks.": "blocks.",
-    ".ln_1.": ".norm1.",
-    ".ln_2.": ".norm2.",
-    ".in_proj_": ".qkv.",
-    ".out_proj.": ".proj.",
-    ".c_fc.": ".fc1.",
-    ".c_proj.": ".fc2.",
-}
+# Dictionaries of training, which hold tensors too.
+TRAINING = re.compile(r"optim|sched|scaler|loss|queue|callback|loops|hyper|rng|args|config", re.I)
 # The keys that timm's reader of Google's files understands.
 GOOGLE_KEY = re.compile(
     r"(opt/target/|params/)?(cls|pos_embedding|embedding/\w+|(pre_logits|head)/\w+"
@@ -64,56 +55,39 @@ def unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
         path: The file, for error messages.
 
     Raises:
-        UserError: There is no state dict in it.
+        UserError: There is no state dict in it, or several of which none is known to come first.
     """
     while isinstance(loaded, dict):
-        inner = next(
-            (loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), dict)), None
-        )
-        if inner is None:
-            return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
-        loaded = inner
+        inner = _networks(loaded)
+        known = [name for name in WRAPPERS if name in inner]
+        tensors = {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
+        if not known and (tensors or not inner):
+            return tensors
+        if not known and len(inner) > 1:
+            raise UserError(
+                f"backbone.weights={path}: holds several networks, {', '.join(map(str, inner))}; "
+                f"save the one that you want in a file of its own"
+            )
+        loaded = inner[(known or list(inner))[0]]
     raise UserError(
         f"backbone.weights={path}: holds a {type(loaded).__name__}, not a state dict of tensors"
     )
 
 
-def timm_keys(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by timm's keys: no prefixes of wrappers, no heads or masks, OpenAI's names mapped."""
-    if "visual.class_embedding" in tensors:
-        return _from_clip(tensors)
-    for prefix in PREFIXES:
-        if any(key.startswith(prefix) and ".blocks." in key for key in tensors):
-            tensors = _without(prefix, tensors)
+def _networks(loaded: dict[Any, Any]) -> dict[Any, dict[Any, Any]]:
+    """The dictionaries inside that hold tensors under names, but for what belongs to training."""
     return {
-        key: value for key, value in tensors.items() if key not in MASKS and not HEADS.match(key)
+        key: value
+        for key, value in loaded.items()
+        if isinstance(value, dict) and not TRAINING.search(str(key)) and _has_tensors(value)
     }
 
 
-def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    stripped = {
-        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-    }
-    for key, value in tensors.items():
-        if not key.startswith(prefix):  # never let one tensor replace another of the same name
-            stripped[f"{key} beside {prefix}{key}" if key in stripped else key] = value
-    return stripped
-
-
-def _from_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower of a CLIP model, without its projection to the space of text."""
-    renamed = {}
-    for key, value in tensors.items():
-        name = key.removeprefix("visual.")
-        if name == key or name == "proj":
-            continue
-        for theirs, ours in CLIP_NAMES.items():
-            name = name.replace(theirs, ours)
-        renamed[name] = value
-        # (C) and (N, C) in CLIP, (1, 1, C) and (1, N, C) in timm
-        if name in ("cls_token", "pos_embed"):
-            renamed[name] = value.view(1, -1, value.shape[-1])
-    return renamed
+def _has_tensors(loaded: dict[Any, Any]) -> bool:
+    return any(
+        isinstance(value, Tensor) or (isinstance(value, dict) and _has_tensors(value))
+        for value in loaded.values()
+    )
 
 
 def read_google(path: Path, vit: VisionTransformer) -> dict[str, Tensor]:

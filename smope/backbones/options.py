@@ -113,9 +113,9 @@ def _check_value(name: str, value: Any) -> None:
 
 def _side(value: Any) -> int | None:
     """The side of a square given as n or [n, n]; None for anything else."""
-    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    return value if _is_whole(value) and value >= 1 else None
+    sides: list[Any] = [*value] if isinstance(value, list | tuple) else [value, value]
+    square = len(sides) == 2 and sides[0] == sides[1] and _is_whole(sides[0]) and sides[0] >= 1
+    return sides[0] if square else None
 
 
 def _is_whole(value: Any) -> bool:

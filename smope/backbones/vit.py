@@ -261,20 +261,29 @@ def _load(vit: VisionTransformer, weights: Weights) -> None:
     ]
     missing = [key for key in expected_state if key not in tensors]
     unexpected = [key for key in tensors if key not in expected_state]
+    if len(missing) > len(expected_state) / 2 and unexpected:
+        raise UserError(
+            f"backbone.weights={weights.source}: names its tensors in a way that is not known "
+            f"here, such as {_some(unexpected)}, where timm has {_some(missing)}; rename them as "
+            f"timm does, or get the file in the layout of timm, transformers or torchvision"
+        )
     for problem, keys in (
         ("has other shapes for", wrong),
         ("lacks", missing),
         ("has unknown", unexpected),
     ):
         if keys:
-            shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise UserError(
-                f"backbone.weights={weights.source}: {problem} {shown}; the file does not fit the "
-                f"architecture "
-                f"backbone.name ({vit.embed_dim} wide, {len(vit.blocks)} blocks): name the model "
-                f"that it was saved from"
+                f"backbone.weights={weights.source}: {problem} {_some(keys)}; the file does not "
+                f"fit the architecture backbone.name ({vit.embed_dim} wide, "
+                f"{len(vit.blocks)} blocks): name the model that it was saved from"
             )
     vit.load_state_dict(tensors)
+
+
+def _some(keys: Sequence[str]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _resampled(positions: Tensor, vit: VisionTransformer) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from smope.backbones.layouts import read_google, timm_keys, unwrap
+from smope.backbones.layouts import read_google, unwrap
+from smope.backbones.naming import timm_keys
 from smope.errors import UserError
 
 EMBEDDED = Path(__file__).parent / "embedded" / "glyph_vit.safetensors"
@@ -89,7 +90,8 @@ def read_weights(path: Path, vit: VisionTransformer) -> Weights:
         raise
     except Exception as error:
         raise UserError(f"backbone.weights={path}: {_problem(error, path)}") from error
-    return Weights(timm_keys(tensors), str(path), file_sha256(path), metadata)
+    tensors = timm_keys(tensors, vit.state_dict(), path)
+    return Weights(tensors, str(path), file_sha256(path), metadata)
 
 
 def _problem(error: Exception, path: Path) -> str:

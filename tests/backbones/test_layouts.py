@@ -256,11 +256,3 @@ def test_patches_of_another_size_are_not_stretched(tmp_path: Path) -> None:
     refuse(
         DINOV2, path, r"has other shapes for patch_embed\.proj\.weight", patch_size=16, img_size=32
     )
-
-
-def test_a_decoder_is_no_part_of_a_backbone(tmp_path: Path) -> None:
-    torch.save(
-        {"model": state_of(GOOGLE) | {"decoder_pos_embed": torch.zeros(1)}},
-        path := tmp_path / "mae.pth",
-    )
-    refuse(GOOGLE, path, r"has unknown decoder_pos_embed;")
