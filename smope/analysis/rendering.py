@@ -217,14 +217,14 @@ def _seed_range(seeds: Sequence[int]) -> str:
 
 def comparison_grid(comparison: TableComparison) -> list[list[str]]:
     """The comparison of a table as lines of cells, the head first."""
-    head = ["FAA", "95 % interval"]
+    head = ["FAA", "n", "95 % interval"]
     if comparison.reference is not None and comparison.tests:
         difference = f"minus {comparison.reference.label}"
         head += [difference, "95 % interval", "pairs", "p", "p (Holm)"]
     lines = [head]
     for row in comparison.rows:
         interval = "-" if row.low is None else f"{row.low:.2f} to {row.high:.2f}"
-        cells = ["-"] * (len(head) - 2)
+        cells = ["-"] * (len(head) - 3)
         test = row.against
         if test is not None:
             cells = [
@@ -234,13 +234,17 @@ def comparison_grid(comparison: TableComparison) -> list[list[str]]:
                 f"{test.p:.3g}",
                 f"{row.holm:.3g}",
             ]
-        lines.append([row.row.label, interval, *cells])
+        lines.append([row.row.label, str(row.seeds), interval, *cells])
     return lines
 
 
 def explanations(comparison: TableComparison) -> list[str]:
     """How the numbers of `comparison_grid` were computed, and what they cannot say."""
-    lines = ["interval of a mean: Student's t over seeds (ddof 1)"]
+    lines = ["interval of a mean: Student's t over n seeds (ddof 1), cut to 0..100"]
+    if comparison.has_few_seeds:
+        lines.append(
+            "n = 2: two seeds say next to nothing of the spread (t = 12.7); take five or more"
+        )
     if comparison.reference is None:
         return [*lines, "no differences: this table has no row to compare with"]
     label = comparison.reference.label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def run(argv: Sequence[str]) -> int:
         "table of scores (Markdown, LaTeX) go to a folder beside it.",
         "examples:\n"
         "  smope report runs/digits/2026-01-31_12-00-00     one run: report.html in its directory\n"
-        "  smope report runs/digits --out compare.html      every run below a folder, compared",
+        "  smope report runs/digits                         every run below a folder, compared:\n"
+        "                                                   runs/digits/report.html\n"
+        "  smope report 'runs/*/2026-*' --out compare.html  runs of several folders",
     )
     parser.add_argument(
         "runs",
@@ -30,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the page (default: RUN/report.html for one run, else ./report.html)",
+        help="the page (default: report.html in the run, or in the folder that holds all the runs)",
     )
     options = parser.parse_args(argv)
     if options.out and (
@@ -45,8 +48,22 @@ def run(argv: Sequence[str]) -> int:
     from smope.report.write import write_report
 
     runs = load_runs(*options.runs)
-    out = options.out or ((runs[0].path if len(runs) == 1 else Path()) / "report.html")
+    out = options.out or common_folder([run.path for run in runs]) / "report.html"
     write_report(runs, out)
     print(f"report on {len(runs)} {'run' if len(runs) == 1 else 'runs'}: {out}")
     print(f"figures and tables: {out.with_suffix('')}/")
     return 0
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The run itself, or the innermost folder that holds all the runs.
+
+    Runs that have nothing in common but the root of the file system give the current folder.
+    """
+    if len(paths) == 1:
+        return paths[0]
+    folder = Path(os.path.commonpath([path.absolute() for path in paths]))
+    if folder == Path(folder.anchor):
+        return Path()
+    current = Path.cwd()
+    return folder.relative_to(current) if folder.is_relative_to(current) else folder

@@ -36,9 +36,9 @@ examples:
   smope tune tune.first_tasks=1 'tune.space.trainer.weight_decay={low: 1e-4, high: 1e-2, log: true}'
   smope tune method=coda tune.space.method.pool_size=[50,100]
 
-The study (SQLite) is in studies/<name>/<hash>. The same command continues a search that was stopped
-or killed. Started several times at once on one machine, it shares the trials among its processes. A
-larger tune.trials adds trials. Needs Optuna: pip install 'smope[tune]'"""
+The study (SQLite) is in studies/<name>/<method>-<hash>. The same command continues a search that
+was stopped or killed. Started several times at once on one machine, it shares the trials among its
+processes. A larger tune.trials adds trials. Needs Optuna: pip install 'smope[tune]'"""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -178,6 +178,7 @@ def _start_tracker(
     without it.
     """
     experiment.tracker.draw = live_pictures
+    experiment.tracker.report = progress.line
     tracker = Guarded(experiment.tracker, progress.line)
     tracker.start(experiment.config.as_dict(), directory.path, experiment.config.name, step)
     return tracker

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from smope.config.config import Config
+from smope.config.config import Config, chosen_name
 from smope.errors import UserError
 from smope.storage.run_directory import RUNS_FOLDER, RunDirectory, tasks_done
 from smope.storage.sweep_manifest import LOGS, last_line
@@ -65,10 +65,12 @@ def make_job(config: Config, texts: Sequence[str], swept: Iterable[str]) -> Job:
     Args:
         config: The validated configuration.
         texts: Its overrides, as Hydra takes them.
-        swept: The swept overrides, key=value; a new folder is named after them.
+        swept: The swept overrides, key=value; a new folder is named after them, or after method and
+            seed where nothing is swept.
     """
     swept = list(swept)
-    path = RUNS_FOLDER / config.name / "-".join([*_words(swept), config.config_hash])
+    words = _words(swept) or [chosen_name(config.method["_target_"]), f"seed{config.seed}"]
+    path = RUNS_FOLDER / config.name / "-".join([*words, config.config_hash])
     return at_its_folder(Job(" ".join(swept) or "defaults", tuple(texts), config, path))
 
 

@@ -23,10 +23,12 @@ class Tracker:
 
     wants_steps: whether the tracker uses `log_steps`.
     draw:        makes the pictures of a finished task; without it, none are shown.
+    report:      called with lines for the user, such as where the numbers are.
     """
 
     wants_steps: bool = False
     draw: Draw | None = None
+    report: Callable[[str], object] = staticmethod(lambda _: None)
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
         """Called once before training.

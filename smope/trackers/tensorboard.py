@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class TensorBoardTracker(Tracker):
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.report(shlex.join(["tensorboard", "--logdir", str(run_dir / "tensorboard")]))
         self._run_dir, self._config = run_dir, config
         self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=step + 1 if step else None)
         self._writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```", step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -33,6 +34,9 @@ class WandbTracker(Tracker):
     upload:   whether to log the artefact.
     steps:    whether to log every training step, not only epochs.
 
+    Where the run can be seen is reported at its start, and at the end of an offline run the
+    command that sends it.
+
     A resumed run continues the same W&B run, whose identifier is in wandb.json of the run
     directory.
     """
@@ -55,11 +59,12 @@ class WandbTracker(Tracker):
         self.upload = upload
         self.wants_steps = steps
         self._run: Any = None
+        self._is_offline = False
 
     def start(self, config: Mapping[str, Any], run_dir: Path, name: str, step: int = 0) -> None:
         import wandb
 
-        mode = self._mode()
+        mode, reason = self._mode()
         if mode == "online" and not _has_key():
             raise RuntimeError("no API key: run `wandb login`, or take tracker.mode=offline")
         self._run_dir, self._config = run_dir, config
@@ -77,15 +82,24 @@ class WandbTracker(Tracker):
             mode=mode,
             settings=wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT_SECONDS),
         )
+        self._is_offline = mode == "offline"
+        if self._is_offline:
+            self.report(f"W&B is offline ({reason}); its files are in {run_dir / 'wandb'}")
+        elif mode == "online":
+            self.report(f"W&B: {self._run.url}")
+        else:
+            self.report(f"W&B is disabled ({reason}); nothing is logged")
 
-    def _mode(self) -> Literal["online", "offline", "disabled"]:
-        """The configured mode; "auto" follows WANDB_MODE, then whether there is a key."""
+    def _mode(self) -> tuple[Literal["online", "offline", "disabled"], str]:
+        """The configured mode, and why; "auto" follows WANDB_MODE, then whether there is a key."""
         if self.mode != "auto":
-            return self.mode
+            return self.mode, f"tracker.mode={self.mode}"
         wanted = os.environ.get("WANDB_MODE")
         if wanted in ("online", "offline", "disabled"):
-            return wanted
-        return "online" if _has_key() else "offline"
+            return wanted, f"WANDB_MODE={wanted}"
+        if _has_key():
+            return "online", "there is an API key"
+        return "offline", "there is no API key: run `wandb login` for the next run"
 
     def log_steps(self, rows: Sequence[Mapping[str, float]], first: int) -> None:
         for step, row in enumerate(rows, first):
@@ -116,6 +130,8 @@ class WandbTracker(Tracker):
         if self.upload:
             self._log_state()
         self._run.finish(exit_code=0 if status == "finished" else 1)
+        if self._is_offline:
+            self.report(f"send this run to W&B with: {sync_command(self._run_dir)}")
 
     def _log_state(self) -> None:
         """Log the last checkpoint (without the backbone), run.json and config.yaml."""
@@ -127,6 +143,20 @@ class WandbTracker(Tracker):
             if path.is_file():
                 artefact.add_file(str(path))
         self._run.log_artifact(artefact)
+
+
+def sync_command(run_dir: Path) -> str:
+    """The shell command that sends what W&B has not received of an offline run, oldest part first.
+
+    A run that was resumed has a directory for each time; they are parts of one run at W&B, and
+    their names begin with the time.
+    """
+    parts = [
+        part
+        for part in sorted((run_dir / "wandb").glob("offline-run-*"))
+        if not list(part.glob("*.synced"))
+    ]
+    return " && ".join(shlex.join(["wandb", "sync", str(part)]) for part in parts)
 
 
 def _identifier(run_dir: Path) -> str:

@@ -38,7 +38,7 @@ class Search:
         settings: The settings of the search.
         space: The search space.
         changes: The user's own entries of the space.
-        folder: The study's folder; None to name it by a hash.
+        folder: The study's folder; None to name it by method and hash.
         command: The command line, to repeat it.
         train: The arguments of `smope train` that train on all tasks and test images.
     """
@@ -55,7 +55,7 @@ class Search:
 def search(job: Search) -> None:
     """Run trials until the study has enough of them, then print the results."""
     job, protocol = _prepared(job)
-    folder = job.folder or Path("studies") / job.config.name / _digest(job, protocol)
+    folder = job.folder or _study_folder(job, protocol)
     join(folder, _description(job, protocol))
     study = Study(folder, job.space, job.settings, job.config.seed)
     configured = own_values(job.config, job.space)
@@ -126,6 +126,13 @@ def _description(job: Search, protocol: Protocol) -> dict[str, Any]:
         "config": compared,
         "marked": protocol.mark or None,
     }
+
+
+def _study_folder(job: Search, protocol: Protocol) -> Path:
+    """studies/<name>/<method>-<hash>, or the folder that the study already has."""
+    parent, digest = Path("studies") / job.config.name, _digest(job, protocol)
+    method = chosen_name(job.config.method["_target_"])
+    return next(iter(sorted(parent.glob(f"*{digest}"))), parent / f"{method}-{digest}")
 
 
 def _digest(job: Search, protocol: Protocol) -> str:

@@ -81,6 +81,7 @@ def result(study: Study, protocol: Protocol) -> str:
     if not ranked:
         return "\n".join([*lines, "no trial has a score yet", f"study: {study.folder}"])
     best = _best(study, ranked[0], protocol)
+    tied = _tied(ranked)
     lines += [
         "",
         _table(study, ranked[:TABLE_TRIALS], protocol),
@@ -88,6 +89,10 @@ def result(study: Study, protocol: Protocol) -> str:
         *_importance_lines(study, ranked),
     ]
     lines += [_noise_line(best), ""]
+    if len(tied) > 1:
+        lines.append(_tie_line(tied, ranked))
+    if len(tied) == len(ranked) > 1:
+        return "\n".join([*lines, f"study: {study.folder}"])
     what = (
         "the best values, on all tasks and test images"
         if not protocol.mark
@@ -96,6 +101,22 @@ def result(study: Study, protocol: Protocol) -> str:
     return "\n".join(
         [*lines, f"train with {what}:", f"  {best['train_command']}", f"study: {study.folder}"]
     )
+
+
+def _tied(ranked: Sequence[FrozenTrial]) -> list[int]:
+    """The numbers of the trials that share the best score."""
+    return [trial.number for trial in ranked if trial.value == ranked[0].value]
+
+
+def _tie_line(tied: Sequence[int], ranked: Sequence[FrozenTrial]) -> str:
+    score = f"{_percent(ranked[0].value)} %"
+    if len(tied) == len(ranked):
+        return (
+            f"all {len(tied)} trials tie at {score}: these images do not tell the values apart, so "
+            f"none are recommended; keep the configuration's own, or give the search a harder "
+            f"problem (tune.first_tasks, tune.validation_fraction)"
+        )
+    return f"trials {', '.join(map(str, tied))} tie at {score}; the earliest of them is taken below"
 
 
 def _ranked(trials: Sequence[FrozenTrial], protocol: Protocol) -> list[FrozenTrial]:
@@ -116,6 +137,7 @@ def _best(study: Study, trial: FrozenTrial, protocol: Protocol) -> dict[str, Any
         "value": trial.value,
         "standard_error": _standard_error(trial.user_attrs["row"], protocol.images),
         "values": values,
+        "tied_trials": _tied(_ranked(study.trials, protocol)),
         "value_of_trial_0": first.value if first else None,
         "trial_0_is_the_configuration": study.settings.defaults_first,
         "importance": _importance(study),

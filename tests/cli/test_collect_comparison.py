@@ -5,6 +5,7 @@ and is not there.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable
@@ -106,10 +107,11 @@ def test_rows_against_the_best() -> None:
 def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["collect", "runs/digits"]) == 0
     text = capsys.readouterr().out
-    head = r"^FAA +95 % interval +minus smope +95 % interval +pairs +p +p \(Holm\)$"
+    head = r"^FAA +n +95 % interval +minus smope +95 % interval +pairs +p +p \(Holm\)$"
     assert re.search(head, text, re.MULTILINE)
     assert "-7.80" in text and "0.0625" in text
     assert "corrected by Holm for 1 test" in text
+    assert "n = 2" not in text, "these rows have five seeds"
     assert "with 5 seeds no p below 0.0625 can come out" in text
     assert "the best by its mean, which makes differences look larger than they are" in text
     assert main(["collect", "runs/digits", "--against", "ncm"]) == 0
@@ -153,13 +155,16 @@ def test_a_single_shared_seed_is_not_tested_and_intervals_stay(
     found = compare_rows(table)
     assert found is not None and found.tests == 0
     low, high = stats.t.interval(0.95, 1, 55, stats.sem([50, 60]))
-    assert (found.rows[0].low, found.rows[0].high) == pytest.approx((low, high))
+    assert low < 0 and high > 100, "two seeds give an interval that no accuracy can fill"
+    assert (found.rows[0].low, found.rows[0].high, found.rows[0].seeds) == (0, 100, 2)
     assert main(["collect", "runs/digits"]) == 0
     text = capsys.readouterr().out
-    assert re.search(rf"^smope +{low:.2f} to {high:.2f}$", text, re.MULTILINE)
+    assert re.search(r"^smope +2 +0\.00 to 100\.00$", text, re.MULTILINE)
+    assert "n = 2: two seeds say next to nothing of the spread" in text
     assert "no differences: no other row shares two seeds with smope" in text and "Holm" not in text
     assert main(["collect", "runs/digits", "--format", "csv"]) == 0
-    assert repr(round(float(low), 6)) in capsys.readouterr().out
+    (line, _) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (float(line["FAA low"]), float(line["FAA high"])) == (0, 100)
 
 
 def test_without_two_seeds_there_is_no_interval(make: Make) -> None:

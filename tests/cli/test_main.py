@@ -40,7 +40,9 @@ def handed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Handed:
     """An empty current folder, and what reaches the trainer instead of a trainer."""
     calls: Handed = []
 
-    def hand_over(config: Config, run_dir: Path, **options: bool) -> dict[str, Any]:
+    def hand_over(
+        config: Config, run_dir: Path, _given: Any = (), **options: bool
+    ) -> dict[str, Any]:
         calls.append((config, run_dir, options))
         if config.seed == 13:
             raise UserError("seed=13 brings bad luck; take another")

@@ -162,6 +162,27 @@ def test_different_numbers_of_tasks_name_no_best(tmp_path: Path) -> None:
     assert "The highest final average accuracy" not in words
 
 
+def test_several_runs_have_it_in_the_folder_that_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in the current folder, which has nothing to do with them."""
+    for seed, name in enumerate(("x/a", "x/deep/b", "y/c")):
+        write_run(tmp_path / "runs" / name, seed=seed)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["report", "../runs/x"]) == 0
+    assert (tmp_path / "runs/x/report.html").is_file() and (tmp_path / "runs/x/report").is_dir()
+    assert main(["report", "../runs/x/a", "../runs/y"]) == 0
+    assert (tmp_path / "runs/report.html").is_file()
+    assert not list(Path().iterdir())
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["report", "runs/x"]) == 0
+    assert capsys.readouterr().out.startswith("report on 2 runs: runs/x/report.html\n")
+    assert main(["report", "runs/x", "--out", "here.html"]) == 0
+    assert Path("here.html").is_file()
+
+
 def test_runs_that_kept_no_logits_are_named(tmp_path: Path) -> None:
     write_run(tmp_path / "a", snapshots=expert_snapshots())
     write_run(tmp_path / "b", seed=1)

@@ -109,7 +109,9 @@ def test_the_place_is_found_again_whatever_else_is_swept() -> None:
         planned("seed=0", "method=ncm")[0],
     )
     assert first.path.name == f"seed0-ncm-{first.config.config_hash}"
-    assert second.path.name == first.config.config_hash
+    (single,) = planned("method=ncm", "seed=3")
+    assert single.path.name == f"ncm-seed3-{single.config.config_hash}", "nothing is swept"
+    assert second.path.name == f"ncm-seed0-{first.config.config_hash}"
     write(first)
     assert (
         planned("seed=0", "method=ncm", "trainer.device=cpu", "tracker=csv")[0].path == first.path
@@ -381,3 +383,13 @@ def test_a_sweeper_that_is_stopped_says_how_to_go_on(
     )
     assert "stopping: runs save a checkpoint first" in said.err
     assert not list(Path("runs").iterdir()), "the file that asks to stop is gone"
+
+
+def test_a_folder_named_by_its_hash_alone_is_found_again() -> None:
+    """Sweeps of earlier versions named the folder of a job without swept values so."""
+    named = job("method=ncm")
+    old = named.path.parent / named.config.config_hash
+    (old / "checkpoints").mkdir(parents=True)
+    (old / "run.json").write_text(json.dumps({"status": "finished"}))
+    (again,) = planned("method=ncm")
+    assert (again.path, inspect_job(again)[0]) == (old, State.FINISHED)

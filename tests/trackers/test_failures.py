@@ -121,10 +121,14 @@ def test_an_interruption_is_no_failure() -> None:
         Guarded(Interrupted(), print).log({}, step=0)
 
 
+def ignore(*_: Any, **__: Any) -> None:
+    """Take anything."""
+
+
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     """A W&B that notes how it is started, and no key."""
-    fake = SimpleNamespace(started=[], answer=lambda: SimpleNamespace(log=lambda *_, **__: None))
+    fake = SimpleNamespace(started=[], answer=lambda: SimpleNamespace(url="https://w", log=ignore))
 
     def init(**options: Any) -> Any:
         fake.started.append(options)
@@ -196,7 +200,7 @@ def test_a_service_that_goes_away(
     def lost(*_: Any, **__: Any) -> None:
         raise BrokenPipeError("the service has gone")
 
-    wandb.answer = lambda: SimpleNamespace(log=lost)
+    wandb.answer = lambda: SimpleNamespace(url="https://w", log=lost)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     (line,) = run_of(["tracker=wandb"], tmp_path, capsys)
     assert (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from smope.report.live_pictures import live_pictures
 from smope.trackers.base import Guarded, Tracker
 from smope.trackers.csv import CsvTracker
 from smope.trackers.tensorboard import TensorBoardTracker
-from smope.trackers.wandb import WandbTracker, _has_key
+from smope.trackers.wandb import WandbTracker, _has_key, sync_command
 from tests.analysis.made_runs import expert_snapshots, write_run
 
 CONFIG = {
@@ -213,9 +215,48 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(run_dir: Path) -> None:
     }
 
 
-def test_wandb_disabled_writes_nothing(run_dir: Path) -> None:
-    track(WandbTracker(mode="disabled"), run_dir)
+def test_where_an_offline_run_is_and_how_it_is_sent(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a resume both parts in their order, but not one that was sent already."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(run_dir / "no_netrc"))
+    path = Path(shutil.move(run_dir, tmp_path / "it's a run"))
+    lines: list[str] = []
+    for first in (0, 1):
+        tracker = WandbTracker(upload=False)
+        tracker.report = lines.append
+        track(tracker, path, first)
+        if first == 0:
+            (earlier,) = offline_runs(path)
+            assert lines == [
+                "W&B is offline (there is no API key: run `wandb login` for the next run); its "
+                f"files are in {path / 'wandb'}",
+                f"send this run to W&B with: {shlex.join(['wandb', 'sync', str(earlier)])}",
+            ]
+            earlier = earlier.rename(earlier.with_name("offline-run-20260101_000000-a"))
+    (later,) = [part for part in offline_runs(path) if part != earlier]
+    words = shlex.split(lines[-1].partition(": ")[2])
+    assert words == ["wandb", "sync", str(earlier), "&&", "wandb", "sync", str(later)]
+    (earlier / "run-a.wandb.synced").touch()
+    assert shlex.split(sync_command(path)) == ["wandb", "sync", str(later)]
+
+
+def test_wandb_disabled_writes_nothing(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker, lines = WandbTracker(), list[str]()
+    tracker.report = lines.append
+    track(tracker, run_dir)
     assert offline_runs(run_dir) == []
+    assert lines == ["W&B is disabled (WANDB_MODE=disabled); nothing is logged"]
+
+
+def test_tensorboard_says_how_it_is_opened(run_dir: Path) -> None:
+    tracker, lines = TensorBoardTracker(), list[str]()
+    tracker.report = lines.append
+    track(tracker, run_dir)
+    assert lines == [shlex.join(["tensorboard", "--logdir", str(run_dir / "tensorboard")])]
 
 
 def test_online_without_a_key_is_refused_without_asking(

@@ -23,6 +23,7 @@ from smope.tuning import search
 from smope.tuning.settings import TuneSettings
 from smope.tuning.space import Choices, NumberRange, Space
 from smope.tuning.study import Study, join
+from smope.tuning.summary import Protocol, result, write
 
 SMALL = [
     "experiment=smoke",
@@ -87,6 +88,7 @@ def test_the_files_and_the_screen(finished: Path) -> None:
     assert "the search sees every task of the stream" in screen
     assert re.search(r"^trials: \d finished", screen, re.M)
     assert f"study: {study.relative_to(finished)}" in screen
+    assert re.fullmatch(r"finetune-[0-9a-f]{12}", study.name)
 
 
 def test_the_first_trial_is_the_configuration(finished: Path) -> None:
@@ -306,6 +308,43 @@ def claimed(study: Study) -> int:
     claim = study.claim()
     assert claim is not None
     return claim.number
+
+
+PROTOCOL = Protocol("validation", 2, 5, "final_average_accuracy", (10, 10), "i w", ("method=x",))
+
+
+def scored(folder: Path, scores: list[float]) -> Study:
+    """A study whose trials have these scores."""
+    study = Study(folder, SPACE, TuneSettings(trials=len(scores)), 0)
+    for score in scores:
+        trial = study.claim()
+        assert trial is not None
+        trial.trial.set_user_attr("row", [score, score])
+        study.optuna.tell(trial.trial, score)
+        study.release()
+    write(study, PROTOCOL)
+    return study
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_where_all_trials_tie_nothing_is_recommended(number: int, tmp_path: Path) -> None:
+    text = result(scored(tmp_path, [0.75] * number), PROTOCOL)
+    assert f"all {number} trials tie at 75.00 %" in text
+    assert "keep the configuration's own" in text
+    assert "smope train" not in text and "train with" not in text
+    assert json.loads((tmp_path / "best.json").read_text())["tied_trials"] == list(range(number))
+
+
+def test_a_tie_of_the_best_is_named_and_the_earliest_taken(tmp_path: Path) -> None:
+    text = result(scored(tmp_path, [0.5, 0.75, 0.25, 0.75]), PROTOCOL)
+    assert "trials 1, 3 tie at 75.00 %; the earliest of them is taken below" in text
+    assert "smope train method=x" in text
+    assert json.loads((tmp_path / "best.json").read_text())["tied_trials"] == [1, 3]
+
+
+def test_without_a_tie_none_is_named(tmp_path: Path) -> None:
+    assert " tie " not in result(scored(tmp_path, [0.5, 0.75]), PROTOCOL)
+    assert " tie " not in result(scored(tmp_path / "one", [0.5]), PROTOCOL)
 
 
 def test_a_killed_trial_is_given_out_again_three_times(tmp_path: Path) -> None:
