@@ -172,7 +172,7 @@ def load_backbone(
     vit = _create(name, image_size, options or {})
     loaded = _find_weights(name, weights, vit)
     if loaded is not None:
-        _load(vit, loaded)
+        _load(vit, loaded, resample=image_size is not None)
     weight_statistics = _own_statistics(name, loaded) if pixel_statistics == "own" else None
     if pixel_statistics == "given" and (mean is None or std is None):
         raise UserError(
@@ -248,11 +248,15 @@ def _find_weights(name: str, weights: str, vit: VisionTransformer) -> Weights | 
     return read_weights(weight_file(Path(weights).expanduser()), vit)
 
 
-def _load(vit: VisionTransformer, weights: Weights) -> None:
-    """Load weights whose keys all match; timm itself would leave other parameters at random."""
+def _load(vit: VisionTransformer, weights: Weights, resample: bool) -> None:
+    """Load weights whose keys all match; timm itself would leave other parameters at random.
+
+    Only with `resample` may the file have positions of another grid. A file does not say how its
+    positions are arranged: 64 may be 8 x 8 or 4 x 16.
+    """
     tensors = {key: value.float() for key, value in weights.tensors.items()}
     expected_state = vit.state_dict()
-    if "pos_embed" in tensors and "pos_embed" in expected_state:
+    if resample and "pos_embed" in tensors and "pos_embed" in expected_state:
         tensors["pos_embed"] = _resampled(tensors["pos_embed"], vit)
     wrong = [
         key
@@ -261,6 +265,11 @@ def _load(vit: VisionTransformer, weights: Weights) -> None:
     ]
     missing = [key for key in expected_state if key not in tensors]
     unexpected = [key for key in tensors if key not in expected_state]
+    wrong.sort(key="pos_embed".__eq__)  # it follows from the others
+    if wrong == ["pos_embed"] and not missing and not unexpected:
+        raise UserError(
+            f"backbone.weights={weights.source}: {_other_grid(tensors['pos_embed'], vit)}"
+        )
     if len(missing) > len(expected_state) / 2 and unexpected:
         raise UserError(
             f"backbone.weights={weights.source}: names its tensors in a way that is not known "
@@ -284,6 +293,21 @@ def _load(vit: VisionTransformer, weights: Weights) -> None:
 def _some(keys: Sequence[str]) -> str:
     """The first three, and how many more."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _other_grid(positions: Tensor, vit: VisionTransformer) -> str:
+    """What is wrong with positions (1, N, C) of another number of patches, and what to do."""
+    height, width = vit.patch_embed.grid_size
+    patches = positions.shape[1] - (0 if vit.no_embed_class else vit.num_prefix_tokens)
+    size, side = vit.patch_embed.img_size[0], math.isqrt(max(0, patches))
+    problem = f"has positions of {patches} patches, and the model has {height} x {width}"
+    if side == 0 or side * side != patches:
+        return f"{problem}; {patches} patches are no square: get weights for square images"
+    own = side * vit.patch_embed.patch_size[0]
+    return (
+        f"{problem}; if they are {side} x {side}, write backbone.image_size={own} to have images "
+        f"of that size, or backbone.image_size={size} to have them resampled"
+    )
 
 
 def _resampled(positions: Tensor, vit: VisionTransformer) -> Tensor:

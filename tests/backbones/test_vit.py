@@ -155,6 +155,35 @@ def test_position_embeddings_are_resampled(size: int, weights: str) -> None:
     assert other.identity == own.identity
 
 
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        (
+            (32, 128),
+            r"positions of 64 patches, and the model has 4 x 4; if they are 8 x 8, write "
+            r"backbone\.image_size=64 .* or backbone\.image_size=32 to have them resampled$",
+        ),
+        ((64, 64), r"positions of 64 patches, and the model has 4 x 4; if they are 8 x 8, write"),
+        (
+            (32, 64),
+            r"positions of 32 patches, .*; 32 patches are no square: get weights for square",
+        ),
+    ],
+    ids=str,
+)
+def test_positions_of_another_grid_are_not_rearranged(
+    sides: tuple[int, int], message: str, tmp_path: Path
+) -> None:
+    """A file does not say whether its 64 positions are 8 x 8 or 4 x 16."""
+    save_file(tiny_vit(depth=2, img_size=sides).state_dict(), path := tmp_path / "vit.safetensors")
+    with pytest.raises(UserError, match=rf"vit\.safetensors: has {message}"):
+        load_backbone("vit_tiny_patch16_224", str(path), "none", options=SMALL)
+    if sides == (64, 64):
+        own = load_backbone("vit_tiny_patch16_224", str(path), "none", image_size=64, options=SMALL)
+        positions = tiny_vit(depth=2, img_size=64).pos_embed
+        assert torch.equal(own.vit.pos_embed, positions)
+
+
 def test_random_weights_are_told_apart() -> None:
     first, same, second = (_random(seed) for seed in (0, 0, 1))
     assert first.identity == same.identity
