@@ -294,8 +294,21 @@ class Method(nn.Module):
             if not f"{key}.".startswith(left_out)
         }
 
+    def adopted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A stored state as this version writes it; buffers that grow take their stored sizes.
+
+        A module with such buffers, or with another form in earlier versions, has `adopt_state`.
+        """
+        state = dict(state)
+        for name, module in self.named_modules():
+            adopt = getattr(module, "adopt_state", None)
+            if adopt is not None:
+                adopt(state, f"{name}.")
+        return state
+
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Restore trained_state(); ValueError if a name is missing or unknown."""
+        state = self.adopted(state)
         names = self.trained_state().keys()
         if names != state.keys():
             unmatched = sorted(names ^ state.keys())

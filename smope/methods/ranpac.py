@@ -19,7 +19,7 @@ from smope.declare.ranges import AtLeast, BlockNumbers, OrderedPair, Positive
 from smope.losses.classification import task_cross_entropy
 from smope.methods._shared.first_task_only import FirstSession
 from smope.methods._shared.prefix_method import Choice, PrefixMethod
-from smope.methods._shared.ridge_head import RidgeHead
+from smope.methods._shared.ridge_head import PenaltyRule, RidgeHead
 from smope.methods.base import Reference, TaskSpan
 from smope.prompts.pool import new_prompts
 from smope.prompts.prefix import prefixes
@@ -32,7 +32,7 @@ class RanPAC(FirstSession, PrefixMethod):
         length: keys of the prompt in a block, and as many values, which start at 0.
         blocks: where the prompt joins; None: all blocks.
         prompt_rate_factor: learning rate of the prompt, as a multiple of the linear classifier's.
-        width, exponents: see ridge_head.RidgeHead.
+        width, exponents, penalty_rule: see ridge_head.RidgeHead.
     """
 
     reference = Reference(
@@ -50,13 +50,14 @@ class RanPAC(FirstSession, PrefixMethod):
         prompt_rate_factor: Annotated[float, Positive()] = 1.0,
         width: Annotated[int | None, AtLeast(1)] = 2000,
         exponents: Annotated[Sequence[int], OrderedPair(-30, 30)] = (-8, 8),
+        penalty_rule: PenaltyRule = "gcv",
     ) -> None:
         blocks = [*range(len(backbone.vit.blocks))] if blocks is None else blocks
         super().__init__(backbone, num_classes, blocks, prompt_rate_factor=prompt_rate_factor)
         self.prompt = new_prompts(len(blocks), 1, length, self.width)
         with torch.no_grad():
             self.prompt[:, 1].zero_()
-        self.ridge = RidgeHead(backbone.embed_dim, num_classes, width, exponents)
+        self.ridge = RidgeHead(backbone.embed_dim, num_classes, width, exponents, penalty_rule)
 
     @property
     def queried(self) -> bool:

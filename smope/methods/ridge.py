@@ -12,7 +12,7 @@ import torch
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, OrderedPair
 from smope.methods._shared.closed_form import OnePass, features_of
-from smope.methods._shared.ridge_head import RidgeHead
+from smope.methods._shared.ridge_head import PenaltyRule, RidgeHead
 from smope.methods.base import Batches, Reference, TaskSpan
 
 
@@ -23,7 +23,7 @@ class Ridge(OnePass):
     is learned.
 
     Args:
-        width, exponents: see ridge_head.RidgeHead.
+        width, exponents, penalty_rule: see ridge_head.RidgeHead.
     """
 
     reference = Reference(
@@ -38,10 +38,11 @@ class Ridge(OnePass):
         *,
         width: Annotated[int | None, AtLeast(1)] = 2000,
         exponents: Annotated[Sequence[int], OrderedPair(-30, 30)] = (-8, 8),
+        penalty_rule: PenaltyRule = "gcv",
     ) -> None:
         super().__init__(backbone, num_classes)
-        self.classifier = RidgeHead(backbone.embed_dim, num_classes, width, exponents)
+        self.classifier = RidgeHead(backbone.embed_dim, num_classes, width, exponents, penalty_rule)
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        self.classifier.fit(features_of(self, batches, self.classifier.sums.gram.device))
+        self.classifier.fit(features_of(self, batches, self.classifier.sums.penalty.device))

@@ -25,7 +25,7 @@ from torch import Tensor
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, OrderedPair, Positive, Range
 from smope.methods._shared.first_task_only import FirstSession
-from smope.methods._shared.ridge_head import RidgeHead
+from smope.methods._shared.ridge_head import PenaltyRule, RidgeHead
 from smope.methods.base import Phase, Reference, TaskSpan
 from smope.methods.smope import SMoPE
 from smope.routers.base import Router
@@ -42,7 +42,7 @@ class SMoPEPlus(FirstSession, SMoPE):
             since no other task trains.
         readout: "cls": the classifier sees the CLS feature. "cls_and_tokens": also the mean patch
             token before the last block, which costs nothing.
-        width, exponents: see ridge_head.RidgeHead.
+        width, exponents, penalty_rule: see ridge_head.RidgeHead.
     """
 
     reference = Reference(
@@ -66,6 +66,7 @@ class SMoPEPlus(FirstSession, SMoPE):
         readout: Literal["cls", "cls_and_tokens"] = "cls_and_tokens",
         width: Annotated[int | None, AtLeast(1)] = 5000,
         exponents: Annotated[Sequence[int], OrderedPair(-30, 30)] = (-2, 8),
+        penalty_rule: PenaltyRule = "gcv",
     ) -> None:
         super().__init__(
             backbone,
@@ -82,7 +83,7 @@ class SMoPEPlus(FirstSession, SMoPE):
         self.epochs_factor = epochs_factor
         self.readout = readout
         features = backbone.embed_dim * (2 if readout == "cls_and_tokens" else 1)
-        self.ridge = RidgeHead(features, num_classes, width, exponents)
+        self.ridge = RidgeHead(features, num_classes, width, exponents, penalty_rule)
 
     def features(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) in [0, 1] -> features (B, C), or (B, 2C) with the mean patch

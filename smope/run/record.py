@@ -58,7 +58,8 @@ class RunRecord:
         }
         if self._partial is not None:
             record["part"] = {"first_tasks": self._partial.tasks, **self._partial.note}
-        record["cost"] = {**self._facts["cost"], **history.cost()}
+        stored = {"stored_state_bytes": stored_bytes(self._trainer.method)}
+        record["cost"] = {**self._facts["cost"], **history.cost(), **stored}
         self._directory.write_record(record)
         return record
 

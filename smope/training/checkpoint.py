@@ -223,14 +223,15 @@ def restore(method: Method, stream: Stream, checkpoint: Checkpoint) -> None:
     backbone = method.backbone.identity.sha256
     _check_same(checkpoint, "backbone", checkpoint.backbone_sha256, backbone, "backbone.weights")
     _check_same(checkpoint, "stream", checkpoint.stream_identity, stream.identity, "stream.root")
-    differing = unlike(method.trained_state(), checkpoint.state)
+    state = method.adopted(checkpoint.state)
+    differing = unlike(method.trained_state(), state)
     if differing:
         raise UserError(
             f"checkpoint {checkpoint.path}: does not fit {type(method).__name__} "
             f"({differing[0]} differs, {len(differing)} in all); use the version of smope in "
             f"run.json"
         )
-    method.load_trained_state(checkpoint.state)
+    method.load_trained_state(state)
 
 
 def _check_same(checkpoint: Checkpoint, what: str, theirs: str, ours: str, key: str) -> None:

@@ -35,4 +35,4 @@ class FirstSession(Method):
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         if task.index == 0:
             super().end_task(task, batches)
-        self.ridge.fit(features_of(self, batches, self.ridge.sums.gram.device))
+        self.ridge.fit(features_of(self, batches, self.ridge.sums.penalty.device))

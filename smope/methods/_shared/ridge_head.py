@@ -7,6 +7,7 @@ Letters: K classes, C features, M random features (C where there is no projectio
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +15,56 @@ from torch import Tensor, nn
 
 from smope.methods._shared.closed_form import FixedPrecision, joined
 
+PenaltyRule = Literal["gcv", "last_fifth"]
 CHUNK_IMAGES = 1024  # images whose random features are in memory at once
 HELD_OUT_EVERY = 5  # one image in so many decides about the penalty
+# Candidates for λ in units of the mean squared length of h: half decades from 0.005 to 5.
+GCV_FACTORS = tuple(5 * 10.0 ** (-step / 2) for step in range(6, -1, -1))
+INVERTED_AT_ONCE = 256  # rows of a triangular matrix
+UNKNOWN = -1  # images of sums that an earlier version wrote
 
 
 class Sums(FixedPrecision):
-    """Sums over all images so far, in float64.
+    """What ridge regression needs of all images so far, in float64.
 
-    Buffers: gram (M, M), the sum of h·hᵀ; classes (M, K), the sum of h of each class; penalty (),
-    the λ in use.
+    That is gram (M, M), the sum of h·hᵀ, and the sum of h of each class (M, K). Of up to M/2 images
+    less is kept: rows whose sums these are. The rows are random rotations of the images' h, so that
+    no row belongs to an image. Of more images the upper half of gram is kept, which is symmetric.
+
+    Buffers: rows (r, M) and targets (r, K), empty beyond M/2 images; triangle (M·(M + 1)/2,) and
+    classes (M, K), empty up to there; images (), their number n; penalty (), the λ in use.
     """
 
-    gram: Tensor
+    rows: Tensor
+    targets: Tensor
+    triangle: Tensor
     classes: Tensor
+    images: Tensor
     penalty: Tensor
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
-        self.register_buffer("gram", torch.zeros(width, width, dtype=torch.float64))
-        self.register_buffer("classes", torch.zeros(width, num_classes, dtype=torch.float64))
+        self.width = width
+        self.num_classes = num_classes
+        self.register_buffer("rows", torch.zeros(0, width, dtype=torch.float64))
+        self.register_buffer("targets", torch.zeros(0, num_classes, dtype=torch.float64))
+        self.register_buffer("triangle", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("classes", torch.zeros(0, num_classes, dtype=torch.float64))
+        self.register_buffer("images", torch.zeros((), dtype=torch.int64))
         self.register_buffer("penalty", torch.ones((), dtype=torch.float64))
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether rows are kept, and not yet the sums."""
+        return not len(self.triangle)
+
+    def gram(self) -> Tensor:
+        """The sum of h·hᵀ, (M, M)."""
+        return self.rows.T @ self.rows if self.in_rows else unpacked(self.triangle, self.width)
+
+    def class_sums(self) -> Tensor:
+        """The sum of h of each class, (M, K)."""
+        return self.rows.T @ self.targets if self.in_rows else self.classes
 
     def add(self, hidden: Tensor, targets: Tensor) -> None:
         """Add images.
@@ -42,17 +73,138 @@ class Sums(FixedPrecision):
             hidden: h, (n, M).
             targets: one-hot labels (n, K).
         """
-        self.gram.addmm_(hidden.T, hidden)
-        self.classes.addmm_(hidden.T, targets)
+        if self.images != UNKNOWN:
+            self.images += len(hidden)
+        if self.in_rows and len(self.rows) + len(hidden) <= self.width // 2:
+            rotation = _rotation(len(hidden)).to(hidden)
+            self.rows = torch.cat([self.rows, rotation @ hidden])
+            self.targets = torch.cat([self.targets, rotation @ targets])
+            return
+        gram, classes = self.gram(), self.class_sums()
+        self.triangle = packed(gram.addmm_(hidden.T, hidden))
+        self.classes = classes + hidden.T @ targets
+        self.rows, self.targets = self.rows[:0].clone(), self.targets[:0].clone()
 
     def solve(self, penalty: float) -> Tensor | None:
-        """(gram + λ I)^-1 classes, (M, K); None if λ is too small for the rounding errors of
-        `gram`.
+        """(gram + λ I)^-1 times the sums of the classes, (M, K).
+
+        None if λ is too small for the rounding errors of the sums.
         """
-        system = self.gram.clone()
+        factor = self._factor(penalty)
+        if factor is None:
+            return None
+        # With H the rows and T their targets, (H'H + λI)^-1 H'T = H' (HH' + λI)^-1 T.
+        if self.in_rows:
+            return self.rows.T @ torch.cholesky_solve(self.targets, factor)
+        return torch.cholesky_solve(self.classes, factor)
+
+    def generalised_error(self, penalty: float) -> float:
+        """The generalised cross-validation error of λ (Golub, Heath and Wahba 1979).
+
+        That is R / (n - df)², with R the squared error of the fit on the images that it was fitted
+        to, and df = tr(gram (gram + λ I)^-1). Infinite if λ is too small to solve with.
+        """
+        factor = self._factor(penalty)
+        if factor is None:
+            return float("inf")
+        trace = float(triangular_inverse(factor).square().sum())  # of the inverse of the system
+        if self.in_rows:
+            # Here n - df = λ·trace and the error of an image is λ times its dual variable.
+            return float(torch.cholesky_solve(self.targets, factor).square().sum()) / trace**2
+        weights, images = torch.cholesky_solve(self.classes, factor), int(self.images)
+        fitted = float((weights * self.classes).sum() + penalty * weights.square().sum())
+        freedom = images - self.width + penalty * trace
+        return (images - fitted) / freedom**2
+
+    def best_by_generalised_error(self) -> float:
+        """The candidate λ with the smallest generalised_error.
+
+        The search goes downhill from the middle of GCV_FACTORS.
+        """
+        trace = self.rows.square().sum() if self.in_rows else self.gram().diagonal().sum()
+        unit = float(trace) / int(self.images)
+        errors: dict[int, float] = {}
+
+        def error(step: int) -> float:
+            if step not in errors:
+                errors[step] = self.generalised_error(GCV_FACTORS[step] * unit)
+            return errors[step]
+
+        best, last = len(GCV_FACTORS) // 2, len(GCV_FACTORS) - 1
+        while True:
+            near = range(max(best - 1, 0), min(best + 1, last) + 1)
+            better = min(near, key=lambda step: (error(step), step != best))
+            if better == best:
+                return GCV_FACTORS[best] * unit
+            best = better
+
+    def _factor(self, penalty: float) -> Tensor | None:
+        """The Cholesky factor of the smaller of the two systems; None where there is none."""
+        system = self.rows @ self.rows.T if self.in_rows else self.gram()
         system.diagonal().add_(penalty)
         factor, failed = torch.linalg.cholesky_ex(system)
-        return None if failed else torch.cholesky_solve(self.classes, factor)
+        return None if failed else factor
+
+    def adopt_state(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Take the sizes of a stored state, and bring one of an earlier version into today's form.
+
+        Args:
+            state: Method.trained_state(); changed in place.
+            prefix: of the names of this module in it.
+        """
+        gram = state.pop(f"{prefix}gram", None)
+        if gram is not None:
+            state[f"{prefix}triangle"] = packed(gram)
+            state[f"{prefix}images"] = torch.tensor(UNKNOWN)
+            for name in ("rows", "targets"):
+                state[f"{prefix}{name}"] = getattr(self, name)[:0].to(gram.device)
+        for name in ("rows", "targets", "triangle", "classes"):
+            stored = state.get(f"{prefix}{name}")
+            if stored is not None:
+                setattr(self, name, torch.empty_like(stored, device=self.penalty.device))
+
+
+def packed(symmetric: Tensor) -> Tensor:
+    """(M, M) -> its upper triangle row by row, (M·(M + 1)/2,)."""
+    return torch.cat([row[index:] for index, row in enumerate(symmetric)])
+
+
+def unpacked(triangle: Tensor, width: int) -> Tensor:
+    """The symmetric matrix of packed().
+
+    Args:
+        triangle: (M·(M + 1)/2,).
+        width: M.
+
+    Returns:
+        (M, M).
+    """
+    symmetric = triangle.new_empty(width, width)
+    for index, row in enumerate(triangle.split(list(range(width, 0, -1)))):
+        symmetric[index, index:] = row
+        symmetric[index:, index] = row
+    return symmetric
+
+
+def triangular_inverse(lower: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix (M, M), by halves: most of it is matrix products."""
+    size = len(lower)
+    if size <= INVERTED_AT_ONCE:
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False)
+    half = size // 2
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half] = first = triangular_inverse(lower[:half, :half])
+    inverse[half:, half:] = second = triangular_inverse(lower[half:, half:])
+    inverse[half:, :half] = -second @ (lower[half:, :half] @ first)
+    return inverse
+
+
+def _rotation(size: int) -> Tensor:
+    """A random orthogonal matrix (size, size) in float64, always the same for a size."""
+    generator = torch.Generator().manual_seed(size)
+    gaussian = torch.randn(size, size, dtype=torch.float64, generator=generator)
+    return torch.linalg.qr(gaussian).Q
 
 
 class RidgeHead(nn.Module):
@@ -62,24 +214,31 @@ class RidgeHead(nn.Module):
     fit to all images that `fit` was given, in any order. The projection (C, M) is drawn from N(0,
     1) once, and saved. Nothing is trained by gradients.
 
-    How λ is chosen: a fifth of the images of the last `fit` is held out, every fifth of each class.
-    For each candidate, W is fitted to all other images, earlier ones included. The λ with the
-    smallest squared error on the held-out images is taken. (The authors' code leaves the images of
-    earlier tasks out of this choice.) If no class has two images, λ stays as it was; it is 1 at
-    first. If rounding makes the system unsolvable with the chosen λ, because that is far too small
-    for the largest eigenvalue of the sums, λ is raised tenfold until it can be solved, if necessary
-    beyond the candidates. `sums.penalty` is the λ of the weights.
+    How λ is chosen with penalty_rule="gcv": by generalised cross-validation over all images of all
+    tasks, see Sums.generalised_error. Nothing is held out.
+
+    With "last_fifth": a fifth of the images of the last `fit` is held out, every fifth of each
+    class. For each candidate of `exponents`, W is fitted to all other images, earlier ones
+    included. The λ with the smallest squared error on the held-out images is taken. (The authors'
+    code leaves the images of earlier tasks out of this choice.) If no class has two images, λ stays
+    as it was; it is 1 at first. Sums of an earlier version are continued by this rule, since they
+    lack the number of images.
+
+    If rounding makes the system unsolvable with the chosen λ, because that is far too small for the
+    largest eigenvalue of the sums, λ is raised tenfold until it can be solved, if necessary beyond
+    the candidates. `sums.penalty` is the λ of the weights.
 
     Buffers: weight (K, M), projection (C, M), and those of `sums`. Before the first `fit` all
-    logits are 0. Memory does not depend on the number of images: M² + M·K numbers in float64 and
-    C·M in float32 (41 MB for M = 2000, 0.85 GB for M = 10000, with ViT-B/16 and 200 classes), and
-    twice M² more while it is fitted.
+    logits are 0. Memory grows with the images up to M/2 of them, and is then M²/2 + M·K numbers in
+    float64 and C·M in float32 (0.1 GB for M = 5000 with ViT-B/16 and 200 classes); three times M²
+    more while it is fitted.
 
     Args:
         features: C.
         num_classes: K.
         width: M; the paper has 10000. None: no projection and no relu, h = x.
-        exponents: [a, b] for the candidates 10^a, 10^(a + 1), ..., 10^b of λ.
+        exponents: [a, b] for the candidates 10^a, 10^(a + 1), ..., 10^b of λ with "last_fifth".
+        penalty_rule: how λ is chosen.
     """
 
     learning_only = ("sums",)
@@ -87,11 +246,17 @@ class RidgeHead(nn.Module):
     projection: Tensor | None
 
     def __init__(
-        self, features: int, num_classes: int, width: int | None, exponents: Sequence[int]
+        self,
+        features: int,
+        num_classes: int,
+        width: int | None,
+        exponents: Sequence[int],
+        penalty_rule: PenaltyRule,
     ) -> None:
         super().__init__()
         hidden = features if width is None else width
         self.register_buffer("weight", torch.zeros(num_classes, hidden))
+        self.penalty_rule = penalty_rule
         self.penalties = [10.0**power for power in range(exponents[0], exponents[1] + 1)]
         self.register_buffer("projection", None if width is None else torch.randn(features, width))
         self.sums = Sums(hidden, num_classes)
@@ -112,6 +277,16 @@ class RidgeHead(nn.Module):
         and solve for the weights.
         """
         features, labels = joined(batches)
+        if self.penalty_rule == "gcv" and self.sums.images != UNKNOWN:
+            for hidden, targets in self._chunks(features, labels):
+                self.sums.add(hidden, targets)
+            self.sums.penalty.fill_(self.sums.best_by_generalised_error())
+        else:
+            self._add_and_hold_out(features, labels)
+        self.weight.copy_(self._solve_raised().T)
+
+    def _add_and_hold_out(self, features: Tensor, labels: Tensor) -> None:
+        """Add images, and choose λ by a fifth of them that is added last."""
         held_out = _held_out(labels)
         for hidden, targets in self._chunks(features[~held_out], labels[~held_out]):
             self.sums.add(hidden, targets)
@@ -119,7 +294,6 @@ class RidgeHead(nn.Module):
             self.sums.penalty.fill_(self._best_penalty(features[held_out], labels[held_out]))
         for hidden, targets in self._chunks(features[held_out], labels[held_out]):
             self.sums.add(hidden, targets)
-        self.weight.copy_(self._solve_raised().T)
 
     def _solve_raised(self) -> Tensor:
         """W (M, K); λ is raised tenfold until the system can be solved."""
