@@ -5,7 +5,8 @@ Shapes: B batch, N tokens, C width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from timm.models.vision_transformer import Attention, VisionTransformer  # pyright: ignore[reportPrivateImportUsage]
@@ -106,3 +107,15 @@ def unwrap(vit: VisionTransformer) -> None:
     for block in vit.blocks:
         if isinstance(block.attn, AttentionWrapper):
             block.attn = block.attn.attention
+
+
+@contextmanager
+def without_wrappers(vit: VisionTransformer) -> Iterator[None]:
+    """Outputs are as before `wrap`, bit for bit, within the context. The wrappers stay the same."""
+    wrappers = {block: block.attn for block in vit.blocks}
+    unwrap(vit)
+    try:
+        yield
+    finally:
+        for block, attention in wrappers.items():
+            block.attn = attention

@@ -23,6 +23,7 @@ NOT_HASHED_IN_TRAINER = (
     "checkpoint_minutes",
     "checkpoint_steps",
     "record",
+    "reference",
 )
 # A resumed run may change these, and every path: hashes say whether the files are the same.
 MOVABLE = {

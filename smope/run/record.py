@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from smope.config.config import chosen_name
 from smope.distributed import collectives
 from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.metrics.cost import count_flops, count_parameters, stored_bytes
+from smope.metrics.scores import all_scores
 from smope.run.artefact import write_model
 from smope.run.build import Experiment
 from smope.run.partial import PartialRun
@@ -43,6 +45,24 @@ class RunRecord:
         self._trainer = trainer
         self._facts = facts
         self._partial = partial
+        self._reference: dict[str, Any] = {}
+
+    def measure_reference(self) -> None:
+        """Measure what the simplest method reaches here: `reference` of run.json.
+
+        A partial run has none.
+        """
+        if self._partial is not None:
+            return
+        started = time.perf_counter()
+        matrix = self._trainer.reference_matrix()
+        if matrix is not None:
+            self._reference["reference"] = {
+                "method": self._trainer.settings.reference,
+                "accuracy_matrix": matrix,
+                **all_scores(matrix, self._trainer.history.test_images),
+                "seconds": time.perf_counter() - started,
+            }
 
     def write(self, status: str) -> dict[str, Any]:
         """Write run.json with a status: running, finished, interrupted, failed or ended early.
@@ -55,6 +75,7 @@ class RunRecord:
             "status": status,
             **self._facts,
             **history.record(),
+            **self._reference,
         }
         if self._partial is not None:
             record["part"] = {"first_tasks": self._partial.tasks, **self._partial.note}

@@ -32,6 +32,7 @@ from smope.streams.stream import import_avalanche
 from smope.trackers.base import Guarded, Tracker
 from smope.training.device import resolve_device
 from smope.training.outputs import Outputs
+from smope.training.reference import compared
 from smope.training.trainer import Trainer
 
 
@@ -107,6 +108,7 @@ def _train_along(config: Config, directory: RunDirectory, resume: bool) -> dict[
         receive_checkpoint(trainer)
     with memory_advised(trainer), trainer.interruption.watching():
         trainer.fit()
+        trainer.reference_matrix()
     return trainer.history.record()
 
 
@@ -148,6 +150,7 @@ def _train(
     try:
         with memory_advised(trainer), trainer.interruption.watching():
             trainer.fit(on_task_end=record.end_task)
+            record.measure_reference()
         if not record.check_frozen_weights():
             name = type(trainer.method).__name__
             progress.line(f"{name} has changed weights of the frozen backbone: do not use this run")
@@ -192,6 +195,9 @@ def _print_results(record: Mapping[str, Any], directory: RunDirectory, progress:
     progress.line(matrix_table(matrix), coloured_matrix(matrix))
     progress.line("")
     progress.line(score_lines(record))
+    reference = compared(record)
+    if reference is not None:
+        progress.line(reference)
     progress.line("")
     progress.line(cost_table(record["cost"]))
     progress.line(f"{sum(record['seconds']['per_task']):.0f} s; numbers in {directory.record}")

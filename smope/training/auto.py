@@ -7,7 +7,7 @@ from typing import Any
 
 AUTO = "auto"
 STEPS_PER_EPOCH = 8  # at least so many, where there are images enough
-SMALLEST_BATCH = 4
+SMALLEST_BATCH = 16
 LARGEST_BATCH = 128  # the paper's
 MOST_FROZEN_STEPS = 80  # the paper's
 
@@ -15,7 +15,8 @@ MOST_FROZEN_STEPS = 80  # the paper's
 def resolve(settings: Mapping[str, Any], train_images: int) -> dict[str, int]:
     """The values of `batch_size` and `frozen_steps` where they are auto.
 
-    A batch is a power of two that leaves eight steps an epoch. The frozen steps are half an epoch.
+    A batch is a power of two that leaves eight steps an epoch, but not below 16: smaller ones took
+    longer and were not more accurate on eight classes of 15 photographs. The frozen steps are half an epoch.
     Both are within the paper's values for CIFAR-100, 128 images and 80 steps, and they are the same
     for every method.
 

@@ -56,6 +56,8 @@ class TrainerSettings:
         checkpoint_steps: the same after so many training steps of a task.
         record: logits and chosen experts that evaluation keeps for the analysis: of the test images
             of the tasks "seen" so far, of "all" tasks, or "nothing". See training/recording.py.
+        reference: at the end, what "ncm" reaches on the frozen features, for comparison, or "none".
+            Costs one forward pass of each image. See training/reference.py.
     """
 
     batch_size: Annotated[int, AtLeast(1), OrAuto()] = 128
@@ -83,6 +85,7 @@ class TrainerSettings:
     checkpoint_minutes: Annotated[float | None, Positive()] = 10.0
     checkpoint_steps: Annotated[int | None, AtLeast(1, example="500")] = None
     record: Record = "seen"
+    reference: Literal["ncm", "none"] = "ncm"
 
     @property
     def warm_up_epochs(self) -> int:

@@ -14,6 +14,7 @@ from smope.distributed import collectives
 from smope.errors import Interrupted, UserError
 from smope.methods._shared.routed_method import RoutedMethod
 from smope.methods.base import Method, Phase, TaskSpan
+from smope.methods.ncm import NearestClassMean
 from smope.metrics.cost import peak_memory
 from smope.seeding import stable_seed
 from smope.storage.run_directory import RunDirectory
@@ -34,6 +35,7 @@ from smope.training.precision import autocast, full_precision
 from smope.training.preflight import check_batch_split, check_schedule, check_stream
 from smope.training.randomness import seed_generators
 from smope.training.recording import Recorder
+from smope.training.reference import nearest_class_mean
 from smope.training.settings import TrainerSettings
 from smope.training.step_log import StepLog
 from smope.training.stopwatch import Stopwatch, timed_batches
@@ -315,6 +317,27 @@ class Trainer:
             precision=self.settings.precision,
             recorder=self._recorder,
         )
+
+    def reference_matrix(self) -> list[list[float]] | None:
+        """The accuracy matrix of `trainer.reference`, measured now, with the tasks of this run.
+
+        None where there is no reference, and where it would be the method itself or the backbone
+        has changed.
+        """
+        method = self.method
+        if self.settings.reference == "none" or not method.backbone.frozen:
+            return None
+        if isinstance(method, NearestClassMean):
+            return None
+        with self.outputs.progress.bar(len(self.spans), "reference") as bar:
+            return nearest_class_mean(
+                method,
+                self.stream,
+                self.spans,
+                self.loader,
+                self.settings.precision,
+                on_task=bar.update,
+            )
 
     def _save(self, running: RunningPhase | None = None) -> None:
         """Write a checkpoint, within a task if a phase is `running`; none where the last one was

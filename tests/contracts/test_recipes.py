@@ -30,8 +30,8 @@ HASHES = {
     "norga": ("7472192c98d4", "e4347dea5352", "21777ecf37cd"),
     "ovor": ("b20424760ef8", "8a5a6b41745d", "7f6f9ec7e05e"),
     "smope": ("fc0be1fef7ce", "c5f1b1b35008", "1be30ca725ac"),
-    "ranpac": ("e18477444fea", "12e00fdafd9e", "96e053ddf620"),
-    "ridge": ("9e2844167656", "388cb140d754", "b54b12e47728"),
+    "ranpac": ("04e8dcf8b57d", "1f42b6121e6b", "bdaa8ff20041"),
+    "ridge": ("868d8efb09e7", "c85a382bacf8", "262414731af4"),
     "slda": ("39fd3a7f5ad9", "7f667d0573e3", "056f8be49514"),
     "vq": ("be44e0cc5a52", "639011395930", "c4762f642711"),
 }

@@ -19,8 +19,8 @@ from smope.training.auto import resolve
     [
         (1, 1, 0),
         (3, 3, 0),
-        (5, 4, 0),
-        (32, 4, 4),
+        (20, 16, 0),
+        (32, 16, 1),
         (284, 32, 4),  # the embedded digits
         (1_000, 64, 7),
         (5_000, 128, 19),

@@ -1,0 +1,100 @@
+"""What the simplest method reaches on the same images and the same frozen features.
+
+A method that trains should do better than nearest class mean (method=ncm), which takes one forward
+pass an image. This tells the user whether it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smope.backbones.wrapping import without_wrappers
+from smope.distributed import collectives
+from smope.methods.base import Method, TaskSpan
+from smope.streams.stream import Stream
+from smope.training.loading import TaskLoader
+from smope.training.precision import autocast
+
+
+@torch.no_grad()
+def nearest_class_mean(
+    method: Method,
+    stream: Stream,
+    spans: Sequence[TaskSpan],
+    loader: TaskLoader,
+    precision: str,
+    on_task: Callable[[], object],
+) -> list[list[float]]:
+    """The accuracy matrix of method=ncm with the backbone of another method.
+
+    Each training and each test image passes the frozen backbone once. The features of the test
+    images are in memory meanwhile.
+
+    Args:
+        method: its backbone is used without what the method put into its blocks.
+        stream: the tasks.
+        spans: the classes of each task.
+        loader: loads the images.
+        precision: trainer.precision.
+        on_task: called after each task.
+
+    Returns:
+        Row t has the accuracy on each task so far after task t, as fractions.
+    """
+    backbone = method.backbone.eval()
+    sums = torch.zeros(method.num_classes, backbone.embed_dim, dtype=torch.float64)
+    counts = torch.zeros(method.num_classes, dtype=torch.int64)
+
+    def features_of(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(precision, images.device):
+            features = backbone(images)
+        return collectives.gathered(features).cpu().double(), collectives.gathered(labels).cpu()
+
+    matrix: list[list[float]] = []
+    tests: list[tuple[Tensor, Tensor]] = []
+    with without_wrappers(backbone.vit):
+        for span, task in zip(spans, stream.tasks, strict=True):
+            for batch in loader.in_order(task.train_plain):
+                features, labels = features_of(*batch)
+                sums.index_add_(0, labels, features)
+                counts += torch.bincount(labels, minlength=len(counts))
+            pairs = [features_of(*batch) for batch in loader.of_test(task.test)]
+            features, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
+            tests.append((features.float(), labels))
+            means = F.normalize(sums / counts.clamp(min=1).unsqueeze(1), dim=-1)[: span.stop]
+            matrix.append([_accuracy(*test, means.float()) for test in tests])
+            on_task()
+    return matrix
+
+
+def _accuracy(features: Tensor, labels: Tensor, means: Tensor) -> float:
+    chosen = (F.normalize(features, dim=-1) @ means.T).argmax(-1)
+    return float((chosen == labels).double().mean())
+
+
+def compared(record: Mapping[str, Any], name: str = "final_average_accuracy") -> str | None:
+    """One line that compares a run with its reference.
+
+    Args:
+        record: run.json.
+        name: the score that decides.
+
+    Returns:
+        The line; None without a reference.
+    """
+    reference = record.get("reference")
+    if reference is None or record.get(name) is None:
+        return None
+    ours, simple = 100 * record[name], 100 * reference[name]
+    line = f"nearest class mean on the same frozen features reaches {simple:.2f} %"
+    if simple > ours:
+        return (
+            f"{line}, which is {simple - ours:.2f} points more than this run: these images may "
+            f"suit method=smope_plus, ridge or ncm, or longer training"
+        )
+    return f"{line}, {ours - simple:.2f} points less than this run"
