@@ -16,9 +16,9 @@ def resolve(settings: Mapping[str, Any], train_images: int) -> dict[str, int]:
     """The values of `batch_size` and `frozen_steps` where they are auto.
 
     A batch is a power of two that leaves eight steps an epoch, but not below 16: smaller ones took
-    longer and were not more accurate on eight classes of 15 photographs. The frozen steps are half an epoch.
-    Both are within the paper's values for CIFAR-100, 128 images and 80 steps, and they are the same
-    for every method.
+    longer and were not more accurate on eight classes of 15 photographs. The frozen steps are half
+    an epoch. Neither exceeds the paper's value for CIFAR-100, 128 images and 80 steps. Both are the
+    same for every method.
 
     Args:
         settings: the `trainer` group of a configuration.
