@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from smope.streams.checking.findings import KINDS, FindingItem
 from smope.streams.checking.inspection import InspectedImage, Inspection, TaskContents
+from smope.streams.layouts.splits import describe_split
 
 if TYPE_CHECKING:
     from smope.run.data_check import DataReport
@@ -108,6 +109,9 @@ def _overview(inspection: Inspection) -> Iterator[str]:
         spread = f"{row['fewest']:>21,}{row['median']:>9,g}{row['most']:>9,}"
         yield f"{kind:<10}{row['images']:>9,}{row['unreadable']:>12,}{spread}"
     yield ""
+    drawn = describe_split(inspection.source.facts)
+    if drawn:
+        yield drawn
     for split, kind in KINDS.items():
         yield from _uneven_classes(kind, class_names, inspection.counts(split))
     extremes = [

@@ -19,6 +19,7 @@ from typing import Any
 from smope.config.conf_files import GROUPS
 from smope.config.cross_checks import check_values
 from smope.config.identity import (
+    ADDED_LATER,
     NOT_HASHED,
     NOT_HASHED_IN_STREAM,
     NOT_HASHED_IN_TRAINER,
@@ -77,6 +78,10 @@ class Config:
             for name in names:
                 if not decides_numbers(f"{group}.{name}", flat):
                     hashed[group].pop(name, None)
+        for group in (group for group in GROUPS if _is_group(hashed, group)):
+            for name, value in ADDED_LATER.get(hashed[group]["_target_"], {}).items():
+                if hashed[group].get(name) == value:
+                    del hashed[group][name]
         text = json.dumps(hashed, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -25,6 +25,12 @@ NOT_HASHED_IN_TRAINER = (
     "record",
     "reference",
 )
+# Keys that came later, by class: at these values they change nothing, and they are not hashed, so
+# that the hashes of earlier runs remain.
+ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
+    "smope.streams.folder.load": {"test_fraction": 0.2, "split_seed": 0},
+    "smope.streams.table.load": {"test_fraction": 0.2},
+}
 # A resumed run may change these, and every path: hashes say whether the files are the same.
 MOVABLE = {
     "stream.cache_gb",
@@ -39,6 +45,7 @@ IMMATERIAL = {
     *MOVABLE,
     "seed",
     "stream.split_seed",
+    "stream.test_fraction",
     "trainer.deterministic",
 }
 

@@ -16,6 +16,7 @@ from smope.errors import UserError
 from smope.methods.base import Method
 from smope.run.build_source import arguments, make_source
 from smope.seeding import stable_seed
+from smope.streams.source import Source
 from smope.streams.stream import Stream, build_stream
 from smope.trackers.base import Tracker
 from smope.training.auto import resolve
@@ -45,8 +46,9 @@ def build(config: Config) -> Experiment:
     settings: TrainerSettings = _call(config.trainer)
     device = resolve_device(settings.device)
     prepare_process(settings, device)
+    source = make_source(config)  # first, since weights may have to come over the network
     backbone = make_backbone(config.backbone)
-    stream = make_stream(config, backbone.image_size)
+    stream = make_stream(config, backbone.image_size, source)
     torch.manual_seed(stable_seed(config.seed, "initialisation"))
     method = make_method(
         config.method, config.router, backbone, len(stream.class_names), len(stream.tasks)
@@ -120,18 +122,20 @@ def check_target(group: dict[str, Any], kind: type) -> None:
         )
 
 
-def make_stream(config: Config, image_size: int) -> Stream:
+def make_stream(config: Config, image_size: int, source: Source | None = None) -> Stream:
     """Build the stream of a configuration.
 
     Args:
         config: its group `stream`, and its seed.
         image_size: pixels of a side.
+        source: its images; None looks for them.
 
     Returns:
         The stream; no image is decoded yet unless the settings say so.
     """
     common = {key: value for key, value in config.stream.items() if key in STREAM_KEYS}
-    return build_stream(make_source(config), image_size=image_size, seed=config.seed, **common)
+    source = source or make_source(config)
+    return build_stream(source, image_size=image_size, seed=config.seed, **common)
 
 
 def _call(group: dict[str, Any], **objects: Any) -> Any:

@@ -10,6 +10,7 @@ from smope.metrics.cost import count_flops, count_parameters
 from smope.run.build import Experiment, build
 from smope.run.prepare import make_trainer
 from smope.run.unread_keys import unread_keys
+from smope.streams.layouts.splits import describe_split
 from smope.training.workload import count_training
 
 CLASSES_SHOWN = 6
@@ -63,15 +64,18 @@ def describe(config: Config, given: Collection[str] = ()) -> str:
 
 
 def summary(experiment: Experiment) -> str:
-    """Two lines: method, stream and device; backbone and trained parameters."""
+    """Two lines: method, stream and device; backbone and trained parameters. A third one where the
+    test images were drawn.
+    """
     config, stream, backbone = experiment.config, experiment.stream, experiment.backbone
     parameters = count_parameters(experiment.method)
     processes = f", {collectives.world()} processes" if collectives.world() > 1 else ""
     state, trained = ("frozen", "prompt") if backbone.frozen else ("trained", "backbone")
-    return (
+    lines = (
         f"{type(experiment.method).__name__} on {stream.name}: {len(stream.class_names)} classes "
         f"in {len(stream.tasks)} tasks, seed {config.seed}, {experiment.device}{processes}\n"
         f"backbone {backbone.identity.name} ({backbone.identity.source}), {backbone.image_size} "
         f"px, {state}; training {parameters['prompt']:,} {trained} and "
         f"{parameters['classifier']:,} classifier parameters"
     )
+    return "\n".join(filter(None, [lines, describe_split(stream.facts)]))

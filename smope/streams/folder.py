@@ -1,4 +1,6 @@
-"""Image files in class folders: root/train/<class>/ and root/test/<class>/."""
+"""Image files in class folders: root/train/<class>/ and root/test/<class>/, or root/<class>/
+alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
+from smope.declare.ranges import AtLeast, Share
 from smope.declare.texts import ImageFolder
 from smope.errors import UserError
 from smope.streams.layouts.listing import (
@@ -17,25 +21,34 @@ from smope.streams.layouts.listing import (
     visible,
 )
 from smope.streams.layouts.names import as_text, in_order, is_utf8, warning_of
+from smope.streams.layouts.splits import TEST_FRACTION, draw_split
 from smope.streams.pixels import formats
 from smope.streams.source import ImageSet, Source
 
 SPLITS = ("train", "test")
-LAYOUT = "train/<class>/ and test/<class>/ with image files"
+LAYOUT = "train/<class>/ and test/<class>/ with image files, or folders <class>/ alone"
 READABLE = os.R_OK | os.X_OK
 OTHER_TEST_NAMES = ("val", "valid", "validation", "eval", "testing")
 _log = logging.getLogger(__name__)
 
 
-def load(root: ImageFolder, exclude: list[str] | None = None) -> Source:
-    """The images under `root`, classes in natural order of their folder names under root/train.
+def load(
+    root: ImageFolder,
+    exclude: list[str] | None = None,
+    test_fraction: Annotated[float, Share(with_0=False, with_1=False)] = 0.2,
+    split_seed: Annotated[int, AtLeast(0)] = 0,
+) -> Source:
+    """The images under `root`, classes in natural order of their folders' names.
 
     Images may lie in nested folders of their class (links to folders are not followed). Service
     files and folders of other programs and files without an image suffix are skipped.
 
     Args:
-        root: the folder that holds train and test.
+        root: holds folders train and test with a folder for each class, or the folders of the
+            classes themselves. Then test images are drawn, and `facts` have a hash of the split.
         exclude: patterns of files and folders that are left out, see `Listing`.
+        test_fraction: part of each class that is drawn, at least one image and not all.
+        split_seed: draws them.
 
     Raises:
         UserError: names stream.root and what is wrong with it.
@@ -43,8 +56,20 @@ def load(root: ImageFolder, exclude: list[str] | None = None) -> Source:
     directory = existing_directory(root)
     listing = Listing(directory, exclude or (), f"stream.root={root}")
     listing.entries(directory)  # so that service files beside train and test are counted
-    if not has_layout(directory):
+    if has_layout(directory):
+        if test_fraction != TEST_FRACTION:
+            text = "stream.test_fraction=%s is not used: %s has folders train and test"
+            _log.warning(text, test_fraction, root)
+        return _with_split_folders(root, directory, listing)
+    if not has_class_folders(directory, listing):
         raise UserError(f"stream.root={root} must hold {LAYOUT}; {_describe(directory)}")
+    source = with_drawn_split(directory, listing, test_fraction, split_seed)
+    _report_unused(root, directory, listing, source)
+    _require_test_images(root, source)
+    return source
+
+
+def _with_split_folders(root: str, directory: Path, listing: Listing) -> Source:
     class_names = _class_names(root, directory, listing)
     folders = named_folders(*(directory / split for split in SPLITS), listing=listing)
     warn_of_names(root, [path for paths in folders.values() for path in paths], "classes")
@@ -59,6 +84,59 @@ def load(root: ImageFolder, exclude: list[str] | None = None) -> Source:
         class_images(root, [directory / split], class_names, listing) for split in SPLITS
     )
     return Source("folder", class_names, train, test, left_out=listing.left_out)
+
+
+def with_drawn_split(
+    directory: Path, listing: Listing, test_fraction: float, split_seed: int
+) -> Source:
+    """The images of the class folders in `directory`, a part of each class drawn for testing.
+
+    Folders without images are left out. A class with a single image has no test image.
+
+    Args:
+        directory: holds the class folders.
+        listing: finds the files.
+        test_fraction: see `load`, as is `split_seed`.
+    """
+    files = {
+        name: [file for path in paths for file in listing.image_files(path)]
+        for name, paths in named_folders(directory, listing=listing).items()
+    }
+    class_names = tuple(name for name in files if files[name])
+    images = [file for name in class_names for file in files[name]]
+    targets = [target for target, name in enumerate(class_names) for _ in files[name]]
+    paths = [file.relative_to(directory).as_posix() for file in images]
+    # as stream table groups its rows, by label and task, so that both draw the same images
+    groups = [(class_names[target], "") for target in targets]
+    split = draw_split(paths, groups, test_fraction, split_seed)
+    whole = ImageSet(targets, images)
+    train, test = whole.choose(split.train), whole.choose(split.test)
+    return Source("folder", class_names, train, test, facts=split.facts, left_out=listing.left_out)
+
+
+def _report_unused(root: str, directory: Path, listing: Listing, source: Source) -> None:
+    """Log what of a folder of class folders is not used, and which classes look alike."""
+    folders = named_folders(directory, listing=listing)
+    warn_of_names(root, [path for paths in folders.values() for path in paths], "classes")
+    empty = [name for name in folders if name not in source.class_names]
+    if empty:
+        text = "stream.root=%s: folders without image files are left out: %s"
+        _log.warning(text, root, shortened(empty))
+    names = [entry.name for entry in listing.entries(directory)]
+    beside = [name for name in names if formats.is_readable(name) and name not in folders]
+    if beside:
+        text = "stream.root=%s: image files beside the class folders are left out: %s"
+        _log.warning(text, root, shortened(beside))
+
+
+def _require_test_images(root: str, source: Source) -> None:
+    tested = set(source.test.targets)
+    single = [name for target, name in enumerate(source.class_names) if target not in tested]
+    if single:
+        raise UserError(
+            f"stream.root={root}: a class needs two images or more, one of them for testing, and "
+            f"these have one: {shortened(single)}; add images or remove the class"
+        )
 
 
 def existing_directory(root: str, layout: str = LAYOUT) -> Path:
@@ -96,6 +174,29 @@ def existing_directory(root: str, layout: str = LAYOUT) -> Path:
 def has_layout(directory: Path) -> bool:
     """True if `directory` has folders train and test."""
     return os.path.isdir(directory / "train") and os.path.isdir(directory / "test")
+
+
+def has_class_folders(directory: Path, listing: Listing | None = None) -> bool:
+    """True if `directory` has class folders itself: two or more folders with image files in them.
+
+    False for what belongs to a layout with folders train and test: one of its folders, the folder
+    above it, or folders train and val.
+
+    Args:
+        directory: the folder.
+        listing: says which folders are left out; None for service folders alone.
+    """
+    absolute = directory.absolute()
+    inside = any(
+        has_layout(parent) and absolute.relative_to(parent).parts[0] in SPLITS
+        for parent in list(absolute.parents)[:3]
+    )
+    folders = (listing or Listing(directory)).subdirectories(directory)
+    lower = {name.lower() for name in folders}
+    is_split = "train" in lower and bool(lower & {"test", *OTHER_TEST_NAMES})
+    if inside or is_split or any(has_layout(directory / name) for name in folders):
+        return False
+    return sum(_has_image_files(directory / name) for name in folders) > 1
 
 
 def holds_domains(directory: Path) -> bool:
@@ -176,14 +277,24 @@ def _describe(directory: Path) -> str:
     by_lower_case = {name.lower(): name for name in names}
     if "train" not in by_lower_case:
         if any(_has_image_files(directory / name) for name in names):
-            return (
-                f"{holds}; move the class folders into train and some images of each class into "
-                "test/<class>"
-            )
-        return f"{holds}; give the directory above the train and test folders"
+            return f"{holds} with a single class folder; make a folder for each class"
+        absolute = directory.absolute()
+        below = better_root(
+            directory, lambda path: path.parent == absolute and has_class_folders(path)
+        )
+        if below:
+            return f"{holds}{below}"
+        return (
+            f"{holds}; give the directory above the train and test folders, or above the class "
+            "folders"
+        )
     test_names = [name for name in ("test", *OTHER_TEST_NAMES) if name in by_lower_case]
     if not test_names:
-        return f"{holds} but no test folder; add one"
+        train = directory / by_lower_case["train"]
+        way_out = (
+            f", or have test images drawn: stream.root={train}" if has_class_folders(train) else ""
+        )
+        return f"{holds} but no test folder; add one{way_out}"
     renamings = [(by_lower_case["train"], "train"), (by_lower_case[test_names[0]], "test")]
     wrong = [f"{name} to {right_name}" for name, right_name in renamings if name != right_name]
     return f"{holds}; rename {' and '.join(wrong)}"

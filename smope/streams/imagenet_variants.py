@@ -18,7 +18,8 @@ from smope.streams.archives.download import Archive
 from smope.streams.archives.official_dataset import Layout, MakeError, OfficialDataset
 from smope.streams.layouts import parquet
 from smope.streams.layouts.listing import image_files, subdirectories
-from smope.streams.layouts.splits import TEST_FRACTION, held_out, split_hash
+from smope.streams.layouts.names import in_order
+from smope.streams.layouts.splits import TEST_FRACTION, draw_split, split_hash
 from smope.streams.pixels.decode import StoredImage
 from smope.streams.source import ImageSet, Source
 
@@ -59,7 +60,7 @@ class VariantContents:
 
     @property
     def wnids(self) -> list[str]:
-        return sorted({image.wnid for image in self.images})
+        return in_order({image.wnid for image in self.images})
 
 
 @dataclass(frozen=True)
@@ -226,10 +227,11 @@ def split_without_lists(variant: Variant, contents: VariantContents, seed: int) 
     splits = [image.split for image in contents.images]
     facts: dict[str, Any] = {"split": "as on disk"}
     if not all(splits):
-        groups = [image.wnid for image in contents.images]
-        test = set(held_out(groups, TEST_FRACTION, seed))
-        splits = ["test" if index in test else "train" for index in range(len(groups))]
-        facts = {"split": "drawn", "split_seed": seed}
+        paths = [image.listed_path for image in contents.images]
+        wnids = [image.wnid for image in contents.images]
+        drawn = draw_split(paths, wnids, TEST_FRACTION, seed)
+        test, facts = set(drawn.test), drawn.facts
+        splits = ["test" if index in test else "train" for index in range(len(paths))]
     return make_source(variant, contents, splits, contents.wnids, facts)
 
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from smope.declare.ranges import AtLeast
+from smope.declare.ranges import AtLeast, Share
 from smope.declare.texts import ImageFolder, PathTo
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.layouts.names import as_text, in_order, warning_of
-from smope.streams.layouts.splits import TEST_FRACTION, held_out, split_hash
+from smope.streams.layouts.splits import TEST_FRACTION, draw_split, split_hash
 from smope.streams.source import ImageSet, Source
 
 REQUIRED_COLUMNS = ("path", "label")
@@ -45,6 +45,7 @@ def load(
     table: Annotated[str, PathTo("CSV file", "images.csv")],
     root: ImageFolder | None = None,
     split_seed: Annotated[int, AtLeast(0)] = 0,
+    test_fraction: Annotated[float, Share(with_0=False, with_1=False)] = 0.2,
 ) -> Source:
     """The images that a CSV file lists.
 
@@ -58,7 +59,7 @@ def load(
             first appearance. Either every row has one, or only the training rows have: test images
             are then evaluated in the task that has most training images of their class. Without
             this column tasks follow from the class order.
-        split: train or test. Without this column 20 % of each class (in each task) are drawn for
+        split: train or test. Without this column a part of each class (in each task) is drawn for
             testing, whatever the order of the rows. `facts` say which way it was, with a hash of
             the paths in each split (split_hash).
 
@@ -66,6 +67,7 @@ def load(
         table: the CSV file.
         root: the folder that its paths start from; None for the table's own folder.
         split_seed: draws the test images where there is no column split.
+        test_fraction: part of each class that is drawn, at least one image and not all.
 
     Raises:
         UserError: names stream.table, the line and what is wrong with it.
@@ -78,10 +80,20 @@ def load(
     _require_files(table, directory, rows)
     _require_one_row_a_file(table, directory, rows)
     task_names = _task_names(rows)
-    facts: dict[str, Any] = {"split": "as in the table"}
-    if not any(row.split for row in rows):
-        rows = _with_drawn_split(table, rows, split_seed)
-        facts = {"split": "drawn", "split_seed": split_seed}
+    paths = [Path(row.path).relative_to(directory).as_posix() for row in rows]
+    if any(row.split for row in rows):
+        if test_fraction != TEST_FRACTION:
+            _log.warning(
+                "stream.test_fraction=%s is not used: the rows of %s say train or test",
+                *(test_fraction, table),
+            )
+        pairs = [(path, row.split) for path, row in zip(paths, rows, strict=True)]
+        facts: dict[str, Any] = {"split": "as in the table", "split_hash": split_hash(pairs)}
+    else:
+        drawn = draw_split(
+            paths, [(row.label, row.task) for row in rows], test_fraction, split_seed
+        )
+        rows, facts = _with_split(table, rows, drawn.test), drawn.facts
     _require_splits(table, rows)
     if task_names:
         _require_tasks(table, rows, task_names)
@@ -89,9 +101,6 @@ def load(
     train, test = (
         _image_set([row for row in rows if row.split == split], class_names, task_names)
         for split in ("train", "test")
-    )
-    facts["split_hash"] = split_hash(
-        (Path(row.path).relative_to(directory).as_posix(), row.split) for row in rows
     )
     return Source("table", class_names, train, test, task_names or None, facts)
 
@@ -302,21 +311,23 @@ def _task_names(rows: Sequence[TableRow]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if numbers else names)
 
 
-def _with_drawn_split(table: str, rows: Sequence[TableRow], seed: int) -> list[TableRow]:
-    rows = sorted(rows, key=lambda row: row.path)
-    test = set(held_out([(row.label, row.task) for row in rows], TEST_FRACTION, seed))
+def _with_split(table: str, rows: Sequence[TableRow], test: Sequence[int]) -> list[TableRow]:
+    """The rows with their split; UserError where a class has no test image."""
+    in_test = set(test)
     tested_labels = {rows[index].label for index in test}
     untested = [row for row in rows if row.label not in tested_labels]
     if untested:
-        in_task = " in each task" if untested[0].task else ""
+        first = min(untested, key=lambda row: row.line)
+        in_task = " in each task" if first.task else ""
         raise _row_error(
             table,
-            untested[0].line,
-            f"class {untested[0].label} has a single image{in_task}, so that none can be drawn "
+            first.line,
+            f"class {first.label} has a single image{in_task}, so that none can be drawn "
             "for testing; add images, remove the class, or add a column split",
         )
     return [
-        row._replace(split="test" if index in test else "train") for index, row in enumerate(rows)
+        row._replace(split="test" if index in in_test else "train")
+        for index, row in enumerate(rows)
     ]
 
 
@@ -333,7 +344,7 @@ def _require_splits(table: str, rows: Sequence[TableRow]) -> None:
         if not split_labels:
             raise UserError(
                 f"stream.table={table}: no row has split {split}; name some, or leave the column "
-                f"out and {TEST_FRACTION:.0%} of each class are drawn for testing"
+                "out and a part of each class is drawn for testing"
             )
     for row in rows:
         for split, split_labels in labels.items():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smope.config.config import Config, closest_key, load_config, with_defaults
+from smope.config.config import Config, closest_key, load_config, validate, with_defaults
 from smope.config.hydra import compose
 from smope.config.identity import flatten, immaterial, may_move
 from smope.config.overrides import read_overrides
@@ -420,3 +420,18 @@ def test_defaults_fill_what_a_choice_of_ones_own_leaves_out(tmp_path: Path) -> N
     made = compose(read_overrides(["router=short", "router.epsilon=0.1"], str(tmp_path)))
     assert made.router["top_k"] == 5
     assert made.router["epsilon"] == 0.1
+
+
+@pytest.mark.parametrize("stream", ["folder", "table"])
+def test_keys_that_came_later_change_no_hash_at_their_defaults(stream: str, tmp_path: Path) -> None:
+    path = "stream.root" if stream == "folder" else "stream.table"
+    overrides = [f"stream={stream}", f"{path}={tmp_path}", "stream.num_tasks=2"]
+    configs = [
+        compose(read_overrides([*overrides, *more]))
+        for more in ([], ["stream.test_fraction=0.2"], ["stream.test_fraction=0.3"])
+    ]
+    hashes = [config.config_hash for config in configs]
+    assert hashes[0] == hashes[1] != hashes[2]
+    values = configs[0].as_dict()
+    del values["stream"]["test_fraction"]
+    assert validate(values).config_hash == hashes[0]

@@ -3,13 +3,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from smope.errors import UserError
-from smope.streams import folder
+from smope.streams import folder, table
 from smope.streams.pixels.preload import preload_images
 from smope.streams.stream import build_stream
 
@@ -130,7 +131,9 @@ def test_wrong_levels_name_the_right_one(root):
     refused(root.parent, right)
     shutil.copytree(root, root.parent / "too" / "far" / "photos")
     refused(
-        root.parent / "too", r"it holds far; give the directory above the train and test folders$"
+        root.parent / "too",
+        r"it holds far; give the directory above the train and test folders, or above the class "
+        r"folders$",
     )
     refused(root / "train", right)
     refused(root / "train" / "cat", right)
@@ -156,7 +159,10 @@ def test_folders_of_domains_are_pointed_to_their_stream(root):
         (("train", "val"), r"it holds train, val; rename val to test$"),
         (("Train", "TEST"), r"rename Train to train and TEST to test$"),
         (("TRAIN", "validation"), r"rename TRAIN to train and validation to test$"),
-        (("train", "spare"), r"it holds spare, train but no test folder; add one$"),
+        (
+            ("train", "spare"),
+            r"no test folder; add one, or have test images drawn: stream\.root=.*photos/train$",
+        ),
     ],
 )
 def test_other_names_of_the_splits(root, names, message):
@@ -173,13 +179,14 @@ def test_wrong_layouts_are_refused(root, tmp_path, write_image):
         write_image(tmp_path / "flat" / "a.png").parent,
         r"it holds a\.png; give the directory above the train",
     )
-    for name in ("cat", "dog"):
-        write_image(tmp_path / "unsplit" / name / "a.jpg")
-    refused(
-        tmp_path / "unsplit",
-        r"it holds cat, dog; move the class folders into train and some images of each class into "
-        r"test/<class>$",
-    )
+    write_image(tmp_path / "single" / "cat" / "a.jpg")
+    refused(tmp_path / "single", r"it holds cat with a single class folder; make a folder for each")
+    write_image(tmp_path / "outer" / "photos" / "cat" / "a.jpg")
+    write_image(tmp_path / "outer" / "photos" / "dog" / "a.jpg")
+    refused(tmp_path / "outer", r"it holds photos; stream\.root=.*/outer/photos looks right$")
+    for name in ("train", "val"):
+        write_image(tmp_path / "no classes" / name / "a.jpg")
+    refused(tmp_path / "no classes", r"it holds train, val; rename val to test$")
 
 
 def test_a_train_folder_without_classes_is_refused(root, write_image):
@@ -223,3 +230,98 @@ def test_broken_images_are_named_before_training(root, write_image):
         preload_images(folder.load(str(root)))
     contents = preload_images(folder.load(str(root)), "skip")
     assert contents.skipped == (str(cut),) and len(contents.source.test) == 2
+
+
+@pytest.fixture
+def class_folders(tmp_path, write_image) -> Path:
+    """Class folders alone: 10 images of cat, 4 of dog, some in a folder of their own, 2 of fox."""
+    place = tmp_path / "class folders"
+    for label, (name, count) in enumerate((("cat", 10), ("dog", 4), ("fox", 2))):
+        for i in range(count):
+            inner = "older" if name == "dog" and i > 1 else ""
+            write_image(place / name / inner / f"{i}.png", 100 * label + i, 8, 8)
+    return place
+
+
+def names_in(source, split: str) -> list[str]:
+    return [f"{path.parent.name}/{path.name}" for path in getattr(source, split).images]
+
+
+def test_class_folders_alone_are_divided(class_folders):
+    source = folder.load(str(class_folders))
+    assert source.class_names == ("cat", "dog", "fox")
+    assert Counter(source.test.targets) == {0: 2, 1: 1, 2: 1}
+    assert Counter(source.train.targets) == {0: 8, 1: 3, 2: 1}
+    assert not set(source.train.images) & set(source.test.images)
+    assert source.facts.keys() == {"split", "split_seed", "test_fraction", "split_hash"}
+    assert (source.facts["split"], source.facts["test_fraction"]) == ("drawn", 0.2)
+    other = folder.load(str(class_folders), split_seed=1)
+    assert other.facts["split_hash"] != source.facts["split_hash"]
+    half = folder.load(str(class_folders), test_fraction=0.5)
+    assert Counter(half.test.targets) == {0: 5, 1: 2, 2: 1}
+    most = folder.load(str(class_folders), test_fraction=0.99)
+    assert Counter(most.train.targets) == {0: 1, 1: 1, 2: 1}, "an image of each class is left"
+
+
+def test_the_drawn_split_is_of_names_alone(class_folders, tmp_path):
+    source = folder.load(str(class_folders))
+    copy = folder.load(shutil.copytree(class_folders, tmp_path / "other" / "copy"))
+    assert copy.facts == source.facts
+    assert [names_in(copy, split) for split in ("train", "test")] == [
+        names_in(source, split) for split in ("train", "test")
+    ]
+
+
+def test_a_table_of_the_same_images_has_the_same_split(class_folders):
+    files = sorted(class_folders.rglob("*.png"), reverse=True)
+    rows = [
+        f"{f.relative_to(class_folders)},{f.relative_to(class_folders).parts[0]}" for f in files
+    ]
+    (class_folders / "images.csv").write_text("\n".join(["path,label", *rows]))
+    source, listed = folder.load(str(class_folders)), table.load(str(class_folders / "images.csv"))
+    assert listed.facts == source.facts
+    assert set(listed.test.images) == set(source.test.images)
+    hashes = [preload_images(each).content_hash for each in (source, listed)]
+    assert hashes[0] == hashes[1]
+
+
+def test_the_split_is_part_of_the_streams_identity(class_folders):
+    streams = [
+        build_stream(
+            folder.load(str(class_folders), split_seed=seed),
+            image_size=16,
+            seed=0,
+            num_tasks=3,
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert streams[0].identity == streams[1].identity != streams[2].identity
+    assert streams[0].facts["split_hash"] == streams[1].facts["split_hash"]
+
+
+def test_classes_with_one_image_are_named(class_folders, write_image):
+    for name in ("ant", "bee"):
+        write_image(class_folders / name / "only.png")
+    refused(class_folders, r"needs two images or more, .* these have one: ant, bee; add images or")
+
+
+def test_what_lies_beside_class_folders_is_named(class_folders, write_image, caplog):
+    write_image(class_folders / "stray.png")
+    (class_folders / "notes").mkdir()
+    (class_folders / "README.txt").touch()
+    source = folder.load(str(class_folders))
+    assert source.class_names == ("cat", "dog", "fox")
+    empty, stray = caplog.messages
+    assert empty.endswith("folders without image files are left out: notes")
+    assert stray.endswith("image files beside the class folders are left out: stray.png")
+
+
+def test_a_fraction_without_use_is_named(root, caplog):
+    source = folder.load(str(root), test_fraction=0.5)
+    assert len(source.test) == 2 and not source.facts
+    assert f"stream.test_fraction=0.5 is not used: {root} has folders train and test" in caplog.text
+
+
+def test_a_train_folder_without_its_test_folder_can_be_divided(root):
+    shutil.rmtree(root / "test")
+    assert Counter(folder.load(str(root / "train")).test.targets) == {0: 1, 1: 1}

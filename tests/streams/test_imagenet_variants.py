@@ -97,7 +97,12 @@ def test_the_split_is_drawn_with_its_seed(stream, tree):
         True,
         False,
     ]
-    assert drawn[0].facts.keys() == {"split", "split_seed", "split_hash"}
+    assert drawn[0].facts.keys() == {
+        "split",
+        "split_seed",
+        "test_fraction",
+        "split_hash",
+    }
     assert [(source.facts["split"], source.facts["split_seed"]) for source in drawn] == [
         ("drawn", s) for s in (0, 0, 1)
     ]

@@ -158,6 +158,9 @@ def test_a_fifth_of_each_class_is_drawn_for_testing(root):
     assert content(table.load(write(root, "\n".join(empty_column)))) == content(source)
     other = table.load(write(root, "\n".join(rows)), split_seed=1)
     assert other.facts["split_hash"] != facts["split_hash"]
+    assert facts["test_fraction"] == 0.2
+    half = table.load(write(root, "\n".join(rows)), test_fraction=0.5)
+    assert Counter(half.test.targets) == {0: 5, 1: 5} and half.facts["test_fraction"] == 0.5
     moved = table.load(str(shutil.copytree(root, root.parent / "moved") / "images.csv"))
     assert (
         moved.facts == facts
@@ -373,7 +376,7 @@ def test_a_table_of_one_split(root, split, other):
     text = PLAIN.replace(f",{other}\n", f",{split}\n")
     refused(
         write(root, text),
-        rf"no row has split {other}; name some, or leave the column out and 20% of each class",
+        rf"no row has split {other}; name some, or leave the column out and a part of each class",
     )
 
 

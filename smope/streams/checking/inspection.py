@@ -19,6 +19,7 @@ from tqdm import tqdm
 from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.layouts.listing import Listing
+from smope.streams.layouts.splits import TEST_FRACTION
 from smope.streams.partition import Partition
 from smope.streams.pixels.cache import original_image
 from smope.streams.pixels.decode import StoredImage, decode, open_image, read_encoded, reason
@@ -141,8 +142,8 @@ def task_contents(source: Source, partition: Partition) -> list[TaskContents]:
 
 
 def incomplete_folder(root: Path, exclude: Sequence[str] = ()) -> Source | None:
-    """The images of root/train/<class>/ and root/test/<class>/, also where classes lack images, so
-    that all gaps of a folder that folder.load refuses can be reported.
+    """The images of class folders, also where classes lack images, so that all gaps of a folder
+    that folder.load refuses can be reported.
 
     Args:
         root: the folder.
@@ -158,6 +159,8 @@ def incomplete_folder(root: Path, exclude: Sequence[str] = ()) -> Source | None:
 
 
 def _incomplete_folder(root: Path, listing: Listing) -> Source | None:
+    if folder.has_class_folders(root, listing):
+        return folder.with_drawn_split(root, listing, TEST_FRACTION, split_seed=0)
     if not folder.has_layout(root):
         return None
     folders = {split: folder.named_folders(root / split, listing=listing) for split in SPLITS}

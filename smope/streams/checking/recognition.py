@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from smope.errors import UserError
@@ -11,9 +12,12 @@ from smope.streams.imagenet_variants import wnid_folders
 from smope.streams.layouts import parquet
 from smope.streams.layouts.listing import subdirectories, visible
 
+CLASS_FOLDERS_MARK = "class folders"
+WNID_MARK = "folders n########"
 LAYOUTS = (
-    "train/<class>/ and test/<class>/, the same in a folder for each domain, a .csv table, and "
-    "what the archives of CIFAR-100, CUB-200, ImageNet-R, ImageNet-A and Tiny-ImageNet unpack to"
+    "train/<class>/ and test/<class>/, folders <class>/ alone, train/ and test/ in a folder for "
+    "each domain, a .csv table, and what the archives of CIFAR-100, CUB-200, ImageNet-R, "
+    "ImageNet-A and Tiny-ImageNet unpack to"
 )
 PARQUET_DIRECTORIES = ("data", "cifar100", "test")
 PARQUET_STREAMS = ("imagenet_r", "imagenet_a", "cub200", "tiny_imagenet")
@@ -31,12 +35,20 @@ def recognise(root: Path) -> tuple[str, str]:
     if mark_of:
         choices = " or ".join(f"stream={stream} ({mark})" for stream, mark in mark_of.items())
         raise UserError(f"ROOT={root} may be several data sets; say which with {choices}")
-    proposal = folder.better_root(root, lambda path: any(_marks(path))) if root.is_dir() else ""
+    proposal = folder.better_root(root, partial(_looks_right, root)) if root.is_dir() else ""
     way_out = (
         proposal.replace("stream.root=", "ROOT=")
         or f"; recognised are {LAYOUTS}; say stream=NAME for others"
     )
     raise UserError(f"ROOT={root} is no data set that is recognised: it {_describe(root)}{way_out}")
+
+
+def _looks_right(root: Path, path: Path) -> bool:
+    """True for a data set. Class folders count below `root` alone: many folders hold images in
+    folders.
+    """
+    marks = {mark for _, mark in _marks(path)}
+    return bool(marks - {CLASS_FOLDERS_MARK} if path in root.absolute().parents else marks)
 
 
 def _describe(root: Path) -> str:
@@ -57,10 +69,15 @@ def _marks(root: Path) -> Iterator[tuple[str, str]]:
     official = dict(_official(root))
     if official:
         yield from official.items()
+        may_be_others = list(official.values()) == 2 * [WNID_MARK]
+        if may_be_others and folder.has_class_folders(root):
+            yield "folder", CLASS_FOLDERS_MARK
     elif folder.has_layout(root):
         yield "folder", "class folders in train/ and test/"
     elif _holds_domains(root):
         yield "domains", "train/ and test/ in each of its folders"
+    elif folder.has_class_folders(root):
+        yield "folder", CLASS_FOLDERS_MARK
 
 
 def _holds_domains(root: Path) -> bool:
@@ -104,7 +121,7 @@ def _wnid_folders(root: Path) -> Iterator[tuple[str, str]]:
     variants = (imagenet_r.VARIANT, imagenet_a.VARIANT)
     fitting = [variant for variant in variants if names[:1] == [variant.first_wnid]] or variants
     if names:
-        yield from ((variant.name, "folders n########") for variant in fitting)
+        yield from ((variant.name, WNID_MARK) for variant in fitting)
 
 
 def _columns(path: Path) -> list[str]:

@@ -33,6 +33,8 @@ def tree(tmp_path: Path) -> Callable[..., Path]:
             "domains",
         ),
         (["labels.csv"], "labels.csv", "table"),
+        (["cat/1.png", "dog/1.jpg", "fox/older/1.jpg", "notes.txt"], "", "folder"),
+        (["train/1.png", "car/1.png"], "", "folder"),
         (["CUB_200_2011/images.txt"], "", "cub200"),
         (["CUB_200_2011/images.txt"], "CUB_200_2011", "cub200"),
         (["cifar-100-python/train"], "", "cifar100"),
@@ -87,6 +89,8 @@ def test_other_folders_of_imagenet_are_a_question(tree: Callable[..., Path]) -> 
         UserError, match=r"stream=imagenet_r \(folders n########\) or stream=imagenet_a"
     ):
         recognise(tree("n99999999/1.jpg"))
+    with pytest.raises(UserError, match=r"imagenet_a .* or stream=folder \(class folders\)$"):
+        recognise(tree("n99999999/1.jpg", "n99999998/1.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -99,13 +103,19 @@ def test_other_folders_of_imagenet_are_a_question(tree: Callable[..., Path]) -> 
             r"it is empty; recognised are train/<class>/.* say stream=NAME for others",
         ),
         (["a.txt"], "a.txt", r"it is a file; recognised are"),
-        (["cat/1.png", "dog/1.png"], "", r"it holds cat, dog; recognised are"),
+        (["cat/1.png", "notes/1.txt"], "", r"it holds cat, notes; recognised are"),
+        (
+            ["photos/cat/1.png", "photos/dog/1.png"],
+            "",
+            r"it holds photos; ROOT=.*/photos looks right",
+        ),
         (["train/cat/1.png", "test/cat/1.png"], "train", r"it holds cat; ROOT=.*looks right"),
         (
             ["x/train/cat/1.png", "x/test/cat/1.png", "other/1.txt"],
             "",
             r"it holds other, x; ROOT=.*/x looks right",
         ),
+        (["train/1.png", "val/1.png"], "", r"it holds train, val; recognised are"),
     ],
 )
 def test_what_is_not_recognised(
