@@ -83,7 +83,8 @@ class Config:
                 if hashed[group].get(name) == value:
                     del hashed[group][name]
         text = json.dumps(hashed, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        # a path may have bytes that are no text
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:

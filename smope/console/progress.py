@@ -53,7 +53,7 @@ class Progress:
 
     def _write(self, text: str) -> None:
         if self._log is not None:
-            with self._log.open("a", encoding="utf-8") as file:
+            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text + "\n")
 
     @contextmanager

@@ -11,6 +11,7 @@ from typing import Literal
 from smope.errors import UserError
 from smope.seeding import stable_seed
 from smope.streams.layouts.names import NameIndex, number_from_0
+from smope.streams.layouts.text_files import describe_error, read_text
 
 PILOT_SEED = 1993
 ORDER_FILE_FORMAT = "one class a line, by name or by number"
@@ -58,17 +59,19 @@ def resolve_class_order(
 
 def _read_order(path: str) -> list[str]:
     try:
-        # utf-8-sig: editors on Windows put a mark at the start
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(Path(path).expanduser()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            "no such file" if isinstance(error, FileNotFoundError) else "cannot be read as text"
-        )
         raise UserError(
-            f"stream.class_order={path}: {reason}; write paper, pilot, sorted, a list of class "
-            f"ids or names, or the path of a file with {ORDER_FILE_FORMAT}"
+            f"stream.class_order={path}: {_reason(error)}; write paper, pilot, sorted, a list of "
+            f"class ids or names, or the path of a file with {ORDER_FILE_FORMAT}"
         ) from error
     return [line for line in lines if line.strip()]
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"cannot be read as text ({describe_error(error)})"
+    return "no such file" if isinstance(error, FileNotFoundError) else "cannot be read"
 
 
 def _given_order(

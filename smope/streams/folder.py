@@ -236,11 +236,11 @@ def warn_of_names(root: str, folders: Iterable[Path], noun: str) -> None:
     if warning:
         _log.warning("stream.root=%s: %s", root, warning)
     called = [
-        f"{os.fsencode(name)!r} is {as_text(name)}" for name in raw_names if not is_utf8(name)
+        f"{os.fsencode(name)!r} as {as_text(name)}" for name in raw_names if not is_utf8(name)
     ]
     if called:
-        text = "these names are not UTF-8; in this run"
-        _log.warning("stream.root=%s: %s %s", root, text, shortened(called))
+        text = "names of folders are not UTF-8 and are read as text"
+        _log.warning("stream.root=%s: %s: %s", root, text, shortened(called))
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:

@@ -17,6 +17,7 @@ from smope.errors import UserError
 from smope.streams import folder
 from smope.streams.layouts.names import as_text, in_order, warning_of
 from smope.streams.layouts.splits import TEST_FRACTION, draw_split, split_hash
+from smope.streams.layouts.text_files import describe_error, read_text
 from smope.streams.source import ImageSet, Source
 
 REQUIRED_COLUMNS = ("path", "label")
@@ -77,6 +78,7 @@ def load(
     directory = Path(os.path.abspath(folder.existing_directory(root_given, "the images")))
     rows = _rows(table, text, directory)
     _warn_of_names(table, rows)
+    rows = _with_names_on_disk(directory, rows)
     _require_files(table, directory, rows)
     _require_one_row_a_file(table, directory, rows)
     task_names = _task_names(rows)
@@ -138,7 +140,7 @@ def _row_error(table: str, line: int, problem: str) -> UserError:
 
 def _text(table: str) -> str:
     try:
-        content = Path(table).expanduser().read_bytes()
+        return read_text(Path(table).expanduser())
     except OSError as error:
         reason = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}.get(
             type(error), str(error)
@@ -146,12 +148,9 @@ def _text(table: str) -> str:
         raise UserError(
             f"stream.table={table}: {reason}; give a CSV file with columns path and label"
         ) from error
-    try:
-        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise _row_error(
-            table, line, "is not UTF-8 text; save the table as CSV in UTF-8"
+        raise UserError(
+            f"stream.table={table}, {describe_error(error)}; save the table as CSV in UTF-8"
         ) from error
 
 
@@ -271,6 +270,27 @@ def _plain_number(text: str) -> str:
     """
     number = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", text)
     return str(int(number[1])) if number else text
+
+
+def _with_names_on_disk(directory: Path, rows: Sequence[TableRow]) -> list[TableRow]:
+    """The rows with paths as the disk spells them: it may have é in another form of Unicode."""
+    listings: dict[Path, dict[str, str]] = {}
+
+    def on_disk(path: str) -> str:
+        current = directory
+        for part in Path(path).relative_to(directory).parts:
+            if current not in listings:
+                names = os.listdir(current) if current.is_dir() else []
+                listings[current] = {as_text(name): name for name in names}
+            current = current / listings[current].get(as_text(part), part)
+        return str(current) if current.is_file() else path
+
+    return [
+        row
+        if row.path.isascii() or os.path.isfile(row.path)
+        else row._replace(path=on_disk(row.path))
+        for row in rows
+    ]
 
 
 def _require_files(table: str, directory: Path, rows: Sequence[TableRow]) -> None:

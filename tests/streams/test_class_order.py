@@ -59,6 +59,11 @@ def test_orders_by_name_and_from_files(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"order\.txt: cannot be read as text"):
         resolve_class_order(str(path), ["cat"], 0)
+    path.write_bytes("fox\ncafé".encode("latin1"))
+    with pytest.raises(UserError, match=r"as text \(line 2: b'caf\\xe9' is not UTF-8 text\)"):
+        resolve_class_order(str(path), ["cat"], 0)
+    path.write_bytes("café\r\nfox".encode("utf-16"))
+    assert resolve_class_order(str(path), ["fox", "café"], 0) == (1, 0)
 
 
 def every_form(order: list[int], path: Path) -> dict[str, Any]:

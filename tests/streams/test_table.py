@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -260,12 +261,26 @@ def test_odd_first_lines(root):
 
 
 def test_other_encodings(root):
+    text = PLAIN.replace("dog", "käfer")
     refused(
-        write(root, PLAIN.replace("dog", "käfer").encode("latin1")),
-        r"line 2: is not UTF-8 text; save the table",
+        write(root, text.encode("latin1")),
+        r"line 2: b'img/0\.png,k\\xe4fer,train' is not UTF-8 text; save the table as CSV in UTF-8",
     )
-    refused(write(root, PLAIN.encode("utf-16")), r"line 1: is not UTF-8 text")
-    assert "käfer" in table.load(write(root, PLAIN.replace("dog", "käfer"))).class_names
+    expected = content(table.load(write(root, text)))
+    assert "käfer" in expected[0]
+    for encoding in ("utf-16", "utf-8-sig", "utf-32"):
+        assert content(table.load(write(root, text.encode(encoding)))) == expected
+    marked = b"\xfe\xff" + text.replace(",", "\t").encode("utf-16-be")
+    assert content(table.load(write(root, marked))) == expected
+
+
+def test_paths_in_another_form_of_unicode(root, write_image):
+    """macOS stores é as two signs, and tables are often written elsewhere."""
+    composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    write_image(root / decomposed / f"{composed}.png", 60, 8, 8)
+    source = table.load(write(root, PLAIN.replace("img/0", f"{composed}/{decomposed}")))
+    assert root / decomposed / f"{composed}.png" in source.train.images
+    refused(write(root, PLAIN.replace("img/0", "é/è")), r"line 2: there is no file é/è\.png in")
 
 
 ROW = "img/9.png,dog,train"
