@@ -228,9 +228,12 @@ def _require_images_of_every_class(source: Source) -> None:
     for split, images in (("training", source.train), ("test", source.test)):
         empty = sorted(set(range(len(source.class_names))) - set(images.targets))
         if empty:
+            redraw = ", or draw others with stream.split_seed" * (
+                source.facts.get("split") == "drawn"
+            )
             raise UserError(
                 f"stream {source.name}: every class needs at least one {split} image, class "
-                f"{source.class_names[empty[0]]!r} has none; add images or remove the class"
+                f"{source.class_names[empty[0]]!r} has none; add images or remove the class{redraw}"
             )
 
 

@@ -27,14 +27,14 @@ def write(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders, three images each, and a file that is no image; all with such names."""
+    """Class folders with three images or more, and a file that is no image: all called so."""
     place = Path(os.fsdecode(os.fsencode(tmp_path_factory.mktemp("data")) + b"/photos\xff"))
     try:
         for label, name in enumerate(CLASSES):
-            for number in range(3):
+            for number in range(10 if name == b"dog" else 3):
                 write(
                     place / os.fsdecode(name) / os.fsdecode(b"%d\xe4.png" % number),
-                    3 * label + number,
+                    10 * label + number,
                 )
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
