@@ -10,6 +10,7 @@ from pathlib import Path
 
 from smope.config.config import Config
 from smope.errors import UserError
+from smope.run.backbone_note import backbone_note
 from smope.run.build_source import make_source
 from smope.streams.checking.findings import LEVELS, Finding, findings, uneven_tasks
 from smope.streams.checking.inspection import (
@@ -74,6 +75,8 @@ def check(root: Path, config: Config, mark: str = "") -> DataReport:
     if source is not None:
         report.inspection = inspect(source, base)
         report.findings += findings(report.inspection)
+        note = backbone_note(config)
+        report.findings += [Finding("backbone", "note", note)] if note else []
         report.content_hash = None if refused else report.inspection.content_hash
         if not refused and not any(finding.kind == "missing_class" for finding in report.findings):
             _divide(report.inspection.source, config, report)

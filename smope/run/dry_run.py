@@ -7,6 +7,7 @@ from collections.abc import Collection
 from smope.config.config import Config
 from smope.distributed import collectives
 from smope.metrics.cost import count_flops, count_parameters
+from smope.run.backbone_note import backbone_note
 from smope.run.build import Experiment, build
 from smope.run.prepare import make_trainer
 from smope.run.unread_keys import unread_keys
@@ -57,7 +58,7 @@ def describe(config: Config, given: Collection[str] = ()) -> str:
         f"cost of the run: {steps:,} training steps, {steps * batch:,} images, "
         f"{operations / 1e3:,.1f} TFLOPs, and the passes for usage, statistics and evaluation; "
         f"`smope plan` estimates its seconds",
-        *filter(None, [unread_keys(given, experiment, trainer)]),
+        *filter(None, [backbone_note(config), unread_keys(given, experiment, trainer)]),
         "nothing was trained or written (--dry-run)",
     ]
     return "\n".join(lines)

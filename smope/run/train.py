@@ -14,6 +14,7 @@ from smope.console.tables import cost_table, matrix_table, score_lines
 from smope.distributed import collectives, torchrun
 from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.report.live_pictures import live_pictures
+from smope.run.backbone_note import backbone_note
 from smope.run.build import Experiment
 from smope.run.dry_run import summary
 from smope.run.memory_advice import memory_advised
@@ -82,7 +83,7 @@ def _begin(
     directory = RunDirectory.create(run_dir, experiment.config.to_yaml())
     with directory.locked():
         facts = run_facts(experiment, trainer)
-        notes = [note for note in [unread_keys(given, experiment, trainer)] if note]
+        notes = [backbone_note(config), unread_keys(given, experiment, trainer)]
         return _train(experiment, trainer, directory, facts, notes, partial)
 
 
@@ -134,12 +135,12 @@ def _train(
     trainer: Trainer,
     directory: RunDirectory,
     facts: dict[str, Any],
-    notes: Sequence[str] = (),
+    notes: Sequence[str | None] = (),
     partial: PartialRun | None = None,
 ) -> dict[str, Any]:
-    """Train, and write what is learned and measured. `notes` are printed at the start."""
+    """Train, and write what is learned and measured. Notes are printed first."""
     progress = Progress(directory.log, quiet=partial is not None)
-    for text in (summary(experiment), f"writing to {directory.path}", *notes):
+    for text in filter(None, (summary(experiment), f"writing to {directory.path}", *notes)):
         progress.line(text)
     record = RunRecord(directory, trainer, facts, partial)
     record.begin()

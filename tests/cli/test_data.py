@@ -110,7 +110,9 @@ def test_the_hash_is_what_training_records(root: Path, check: Check) -> None:
 def test_without_a_number_of_tasks_it_says_how_to_see_them(root: Path, check: Check) -> None:
     code, text = check(root, "--strict")
     assert code == 0
-    assert block(text, "note") == ["note: stream.num_tasks=N shows what each of N tasks would hold"]
+    assert block(text, "note: stream") == [
+        "note: stream.num_tasks=N shows what each of N tasks would hold"
+    ]
     assert "task 1" not in text
     code, text = check(root, "stream.classes_per_task=[3,1]")
     assert re.search(r"^task 1 +3 +18 +9   c, a, b$", text, re.MULTILINE)
@@ -138,7 +140,7 @@ def test_json_has_it_all_and_nothing_else(root: Path, check: Check) -> None:
     assert report["image_sizes"][0] == {"name": "train/a/0.png", "width": 48, "height": 40}
     assert report["tasks"][0] == {"name": "task 1", "classes": ["c", "a"], "train": 12, "test": 6}
     assert (report["evaluated_on"], report["facts"]) == ("test", {})
-    assert (report["errors"], report["warnings"], report["notes"]) == (2, 1, 0)
+    assert (report["errors"], report["warnings"], report["notes"]) == (2, 1, 1)
     assert [(finding["kind"], finding["level"]) for finding in report["findings"]] == [
         ("unreadable", "error"),
         ("in_both_splits", "error"),

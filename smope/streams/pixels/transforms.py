@@ -28,9 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smope.errors import UserError
+from smope.streams.pixels.partial_resize import Axis, resize, source_range
 
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # width over height, as torchvision draws random crops
 MAX_CROP_DRAWS = 10
+# Longer over shorter side of a picture that is resized as a whole. Of a longer one only the part
+# that is shown is computed, so that no picture takes much more memory than a square one.
+MAX_RESIZED_RATIO = 2
 
 
 class Window(NamedTuple):
@@ -38,7 +42,9 @@ class Window(NamedTuple):
 
     Rows `top` to `top + height` and columns `left` to `left + width` are cut out and resized to
     (`resized_height`, `resized_width`). The result is the S by S pixels of that which start at row
-    `offset_top` and column `offset_left`, mirrored left to right where `flip` is set.
+    `offset_top` and column `offset_left`, mirrored left to right where `flip` is set. Of a long
+    picture only what these depend on is cut out: `first_row` and `first_column` of the window are
+    where it begins.
     """
 
     top: int
@@ -50,13 +56,30 @@ class Window(NamedTuple):
     offset_top: int = 0
     offset_left: int = 0
     flip: bool = False
+    first_row: int = 0
+    first_column: int = 0
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the result shows less than half of the resized picture, along its longer side."""
+        return max(self.resized_height, self.resized_width) > MAX_RESIZED_RATIO * min(
+            self.resized_height, self.resized_width
+        )
+
+    def rows(self, side: int) -> Axis:
+        """How rows are resized to the `side` rows of the result."""
+        return Axis(self.height, self.resized_height, self.offset_top, side)
+
+    def columns(self, side: int) -> Axis:
+        """How columns are resized to the `side` columns of the result."""
+        return Axis(self.width, self.resized_width, self.offset_left, side)
 
 
 class Batch(NamedTuple):
     """Cut-out pictures before resampling.
 
     pixels:  (B, h, w, 3) uint8, zero beyond each picture's own size.
-    windows: (B, 9) int64, the fields of `Window`.
+    windows: (B, 11) int64, the fields of `Window`.
     labels:  (B,).
     """
 
@@ -179,12 +202,20 @@ def cut(
         generator: where random numbers come from.
 
     Returns:
-        The pixels of the window, not resampled yet, and the window.
+        The pixels of the window, not resampled yet, and the window. Of a long picture only the
+        pixels that the result depends on.
     """
     window = transform.window(pixels.shape[0], pixels.shape[1], generator)
-    rows = slice(window.top, window.top + window.height)
-    columns = slice(window.left, window.left + window.width)
-    return pixels[rows, columns], window
+    rows, columns = (0, window.height), (0, window.width)
+    if window.is_long:
+        rows = source_range(window.rows(transform.image_size))
+        columns = source_range(window.columns(transform.image_size))
+        window = window._replace(first_row=rows[0], first_column=columns[0])
+    part = pixels[
+        window.top + rows[0] : window.top + rows[1],
+        window.left + columns[0] : window.left + columns[1],
+    ]
+    return part, window
 
 
 def collate(items: Sequence[tuple[numpy.ndarray, Window, int]]) -> Batch:
@@ -224,6 +255,11 @@ def resample(batch: Batch, image_size: int, dtype: torch.dtype = torch.float32) 
 
 def _resample_bytes(pixels: Tensor, window: Window, side: int) -> Tensor:
     """One picture (h, w, 3) uint8 -> (3, S, S) uint8."""
+    if window.is_long:
+        by_column = resize(pixels.transpose(0, 1), window.columns(side), window.first_column)
+        image = resize(by_column.transpose(0, 1), window.rows(side), window.first_row)
+        image = image.permute(2, 0, 1)
+        return image.flip(-1) if window.flip else image
     image = pixels[: window.height, : window.width].permute(2, 0, 1)
     size = (window.resized_height, window.resized_width)
     if (window.height, window.width) != size:
@@ -239,12 +275,13 @@ def _resample_padded(pixels: Tensor, windows: Tensor, side: int, dtype: torch.dt
     read.
     """
     count, height, width, _ = pixels.shape
-    # as float32 before it moves: not every accelerator has wider types
-    fields = windows.float().to(pixels.device).unbind(1)
-    field = dict(zip(Window._fields, fields, strict=True))
-    rows = _weights(field["height"], field["resized_height"], field["offset_top"], height, side)
-    columns = _weights(field["width"], field["resized_width"], field["offset_left"], width, side)
-    rows, columns, flip = rows.to(dtype), columns.to(dtype), field["flip"].bool()
+    field = dict(zip(Window._fields, windows.cpu().double().unbind(1), strict=True))
+    vertical = (field[name] for name in ("height", "resized_height", "offset_top", "first_row"))
+    horizontal = (field[name] for name in ("width", "resized_width", "offset_left", "first_column"))
+    rows = _weights(*vertical, longest=height, side=side, device=pixels.device)
+    columns = _weights(*horizontal, longest=width, side=side, device=pixels.device)
+    rows, columns = rows.to(dtype), columns.to(dtype)
+    flip = field["flip"].bool().to(pixels.device)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     resized = rows @ pixels.to(dtype).flatten(2)  # (B, S, w·3)
     resized = (
@@ -253,14 +290,38 @@ def _resample_padded(pixels: Tensor, windows: Tensor, side: int, dtype: torch.dt
     return (resized @ columns.transpose(1, 2)).view(count, 3, side, side) / 255
 
 
-def _weights(sizes: Tensor, resized: Tensor, offsets: Tensor, longest: int, side: int) -> Tensor:
-    """(B, S, longest): the weight of each pixel along one side of a picture for each pixel of the
-    result; rows sum to 1.
+def _weights(
+    sizes: Tensor,
+    resized: Tensor,
+    offsets: Tensor,
+    firsts: Tensor,
+    *,
+    longest: int,
+    side: int,
+    device: torch.device,
+) -> Tensor:
+    """The weight of each pixel along one side of a picture for each pixel of the result.
+
+    Args:
+        sizes: (B,) float64 on the CPU, of the windows along this side.
+        resized: (B,), what they are resized to.
+        offsets: (B,), where the result starts in the resized pictures.
+        firsts: (B,), where the pixels of the batch start in the windows.
+        longest: pixels of the batch along this side.
+        side: S.
+        device: of the result.
+
+    Returns:
+        (B, S, longest) float32; rows sum to 1.
     """
-    steps = (sizes / resized)[:, None]
-    result = torch.arange(side, device=sizes.device) + 0.5
-    pixel = torch.arange(longest, device=sizes.device) + 0.5
-    centres = (offsets[:, None] + result) * steps  # (B, S)
+    # In float64, since offsets may be millions, and as float32 before it moves: not every
+    # accelerator has wider types.
+    steps = (sizes / resized).float().to(device)[:, None]
+    starts = (offsets * sizes / resized - firsts).float().to(device)[:, None]
+    sizes = (sizes - firsts).float().to(device)
+    result = torch.arange(side, device=device) + 0.5
+    pixel = torch.arange(longest, device=device) + 0.5
+    centres = starts + result * steps  # (B, S)
     distance = (pixel - centres[:, :, None]).abs() / steps.clamp(min=1)[:, :, None]
     weights = (1 - distance).clamp(min=0) * (pixel < sizes[:, None, None])
     return weights / weights.sum(-1, keepdim=True)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -187,3 +190,73 @@ def test_wrong_eval_crops_are_refused(eval_crop):
 def test_wrong_image_sizes_are_refused():
     with pytest.raises(UserError, match=r"image_size must be at least 1 pixel, got 0; use"):
         Evaluation(0, 1.0)
+
+
+LONG_SHAPES = [
+    (1, 500), (500, 1), (3, 1000), (33, 4000), (2000, 300), (256, 1000), (300, 900), (997, 331),
+    (255, 5000), (257, 5000), (500, 1100), (64, 500), (32, 90), (1, 20_000), (7, 15),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("height", "width"), LONG_SHAPES)
+@pytest.mark.parametrize(("size", "eval_crop"), [(224, 0.875), (32, 1.0), (97, 0.6)])
+def test_a_part_of_a_long_picture_is_that_of_the_whole(height, width, size, eval_crop):
+    """Bit for bit what PyTorch's kernel makes of the whole picture, and nearly so by products."""
+    pixels = noise(height + width, height, width)
+    transform = Evaluation(size, eval_crop)
+    window = transform.window(height, width, random.Random(0))
+    assert window.is_long
+    if max(height, width) < 10_000:
+        whole = torch.nn.functional.interpolate(
+            torch.from_numpy(pixels).permute(2, 0, 1)[None],
+            (window.resized_height, window.resized_width),
+            mode="bilinear",
+            antialias=True,
+        )[0]
+        rows = slice(window.offset_top, window.offset_top + size)
+        columns = slice(window.offset_left, window.offset_left + size)
+        assert torch.equal(
+            (shown(transform, pixels) * 255).round(), whole[:, rows, columns].float()
+        )
+    assert (by_products(transform, pixels) - shown(transform, pixels)).abs().max() < 2.01 / 255
+
+
+def test_long_pictures_of_a_batch_are_not_padded_to_their_length():
+    pictures = [noise(0, 1, 20_000), noise(1, 20_000, 1), noise(2, 30, 40)]
+    parts = [(*cut(pixels, Evaluation(32, 0.875), random.Random(0)), 0) for pixels in pictures]
+    batch = collate(parts)
+    assert batch.pixels.shape == (3, 30, 40, 3)
+    for image, part in zip(resample(batch, 32), parts, strict=True):
+        assert torch.equal(image, resample(collate([part]), 32)[0])
+
+
+MEASURE = r"""
+import json, random, re
+import numpy, torch
+from smope.streams.pixels.transforms import Evaluation, collate, cut, resample
+torch.set_num_threads(1)
+
+def status(name):
+    return int(re.search(rf"{name}:\s+(\d+)", open("/proc/self/status").read())[1])
+
+def peak(height, width):
+    # Kilobytes beyond what was in use; 5 resets the highest value
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS")
+    pixels = numpy.ones((height, width, 3), numpy.uint8)
+    resample(collate([(*cut(pixels, Evaluation(224, 0.875), random.Random(0)), 0)]), 224)
+    return status("VmHWM") - before
+
+shapes = [(60, 60), (60, 200), (3000, 3000), (1, 9_000_000), (9_000_000, 1), (300, 30_000)]
+print(json.dumps([peak(*shape) for shape in shapes][2:]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_long_pictures_take_no_more_memory_than_square_ones():
+    """At most twice as much, of 9 million pixels each, and 10 MB for the measurement."""
+    command = [sys.executable, "-c", MEASURE]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    square, *others = json.loads(output)
+    assert square > 9e6 * 3 / 1024
+    assert max(others) <= 2 * square + 10_000
