@@ -116,7 +116,7 @@ def test_without_a_number_of_tasks_it_says_how_to_see_them(root: Path, check: Ch
     assert "task 1" not in text
     code, text = check(root, "stream.classes_per_task=[3,1]")
     assert re.search(r"^task 1 +3 +18 +9   c, a, b$", text, re.MULTILINE)
-    assert block(text, "note")[0].startswith(
+    assert block(text, "note: the tasks")[0].startswith(
         "note: the tasks are uneven: 1 to 3 classes and 6 to 18 training images a task"
     )
 
@@ -145,8 +145,9 @@ def test_json_has_it_all_and_nothing_else(root: Path, check: Check) -> None:
         ("unreadable", "error"),
         ("in_both_splits", "error"),
         ("several_classes", "warning"),
+        ("backbone", "note"),
     ]
-    unreadable, both, several = (finding["items"] for finding in report["findings"])
+    unreadable, both, several, _ = (finding["items"] for finding in report["findings"])
     assert unreadable == [{"names": ["train/a/text.png"], "detail": "not a known image format"}]
     assert both == [{"names": ["train/a/0.png", "test/b/copy.png"], "detail": ""}]
     assert several == [{"names": ["train/a/0.png", "test/b/copy.png"], "detail": "classes a, b"}]
