@@ -28,9 +28,10 @@ class PixelRange:
     accelerator that would have every step wait for it, so that only the type of numbers is checked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, normalises: bool) -> None:
+        """`normalises`: whether the backbone subtracts a mean; if not, images may be normalised."""
         self._begun = False
-        self._warned = False
+        self._warn = normalises
 
     def check(self, images: Tensor) -> None:
         """Check a batch.
@@ -56,8 +57,8 @@ class PixelRange:
                 f"by 255: images / 255"
             )
         self._begun = True
-        if not self._warned and (lowest < LOWEST or highest > HIGHEST):
-            self._warned = True
+        if self._warn and (lowest < LOWEST or highest > HIGHEST):
+            self._warn = False
             warnings.warn(
                 f"images are in {lowest:.3g}..{highest:.3g}, and a backbone takes pixels in "
                 f"[0, 1]; leave out the normalisation, which the backbone does itself",

@@ -89,7 +89,7 @@ class Backbone(nn.Module):
             "mean", torch.tensor(identity.mean).view(1, -1, 1, 1), persistent=False
         )
         self.register_buffer("std", torch.tensor(identity.std).view(1, -1, 1, 1), persistent=False)
-        self._range = PixelRange()
+        self._range = PixelRange(normalises=any(identity.mean))
         self.eval()
 
     @property

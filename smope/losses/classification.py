@@ -48,7 +48,7 @@ def _check_labels(labels: Tensor, classes: Sequence[int]) -> None:
     """UserError if a label is not one of `classes`, as in a batch from a replay buffer."""
     global _last_checked
     known = labels.device.type != "cpu" and classes == _last_checked
-    if known or torch.compiler.is_compiling():
+    if known or type(labels) is not Tensor or labels.is_meta or torch.compiler.is_compiling():
         return
     _last_checked = classes
     others = sorted(set(labels.tolist()) - set(classes))

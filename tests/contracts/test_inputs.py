@@ -13,7 +13,7 @@ from torch import Tensor
 from smope.backbones.pixel_range import SAMPLED
 from smope.errors import UserError
 from smope.methods.base import Method, TaskSpan
-from tests.tiny import tiny_backbone
+from tests.tiny import frozen, tiny_backbone, tiny_vit
 
 from .conftest import every_method
 
@@ -46,6 +46,13 @@ def test_normalised_pixels_are_warned_of_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         backbone((pixels() - 0.5) / 0.5)
+
+
+def test_a_backbone_without_statistics_takes_normalised_pixels() -> None:
+    """As with backbone.pixel_statistics=none, where a loop of one's own normalises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frozen(tiny_vit(depth=1), mean=0.0, std=1.0)((pixels() - 0.5) / 0.5)
 
 
 def test_pixels_a_little_outside_are_taken() -> None:
