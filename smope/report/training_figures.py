@@ -42,7 +42,7 @@ def step_curves(
                 appearance |= {"marker": "", "linewidth": 1.3}
             axes.plot(steps, values, label=str(line), **appearance)
         axes.set(xlabel="training step", ylabel=label)
-        top = float(numpy.nanmax(frame["value"].to_numpy(dtype=float)))
+        top = float(frame["value"].max())
         axes.set_ylim(0, 1.05 * top if top > 0 else 1)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
         if len(names) > 1:
@@ -54,7 +54,8 @@ def _thinned(part: pandas.DataFrame) -> pandas.DataFrame:
     """At most MAX_POINTS rows, the last of each part among them."""
     every = -(-len(part) // MAX_POINTS)
     last = part["part"] != part["part"].shift(-1)
-    return part[last | (numpy.arange(len(part)) % every == 0)]
+    chosen: Any = part[last | (numpy.arange(len(part)) % every == 0)]
+    return chosen
 
 
 def _with_gaps(part: pandas.DataFrame) -> tuple[list[float], list[float]]:

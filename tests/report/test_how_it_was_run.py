@@ -89,6 +89,16 @@ def test_curves_by_epoch_and_how_to_get_steps(tmp_path: Path) -> None:
     assert "Single steps were not logged for smope, seed 0; train with tracker=" in section.note
 
 
+def test_a_training_that_diverged_has_a_page_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    text = METRICS.replace("2.0,2.0", "nan,nan").replace("1.0,1.0", "inf,inf")
+    (run / "metrics.csv").write_text(text.splitlines()[0] + "\n", encoding="utf-8")
+    assert training(load_runs(tmp_path)).figures == []
+    for lines in (3, 5):
+        (run / "metrics.csv").write_text("\n".join(text.splitlines()[:lines]), encoding="utf-8")
+        page_size(tmp_path)
+
+
 def test_long_training_has_thinned_curves(tmp_path: Path) -> None:
     head = METRICS.splitlines()[0]
     rows = [

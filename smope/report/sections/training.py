@@ -27,7 +27,11 @@ def training(runs: Sequence[Run]) -> Section:
     groups = by_label(comparable(runs))
     shown = {label: members[0] for label, members in list(groups.items())[:MAX_LINES]}
     logs = {label: epochs(run) for label, run in shown.items()}
-    logged = {label: frame for label, frame in logs.items() if {"step", "loss"} <= set(frame)}
+    logged = {
+        label: frame
+        for label, frame in logs.items()
+        if {"step", "loss"} <= set(frame) and len(frame)
+    }
     figures = []
     if logged:
         figures = [_losses(logged), *_rates(logged)]
@@ -159,9 +163,8 @@ def _rate_grid(logs: Mapping[str, pandas.DataFrame]) -> Grid:
 
 
 def _phases(logs: Mapping[str, pandas.DataFrame]) -> list[tuple[str, Any, Any, pandas.DataFrame]]:
-    parts = [
-        (label, task, phase, rows)
-        for label, frame in logs.items()
-        for (task, phase), rows in frame.groupby(["task", "phase"], sort=False)
-    ]
+    parts = []
+    for label, frame in logs.items():
+        groups: Any = frame.groupby(["task", "phase"], sort=False)
+        parts += [(label, task, phase, rows) for (task, phase), rows in groups]
     return parts[:MAX_ROWS]

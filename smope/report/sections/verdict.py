@@ -9,7 +9,7 @@ import numpy
 
 from smope.analysis.audit_verdict import audit_verdict
 from smope.analysis.classes import class_accuracies
-from smope.analysis.confusion import class_confusion, confused_pairs, split_errors
+from smope.analysis.confusion import class_confusion, split_errors
 from smope.analysis.experts import expert_spread
 from smope.analysis.frames import forgetting_by_task
 from smope.analysis.intervals import CONFIDENCE, over_images, over_seeds
@@ -231,7 +231,7 @@ def _weakest_sentence(runs: Sequence[Run]) -> str:
 def _worst_class(runs: Sequence[Run]) -> str:
     """Of the class with the lowest accuracy: the classes of the same runs may have other labels."""
     run = runs[0]
-    frame = class_accuracies(run)
+    frame: Any = class_accuracies(run)
     frame = frame[frame["after_task"] == frame["after_task"].max()]
     worst = frame.loc[frame["accuracy"].idxmin()]
     seed = f" (seed {run.seed})" if len(runs) > 1 else ""
@@ -239,12 +239,12 @@ def _worst_class(runs: Sequence[Run]) -> str:
         f"The worst class is {worst['name']}{seed}: {points(worst['accuracy'])} % of its "
         f"{plural(int(worst['images']), 'image')} are right"
     )
-    counts = class_confusion(run)
-    pairs = confused_pairs(counts, counts.size)
-    taken = pairs[pairs["class"] == worst["name"]]
-    if taken.empty:
+    taken = class_confusion(run).to_numpy()[int(worst["label"])].copy()
+    taken[int(worst["label"])] = 0
+    if not taken.any():
         return f"{text}."
-    return f"{text}, {points(taken['share'].iloc[0])} % are taken for {taken['predicted'].iloc[0]}."
+    share = points(float(taken.max() / worst["images"]))
+    return f"{text}, {share} % are taken for {run.record['class_names'][int(taken.argmax())]}."
 
 
 def _ranking(ranked: Sequence[tuple[str, Sequence[Run]]]) -> str:
