@@ -141,8 +141,12 @@ def _hub_download(name: str, repository: str, filenames: list[str]) -> Path:
         )
     try:
         for filename in filenames[:-1]:
-            with suppress(EntryNotFoundError):
+            try:
                 return Path(hf_hub_download(repository, filename))
+            except LocalEntryNotFoundError:  # an EntryNotFoundError too, but the Hub did not answer
+                raise
+            except EntryNotFoundError:
+                continue
         return Path(hf_hub_download(repository, filenames[-1]))
     except Exception as error:
         raise UserError(

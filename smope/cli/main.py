@@ -41,7 +41,7 @@ examples:
   smope train                                      the embedded demo: SMoPE on handwritten digits
   smope train method=ncm seed=1                    another method, another seed
   smope train stream=folder stream.root=~/photos stream.num_tasks=5 backbone=vit_small
-                                                   your own images: train/<class>/, test/<class>/
+                                                   your own images in class folders
   smope data check ~/photos                        what is wrong with them, before training
   smope train --help                               every group, choice and key"""
 

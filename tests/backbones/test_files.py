@@ -229,6 +229,24 @@ def test_a_download_that_fails(online: Any, kind: str, use_hub: Callable[..., Hu
         hub_file(TAG)
 
 
+def test_a_hub_that_does_not_answer_is_waited_for_once(
+    use_hub: Callable[..., Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
+    hub = use_hub(online={})
+
+    def no_answer(repository: str, filename: str, local_files_only: bool = False) -> str:
+        if not local_files_only:
+            hub.downloads.append(filename)
+        raise LocalEntryNotFoundError("no answer in time")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_answer)
+    with pytest.raises(UserError, match=r"failed \(LocalEntryNotFoundError\); on a machine with"):
+        hub_file(TAG)
+    assert hub.downloads == ["model.safetensors"]
+
+
 def test_a_model_without_hub_weights() -> None:
     with pytest.raises(
         UserError, match=r"vit_small_patch16_18x2_224: timm knows no Hub weights .*weights=FILE"
