@@ -457,10 +457,10 @@ def test_eval_on_another_set_up_allows_what_the_audit_does(
     assert (found["equal"], found["agrees"]) == (False, True)
 
 
-def test_eval_wants_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_wants_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(folder / "nowhere")]) == 2
     assert "nowhere: no such directory" in capsys.readouterr().err
-    assert main(["eval", str(folder)]) == 2
+    assert main(["eval", str(tmp_path)]) == 2
     assert "holds no config.yaml" in capsys.readouterr().err
 
 

@@ -12,12 +12,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import smope
 from smope.cli.main import main
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from smope.tuning import search
 from smope.tuning.settings import TuneSettings
@@ -222,6 +225,19 @@ def test_a_folder_with_another_study_is_refused(
     )
     assert tune(f"tune.folder={finished}") == 2
     assert re.search(r"is not empty and holds no study; name a new folder", capsys.readouterr().err)
+
+
+def test_a_study_named_by_its_hash_alone_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions named its folder so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "_digest", lambda *_: "0123456789ab")
+    job: Any = SimpleNamespace(config=compose(read_overrides(["method=ncm"])))
+    parent = Path("studies") / job.config.name
+    assert search._study_folder(job, PROTOCOL) == parent / "ncm-0123456789ab"
+    (parent / "0123456789ab").mkdir(parents=True)
+    assert search._study_folder(job, PROTOCOL) == parent / "0123456789ab"
 
 
 def test_a_method_without_steps_has_no_learning_rate_to_search(
