@@ -25,10 +25,12 @@ from smope.run.artefact import Artefact, read_model
 from smope.serving.inputs import SingleInput, picture, single_images
 from smope.serving.rebuild import rebuild
 from smope.storage.run_search import finished_run
+from smope.streams.pixels.bit_depth import ASSUMED, WAY_OUT
 from smope.streams.pixels.transforms import Evaluation, collate, cut, resample
 from smope.training.device import prefer_onednn, resolve_device
 from smope.training.precision import evaluated, full_precision
 
+_log = logging.getLogger(__name__)
 READER_THREADS = 4  # images that are decoded at a time
 DEVICE = Device()
 UNKNOWN = "unknown"  # the class name of an image whose best guess is not probable enough
@@ -80,6 +82,7 @@ class Classifier:
         self.method = method
         self.device = device
         self.dtype = dtype
+        self._has_warned = False
         self.class_names = tuple(artefact.class_names)
         self.transform = Evaluation(method.backbone.image_size, artefact.eval_crop)
 
@@ -175,6 +178,9 @@ class Classifier:
             rgb = picture(image)
         except UserError as error:
             return error
+        if ASSUMED in rgb.info and not self._has_warned:
+            self._has_warned = True
+            _log.warning("%s: %s; it may be too dark: %s", image, rgb.info[ASSUMED], WAY_OUT)
         pixels, window = cut(numpy.asarray(rgb), self.transform, UNUSED_GENERATOR)
         batch = collate([(pixels, window, 0)])
         batch = batch._replace(pixels=batch.pixels.to(self.device))

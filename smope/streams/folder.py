@@ -260,8 +260,15 @@ def better_root(directory: Path, looks_right: Callable[[Path], bool]) -> str:
         are none.
     """
     absolute = directory.absolute()
+
+    def is_right(path: Path) -> bool:
+        try:
+            return os.access(path, READABLE) and looks_right(path)
+        except UserError:  # something near cannot be read, or is being removed
+            return False
+
     near = [absolute / name for name in subdirectories(directory)] + list(absolute.parents)[:3]
-    right = [str(path) for path in near if os.access(path, READABLE) and looks_right(path)]
+    right = [str(path) for path in near if is_right(path)]
     return f"; stream.root={' or '.join(right[:3])} looks right" if right else ""
 
 

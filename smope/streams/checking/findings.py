@@ -13,6 +13,7 @@ from typing import Literal
 
 from smope.streams.checking.inspection import TRAITS, InspectedImage, Inspection, TaskContents
 from smope.streams.layouts.listing import count_text
+from smope.streams.pixels.bit_depth import WAY_OUT
 
 LEVELS = ("error", "warning", "note")
 KINDS = {"train": "training", "test": "test"}
@@ -49,7 +50,7 @@ def findings(inspection: Inspection) -> Iterator[Finding]:
     """Every finding on the images and classes of an inspected data set."""
     checks = (
         *(_unreadable, _missing_classes, _overlap, _contradictions, _small_classes, _traits),
-        *(_repeated, _sizes, _left_out, _unused),
+        *(_assumed_ranges, _repeated, _sizes, _left_out, _unused),
     )
     for check in checks:
         yield from check(inspection)
@@ -165,6 +166,17 @@ def _traits(inspection: Inspection) -> Iterator[Finding]:
                 "prediction alike"
             )
             yield Finding(kind, "warning", text, _items(images))
+
+
+def _assumed_ranges(inspection: Inspection) -> Iterator[Finding]:
+    images = [image for image in inspection.readable if image.assumed_range]
+    if images:
+        text = (
+            f"{_number(len(images), 'image')} of more than 8 bits without a declared range, perhaps "
+            f"too dark; {WAY_OUT}"
+        )
+        items = tuple(FindingItem((image.name,), image.assumed_range) for image in images)
+        yield Finding("assumed_range", "warning", text, items)
 
 
 def _repeated(inspection: Inspection) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from smope.streams import folder
 from smope.streams.layouts.listing import Listing
 from smope.streams.layouts.splits import TEST_FRACTION
 from smope.streams.partition import Partition
+from smope.streams.pixels.bit_depth import ASSUMED
 from smope.streams.pixels.cache import original_image
 from smope.streams.pixels.decode import StoredImage, decode, open_image, read_encoded, reason
 from smope.streams.pixels.preload import SPLITS, content_line, map_in_threads
@@ -49,6 +50,7 @@ class InspectedImage:
     pixels: SHA-256 (hex) of size and decoded pixels.
     size: (width, height) of the decoded image.
     traits: keys of TRAITS.
+    assumed_range: how values of more than 8 bits were understood, where that is a guess.
     """
 
     split: str
@@ -59,6 +61,7 @@ class InspectedImage:
     pixels: str = ""
     size: tuple[int, int] = (0, 0)
     traits: tuple[str, ...] = ()
+    assumed_range: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,8 @@ def _describe(image: StoredImage, blank: InspectedImage) -> InspectedImage:
     content = None
     try:
         content = read_encoded(image, blank.name)
-        pixels = (
-            numpy.asarray(decode(content, blank.name)) if isinstance(content, bytes) else content
-        )
+        picture = decode(content, blank.name) if isinstance(content, bytes) else None
+        pixels = content if isinstance(content, numpy.ndarray) else numpy.asarray(picture)
     except UserError as error:
         # without name and advice, which a list need not repeat
         problem = "the file is empty" if content == b"" else reason(blank.name, error.__cause__)
@@ -218,6 +220,7 @@ def _describe(image: StoredImage, blank: InspectedImage) -> InspectedImage:
         pixels=pixel_hash(pixels),
         size=(pixels.shape[1], pixels.shape[0]),
         traits=_traits(content) if is_encoded else (),
+        assumed_range=picture.info.get(ASSUMED, "") if picture else "",
     )
 
 

@@ -6,14 +6,15 @@ import io
 from pathlib import Path
 
 import numpy
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from smope.errors import UserError
 from smope.streams.pixels import formats
+from smope.streams.pixels.bit_depth import to_8_bits
 
 # Raise it with every change that decodes some file to other pixels: that drops cached images.
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 
 StoredImage = Path | bytes | numpy.ndarray
 """An image file, the bytes of one, or RGB pixels (height, width, 3) uint8."""
@@ -53,9 +54,9 @@ def read_size(image: StoredImage) -> tuple[int, int] | None:
 def decode(image: bytes | str | Path | Image.Image, name: str | None = None) -> Image.Image:
     """Decode an image to RGB.
 
-    The EXIF orientation is applied, transparency is laid over white, and 16-bit gray values are
-    scaled to 8 bits. All other modes (gray, palette, CMYK, ...) are converted by Pillow. Of an
-    animation the first frame counts.
+    The EXIF orientation is applied, transparency is laid over white, and values of more than 8 bits
+    are scaled (bit_depth.py; a range that was guessed is in `info`). All other modes (gray,
+    palette, CMYK, ...) are converted by Pillow. Of an animation the first frame counts.
 
     Args:
         image: bytes or path of an image file, or an image that Pillow has opened.
@@ -67,11 +68,11 @@ def decode(image: bytes | str | Path | Image.Image, name: str | None = None) -> 
     name = name or str(image)[:200]
     try:
         if isinstance(image, Image.Image):
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(to_8_bits(image, None))
         if formats.is_camera_raw(name):
             raise UnidentifiedImageError("Pillow would read its small preview")
         with open_image(image) as opened:
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            return _to_rgb(to_8_bits(opened, lambda: open_image(image)))
     except Exception as error:  # Pillow's plugins raise nearly every class for damaged files
         raise _unreadable(name, error) from error
 
@@ -83,11 +84,6 @@ def open_image(image: bytes | str | Path) -> ImageFile:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):
-        values = numpy.asarray(image).astype(numpy.int64).clip(0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(numpy.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

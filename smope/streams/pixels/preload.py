@@ -9,6 +9,7 @@ into it, and are otherwise decoded again whenever they are used.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ import numpy
 from tqdm import tqdm
 
 from smope.errors import UserError
+from smope.streams.pixels.bit_depth import ASSUMED, WAY_OUT
 from smope.streams.pixels.cache import (
     CachedImage,
     PixelCache,
@@ -34,6 +36,7 @@ MEMORY_LIMIT_BYTES = 256 * 2**20
 SPLITS = ("train", "test")
 SAMPLED_IMAGES = 200  # images whose sizes are read to estimate the size of all
 
+_log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -54,12 +57,13 @@ class PreloadedSource:
 @dataclass(frozen=True)
 class _ReadImage:
     """An image that could be read: the SHA-256 of its encoded form, and its pixels or its row in
-    the cache.
+    the cache. assumed_range: a guess that decoding made, as text.
     """
 
     sha256: str
     pixels: numpy.ndarray | None = None
     row: int | None = None
+    assumed_range: str = ""
 
 
 def preload_images(
@@ -88,6 +92,7 @@ def preload_images(
     finally:
         if writer is not None:
             writer.abandon()
+    _warn_of_assumed_ranges(source, images)
     lines = [
         content_line(source, split, index, image.sha256)
         for split in SPLITS
@@ -152,6 +157,22 @@ def _read_all(
     return images, skipped
 
 
+def _warn_of_assumed_ranges(source: Source, images: dict[str, dict[int, _ReadImage]]) -> None:
+    """One line about all pictures whose range of values was guessed, with the first of them."""
+    assumed = [
+        (getattr(source, split).name(index), image.assumed_range)
+        for split in SPLITS
+        for index, image in images[split].items()
+        if image.assumed_range
+    ]
+    if assumed:
+        _log.warning(
+            "stream %s: %d images of more than 8 bits do not say which range they use, such as %s "
+            "(%s); they may be too dark: %s",
+            source.name, len(assumed), *assumed[0], WAY_OUT,
+        )  # fmt: skip
+
+
 def _reader(
     images: ImageSet, hashes: Sequence[str] | None, cached_file: PixelFile | None
 ) -> Callable[[int], _ReadImage | UserError]:
@@ -180,10 +201,13 @@ def _reader(
         name = images.name(index)
         try:
             content = read_encoded(original_image(images.images[index]), name)
-            pixels = numpy.asarray(decode(content, name)) if isinstance(content, bytes) else content
+            if not isinstance(content, bytes):
+                return _ReadImage(_sha256(content), content)
+            picture = decode(content, name)
         except UserError as error:
             return error
-        return _ReadImage(_sha256(content), pixels)
+        assumed_range = picture.info.get(ASSUMED, "")
+        return _ReadImage(_sha256(content), numpy.asarray(picture), None, assumed_range)
 
     return read_image
 

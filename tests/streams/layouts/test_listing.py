@@ -327,3 +327,14 @@ def test_other_folders_that_cannot_be_read_are_no_empty_folders(
         list_checkpoints(RunDirectory(tmp_path))
     with pytest.raises(UserError, match=rf"folder {tmp_path}/runs cannot be read .*permissions"):
         find_runs([str(tmp_path / "runs")])
+
+
+def test_a_neighbour_that_cannot_be_read_hides_no_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("secret", "other"):
+        (root.parent / name / "train").mkdir(parents=True)
+    forbid(monkeypatch, root.parent / "secret")
+    shutil.rmtree(root / "test")
+    with pytest.raises(UserError, match="but no test folder; add one"):
+        folder.load(str(root))

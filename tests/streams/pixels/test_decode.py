@@ -114,7 +114,7 @@ def test_what_is_no_image_is_named(tmp_path, write_image):
         UserError, match=r"cannot read image .*cut\.jpg: image file is truncated .*; replace"
     ):
         decode(path)
-    Image.fromarray(numpy.zeros((2, 2), numpy.float32)).save(tmp_path / "f.tiff")
+    Image.fromarray(numpy.full((2, 2), -1, numpy.float32)).save(tmp_path / "f.tiff")
     with pytest.raises(UserError, match=r"cannot read image .*f\.tiff: floating-point pixels"):
         decode(tmp_path / "f.tiff")
 
