@@ -172,8 +172,8 @@ def _assumed_ranges(inspection: Inspection) -> Iterator[Finding]:
     images = [image for image in inspection.readable if image.assumed_range]
     if images:
         text = (
-            f"{_number(len(images), 'image')} of more than 8 bits without a declared range, perhaps "
-            f"too dark; {WAY_OUT}"
+            f"{_number(len(images), 'image')} of more than 8 bits without a declared range, "
+            f"perhaps too dark; {WAY_OUT}"
         )
         items = tuple(FindingItem((image.name,), image.assumed_range) for image in images)
         yield Finding("assumed_range", "warning", text, items)

@@ -38,7 +38,7 @@ from typing import IO, Any
 import numpy
 from PIL import Image, features
 
-from smope.streams.pixels import decode
+from smope.streams.pixels import decode, formats
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +63,9 @@ def decoder() -> str:
     """Everything that decides which pixels a file is decoded to, as text."""
     libraries = [
         f"{name} {features.version(name)}"
-        for name in ("jpg", "libjpeg_turbo", "webp", "zlib", "libtiff")
+        for name in ("jpg", "libjpeg_turbo", "webp", "zlib", "libtiff", "avif", "jpg_2000")
     ]
+    libraries += formats.plugin_versions()
     return ", ".join(
         [f"Pillow {Image.__version__}", *libraries, f"decoder {decode.DECODER_VERSION}"]
     )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
+from importlib import metadata
 
 from PIL import Image, features
 
@@ -25,6 +26,7 @@ FORMATS = frozenset(
 LIBRARY_OF_FORMAT = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 # Modules that teach Pillow a format when they are imported.
 PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
+PLUGIN_PACKAGES = ("pillow-heif", "pillow-jxl-plugin")
 HEIF_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
 RAW_SUFFIXES = (
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef",
@@ -54,6 +56,15 @@ def formats() -> tuple[str, ...]:
         with suppress(ImportError):
             importlib.import_module(module)
     return tuple(name for name in Image.ID if name in FORMATS and _has_library(name))
+
+
+def plugin_versions() -> list[str]:
+    """The plugins that are installed, with their versions."""
+    versions = []
+    for package in PLUGIN_PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    return versions
 
 
 def _has_library(name: str) -> bool:

@@ -334,7 +334,7 @@ def test_a_neighbour_that_cannot_be_read_hides_no_error(
 ) -> None:
     for name in ("secret", "other"):
         (root.parent / name / "train").mkdir(parents=True)
-    forbid(monkeypatch, root.parent / "secret")
     shutil.rmtree(root / "test")
+    forbid(monkeypatch, root.parent / "secret")
     with pytest.raises(UserError, match="but no test folder; add one"):
         folder.load(str(root))
