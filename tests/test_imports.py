@@ -173,7 +173,7 @@ KNOWN_BY = {
     "avalanche": ("smope.streams",),
     "timm": (
         "smope.backbones", "smope.experts", "smope.prompts", "smope.methods",
-        "smope.reproduction.reference_numbers",
+        "smope.reproduction.reference_numbers", "smope.run.quick_import",
     ),
     "torchvision": ("smope.streams",),
     "sklearn": ("smope.streams.digits", "smope.methods._shared.class_statistics", "smope.analysis"),

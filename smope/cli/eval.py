@@ -12,6 +12,7 @@ from smope.cli.parser import Parser
 from smope.config.config import load_config
 from smope.console.tables import percent
 from smope.errors import UserError
+from smope.run.quick_import import quick_imports
 from smope.storage.commands import resume_command
 from smope.storage.run_directory import RunDirectory
 from smope.training.device_presence import refuse_absent_device
@@ -43,9 +44,10 @@ def run(argv: list[str]) -> int:
     )
     refuse_absent_device(config.trainer["device"])
 
-    from smope.run.prepare import prepare
-    from smope.run.reevaluate import evaluate_again
-    from smope.training.checkpoint import last_checkpoint, restore
+    with quick_imports():
+        from smope.run.prepare import prepare
+        from smope.run.reevaluate import evaluate_again
+        from smope.training.checkpoint import last_checkpoint, restore
 
     def warn(_: Path, error: UserError) -> None:
         print(f"{error}; using the one before", file=sys.stderr)

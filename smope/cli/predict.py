@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.errors import UserError
+from smope.run.quick_import import quick_imports
 from smope.training.device_presence import refuse_absent_device
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def run(argv: Sequence[str]) -> int:
     content = sys.stdin.buffer.read() if has_pipe else None
     inputs = find_inputs(options.images, content, report_not_read)
     from smope.cli.predict_output import Table, document, print_text, printed
-    from smope.serving.predict import load
+
+    with quick_imports():
+        from smope.serving.predict import load
 
     classifier = load(run_path, options.device, options.weights)
     broken: list[UserError] = []

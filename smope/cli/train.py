@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from smope.config.overrides import Overrides, read_overrides
 from smope.distributed import torchrun
 from smope.errors import UserError
 from smope.run.plan import override_value, plan
+from smope.run.quick_import import quick_imports
 
 
 def run(argv: Sequence[str]) -> int:
@@ -126,8 +128,11 @@ def _train(
     """Run, or show what a run would do. torch is imported here, after all that needs no torch."""
     if dry_run and torchrun.rank() > 0:
         return None
-    from smope.run.dry_run import describe
-    from smope.run.train import train
+    if "torch" not in sys.modules and torchrun.rank() == 0:
+        print("loading PyTorch and the images", flush=True)
+    with quick_imports():
+        from smope.run.dry_run import describe
+        from smope.run.train import train
 
     if dry_run:
         print(describe(config, given))

@@ -6,6 +6,8 @@ Bright ink on a dark ground, as the data set has it.
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -19,11 +21,8 @@ SIDE = 32
 
 def load() -> Source:
     """The digits as 32 by 32 RGB; every fifth image of each class is a test image."""
-    from sklearn.datasets import load_digits
-
-    digits: Any = load_digits()
-    scans = digits.images.astype(numpy.uint8)
-    targets = [int(target) for target in digits.target]
+    table = read_table()
+    scans, targets = table[:, :-1].reshape(-1, 8, 8), table[:, -1].tolist()
     splits: dict[str, list[int]] = {"train": [], "test": []}
     seen = [0] * 10
     for index, target in enumerate(targets):
@@ -35,6 +34,22 @@ def load() -> Source:
         train=_image_set(scans, targets, splits["train"]),
         test=_image_set(scans, targets, splits["test"]),
     )
+
+
+def read_table() -> numpy.ndarray:
+    """A row (65 uint8) for each scan: its 64 values and its digit.
+
+    Read from scikit-learn's own file, since importing scikit-learn takes as long as torch.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return numpy.loadtxt(file, delimiter=",").astype(numpy.uint8)
+    from sklearn.datasets import load_digits  # its file has moved
+
+    digits: Any = load_digits()
+    return numpy.column_stack([digits.data, digits.target]).astype(numpy.uint8)
 
 
 def _image_set(scans: numpy.ndarray, targets: list[int], chosen: list[int]) -> ImageSet:

@@ -6,17 +6,15 @@ task become one `TaskImages`, an Avalanche dataset, and Avalanche's experiences 
 `Task`s are read off the experiences, so training uses the very datasets that `Stream.benchmark`
 shows.
 
-Avalanche is imported when the first stream is built and not before, because its package always
-imports all of its parts. On top of torch and timm that takes 2.2 s of processor time; more than
-half of it is scipy.signal, which torchmetrics imports. Looking at data and predicting from a
-trained model build no stream and do not pay for it.
+Avalanche is imported when the first stream is built and not before, and only the parts that a
+stream needs (avalanche_parts.py). Looking at data and predicting from a trained model build no
+stream and do not pay for it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +23,7 @@ import torch
 
 from smope.declare.ranges import AtLeast, NotNegative, OrderedPair, Share, Sizes
 from smope.declare.texts import ClassOrder, PathTo
+from smope.streams.avalanche_parts import needed_parts_alone
 from smope.streams.partition import Partition, check_sizes, divide, hold_out
 from smope.streams.pixels.cache import PixelCache, cache_folder
 from smope.streams.pixels.preload import preload_images
@@ -190,15 +189,15 @@ def build_stream(  # noqa: PLR0913 (each argument is a key of the stream's confi
 
 
 def import_avalanche() -> None:
-    """Import Avalanche. That draws from torch's generator, which is left as it was.
+    """Import the parts of Avalanche that a stream needs. Torch's generator is left as it was.
 
     Processes that train together must call this before they join a process group: later, Avalanche
     refuses to be imported by all but one of them.
     """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # from a dependency of Avalanche, about strategies that are not used here
-        warnings.filterwarnings("ignore", message="no QP solver found")
-        import smope.streams.task_images  # noqa: F401 (imports Avalanche)
+    with torch.random.fork_rng(devices=[]), needed_parts_alone():
+        import avalanche.benchmarks.scenarios  # noqa: F401
+
+        import smope.streams.task_images  # noqa: F401
 
 
 def _make_benchmark(

@@ -1,7 +1,7 @@
 """The images of one task as an Avalanche dataset, which is what Avalanche's experiences hold and
 what training reads.
 
-Importing this module imports all of Avalanche: see `stream.import_avalanche`.
+Importing this module imports Avalanche: see `stream.import_avalanche`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy
 import pytest
 from sklearn.datasets import load_digits
@@ -59,3 +61,12 @@ def test_no_seed_changes_the_split(source):
     tests = [{i for task in stream.tasks for i in task.test.source_index} for stream in streams]
     assert tests[0] == tests[1] == set(range(len(source.test.targets)))
     assert [len(task.classes) for task in streams[0].tasks] == [2] * 5
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_table_is_that_of_scikit_learn(moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: Any = load_digits()
+    if moved:
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    table = digits.read_table()
+    assert (table[:, :64] == expected.data).all() and (table[:, 64] == expected.target).all()
