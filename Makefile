@@ -9,6 +9,10 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+ifeq ($(strip $(VENV)),)
+$(error VENV is set and empty: unset VENV, or name the folder of the environment: make test VENV=.venv)
+endif
+
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS := pyproject.toml constraints.txt

@@ -37,6 +37,7 @@ SHORT = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_if_nothing_had_happened(
     chaos: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

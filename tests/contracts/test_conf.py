@@ -92,7 +92,14 @@ def test_composes_to_the_recorded_hash(group: str, name: str, mandatory: dict[st
     made = without_paths(composed(group, name, mandatory))
     assert "???" not in made.to_yaml()
     text = hashlib.sha256(made.to_yaml().encode()).hexdigest()[:12]
-    assert [made.config_hash, text] == HASHES[f"{group}={name}"]
+    choice = f"{group}={name}"
+    assert choice in HASHES, (
+        "a new choice adds its line to tests/contracts/config_hashes.json: "
+        f'"{choice}": ["{made.config_hash}", "{text}"]'
+    )
+    assert [made.config_hash, text] == HASHES[choice], (
+        f"{choice} is another computation than before; earlier runs would not be recognised"
+    )
 
 
 @pytest.mark.parametrize(("group", "name"), TARGETS)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
+import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -72,3 +76,41 @@ def test_it_keeps_the_contract_of_routers(
         "state": ExpertState(counts, counts > 4),
     }
     function(**{name: given[name] for name in inspect.signature(function).parameters})
+
+
+def test_the_rules_of_routers_are_listed() -> None:
+    missing = [rule for rule in contract.RULES if f"- {rule}\n" not in TEXT]
+    assert not missing, "CONTRIBUTING.md lists every rule of tests/contracts/test_routers.py"
+
+
+def test_in_the_package_it_passes_the_tests_that_it_is_sent_to(tmp_path: Path) -> None:
+    """Exactly as written, in a copy of the checkout, but for the line of hashes, which is named."""
+    root = Path(__file__).parents[2]
+    for name in ("smope", "conf", "tests"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    for language, path in (("python", "smope/routers/%s.py"), ("yaml", "conf/router/%s.yaml")):
+        [text] = blocks(language)
+        (tmp_path / (path % "least_used")).write_text(text, encoding="utf-8")
+    first = check_copy(tmp_path)
+    line = re.search(r"config_hashes.json: (\"router=least_used.*\])$", first, re.MULTILINE)
+    assert line and "1 failed" in first, first
+    hashes = tmp_path / "tests/contracts/config_hashes.json"
+    text = hashes.read_text(encoding="utf-8").replace("{", "{" + line[1] + ",", 1)
+    hashes.write_text(text, encoding="utf-8")
+    second = check_copy(tmp_path)
+    assert "failed" not in second and "passed" in second, second
+
+
+def check_copy(root: Path) -> str:
+    """What pytest prints about the new router in a copy of the checkout."""
+    tests = ["tests/contracts/test_routers.py", "tests/contracts/test_conf.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *tests, "-k", "least_used"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout

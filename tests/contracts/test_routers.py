@@ -12,6 +12,18 @@ from .conftest import ROUTERS, make_router
 
 BATCH, HEADS, EXPERTS, WIDTH, TOP_K = 6, 2, 9, 8, 3
 
+# What failing tests print; CONTRIBUTING.md lists them.
+DISTINCT = (
+    "A router chooses top_k distinct experts for each image and head, as int64 numbers of experts."
+)
+PLAIN_SCORES = "Scores and weights are the plain proxy scores; a penalty changes the choice alone."
+BY_ITSELF = "An image is routed by itself, whatever else is in its batch, in training too."
+GRADIENT = "The gradient of the weights reaches the query and the keys of the chosen experts alone."
+UNCHANGED = "A router changes none of the tensors that it is given."
+REPEATS = "At evaluation the same image gets the same experts again."
+ALL_EXPERTS = "With top_k equal to the number of experts all of them are chosen."
+RULES = (DISTINCT, PLAIN_SCORES, BY_ITSELF, GRADIENT, UNCHANGED, REPEATS, ALL_EXPERTS)
+
 every_router = pytest.mark.parametrize("name", ROUTERS)
 both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
@@ -45,12 +57,14 @@ def test_shapes_and_distinct_experts(
     router = router_of(name, training)
     routing = router(query, keys, state)
     chosen = TOP_K if router.sparse else EXPERTS
-    assert router.top_k == TOP_K
-    assert routing.scores.shape == (BATCH, HEADS, EXPERTS)
-    assert routing.expert_ids.shape == routing.weights.shape == (BATCH, HEADS, chosen)
-    assert routing.expert_ids.dtype == torch.int64
-    assert all(len(set(ids)) == chosen for ids in routing.expert_ids.flatten(0, 1).tolist())
-    assert 0 <= routing.expert_ids.min() <= routing.expert_ids.max() < EXPERTS
+    assert router.top_k == TOP_K, DISTINCT
+    assert routing.scores.shape == (BATCH, HEADS, EXPERTS), DISTINCT
+    assert routing.expert_ids.shape == routing.weights.shape == (BATCH, HEADS, chosen), DISTINCT
+    assert routing.expert_ids.dtype == torch.int64, DISTINCT
+    assert all(len(set(ids)) == chosen for ids in routing.expert_ids.flatten(0, 1).tolist()), (
+        DISTINCT
+    )
+    assert 0 <= routing.expert_ids.min() <= routing.expert_ids.max() < EXPERTS, DISTINCT
 
 
 @every_router
@@ -59,8 +73,10 @@ def test_weights_are_the_unpenalised_scores(
     name: str, training: bool, query: Tensor, keys: Tensor, state: ExpertState
 ) -> None:
     routing = router_of(name, training)(query, keys, state)
-    torch.testing.assert_close(routing.scores, (query.unsqueeze(2) * keys).sum(-1))
-    assert torch.equal(routing.weights, routing.scores.gather(-1, routing.expert_ids))
+    torch.testing.assert_close(
+        routing.scores, (query.unsqueeze(2) * keys).sum(-1), msg=PLAIN_SCORES
+    )
+    assert torch.equal(routing.weights, routing.scores.gather(-1, routing.expert_ids)), PLAIN_SCORES
 
 
 @every_router
@@ -70,11 +86,11 @@ def test_an_image_is_routed_by_itself(
 ) -> None:
     router, order = router_of(name, training), torch.tensor([3, 5, 0, 4, 1, 2])
     together, shuffled = router(query, keys, state), router(query[order], keys, state)
-    assert torch.equal(together.expert_ids[order], shuffled.expert_ids)
+    assert torch.equal(together.expert_ids[order], shuffled.expert_ids), BY_ITSELF
     for image in range(BATCH):
         alone = router(query[image : image + 1], keys, state)
-        assert torch.equal(alone.expert_ids[0], together.expert_ids[image])
-        torch.testing.assert_close(alone.weights[0], together.weights[image])
+        assert torch.equal(alone.expert_ids[0], together.expert_ids[image]), BY_ITSELF
+        torch.testing.assert_close(alone.weights[0], together.weights[image], msg=BY_ITSELF)
 
 
 @every_router
@@ -86,11 +102,11 @@ def test_gradient_reaches_keys_and_query(
     keys.requires_grad_()
     routing = router_of(name, training)(query, keys, state)
     routing.weights.square().sum().backward()
-    assert query.grad.abs().sum(-1).min() > 0
+    assert query.grad.abs().sum(-1).min() > 0, GRADIENT
     chosen = torch.zeros(HEADS, EXPERTS, dtype=torch.bool)
     for head in range(HEADS):
         chosen[head, routing.expert_ids[:, head].unique()] = True
-    assert torch.equal(keys.grad.abs().sum(-1) > 0, chosen)
+    assert torch.equal(keys.grad.abs().sum(-1) > 0, chosen), GRADIENT
 
 
 @every_router
@@ -101,7 +117,7 @@ def test_changes_nothing_that_it_is_given(
     given = (query, keys, state.counts, state.frequent)
     before = [tensor.clone() for tensor in given]
     router_of(name, training)(query, keys, state)
-    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True)), UNCHANGED
 
 
 @every_router
@@ -109,7 +125,9 @@ def test_repeats_itself_at_evaluation(
     name: str, query: Tensor, keys: Tensor, state: ExpertState
 ) -> None:
     router = router_of(name, training=False)
-    assert torch.equal(router(query, keys, state).expert_ids, router(query, keys, state).expert_ids)
+    assert torch.equal(
+        router(query, keys, state).expert_ids, router(query, keys, state).expert_ids
+    ), REPEATS
 
 
 @every_router
@@ -119,7 +137,7 @@ def test_takes_as_many_experts_as_there_are(
     routing = make_router(name, top_k=EXPERTS)(query, keys, state)
     assert torch.equal(
         routing.expert_ids.sort(-1).values, torch.arange(EXPERTS).expand(BATCH, HEADS, EXPERTS)
-    )
+    ), ALL_EXPERTS
 
 
 class TestAdaptiveNoise:

@@ -163,6 +163,7 @@ def equal_as_far_as_there(folder: Path, undisturbed: Path, number: int) -> None:
     assert ours == {key: theirs[key] for key in ours}
 
 
+@pytest.mark.slow
 def test_joblib_with_a_run_that_is_killed(undisturbed: Path, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     parallel = [*SIX, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
