@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from smope.streams.checking.inspection import TRAITS, InspectedImage, Inspection, TaskContents
-from smope.streams.layouts.listing import count_text
+from smope.streams.layouts.listing import count_text, unreadable_text
 from smope.streams.pixels.bit_depth import WAY_OUT
 
 LEVELS = ("error", "warning", "note")
@@ -215,7 +215,9 @@ def _sizes(inspection: Inspection) -> Iterator[Finding]:
 def _left_out(inspection: Inspection) -> Iterator[Finding]:
     left_out = inspection.source.left_out
     for text in left_out.warnings():
-        yield Finding("left_out", "warning", text, _paths(left_out.unreadable))
+        is_of_files = left_out.unreadable and text == unreadable_text(left_out.suffix_counts)
+        paths = left_out.unreadable if is_of_files else ()
+        yield Finding("left_out", "warning", text, _paths(paths))
     if left_out.service:
         count = _number(len(left_out.service), "file or folder", "files and folders")
         names = count_text(left_out.service_counts)

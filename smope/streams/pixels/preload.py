@@ -167,8 +167,8 @@ def _warn_of_assumed_ranges(source: Source, images: dict[str, dict[int, _ReadIma
     ]
     if assumed:
         _log.warning(
-            "stream %s: %d images of more than 8 bits do not say which range they use, such as %s "
-            "(%s); they may be too dark: %s",
+            "stream %s: images of more than 8 bits that do not say which range they use: %d, such "
+            "as %s (%s); they may be too dark: %s",
             source.name, len(assumed), *assumed[0], WAY_OUT,
         )  # fmt: skip
 

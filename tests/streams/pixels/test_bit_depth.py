@@ -128,7 +128,10 @@ def test_training_warns_once_and_the_check_names_every_file(
     with caplog.at_level(logging.WARNING):
         preload_images(source)
     (record,) = caplog.records
-    assert "4 images of more than 8 bits do not say which range they use" in record.getMessage()
+    assert (
+        "images of more than 8 bits that do not say which range they use: 4, such"
+        in record.getMessage()
+    )
     assert "values 0 to 4095, taken as 0 to 65535" in record.getMessage()
     by_kind = {finding.kind: finding for finding in findings(inspect(source, tmp_path))}
     assert by_kind["assumed_range"].level == "warning"
