@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 SHOWN_ITEMS = {"error": 20, "warning": 10, "note": 3}  # on the screen, of each finding
 SHOWN_NAMES = 4  # of images that are the same picture
 SHOWN_CLASSES = 5
+OWN_IMAGES = ("folder", "table", "domains")
+WHICH_METHOD = """
+which method? (the README has the accuracies behind this)
+  method=ncm         one pass over the images, nothing is trained
+  method=ridge       one pass and a linear fit: more accurate, a good start
+  method=smope_plus  also trains on the first task: the most accurate with 50 images a class
+  method=smope       the paper's method: trains on every task, for research"""
 
 
 def document(report: DataReport) -> dict[str, Any]:
@@ -50,6 +57,8 @@ def lines(report: DataReport) -> Iterator[str]:
         yield from (f"  {_text(item)}" for item in finding.items[:most])
         if len(finding.items) > most:
             yield f"  and {len(finding.items) - most:,} more, all in --json"
+    if report.stream in OWN_IMAGES and not report.count("error"):
+        yield WHICH_METHOD
     yield f"\n{_verdict(report)}"
 
 

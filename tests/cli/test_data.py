@@ -95,6 +95,7 @@ def test_a_good_folder(root: Path, check: Check) -> None:
     assert re.search(r"^test +12 +0 +3 +3 +3$", text, re.MULTILINE)
     assert re.search(r"^task 1 +2 +12 +6   c, a$", text, re.MULTILINE)
     assert re.search(r"^task 2 +2 +12 +6   b, d$", text, re.MULTILINE)
+    assert re.search(r"^which method\?.*\n  method=ncm ", text, re.MULTILINE)
     assert text.endswith("\n\nnothing is wrong\n")
 
 

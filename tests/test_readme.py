@@ -1,0 +1,100 @@
+"""The commands of the README, as they are written there, for a photographer and for a researcher.
+
+Images are small, so that this takes minutes and not hours; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smope.storage.run_directory import RunDirectory
+from smope.storage.run_search import finished_run
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+DATA = Path(os.environ.get("SMOPE_DATA", "no such folder"))
+WEIGHTS = DATA / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
+SMALL_PHOTOS = [f"backbone.weights={WEIGHTS}", "backbone.image_size=96"]
+SMALL_DIGITS = ["experiment=smoke", "name=digits", "backbone.image_size=8", "trainer.record=all"]
+
+pytestmark = pytest.mark.slow
+
+
+def commands(heading: str) -> list[list[str]]:
+    """The commands of the first fenced block under a heading, without their comments."""
+    _, _, section = README.partition(f"\n{heading}\n")
+    block = re.search(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert block, f"README has no commands under {heading!r}"
+    joined = block[1].replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip()]
+
+
+def run(command: list[str], folder: Path, added: list[str]) -> str:
+    """Run one command of smope as a user would; what it printed."""
+    program, name, *rest = command
+    assert program == "smope"
+    rest += added if name == "train" else []
+    result = subprocess.run(
+        [sys.executable, "-m", "smope", name, *rest],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """`photos`, one folder with a folder for each of eight classes, and `new`, unsorted ones."""
+    if not WEIGHTS.is_file():
+        pytest.skip("needs the photographs and weights of SMOPE_DATA")
+    (tmp_path / "new").mkdir()
+    names = sorted(path.name for path in (DATA / "caltech100" / "train").iterdir())
+    for name in names[3:11]:
+        shutil.copytree(DATA / "caltech100" / "train" / name, tmp_path / "photos" / name)
+        for image in sorted((DATA / "caltech100" / "test" / name).iterdir())[:3]:
+            shutil.copy(image, tmp_path / "new" / f"{name}-{image.name}")
+    return tmp_path
+
+
+def test_a_photographer_teaches_a_model(photographs: Path) -> None:
+    check, train, predict, report = commands("### Your own photographs")
+    assert "8 classes" in run(check, photographs, [])
+    run(train, photographs, SMALL_PHOTOS)
+    directory = finished_run(photographs / "runs", print)
+    record = RunDirectory(directory).read_record()
+    assert record["status"] == "finished"
+    ours, simple = record["final_average_accuracy"], record["reference"]["final_average_accuracy"]
+    assert ours > 0.8, "eight unlike classes"
+    assert ours >= simple - 0.07, "two of 32 test images worse than nearest class mean"
+    run(predict, photographs, [])
+    with (photographs / "classes.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    right = sum(Path(row["path"]).name.startswith(row["class"]) for row in rows)
+    assert right >= 19
+    run(report, photographs, [])
+    assert (directory / "report.html").is_file()
+
+
+def test_a_researcher_compares_three_methods(tmp_path: Path) -> None:
+    train, collect, report = commands("### Comparing methods")
+    run(train, tmp_path, SMALL_DIGITS)
+    table = run(collect, tmp_path, [])
+    for method in ("smope", "ridge", "ncm"):
+        assert re.search(rf"^\W*{method}\b.*\b2\b", table, re.MULTILINE), table
+    run(report, tmp_path, [])
+    page = (tmp_path / "runs" / "digits" / "report.html").read_text(encoding="utf-8")
+    assert "6 runs of 3 configurations" in page
+    assert 'section id="unknown"' in page
+    assert len(page) < 3_000_000
