@@ -33,8 +33,10 @@ from smope.streams.pixels.partial_resize import Axis, resize, source_range
 CROP_ASPECT_RATIOS = (3 / 4, 4 / 3)  # width over height, as torchvision draws random crops
 MAX_CROP_DRAWS = 10
 # Longer over shorter side of a picture that is resized as a whole. Of a longer one only the part
-# that is shown is computed, so that no picture takes much more memory than a square one.
-MAX_RESIZED_RATIO = 2
+# that is shown is computed, so that no picture takes much more memory than a square one. The pixels
+# are the same, and it takes longer than PyTorch's kernel, so photographs and panoramas are resized
+# as a whole.
+MAX_RESIZED_RATIO = 8
 
 
 class Window(NamedTuple):
@@ -61,7 +63,7 @@ class Window(NamedTuple):
 
     @property
     def is_long(self) -> bool:
-        """Whether the result shows less than half of the resized picture, along its longer side."""
+        """Whether the result shows a small part of the resized picture, along its longer side."""
         return max(self.resized_height, self.resized_width) > MAX_RESIZED_RATIO * min(
             self.resized_height, self.resized_width
         )
