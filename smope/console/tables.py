@@ -7,6 +7,7 @@ from typing import Any
 
 from smope.metrics.scores import SCORES
 
+DECIDING_SCORE = "final_average_accuracy"
 MEMORY_NAMES = {
     "cuda_allocated": "on the CUDA device",
     "process_resident": "resident set of the process",
@@ -36,6 +37,21 @@ def score_lines(record: Mapping[str, Any]) -> str:
     """The scores of run.json in percent, a line for each."""
     lines = [f"{score.title:<34}{percent(record[name]):>7} %" for name, score in SCORES.items()]
     return "\n".join(lines)
+
+
+def reference_line(record: Mapping[str, Any]) -> str:
+    """How the run compares with what run.json has as `reference`; "" where it has none."""
+    reference = record.get("reference") or {}
+    ours, simple = record.get(DECIDING_SCORE), reference.get(DECIDING_SCORE)
+    if ours is None or simple is None:
+        return ""
+    line = f"Nearest class mean on the same frozen features reaches {percent(simple)} %"
+    if simple > ours:
+        return (
+            f"{line}, which is {percent(simple - ours)} points more: these images may suit "
+            f"method=smope_plus, ridge or ncm, or longer training."
+        )
+    return f"{line}, {percent(ours - simple)} points less."
 
 
 def cost_table(cost: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from smope.config.config import Config
 from smope.console.colour import coloured_matrix
 from smope.console.progress import Progress
-from smope.console.tables import cost_table, matrix_table, score_lines
+from smope.console.tables import cost_table, matrix_table, reference_line, score_lines
 from smope.distributed import collectives, torchrun
 from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.report.live_pictures import live_pictures
@@ -33,7 +33,6 @@ from smope.streams.stream import import_avalanche
 from smope.trackers.base import Guarded, Tracker
 from smope.training.device import resolve_device
 from smope.training.outputs import Outputs
-from smope.training.reference import compared
 from smope.training.trainer import Trainer
 
 
@@ -196,9 +195,8 @@ def _print_results(record: Mapping[str, Any], directory: RunDirectory, progress:
     progress.line(matrix_table(matrix), coloured_matrix(matrix))
     progress.line("")
     progress.line(score_lines(record))
-    reference = compared(record)
-    if reference is not None:
-        progress.line(reference)
+    if line := reference_line(record):
+        progress.line(line)
     progress.line("")
     progress.line(cost_table(record["cost"]))
     progress.line(f"{sum(record['seconds']['per_task']):.0f} s; numbers in {directory.record}")

@@ -6,8 +6,7 @@ pass an image. This tells the user whether it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,26 +74,3 @@ def nearest_class_mean(
 def _accuracy(features: Tensor, labels: Tensor, means: Tensor) -> float:
     chosen = (F.normalize(features, dim=-1) @ means.T).argmax(-1)
     return float((chosen == labels).double().mean())
-
-
-def compared(record: Mapping[str, Any], name: str = "final_average_accuracy") -> str | None:
-    """One line that compares a run with its reference.
-
-    Args:
-        record: run.json.
-        name: the score that decides.
-
-    Returns:
-        The line; None without a reference.
-    """
-    reference = record.get("reference")
-    if reference is None or record.get(name) is None:
-        return None
-    ours, simple = 100 * record[name], 100 * reference[name]
-    line = f"nearest class mean on the same frozen features reaches {simple:.2f} %"
-    if simple > ours:
-        return (
-            f"{line}, which is {simple - ours:.2f} points more than this run: these images may "
-            f"suit method=smope_plus, ridge or ncm, or longer training"
-        )
-    return f"{line}, {ours - simple:.2f} points less than this run"

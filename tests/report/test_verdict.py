@@ -159,3 +159,9 @@ def test_intervals(tmp_path: Path) -> None:
     assert interval == pytest.approx((low, high)), "a single task: its own interval"
     assert over_seeds([0.5, 0.6]) is None
     assert over_seeds([0.99, 1.0, 0.90]) == pytest.approx((0.8265, 1.0), abs=1e-4)
+
+
+def test_the_verdict_says_when_nearest_class_mean_would_have_been_better(tmp_path: Path) -> None:
+    reference = {"method": "ncm", "final_average_accuracy": 0.9}
+    write_run(tmp_path / "run", snapshots=expert_snapshots(), reference=reference)
+    assert "reaches 90.00 %, which is 15.00 points more: " in paragraph(tmp_path)

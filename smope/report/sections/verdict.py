@@ -16,6 +16,7 @@ from smope.analysis.intervals import CONFIDENCE, over_images, over_seeds
 from smope.analysis.labels import comparable
 from smope.analysis.run import Run
 from smope.analysis.significance import compare_all
+from smope.console.tables import reference_line
 from smope.report.figures import points
 from smope.report.sections.base import Section, by_label, plural, stream_title
 
@@ -42,6 +43,7 @@ def _of_one(label: str, runs: Sequence[Run]) -> list[str]:
         f"{label} {_subject(runs[0])}.",
         _unfinished(runs[0]),
         f"{_accuracy_sentence(runs)} {_chance(runs[0])}",
+        reference_line({**runs[0].record, **runs[0].scores}) if len(runs) == 1 else "",
         _forgetting_sentence(runs),
         _mixture_sentence("The mixture of experts", runs),
         _weakest_sentence(runs),

@@ -200,9 +200,7 @@ LONG_SHAPES = [
 
 @pytest.mark.parametrize(("height", "width"), LONG_SHAPES)
 @pytest.mark.parametrize(("size", "eval_crop"), [(224, 0.875), (32, 1.0), (97, 0.6)])
-def test_a_part_of_a_long_picture_is_that_of_the_whole(
-    height, width, size, eval_crop, monkeypatch
-):
+def test_a_part_of_a_long_picture_is_that_of_the_whole(height, width, size, eval_crop, monkeypatch):
     """Bit for bit what PyTorch's kernel makes of the whole picture, and nearly so by products."""
     monkeypatch.setattr(transforms, "MAX_RESIZED_RATIO", 2)
     pixels = noise(height + width, height, width)
