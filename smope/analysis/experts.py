@@ -5,7 +5,6 @@ Shapes: M images, L prompted blocks, H heads, E experts, K chosen experts, T tas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -15,19 +14,15 @@ from numpy.typing import NDArray
 from smope.analysis.run import Run
 from smope.analysis.snapshots import Snapshot
 from smope.errors import UserError
-
-# Below this share of the possible range a block's experts are used as if there were only K.
-COLLAPSED_BELOW = 0.1
-
-
-def block_numbers(config: Mapping[str, Any], count: int) -> list[int]:
-    """The numbers of the prompted blocks in the backbone, from 0.
-
-    Args:
-        config: A run's configuration; without method.blocks, the first blocks are prompted.
-        count: How many blocks are prompted.
-    """
-    return list(config["method"].get("blocks") or range(count))
+from smope.metrics.expert_use import (
+    COLLAPSED_BELOW,
+    block_numbers,
+    effective_experts,
+    max_violation,
+    overlap,
+    spread,
+    unused_share,
+)
 
 
 def chosen_experts(run: Run, after: int | None = None) -> tuple[Snapshot, NDArray[numpy.int64]]:
@@ -90,9 +85,7 @@ def expert_load(run: Run, after: int | None = None) -> NDArray[numpy.float64]:
 def task_overlap(run: Run, after: int | None = None) -> pandas.DataFrame:
     """How far two tasks use the same experts.
 
-    In each block and head the loads, divided by K, are distributions over experts. The overlap is
-    the part that two of them have in common, sum_e min(p_i(e), p_j(e)), averaged over blocks and
-    heads: 0 if disjoint, 1 if equal.
+    See `smope.metrics.expert_use.overlap`; the mean over blocks and heads.
 
     Args:
         run: A run that recorded its evaluations.
@@ -101,11 +94,8 @@ def task_overlap(run: Run, after: int | None = None) -> pandas.DataFrame:
     Returns:
         (T, T), 1 on the diagonal.
     """
-    _, experts = chosen_experts(run, after)
-    share = expert_load(run, after) / experts.shape[-1]
-    common = numpy.minimum(share[:, None], share[None])  # (T, T, L, H, E)
-    table = common.sum(-1).mean((-1, -2))
-    names = range(1, len(share) + 1)
+    table = overlap(expert_load(run, after)).mean((-1, -2))
+    names = range(1, len(table) + 1)
     return pandas.DataFrame(
         table, pandas.Index(names, name="task"), pandas.Index(names, name="other task")
     )
@@ -114,24 +104,39 @@ def task_overlap(run: Run, after: int | None = None) -> pandas.DataFrame:
 def expert_use(run: Run) -> pandas.DataFrame:
     """A row after each task for each prompted block, over the images of the tasks seen.
 
-    after_task number of finished tasks
-    block      number of the prompted block, from 1
-    dead       share of experts that no image chose
-    effective  exp of the entropy of (load / K): how many equally used experts would be as even, at
-               most E; mean over heads
-    busiest    load of the busiest expert; mean over heads
+    after_task    number of finished tasks
+    block         number of the prompted block, from 1
+    dead          share of experts that no image chose
+    effective     exp of the entropy of use: how many equally used experts would be as even, at most
+                  E; mean over heads
+    busiest       load of the busiest expert; mean over heads
+    max_violation largest load over mean load, minus 1; mean over heads
+    overlap       what two tasks' uses have in common; mean over heads and pairs of tasks, NaN
+                  after the first task
+
+    Block by block this is what run.json has in `experts`, see `smope.metrics.expert_use`.
     """
-    rows = []
+    frames = []
     for after in run.snapshots.recorded:
-        snapshot, experts = chosen_experts(run, after)
-        load = load_from_choices(experts[snapshot.seen], snapshot.num_experts)
-        share = load / experts.shape[-1]
-        entropy = -(share * numpy.log(numpy.where(share > 0, share, 1))).sum(-1)
-        for block in range(len(load)):
-            dead = float((load[block] == 0).mean())
-            busiest = float(load[block].max(-1).mean())
-            rows.append((after, block + 1, dead, float(numpy.exp(entropy[block]).mean()), busiest))
-    return pandas.DataFrame(rows, columns=["after_task", "block", "dead", "effective", "busiest"])
+        snapshot, _ = chosen_experts(run, after)
+        load_of_task = expert_load(run, after)
+        images = numpy.bincount(snapshot.tasks[snapshot.seen], minlength=after)
+        load = numpy.average(load_of_task, axis=0, weights=images)
+        pairs = overlap(load_of_task)[numpy.triu_indices(after, 1)]
+        frames.append(
+            pandas.DataFrame(
+                {
+                    "after_task": after,
+                    "block": range(1, len(load) + 1),
+                    "dead": unused_share(load).mean(-1),
+                    "effective": effective_experts(load).mean(-1),
+                    "busiest": load.max(-1).mean(-1),
+                    "max_violation": max_violation(load).mean(-1),
+                    "overlap": pairs.mean((0, -1)) if after > 1 else numpy.nan,
+                }
+            )
+        )
+    return pandas.concat(frames, ignore_index=True)
 
 
 def expert_spread(run: Run) -> pandas.DataFrame:
@@ -159,6 +164,6 @@ def expert_spread(run: Run) -> pandas.DataFrame:
     )
     if least >= most:
         return frame.iloc[:0].assign(spread=[], collapsed=[])
-    frame["spread"] = (frame["effective"] - least) / (most - least)
+    frame["spread"] = spread(frame["effective"], least, most)
     frame["collapsed"] = frame["spread"] < COLLAPSED_BELOW
     return frame

@@ -59,6 +59,12 @@ def _parameters(run: Run) -> float | None:
     return sum(counts.values()) if counts else None
 
 
+def _effective_experts(run: Run) -> float | None:
+    """Effective experts of a head after the last task, the mean over prompted blocks."""
+    uses = run.record.get("experts")
+    return fmean(uses[-1]["effective"]) if uses else None
+
+
 def _seconds(run: Run) -> float | None:
     seconds = run.record.get("seconds")
     return sum(seconds[key] for key in ("train", "align", "eval")) if seconds else None
@@ -96,9 +102,12 @@ COST_COLUMNS = (
 )
 
 
+EXPERTS_COLUMN = Column("effective_experts", "effective experts", _effective_experts, digits=1)
+
+
 def all_columns() -> list[Column]:
-    """The scores, then the costs."""
-    return [*map(score_column, SCORES), *COST_COLUMNS]
+    """The scores, the use of experts, then the costs."""
+    return [*map(score_column, SCORES), EXPERTS_COLUMN, *COST_COLUMNS]
 
 
 @dataclass(frozen=True)

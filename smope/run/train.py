@@ -13,6 +13,7 @@ from smope.console.progress import Progress
 from smope.console.tables import cost_table, matrix_table, reference_line, score_lines
 from smope.distributed import collectives, torchrun
 from smope.methods._shared.frozen_hash import frozen_sha256
+from smope.metrics.expert_use import block_numbers, collapse_sentence
 from smope.report.live_pictures import live_pictures
 from smope.run.backbone_note import backbone_note
 from smope.run.build import Experiment
@@ -197,7 +198,17 @@ def _print_results(record: Mapping[str, Any], directory: RunDirectory, progress:
     progress.line(score_lines(record))
     if line := reference_line(record):
         progress.line(line)
+    if line := _collapse(record):
+        progress.line(line)
     progress.line("")
     progress.line(cost_table(record["cost"]))
     progress.line(f"{sum(record['seconds']['per_task']):.0f} s; numbers in {directory.record}")
     progress.line(f"a page with pictures: {command('report', directory.path)}")
+
+
+def _collapse(record: Mapping[str, Any]) -> str | None:
+    """A sentence if the mixture has collapsed after the last task; None without experts."""
+    if not record.get("experts"):
+        return None
+    use = record["experts"][-1]
+    return collapse_sentence(use, block_numbers(record["config"], len(use["effective"])))

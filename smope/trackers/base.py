@@ -51,6 +51,15 @@ class Tracker:
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Losses and learning rate of an epoch, which ended after `step` training steps."""
 
+    def log_experts(self, values: Mapping[str, float], step: int) -> None:
+        """How experts are used; called before `end_task` for methods that choose experts.
+
+        Args:
+            values: `effective` experts, the share that is `dead`, `max_violation` and `overlap`,
+                means over blocks; and `effective_block_1` and so on.
+            step: Training steps so far.
+        """
+
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
         """Called when a task is evaluated.
 
@@ -95,6 +104,9 @@ class Guarded(Tracker):
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self._forward("log", values, step)
+
+    def log_experts(self, values: Mapping[str, float], step: int) -> None:
+        self._forward("log_experts", values, step)
 
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
         self._forward("end_task", matrix, scores, step)

@@ -37,6 +37,10 @@ class TensorBoardTracker(Tracker):
         for key, value in numbers(values).items():
             self._writer.add_scalar(f"train/{key}", value, step)
 
+    def log_experts(self, values: Mapping[str, float], step: int) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(f"experts/{key}", value, step)
+
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
         for key, value in task_values(matrix, scores).items():
             self._writer.add_scalar(key, value, step)

@@ -23,8 +23,9 @@ class WandbTracker(Tracker):
     """Logs a run to Weights & Biases.
 
     Logged are the configuration, losses and learning rates of steps (step/...) and epochs
-    (train/...), the scores after each task, the accuracy matrix as a table and a heat map, the load
-    of experts, and at the end an artefact with the last checkpoint, run.json and config.yaml.
+    (train/...), the scores and the use of experts (experts/...) after each task, the accuracy
+    matrix as a table and a heat map, the load of experts, and at the end an artefact with the last
+    checkpoint, run.json and config.yaml.
 
     mode:     "auto" follows WANDB_MODE; without it, online if an API key is configured, else
               offline. It never prompts.
@@ -107,6 +108,9 @@ class WandbTracker(Tracker):
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self._run.log({f"train/{key}": value for key, value in numbers(values).items()}, step=step)
+
+    def log_experts(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log({f"experts/{key}": value for key, value in values.items()}, step=step)
 
     def end_task(self, matrix: Matrix, scores: Mapping[str, Any], step: int) -> None:
         import wandb

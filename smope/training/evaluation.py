@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smope.distributed import collectives
+from smope.methods._shared.routed_method import routings_of
 from smope.methods.base import Method
+from smope.training.expert_counts import ExpertCounts
 from smope.training.loading import TaskLoader
 from smope.training.precision import evaluated
 from smope.training.recording import Recorder
@@ -22,6 +24,7 @@ def measure_accuracy(
     seen_classes: int,
     precision: str,
     recorder: Recorder,
+    expert_counts: ExpertCounts,
 ) -> float:
     """Classify the test images of a task, all classes seen so far competing.
 
@@ -32,6 +35,7 @@ def measure_accuracy(
         seen_classes: the first so many classes compete; others are never predicted.
         precision: trainer.precision.
         recorder: sees every batch, for the analysis.
+        expert_counts: sees every choice of experts.
 
     Returns:
         The fraction of the images that are classified right.
@@ -42,5 +46,6 @@ def measure_accuracy(
         logits = evaluated(method, batch, precision)[:, :seen_classes]
         logits = collectives.gathered(logits)
         recorder.add(logits, method)
+        expert_counts.add(routings_of(method))
         correct += int((logits.argmax(-1) == collectives.gathered(labels)).sum())
     return correct / len(images)

@@ -28,6 +28,8 @@ class History:
         images_evaluated: test images that were classified.
         peak_memory: the most bytes of one process, over all processes of this run; see
             metrics/cost.py.
+        expert_use: after each task, how the test images use the experts; see
+            metrics/expert_use.py. Empty for a method that chooses no experts.
     """
 
     test_images: list[int]
@@ -41,6 +43,7 @@ class History:
     steps: int = 0
     images_evaluated: int = 0
     peak_memory: dict[str, int] = field(default_factory=dict)
+    expert_use: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tracker_step(self) -> int:
@@ -93,8 +96,15 @@ class History:
         for kind, size in peaks.items():
             self.peak_memory[kind] = max(size, self.peak_memory.get(kind, 0))
 
-    def end_task(self, row: list[float]) -> None:
-        """Finish the task under way; `row` is the accuracy on each task so far."""
+    def end_task(self, row: list[float], use: dict[str, Any] | None = None) -> None:
+        """Finish the task under way.
+
+        Args:
+            row: the accuracy on each task so far.
+            use: how experts were used meanwhile; None without a choice of experts.
+        """
+        if use is not None:
+            self.expert_use.append(use)
         self.accuracy_matrix.append(row)
         self.seconds_per_task.append(self.seconds_of_task)
         self.seconds_of_task = 0.0
@@ -113,9 +123,11 @@ class History:
 
     def record(self) -> dict[str, Any]:
         """The part of run.json that changes during a run."""
+        experts = {"experts": self.expert_use} if self.expert_use else {}
         return {
             "accuracy_matrix": self.full_matrix(),
             **self.scores(),
+            **experts,
             "seconds": {**self.seconds, "per_task": self.seconds_per_task},
             "images_per_second": _ratio(self.images_trained, self.seconds["train"]),
             "waiting_share": _ratio(self.seconds["wait"], self.seconds["train"]),
@@ -142,6 +154,8 @@ def _fits(key: str, value: Any, example: Any) -> bool:
     """Whether a value from JSON can be that of a field which starts as `example`."""
     if key == "accuracy_matrix":
         return _is_triangle(value)
+    if key == "expert_use":
+        return isinstance(value, list) and all(isinstance(use, dict) for use in value)
     if isinstance(example, list | dict):
         names = set(example)  # empty where any names will do, and for a list
         return _are_numbers(value, type(example)) and (not names or set(value) == names)

@@ -8,6 +8,7 @@ from typing import Any
 
 from smope.console.progress import Bar, Progress
 from smope.methods.base import Phase, TaskSpan
+from smope.metrics.expert_use import tracked_use
 from smope.storage.run_directory import RunDirectory
 from smope.trackers.base import Tracker
 from smope.training.history import History
@@ -61,6 +62,8 @@ class Outputs:
         each = " ".join(f"{100 * value:.1f}" for value in row)
         seconds = history.seconds_per_task[-1]
         self.progress.line(f"{title}: accuracy {100 * mean:.1f} % ({each}), {seconds:.1f} s")
+        if history.expert_use:
+            self.tracker.log_experts(tracked_use(history.expert_use[-1]), history.tracker_step)
         self.tracker.end_task(history.accuracy_matrix, history.scores(), step=history.tracker_step)
 
 

@@ -26,6 +26,7 @@ from smope.training.checkpointing import CheckpointWriter, restore_within
 from smope.training.class_statistics import record_class_statistics
 from smope.training.device import prepare_backbone
 from smope.training.evaluation import measure_accuracy
+from smope.training.expert_counts import ExpertCounts
 from smope.training.history import History
 from smope.training.interruption import Interruption
 from smope.training.loading import TaskLoader
@@ -105,6 +106,7 @@ class Trainer:
         )
         self.checkpoints = CheckpointWriter(method, stream, settings, device)
         self._recorder = Recorder(settings.record, stream)
+        self._expert_counts = ExpertCounts()
         self._stopwatch = Stopwatch(device)
         self._resumed: Checkpoint | None = None
         check_stream(method, stream, self.spans)
@@ -289,17 +291,20 @@ class Trainer:
         """Evaluate all tasks so far: one more row of the accuracy matrix."""
         title, row = self._title(span), []
         self._recorder.begin()
+        self._expert_counts.begin()
         with self.outputs.progress.bar(span.index + 1, f"{title} test") as bar:
             for index in range(span.index + 1):
                 row.append(self.accuracy(index, span.stop))
+                self._expert_counts.end_task()
                 self.history.images_evaluated += len(self.stream.tasks[index].test)
                 bar.update()
+        use = self._expert_counts.summary()
         for index in self._recorder.later_tasks(span):
             self.accuracy(index, span.stop)
             self.history.images_evaluated += len(self.stream.tasks[index].test)
         self._recorder.write(self.outputs.directory, self.method, span)
         self._stopwatch.add_to(self.history, "eval")
-        self.history.end_task(row)
+        self.history.end_task(row, use)
         peaks = peak_memory(self.device)
         largest = collectives.largest(list(peaks.values()))
         self.history.note_memory(dict(zip(peaks, largest, strict=True)))
@@ -316,6 +321,7 @@ class Trainer:
             seen_classes=seen_classes,
             precision=self.settings.precision,
             recorder=self._recorder,
+            expert_counts=self._expert_counts,
         )
 
     def reference_matrix(self) -> list[list[float]] | None:

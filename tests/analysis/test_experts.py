@@ -52,11 +52,15 @@ def test_dead_and_effective_experts(run: Run) -> None:
         "dead": 0.5,
         "effective": pytest.approx(2.0),
         "busiest": 1.0,
+        "max_violation": 1.0,
+        "overlap": pytest.approx(math.nan, nan_ok=True),
     }
     share = [3 / 16, 8 / 16, 5 / 16]
     entropy = -sum(part * math.log(part) for part in share)
     assert second["dead"] == 0.25
     assert second["effective"] == pytest.approx(math.exp(entropy))
+    assert second["max_violation"] == pytest.approx(8 / 16 * 4 - 1)
+    assert second["overlap"] == pytest.approx(0.625), "see test_overlap"
 
 
 def test_drift(run: Run) -> None:

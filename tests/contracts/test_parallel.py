@@ -77,6 +77,7 @@ def outcome(trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
         "matrix": history.accuracy_matrix,
         "counted": counted,
         "rows": rows(directory),
+        "experts": history.expert_use,
     }
 
 
@@ -167,6 +168,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found["matrix"] == expected["matrix"]
     assert found["counted"] == expected["counted"]
+    assert found["experts"] == expected["experts"]
     assert found["state"].keys() == expected["state"].keys()
     for key, value in expected["state"].items():
         assert_close(found["state"][key], value, key)

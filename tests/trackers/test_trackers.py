@@ -52,6 +52,7 @@ def track(tracker: Tracker, run_dir: Path, first: int = 0, status: str = "finish
             {"task": task, "phase": "sparse", "loss": 0.5 - 0.1 * task, "learning_rate": 1e-3},
             10 * (task + 1),
         )
+        tracker.log_experts({"effective": 5.5}, 10 * (task + 1))
         tracker.end_task([[1.0], [0.5, 1.0]][: task + 1], SCORES, 10 * (task + 1))
     tracker.finish(SCORES, status)
 
@@ -128,6 +129,7 @@ def test_wandb_offline(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[20]["train/learning_rate"] == 1e-3
     assert rows[20]["accuracy/task_1"] == 0.5
     assert rows[20]["average_accuracy"] == rows[20]["scores/final_average_accuracy"] == 0.75
+    assert rows[20]["experts/effective"] == 5.5
     assert rows[20]["accuracy_matrix/_type"] == "table-file"
     assert rows[20]["accuracy_matrix_map/_type"] == rows[20]["expert_load/_type"] == "image-file"
     table = json.loads(
@@ -301,6 +303,7 @@ def test_tensorboard(run_dir: Path) -> None:
     ]
     assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 21))
     assert [event.value for event in events.Scalars("accuracy/task_1")] == [1.0, 0.5]
+    assert [event.value for event in events.Scalars("experts/effective")] == [5.5, 5.5]
     assert set(events.Tags()["images"]) == {"accuracy_matrix_map", "expert_load"}
 
 

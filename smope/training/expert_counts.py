@@ -1,0 +1,56 @@
+"""Counts which experts the test images choose, from the choices that evaluation makes anyway.
+
+Shapes: T tasks, L prompted blocks, H heads, E experts of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smope.distributed import collectives
+from smope.metrics.expert_use import summarise_use
+from smope.routers.base import Routing
+
+
+class ExpertCounts:
+    """Collects the choices of one evaluation, task by task."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start an evaluation."""
+        self._tasks: list[Tensor] = []
+        self._counts: Tensor | None = None
+        self._chosen = 0
+
+    def add(self, routings: Sequence[Routing]) -> None:
+        """Add the choices of a batch, those of each prompted block; nothing if every expert is
+        used.
+        """
+        if not routings or routings[0].expert_ids.shape[-1] == routings[0].scores.shape[-1]:
+            return
+        ids = torch.stack([routing.expert_ids for routing in routings])  # (L, B, H, K)
+        blocks, _, heads, self._chosen = ids.shape
+        ids = ids.transpose(1, 2).flatten(2)
+        if self._counts is None:
+            self._counts = ids.new_zeros(blocks, heads, routings[0].scores.shape[-1])
+        self._counts.scatter_add_(-1, ids, torch.ones_like(ids))
+
+    def end_task(self) -> None:
+        """The images of one task are complete, in all processes."""
+        if self._counts is not None:
+            self._tasks.append(collectives.summed(self._counts))
+            self._counts = None
+
+    def summary(self) -> dict[str, Any] | None:
+        """Numbers of the whole evaluation, see metrics.expert_use.summarise_use; None if no images
+        chose among experts.
+        """
+        if not self._tasks:
+            return None
+        return summarise_use(torch.stack(self._tasks).cpu().numpy(), self._chosen)
