@@ -130,8 +130,8 @@ def collapse_sentence(use: Mapping[str, Any], blocks: list[int]) -> str | None:
         return None
     mean = sum(effective for _, effective in collapsed) / len(collapsed)
     return (
-        f"the mixture has collapsed: {mean:.1f} of {use['experts']} experts do the work in "
-        f"{_named([block for block, _ in collapsed])} (each image chooses {use['chosen']})"
+        f"The mixture has collapsed: {mean:.1f} of {use['experts']} experts do the work in "
+        f"{_named([block for block, _ in collapsed])} (each image chooses {use['chosen']})."
     )
 
 

@@ -105,7 +105,7 @@ def test_a_run_says_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
             assert rows[name].tolist() == pytest.approx(use[name])
         if use["overlap"] is not None:
             assert rows["overlap"].tolist() == pytest.approx(use["overlap"])
-    assert "the mixture has collapsed: " in printed
+    assert "The mixture has collapsed: " in printed
     assert main(["collect", str(tmp_path / "run")]) == 0
     head, *_ = [line for line in capsys.readouterr().out.splitlines() if "seeds" in line]
     assert "effective experts" in head
