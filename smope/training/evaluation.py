@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smope.distributed import collectives
-from smope.methods._shared.routed_method import routings_of
 from smope.methods.base import Method
 from smope.training.expert_counts import ExpertCounts
 from smope.training.loading import TaskLoader
@@ -46,6 +45,6 @@ def measure_accuracy(
         logits = evaluated(method, batch, precision)[:, :seen_classes]
         logits = collectives.gathered(logits)
         recorder.add(logits, method)
-        expert_counts.add(routings_of(method))
+        expert_counts.add(method)
         correct += int((logits.argmax(-1) == collectives.gathered(labels)).sum())
     return correct / len(images)

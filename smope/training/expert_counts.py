@@ -5,15 +5,15 @@ Shapes: T tasks, L prompted blocks, H heads, E experts of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from smope.distributed import collectives
+from smope.methods._shared.routed_method import routings_of
+from smope.methods.base import Method
 from smope.metrics.expert_use import summarise_use
-from smope.routers.base import Routing
 
 
 class ExpertCounts:
@@ -28,10 +28,11 @@ class ExpertCounts:
         self._counts: Tensor | None = None
         self._chosen = 0
 
-    def add(self, routings: Sequence[Routing]) -> None:
-        """Add the choices of a batch, those of each prompted block; nothing if every expert is
-        used.
+    def add(self, method: Method) -> None:
+        """Add the choices of the batch that a method has just classified; nothing if it has no
+        experts or uses all of them.
         """
+        routings = routings_of(method)
         if not routings or routings[0].expert_ids.shape[-1] == routings[0].scores.shape[-1]:
             return
         ids = torch.stack([routing.expert_ids for routing in routings])  # (L, B, H, K)

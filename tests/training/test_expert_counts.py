@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -87,7 +88,9 @@ def test_nothing_is_counted_where_nothing_is_chosen() -> None:
     trainer.fit()
     assert "experts" not in trainer.history.record()
     counts, scores = ExpertCounts(), torch.rand(2, 1, 3)
-    counts.add([Routing(scores, torch.arange(3).expand(2, 1, 3), scores)])  # all of three experts
+    routing = Routing(scores, torch.arange(3).expand(2, 1, 3), scores)  # all of three experts
+    method: Any = SimpleNamespace(dense_epochs=0, experts=[], routings=[routing])
+    counts.add(method)
     counts.end_task()
     assert counts.summary() is None
 
