@@ -88,6 +88,7 @@ def interrupted(run_dir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, process.returncode, "".join(lines), errors)
 
 
+@pytest.mark.slow
 def test_two_stop_together_and_one_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,6 +123,7 @@ def without_times(found: dict[str, Any]) -> dict[str, Any]:
     is kept.
     """
     found.pop("launches")
+    found["reference"].pop("seconds")
     for key in ("seconds", "images_per_second", "waiting_share", "peak_memory_bytes"):
         found.pop(key, None)
         found["cost"].pop(key, None)

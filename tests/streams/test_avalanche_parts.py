@@ -68,11 +68,16 @@ def test_a_stream_imports_few_parts() -> None:
     "ask",
     [
         "from avalanche.training.supervised import Naive",
-        "import avalanche.training",
-        "from avalanche.benchmarks import SplitMNIST",
         "from avalanche.benchmarks import *; SplitMNIST",
-        "import avalanche; avalanche.__version__",
-        "from avalanche import evaluation",
+        *(
+            pytest.param(ask, marks=pytest.mark.slow)
+            for ask in (
+                "import avalanche.training",
+                "from avalanche.benchmarks import SplitMNIST",
+                "import avalanche; avalanche.__version__",
+                "from avalanche import evaluation",
+            )
+        ),
     ],
 )
 def test_the_rest_comes_when_it_is_wanted(ask: str) -> None:

@@ -187,6 +187,7 @@ def test_joblib_with_a_run_that_is_killed(undisturbed: Path, tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_submitit_with_a_run_that_is_killed_and_one_that_is_preempted(
     undisturbed: Path, tmp_path: Path
 ) -> None:
