@@ -45,6 +45,11 @@ class ImageSet:
         image = original_image(self.images[index])
         return str(image) if isinstance(image, Path) else f"number {index}"
 
+    def own_names(self) -> list[str] | None:
+        """The names of all images; None where neither the source nor a path gives them one."""
+        has_paths = any(isinstance(original_image(image), Path) for image in self.images[:1])
+        return [self.name(i) for i in range(len(self))] if self.names or has_paths else None
+
     def pixels(self, index: int) -> numpy.ndarray:
         """Image `index` as RGB, (height, width, 3) uint8. UserError names an image that cannot be
         decoded.

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from smope.streams.layouts.names import as_text
 from smope.streams.stream import Stream
 
 MAX_MISTAKES = 24
@@ -71,7 +72,7 @@ def mistakes_file(
     worst = worst_mistakes(logits[:count], predicted[:count], labels)
     images = [positions[index][:2] for index in worst]
     files = [_jpeg(test[item][0]) for test, item in images]
-    names = [test.name(item).encode(errors="replace").decode() for test, item in images]
+    names = [as_text(test.name(item)) for test, item in images]
     arrays: dict[str, Any] = {
         "image_of": worst.astype(numpy.uint32),
         "jpeg": numpy.frombuffer(b"".join(files), numpy.uint8),

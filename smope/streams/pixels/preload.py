@@ -92,6 +92,7 @@ def preload_images(
     finally:
         if writer is not None:
             writer.abandon()
+    _warn_of_skipped(source, skipped)
     _warn_of_assumed_ranges(source, images)
     lines = [
         content_line(source, split, index, image.sha256)
@@ -155,6 +156,15 @@ def _read_all(
         for split in SPLITS:
             images[split] = {i: replace(image, pixels=None) for i, image in images[split].items()}
     return images, skipped
+
+
+def _warn_of_skipped(source: Source, skipped: Sequence[str]) -> None:
+    """One line about all images that are left out, with the first of them."""
+    if skipped:
+        _log.warning(
+            "stream %s: images that cannot be read are left out: %d, such as %s",
+            source.name, len(skipped), skipped[0],
+        )  # fmt: skip
 
 
 def _warn_of_assumed_ranges(source: Source, images: dict[str, dict[int, _ReadImage]]) -> None:
@@ -278,7 +288,7 @@ def _with_pixels(
     chosen = images if len(read_images) == len(images) else images.choose(list(read_images))
     pixels = [image.pixels for image in read_images.values()]
     if all(image is not None for image in pixels):
-        return replace(chosen, images=pixels, names=None)
+        return replace(chosen, images=pixels, names=chosen.own_names())
     if file is None or not file.has_pixels:
         return chosen
     with_cache: list[StoredImage | CachedImage] = []

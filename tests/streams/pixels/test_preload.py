@@ -41,6 +41,8 @@ def test_small_sources_are_kept_as_pixels(files):
         images = getattr(found.source, split)
         assert all(isinstance(image, numpy.ndarray) for image in images.images)
         assert same(images, getattr(files, split))
+        names = [getattr(files, split).name(i) for i in range(len(images))]
+        assert [images.name(i) for i in range(len(images))] == names, "reports name the files"
 
 
 def test_large_ones_stay_where_they_are(files, monkeypatch):
@@ -68,7 +70,7 @@ def test_the_hash_does_not_know_where_an_image_was(files):
     assert preload_images(moved).content_hash != preload_images(files).content_hash
 
 
-def test_broken_images_are_named_or_skipped(files, tmp_path):
+def test_broken_images_are_named_or_skipped(files, caplog):
     files.train.images[1].write_text("no image")
     broken = dataclasses.replace(
         files, test=dataclasses.replace(files.test, images=[b"", *files.test.images[1:]])
@@ -81,6 +83,8 @@ def test_broken_images_are_named_or_skipped(files, tmp_path):
         preload_images(broken)
     found = preload_images(broken, "skip")
     assert found.skipped == (str(files.train.images[1]), "row 0 of test.parquet")
+    (message,) = caplog.messages
+    assert message.startswith("stream photos: images that cannot be read are left out: 2, such as")
     assert list(found.source.train.targets) == [0, 0, 1, 0, 1] and list(
         found.source.test.targets
     ) == [0, 1, 1]
