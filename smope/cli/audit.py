@@ -14,6 +14,7 @@ from smope.config.config import Config, load_config
 from smope.errors import UserError
 from smope.storage.files import write_atomically
 from smope.storage.run_directory import RunDirectory
+from smope.training.device_presence import refuse_absent_device
 
 if TYPE_CHECKING:
     from smope.audit.restored_run import Verdict
@@ -91,7 +92,9 @@ def _open(path: Path, device: str | None) -> tuple[RunDirectory, Config]:
             f"and at nothing else yet"
         )
     directory = RunDirectory.open(path)
-    return directory, load_config(path, moved={"trainer.device": device} if device else None)
+    config = load_config(path, moved={"trainer.device": device} if device else None)
+    refuse_absent_device(config.trainer["device"], "--device" if device else "trainer.device")
+    return directory, config
 
 
 def _ignore(_verdict: Verdict) -> None:

@@ -48,8 +48,7 @@ def run(argv: Sequence[str]) -> int:
             for finding in report.findings
         ]
     text = json.dumps(document(report), indent=1) if options.json else "\n".join(lines(report))
-    # the name of a file need not be valid text
-    print(text.encode(errors="backslashreplace").decode())
+    print(text)
     return 1 if report.count("error") else 0
 
 

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     config = load_config(
         directory.path, moved={"trainer.device": args.device} if args.device else None
     )
-    refuse_absent_device(config.trainer["device"])
+    refuse_absent_device(config.trainer["device"], "--device" if args.device else "trainer.device")
 
     with quick_imports():
         from smope.run.prepare import prepare

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import io
 import os
 import sys
 from collections.abc import Sequence
 
+from smope.console.encoding import print_any_name
 from smope.distributed import torchrun
 from smope.errors import UserError, one_line
 from smope.storage.commands import command
@@ -49,7 +49,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Only bugs leave it as exceptions."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _print_any_name()
+    print_any_name()
     try:
         with launched_by(command(*arguments)):
             code = _dispatch(arguments)
@@ -82,13 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if torchrun.first_to_fail():
             raise
         return 1  # another process of torchrun has printed the error
-
-
-def _print_any_name() -> None:
-    """Let the terminal show names of files that are not text."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_ours(error: Exception) -> bool:

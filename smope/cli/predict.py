@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     """Exit code 1 if an image could not be read."""
     options = _parser().parse_intermixed_args(argv)
     _check(options)
-    refuse_absent_device(options.device, "device")
+    refuse_absent_device(options.device, "--device")
 
     from smope.serving.standard_input import find_inputs
     from smope.storage.run_directory import check_run
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
 
     content = sys.stdin.buffer.read() if has_pipe else None
     inputs = find_inputs(options.images, content, report_not_read)
-    from smope.cli.predict_output import Table, document, print_text, printed
+    from smope.cli.predict_output import Table, document, printed
 
     with quick_imports():
         from smope.serving.predict import load
@@ -94,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         predictions = list(stream)
         values = document(classifier, predictions, broken) | {"not_read": dict(not_read)}
-        print_text(json.dumps(values, indent=1))
+        print(json.dumps(values, indent=1))
     elif options.csv == STANDARD_STREAM:
         predictions = list(table.printed(stream))
     else:

@@ -22,11 +22,6 @@ def shown_path(path: Path | bytes | None) -> str:
     return str(path) if isinstance(path, Path) else NO_PATH
 
 
-def print_text(text: str) -> None:
-    """Print a line at once. The name of a file need not be valid text."""
-    print(text.encode(errors="backslashreplace").decode(), flush=True)
-
-
 def printed(
     predictions: Iterable[Prediction], inputs: Sequence[Path | bytes]
 ) -> Iterator[Prediction]:
@@ -43,7 +38,7 @@ def printed(
         )
         if prediction.is_unknown:
             guesses = f"{UNKNOWN}  best guess: {guesses}"
-        print_text(f"{shown_path(prediction.path):<{width}}  {guesses}")
+        print(f"{shown_path(prediction.path):<{width}}  {guesses}", flush=True)
         yield prediction
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smope.console.colour import has_colour
+from smope.console.encoding import SHOW_ANY_NAME
 
 
 class Bar:
@@ -53,7 +54,7 @@ class Progress:
 
     def _write(self, text: str) -> None:
         if self._log is not None:
-            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            with self._log.open("a", encoding="utf-8", errors=SHOW_ANY_NAME) as file:
                 file.write(text + "\n")
 
     @contextmanager

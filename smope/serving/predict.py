@@ -34,7 +34,6 @@ _log = logging.getLogger(__name__)
 READER_THREADS = 4  # images that are decoded at a time
 DEVICE = Device()
 UNKNOWN = "unknown"  # the class name of an image whose best guess is not probable enough
-_log = logging.getLogger(__name__)
 UNUSED_GENERATOR = random.Random(0)  # the evaluation transform draws nothing
 
 
