@@ -47,15 +47,31 @@ def over_images(run: Run) -> Interval | None:
 
 
 def over_seeds(values: Sequence[float]) -> Interval | None:
-    """The interval of the mean over seeds, by Student's t, within 0 and 1.
+    """The interval of the mean of fractions over seeds.
 
     Returns:
         Low and high; None for fewer than three values, whose interval would say nothing.
     """
+    return student_interval(values, 1.0) if len(values) > 2 else None
+
+
+def student_interval(values: Sequence[float], highest: float) -> Interval | None:
+    """The interval of a mean: mean ± t(n - 1) s / sqrt(n), s with ddof 1.
+
+    It is cut to 0..highest, where the mean must be: values outside cannot be it, so the interval
+    holds it as often as before (Mandelkern 2002, Statistical Science 17(2), on bounded parameters).
+
+    Args:
+        values: n measurements, between 0 and `highest`.
+        highest: 1 for fractions, 100 for percent.
+
+    Returns:
+        Low and high; None for fewer than two values.
+    """
     count = len(values)
-    if count < 3:
+    if count < 2:
         return None
     mean = sum(values) / count
     error = sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
     half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return max(0.0, mean - half), min(highest, mean + half)

@@ -15,8 +15,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy
-from scipy.stats import binomtest, bootstrap, permutation_test, t
+from scipy.stats import binomtest, bootstrap, permutation_test
 
+from smope.analysis.intervals import CONFIDENCE, student_interval
 from smope.analysis.labels import comparable
 from smope.analysis.run import Run
 from smope.analysis.tables import MAIN_SCORE, UPPER_BOUNDS, ResultRow, ResultTable, score_column
@@ -26,7 +27,6 @@ from smope.errors import UserError
 if TYPE_CHECKING:
     import pandas
 
-CONFIDENCE = 0.95
 RESAMPLES = 10_000
 MAX_EXACT_PAIRS = 13  # 2^13 < RESAMPLES
 FEW_SEEDS = 2  # Student's t is 12.7 with one degree of freedom, 4.3 with two
@@ -226,7 +226,7 @@ def compare_rows(table: ResultTable, against: str | None = None) -> TableCompari
     rows = [
         ComparedRow(
             row,
-            *_student_interval(list(values[row.label].values())),
+            *(student_interval(list(values[row.label].values()), 100.0) or (None, None)),
             len(values[row.label]),
             tests.get(row.label),
             corrected.get(row.label),
@@ -246,21 +246,6 @@ def _reference(table: ResultTable, against: str | None) -> ResultRow | None:
             f"{', '.join(shown(row.label) for row in rows)}"
         )
     return rows[0] if rows else None
-
-
-def _student_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """95 % interval of the mean in percent: mean ± t(n - 1) s / sqrt(n), s with ddof 1.
-
-    It is cut to 0..100, where the mean must be: values outside cannot be it, so the interval holds
-    it as often as before (Mandelkern 2002, Statistical Science 17(2), on bounded parameters).
-    """
-    count = len(values)
-    if count < 2:
-        return None, None
-    mean = sum(values) / count
-    error = (sum((value - mean) ** 2 for value in values) / (count - 1) / count) ** 0.5
-    half_width = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-    return max(0.0, mean - half_width), min(100.0, mean + half_width)
 
 
 def compare_runs(

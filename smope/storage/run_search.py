@@ -96,10 +96,10 @@ def _latest(
     if not fitting:
         listed = ", ".join(map(str, run_dirs[-MAX_LISTED_RUNS:]))
         more = ", ..." if len(run_dirs) > MAX_LISTED_RUNS else ""
-        raise UserError(
-            f"{key}={path}: none of the {len(run_dirs)} runs below {folder}/ is {wanted}; name one "
-            f"of {listed}{more}"
-        )
+        way_out = f"name one of {listed}{more}"
+        if wanted == "unfinished":
+            way_out = "runs that a process trains now do not count; start a new run without resume="
+        raise UserError(f"{key}={path}: no run below {folder}/ is {wanted}; {way_out}")
     latest = max(fitting, key=_written)
     among = f"the only {wanted} run" if len(fitting) == 1 else f"the latest of {len(fitting)}"
     among += "" if len(fitting) == 1 else f" {wanted} runs"

@@ -284,7 +284,7 @@ def _describe(directory: Path) -> str:
     by_lower_case = {name.lower(): name for name in names}
     if "train" not in by_lower_case:
         if any(_has_image_files(directory / name) for name in names):
-            return f"{holds} with a single class folder; make a folder for each class"
+            return f"{holds}, and only one folder has images; make a folder for each class"
         absolute = directory.absolute()
         below = better_root(
             directory, lambda path: path.parent == absolute and has_class_folders(path)

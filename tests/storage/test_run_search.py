@@ -68,7 +68,7 @@ def test_a_run_that_another_process_trains_is_not_resumed(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RunDirectory, "holder", lambda _: "process 7 on elsewhere")
-    with pytest.raises(UserError, match=r"resume=latest: none of the 5 runs below runs/ is unfin"):
+    with pytest.raises(UserError, match=r"resume=latest: no run below runs/ is unfinished; runs"):
         unfinished_run(Path("latest"), print)
 
 
@@ -81,7 +81,7 @@ def test_without_a_finished_run_those_there_are_listed(
     run_at(Path("runs/x/going"), 1, status="running")
     (Path("runs/x/damaged")).mkdir()
     (Path("runs/x/damaged/run.json")).write_text("{")
-    expected = r"none of the 2 runs below runs/x/ is finished; name one of runs/x/damaged, runs/x/g"
+    expected = r"no run below runs/x/ is finished; name one of runs/x/damaged, runs/x/g"
     with pytest.raises(UserError, match=expected):
         finished_run(Path("runs/x"), print)
 

@@ -180,7 +180,7 @@ def test_wrong_layouts_are_refused(root, tmp_path, write_image):
         r"it holds a\.png; give the directory above the train",
     )
     write_image(tmp_path / "single" / "cat" / "a.jpg")
-    refused(tmp_path / "single", r"it holds cat with a single class folder; make a folder for each")
+    refused(tmp_path / "single", r"it holds cat, and only one folder has images; make a folder for")
     write_image(tmp_path / "outer" / "photos" / "cat" / "a.jpg")
     write_image(tmp_path / "outer" / "photos" / "dog" / "a.jpg")
     refused(tmp_path / "outer", r"it holds photos; stream\.root=.*/outer/photos looks right$")
