@@ -109,6 +109,11 @@ def unwrap(vit: VisionTransformer) -> None:
             block.attn = block.attn.attention
 
 
+def is_wrapped(vit: VisionTransformer) -> bool:
+    """Whether the attention of a block is wrapped."""
+    return any(isinstance(getattr(block, "attn", None), AttentionWrapper) for block in vit.blocks)
+
+
 @contextmanager
 def without_wrappers(vit: VisionTransformer) -> Iterator[None]:
     """Outputs are as before `wrap`, bit for bit, within the context. The wrappers stay the same."""

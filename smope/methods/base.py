@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
+from smope.backbones.wrapping import is_wrapped
 from smope.losses.classification import task_cross_entropy
 from smope.methods._shared.class_statistics import ClassStatistics
 
@@ -176,6 +177,21 @@ class Method(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
             return self.backbone(images)
+
+    def features_are_final(self, task: TaskSpan) -> bool:
+        """Whether features() gives every image the same in evaluation from the end of `task` to the
+        end of the run.
+
+        The features of test images are then computed once. As long as features() is the one above,
+        the answer follows from the backbone; a method whose own features stop changing says so.
+        """
+        return self.features_are_the_backbones
+
+    @property
+    def features_are_the_backbones(self) -> bool:
+        """Whether features() gives those of the frozen backbone, with nothing put into it."""
+        own = type(self).features is not Method.features or bool(list(self.prompt_parameters()))
+        return self.backbone.frozen and not own and not is_wrapped(self.backbone.vit)
 
     def task_features(self, images: Tensor, task: TaskSpan) -> Tensor:
         """Features of images that are known to belong to a task; class statistics describe these.

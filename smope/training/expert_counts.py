@@ -5,7 +5,7 @@ Shapes: T tasks, L prompted blocks, H heads, E experts of a head.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,32 @@ from smope.distributed import collectives
 from smope.methods._shared.routed_method import routings_of
 from smope.methods.base import Method
 from smope.metrics.expert_use import summarise_use
+
+
+class Choices(NamedTuple):
+    """The choices of one batch, in this process.
+
+    Attributes:
+        counts: (L, H, E), how many images chose an expert.
+        chosen: experts of an image in a head.
+    """
+
+    counts: Tensor
+    chosen: int
+
+
+def count_choices(method: Method) -> Choices | None:
+    """The choices of the batch that a method has just passed; None if it has no experts or uses all
+    of them.
+    """
+    routings = routings_of(method)
+    if not routings or routings[0].expert_ids.shape[-1] == routings[0].scores.shape[-1]:
+        return None
+    ids = torch.stack([routing.expert_ids for routing in routings])  # (L, B, H, K)
+    blocks, _, heads, chosen = ids.shape
+    ids = ids.transpose(1, 2).flatten(2)
+    counts = ids.new_zeros(blocks, heads, routings[0].scores.shape[-1])
+    return Choices(counts.scatter_add_(-1, ids, torch.ones_like(ids)), chosen)
 
 
 class ExpertCounts:
@@ -28,19 +54,14 @@ class ExpertCounts:
         self._counts: Tensor | None = None
         self._chosen = 0
 
-    def add(self, method: Method) -> None:
-        """Add the choices of the batch that a method has just classified; nothing if it has no
-        experts or uses all of them.
-        """
-        routings = routings_of(method)
-        if not routings or routings[0].expert_ids.shape[-1] == routings[0].scores.shape[-1]:
+    def add(self, choices: Choices | None) -> None:
+        """Add what count_choices() gave for a batch."""
+        if choices is None:
             return
-        ids = torch.stack([routing.expert_ids for routing in routings])  # (L, B, H, K)
-        blocks, _, heads, self._chosen = ids.shape
-        ids = ids.transpose(1, 2).flatten(2)
+        self._chosen = choices.chosen
         if self._counts is None:
-            self._counts = ids.new_zeros(blocks, heads, routings[0].scores.shape[-1])
-        self._counts.scatter_add_(-1, ids, torch.ones_like(ids))
+            self._counts = torch.zeros_like(choices.counts)
+        self._counts += choices.counts
 
     def end_task(self) -> None:
         """The images of one task are complete, in all processes."""

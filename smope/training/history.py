@@ -25,7 +25,7 @@ class History:
         seconds_of_task: the same of the task under way.
         images_trained: images that went through a training step; grows when an epoch ends.
         steps: training steps; grows when an epoch ends.
-        images_evaluated: test images that were classified.
+        images_evaluated: test images that passed through the network.
         peak_memory: the most bytes of one process, over all processes of this run; see
             metrics/cost.py.
         expert_use: after each task, how the test images use the experts; see

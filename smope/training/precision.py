@@ -47,6 +47,24 @@ def full_precision(precision: str) -> torch.dtype:
 
 
 @torch.no_grad()
+def evaluated_features(method: Method, images: Tensor, precision: str) -> Tensor:
+    """Features for evaluation, computed in `precision`.
+
+    Args:
+        method: in evaluation mode.
+        images: (B, 3, S, S) in [0, 1].
+        precision: trainer.precision.
+
+    Returns:
+        Features (B, C) in full precision. They are contiguous, since the order of a tensor in
+        memory may change the last digits of the logits.
+    """
+    with autocast(precision, images.device):
+        features = method.features(images)
+    return features.to(full_precision(precision)).contiguous()
+
+
+@torch.no_grad()
 def evaluated(method: Method, images: Tensor, precision: str) -> Tensor:
     """Logits for evaluation.
 
@@ -61,6 +79,4 @@ def evaluated(method: Method, images: Tensor, precision: str) -> Tensor:
     Returns:
         Logits (B, num_classes).
     """
-    with autocast(precision, images.device):
-        features = method.features(images).to(full_precision(precision))
-    return method.classify(features)
+    return method.classify(evaluated_features(method, images, precision))

@@ -70,13 +70,25 @@ class Recorder:
         self.open = self.record != "nothing"
         self._batches = []
 
-    def add(self, logits: Tensor, method: Method) -> None:
-        """Add one batch of test images.
+    def chosen_experts(self, method: Method) -> dict[str, Tensor]:
+        """What a method has just chosen for this process's share of a batch, as experts.B of the
+        whole batch; empty if nothing is recorded.
+        """
+        chosen: dict[str, Tensor] = {}
+        for block, routing in enumerate(routings_of(method) if self.open else ()):
+            num_experts = routing.scores.shape[-1]
+            if routing.expert_ids.shape[-1] < num_experts:
+                small = torch.uint8 if num_experts <= 256 else torch.int32
+                chosen[f"experts.{block}"] = collectives.gathered(routing.expert_ids.to(small))
+        return chosen
+
+    def add(self, logits: Tensor, experts: Mapping[str, Tensor]) -> None:
+        """Add one batch of test images, the whole of it even where several processes have a share
+        each.
 
         Args:
-            logits: (B, C) over the classes seen so far, of the whole batch even where several
-                processes have a share of it each.
-            method: has just classified this process's share.
+            logits: (B, C) over the classes seen so far.
+            experts: what chosen_experts() gave.
         """
         if not self.open:
             return
@@ -86,12 +98,8 @@ class Recorder:
             "logits": (finite - top[:, None]).clamp(min=-LARGEST_FLOAT16).half(),
             "top": top,
             "predicted": logits.argmax(-1).to(torch.int32),
+            **experts,
         }
-        for block, routing in enumerate(routings_of(method)):
-            num_experts = routing.scores.shape[-1]
-            if routing.expert_ids.shape[-1] < num_experts:
-                small = torch.uint8 if num_experts <= 256 else torch.int32
-                batch[f"experts.{block}"] = collectives.gathered(routing.expert_ids.to(small))
         self._batches.append({key: value.cpu() for key, value in batch.items()})
 
     def later_tasks(self, span: TaskSpan) -> range:

@@ -25,8 +25,9 @@ from smope.training.checkpoint import Checkpoint, restore
 from smope.training.checkpointing import CheckpointWriter, restore_within
 from smope.training.class_statistics import record_class_statistics
 from smope.training.device import prepare_backbone
-from smope.training.evaluation import measure_accuracy
+from smope.training.evaluation import measure_accuracy, passed_batches
 from smope.training.expert_counts import ExpertCounts
+from smope.training.feature_cache import FeatureCache
 from smope.training.history import History
 from smope.training.interruption import Interruption
 from smope.training.loading import TaskLoader
@@ -71,6 +72,7 @@ class Trainer:
         outputs: where numbers go while the run trains.
         interruption: may stop the training between two steps.
         context: plain JSON that checkpoints keep.
+        features: of test images, where they cannot change any more.
 
     Raises:
         UserError: method, stream and settings do not fit together.
@@ -105,6 +107,7 @@ class Trainer:
             settings, seed=seed, device=device, dtype=self.dtype, interruption=self.interruption
         )
         self.checkpoints = CheckpointWriter(method, stream, settings, device)
+        self.features = FeatureCache(device)
         self._recorder = Recorder(settings.record, stream)
         self._expert_counts = ExpertCounts()
         self._stopwatch = Stopwatch(device)
@@ -130,6 +133,19 @@ class Trainer:
     def steps(self, span: TaskSpan) -> int:
         """Training steps of one task, over all its phases."""
         return sum(steps for _, steps in self.steps_of_phases(span))
+
+    def test_passes(self, span: TaskSpan) -> int:
+        """Test images that pass through the network in the evaluation after a task: those whose
+        features are not known from the task before, in a run without a break.
+        """
+        first, last = 0, self._evaluated_tasks(span)
+        if span.index > 0 and self.method.features_are_final(self.spans[span.index - 1]):
+            first = self._evaluated_tasks(self.spans[span.index - 1])
+        return sum(len(task.test) for task in self.stream.tasks[first:last])
+
+    def _evaluated_tasks(self, span: TaskSpan) -> int:
+        """How many tasks are evaluated after a task, those for the record included."""
+        return span.index + 1 + len(self._recorder.later_tasks(span))
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Restore a checkpoint, so that `fit` continues where it was written.
@@ -292,16 +308,20 @@ class Trainer:
         title, row = self._title(span), []
         self._recorder.begin()
         self._expert_counts.begin()
-        with self.outputs.progress.bar(span.index + 1, f"{title} test") as bar:
+        if self.outputs.directory is not None:
+            self.features.directory = self.outputs.directory.path
+        with (
+            self.outputs.progress.bar(span.index + 1, f"{title} test") as bar,
+            self.features.used(self.method.features_are_final(span)),
+        ):
             for index in range(span.index + 1):
                 row.append(self.accuracy(index, span.stop))
                 self._expert_counts.end_task()
-                self.history.images_evaluated += len(self.stream.tasks[index].test)
                 bar.update()
-        use = self._expert_counts.summary()
-        for index in self._recorder.later_tasks(span):
-            self.accuracy(index, span.stop)
-            self.history.images_evaluated += len(self.stream.tasks[index].test)
+            use = self._expert_counts.summary()
+            for index in self._recorder.later_tasks(span):
+                self.accuracy(index, span.stop)
+        self.history.images_evaluated += self.test_passes(span)
         self._recorder.write(self.outputs.directory, self.method, span)
         self._stopwatch.add_to(self.history, "eval")
         self.history.end_task(row, use)
@@ -314,12 +334,14 @@ class Trainer:
         """Accuracy on the test images of task `task_index` among the first `seen_classes` classes,
         as a fraction.
         """
+        images = self.stream.tasks[task_index].test
+        fresh = passed_batches(
+            self.method.eval(), images, self.loader, self.settings.precision, self._recorder
+        )
         return measure_accuracy(
             self.method,
-            self.stream.tasks[task_index].test,
-            self.loader,
+            self.features.batches(task_index, fresh),
             seen_classes=seen_classes,
-            precision=self.settings.precision,
             recorder=self._recorder,
             expert_counts=self._expert_counts,
         )
@@ -335,13 +357,17 @@ class Trainer:
             return None
         if isinstance(method, NearestClassMean):
             return None
-        with self.outputs.progress.bar(len(self.spans), "reference") as bar:
+        with (
+            self.outputs.progress.bar(len(self.spans), "reference") as bar,
+            self.features.used(method.features_are_the_backbones),
+        ):
             return nearest_class_mean(
                 method,
                 self.stream,
                 self.spans,
                 self.loader,
                 self.settings.precision,
+                cache=self.features,
                 on_task=bar.update,
             )
 

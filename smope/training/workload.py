@@ -44,8 +44,8 @@ class Workload:
         phases: training, phase by phase.
         train_images: training images of all tasks.
         statistics: passes over each task's images that record class statistics.
-        evaluated: test images classified over the run; those of earlier tasks count again after
-            each task.
+        evaluated: test images that pass through the network over the run; those of earlier
+            tasks count again after each task until their features are final.
         alignment_steps: training steps of the classifier on drawn features.
         infer_gflops: of one image that is classified.
         memory: bytes of weights, gradients and optimizer, and of the activations that a step keeps
@@ -74,16 +74,13 @@ class Workload:
 def count(trainer: Trainer) -> Workload:
     """The workload of a trainer's run. Its method keeps its state, but not its gradients."""
     method, settings, tasks = trainer.method, trainer.settings, trainer.stream.tasks
-    evaluated = sum(len(task.test) for span in trainer.spans for task in tasks[: span.index + 1])
-    if settings.record == "all":
-        evaluated = len(tasks) * sum(len(task.test) for task in tasks)
     aligned = len(method.aligned())
     return Workload(
         batch=settings.batch_size,
         phases=tuple(count_training(trainer)),
         train_images=sum(len(task.train) for task in tasks),
         statistics=len(method.recorded()),
-        evaluated=evaluated,
+        evaluated=sum(trainer.test_passes(span) for span in trainer.spans),
         alignment_steps=aligned
         * sum(alignment_steps(span, settings) for span in trainer.spans[1:]),
         infer_gflops=count_flops(method, trainer.spans[0])["infer_gflops"]["torch"],

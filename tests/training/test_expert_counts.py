@@ -18,7 +18,7 @@ from smope.methods._shared.routed_method import routings_of
 from smope.metrics.expert_use import summarise_use
 from smope.routers.base import Routing
 from smope.trackers.base import Tracker
-from smope.training.expert_counts import ExpertCounts
+from smope.training.expert_counts import ExpertCounts, count_choices
 from smope.training.history import History
 from smope.training.outputs import Outputs
 from smope.training.trainer import Trainer
@@ -90,7 +90,7 @@ def test_nothing_is_counted_where_nothing_is_chosen() -> None:
     counts, scores = ExpertCounts(), torch.rand(2, 1, 3)
     routing = Routing(scores, torch.arange(3).expand(2, 1, 3), scores)  # all of three experts
     method: Any = SimpleNamespace(dense_epochs=0, experts=[], routings=[routing])
-    counts.add(method)
+    counts.add(count_choices(method))
     counts.end_task()
     assert counts.summary() is None
 

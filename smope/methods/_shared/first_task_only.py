@@ -28,6 +28,10 @@ class FirstSession(Method):
     def classify(self, features: Tensor) -> Tensor:
         return self.ridge(features)
 
+    def features_are_final(self, task: TaskSpan) -> bool:
+        """The first task alone changes what features depend on, so they are final at its end."""
+        return True
+
     def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
         return super().phases(task, epochs) if task.index == 0 else []
 
