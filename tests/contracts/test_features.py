@@ -227,3 +227,16 @@ def test_outside_a_run_the_network_is_always_asked(stream: Stream) -> None:
         trainer.method.backbone.vit.norm.weight.zero_()
         trainer.method.backbone.vit.norm.bias.copy_(trainer.method.means[3])
     assert trainer.accuracy(0, 4) == 0 < before
+
+
+def test_chosen_experts_are_counted_as_in_a_fresh_pass(stream: Stream) -> None:
+    used = []
+    for fresh in (False, True):
+        method = make_method("smope_plus", tiny_backbone(), 4)
+        if fresh:
+            method.features_are_final = lambda task: False
+        trainer = quick_trainer(method, stream, record="nothing")
+        trainer.fit()
+        used.append(trainer.history.expert_use)
+    assert used[0] == used[1]
+    assert used[0][-1]
