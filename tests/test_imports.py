@@ -27,7 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "declare": (),
     "storage": ("errors",),
     "distributed": ("errors",),
-    "routers": ("errors", "declare"),
+    "routers": ("errors", "declare", "distributed"),
     "losses": ("errors", "routers.base"),
     "backbones": ("errors", "declare"),
     "prompts": ("errors", "backbones.attention", "backbones.wrapping"),

@@ -49,11 +49,11 @@ class ExpertBank(nn.Module):
         return ExpertState(self.counts, self.frequent)
 
     @torch.no_grad()
-    def count(self, scores: Tensor, top_k: int) -> None:
-        """Add one to each expert for each image that has it among its best `top_k`; scores (B, H,
-        E), of all processes' shares of the batch.
+    def count(self, expert_ids: Tensor) -> None:
+        """Add one to each expert for each image that uses it; expert_ids (B, H, K), of all
+        processes' shares of the batch.
         """
-        best = scores.topk(top_k, dim=-1).indices.transpose(0, 1).flatten(1)
+        best = expert_ids.transpose(0, 1).flatten(1)
         self.counts += collectives.summed(
             torch.zeros_like(self.counts).scatter_add_(1, best, torch.ones_like(best))
         )

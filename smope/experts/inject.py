@@ -26,10 +26,12 @@ def attach(
     `blocks`.
 
     make_bank(attention) -> ExpertBank builds the experts of one block; each block gets its own copy
-    of `router`. Errors as in backbones/wrapping.py; then nothing is changed.
+    of `router`, built for its sizes. Errors as in backbones/wrapping.py; then nothing is changed.
     """
-    return wrap(
-        vit,
-        blocks,
-        lambda attention: PromptedAttention(attention, make_bank(attention), copy.deepcopy(router)),
-    )
+
+    def wrapped(attention: Attention) -> PromptedAttention:
+        bank, own = make_bank(attention), copy.deepcopy(router)
+        own.build(*bank.keys.shape)
+        return PromptedAttention(attention, bank, own)
+
+    return wrap(vit, blocks, wrapped)

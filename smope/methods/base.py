@@ -125,7 +125,7 @@ class Method(nn.Module):
     The backbone is frozen unless a subclass unfreezes it. For each task the trainer calls
 
         begin_task
-        for each of phases(): begin_phase, then losses() on every batch
+        for each of phases(): begin_phase, then losses() and end_step on every batch
         end_task
 
     and then, for each of recorded(), records class statistics, and retrains the classifier on them
@@ -258,6 +258,9 @@ class Method(nn.Module):
             Scalars by name.
         """
         return {"cross_entropy": task_cross_entropy(self(images), labels, task.classes)}
+
+    def end_step(self) -> None:
+        """Called after each optimizer step, in all processes."""
 
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         """Called after the last phase of a task, in evaluation mode and without gradients.

@@ -35,6 +35,7 @@ from smope.losses.prototype import Prototypes, find_prototypes, prototype_loss, 
 from smope.losses.router import router_loss, router_mass_loss
 from smope.methods.base import Batches, Method, Phase, Reference, TaskSpan
 from smope.routers.base import Router, Routing
+from smope.routers.step_sum import clear_step_sums
 
 
 class SMoPE(Method):
@@ -140,6 +141,10 @@ class SMoPE(Method):
         return [wrapper.routing for wrapper in self._wrappers if wrapper.routing is not None]
 
     @property
+    def _routers(self) -> list[Router]:
+        return [wrapper.router for wrapper in self._wrappers]
+
+    @property
     def dense(self) -> bool:
         """Whether all experts are used now, as in the warm-up before the first task."""
         return self._wrappers[0].dense
@@ -159,6 +164,8 @@ class SMoPE(Method):
         for bank in self.experts:
             bank.snapshot()
             bank.flag_frequent(cumulative=self.frequent_rule == "code")
+        for router in self._routers:
+            router.begin_task()
 
     def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
         sparse = Phase("sparse", epochs)
@@ -168,6 +175,8 @@ class SMoPE(Method):
 
     def begin_phase(self, phase: Phase) -> None:
         self.dense = phase.name == "dense"
+        for router in self._routers:
+            clear_step_sums(router)
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
         with recorded(self._wrappers) as routings:
@@ -176,6 +185,10 @@ class SMoPE(Method):
             "cross_entropy": task_cross_entropy(logits, labels, task.classes),
             **self._auxiliary_losses(routings, task),
         }
+
+    def end_step(self) -> None:
+        for router in self._routers:
+            router.end_step()
 
     def _training_logits(self, images: Tensor) -> Tensor:
         """The logits (B, num_classes) of the cross-entropy."""
@@ -205,8 +218,8 @@ class SMoPE(Method):
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        """The usage pass: over one training epoch, count each image's best K experts by raw
-        score.
+        """The usage pass: over one training epoch, count the experts that each image uses, as the
+        router says: SMoPE's takes the best K by raw score.
         """
         self.dense = False
         earlier = [bank.counts.clone() for bank in self.experts]
@@ -216,8 +229,9 @@ class SMoPE(Method):
                 bank.counts.fill_(1)
         for images, _ in batches("train"):
             self.features(images)
-            for bank, routing in zip(self.experts, self.routings, strict=True):
-                bank.count(routing.scores, self.top_k)
+            used = zip(self.experts, self.routings, self._routers, strict=True)
+            for bank, routing, router in used:
+                bank.count(router.used(routing))
         if self.usage_count == "order_free":
             for bank, before in zip(self.experts, earlier, strict=True):
                 bank.counts += before - 1

@@ -18,7 +18,8 @@ class Routing:
     Attributes:
         scores: (B, H, E), proxy scores of all experts, not scaled by 1/sqrt(D), with gradient.
         expert_ids: (B, H, K) int64, the chosen experts, best first.
-        weights: (B, H, K), the scores with which the chosen experts enter the softmax.
+        weights: (B, H, K), with which the chosen experts enter the softmax: their scores, unless
+            the router has plain_weights = False.
     """
 
     scores: Tensor
@@ -81,6 +82,15 @@ def choose(scores: Tensor, ranking: Tensor, top_k: int) -> Routing:
 class Router(nn.Module):
     """Chooses experts for each image and head. A router with `sparse = False` uses all of them.
 
+    Each prompted block has a copy of the router. What a router learns or remembers is a Parameter
+    or a buffer that `build` makes: parameters are trained with the experts, both are saved with
+    them. In training, `forward` only collects what the images say (step_sum.py); memory changes in
+    `end_step`, once an optimizer step, so that parts of a batch and several processes do the same
+    as one batch in one process.
+
+    `plain_weights = False` says that the weights are a function of the chosen experts' scores, not
+    the scores themselves.
+
     Args:
         top_k: K, how many experts are chosen, counted as used, and targets of the prototype loss.
         epsilon: Margin of the router loss between chosen and other experts, in units of the score
@@ -88,6 +98,7 @@ class Router(nn.Module):
     """
 
     sparse: bool = True
+    plain_weights: bool = True
 
     def __init__(self, top_k: int, epsilon: float = 0.0) -> None:
         super().__init__()
@@ -105,3 +116,24 @@ class Router(nn.Module):
         raise TypeError(
             f"{type(self).__name__} does not define forward(query, keys, state) -> Routing"
         )
+
+    def build(self, num_heads: int, num_experts: int, head_dim: int) -> None:
+        """Make parameters and buffers; called once, when a copy of the router joins its block.
+
+        Args:
+            num_heads: H.
+            num_experts: E.
+            head_dim: D.
+        """
+
+    def begin_task(self) -> None:
+        """Called before the first step of every task but the first."""
+
+    def end_step(self) -> None:
+        """Called after each optimizer step, in all processes: here, what is remembered changes."""
+
+    def used(self, routing: Routing) -> Tensor:
+        """The K experts that count as used by each image, (B, H, K): the best by score, penalties
+        aside, as the authors' program counts.
+        """
+        return routing.scores.topk(self.top_k, dim=-1).indices

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from smope.config.config import Config
+from smope.config.config import Config, chosen_name
 from smope.console.colour import coloured_matrix
 from smope.console.progress import Progress
 from smope.console.tables import cost_table, matrix_table, reference_line, score_lines
@@ -35,6 +35,8 @@ from smope.trackers.base import Guarded, Tracker
 from smope.training.device import resolve_device
 from smope.training.outputs import Outputs
 from smope.training.trainer import Trainer
+
+SPREADING_ROUTERS = ("centred", "aux_free")
 
 
 def train(
@@ -210,5 +212,8 @@ def _collapse(record: Mapping[str, Any]) -> str | None:
     """A sentence if the mixture has collapsed after the last task; None without experts."""
     if not record.get("experts"):
         return None
-    use = record["experts"][-1]
-    return collapse_sentence(use, block_numbers(record["config"], len(use["effective"])))
+    use, config = record["experts"][-1], record["config"]
+    sentence = collapse_sentence(use, block_numbers(config, len(use["effective"])))
+    if sentence is None or chosen_name(config["router"]["_target_"]) in SPREADING_ROUTERS:
+        return sentence
+    return f"{sentence} To spread the use, choose router=centred."

@@ -133,6 +133,7 @@ class RunningPhase:
             raise UserError(self._not_finite(loss))
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self.method.end_step()
         self._sums = _added(self._sums, losses)
         self.done += 1
         return losses

@@ -81,7 +81,7 @@ def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any
     target = getattr(importlib.import_module(module), attribute)
     wanted = inspect.signature(target).parameters
     if "router" in wanted:
-        objects["router"] = make_router()
+        objects["router"] = make_router(changes.get("router", "adaptive_noise"))
     if "total_tasks" in wanted:
         objects["total_tasks"] = TASKS
     return target(

@@ -16,13 +16,19 @@ BATCH, HEADS, EXPERTS, WIDTH, TOP_K = 6, 2, 9, 8, 3
 DISTINCT = (
     "A router chooses top_k distinct experts for each image and head, as int64 numbers of experts."
 )
-PLAIN_SCORES = "Scores and weights are the plain proxy scores; a penalty changes the choice alone."
+PLAIN_SCORES = (
+    "Scores are the plain proxy scores, and weights too unless plain_weights is False; "
+    "a penalty changes the choice alone."
+)
 BY_ITSELF = "An image is routed by itself, whatever else is in its batch, in training too."
 GRADIENT = "The gradient of the weights reaches the query and the keys of the chosen experts alone."
 UNCHANGED = "A router changes none of the tensors that it is given."
 REPEATS = "At evaluation the same image gets the same experts again."
 ALL_EXPERTS = "With top_k equal to the number of experts all of them are chosen."
-RULES = (DISTINCT, PLAIN_SCORES, BY_ITSELF, GRADIENT, UNCHANGED, REPEATS, ALL_EXPERTS)
+REMEMBERS = "What a router remembers changes in end_step alone, and at evaluation not at all."
+RULES = (
+    DISTINCT, PLAIN_SCORES, BY_ITSELF, GRADIENT, UNCHANGED, REPEATS, ALL_EXPERTS, REMEMBERS,
+)  # fmt: skip
 
 every_router = pytest.mark.parametrize("name", ROUTERS)
 both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -46,7 +52,9 @@ def state() -> ExpertState:
 
 
 def router_of(name: str, training: bool) -> Router:
-    return make_router(name, top_k=TOP_K).train(training)
+    router = make_router(name, top_k=TOP_K)
+    router.build(HEADS, EXPERTS, WIDTH)
+    return router.train(training)
 
 
 @every_router
@@ -72,11 +80,13 @@ def test_shapes_and_distinct_experts(
 def test_weights_are_the_unpenalised_scores(
     name: str, training: bool, query: Tensor, keys: Tensor, state: ExpertState
 ) -> None:
-    routing = router_of(name, training)(query, keys, state)
+    router = router_of(name, training)
+    routing = router(query, keys, state)
     torch.testing.assert_close(
         routing.scores, (query.unsqueeze(2) * keys).sum(-1), msg=PLAIN_SCORES
     )
-    assert torch.equal(routing.weights, routing.scores.gather(-1, routing.expert_ids)), PLAIN_SCORES
+    plain = routing.scores.gather(-1, routing.expert_ids)
+    assert torch.equal(routing.weights, plain) or not router.plain_weights, PLAIN_SCORES
 
 
 @every_router
@@ -131,10 +141,33 @@ def test_repeats_itself_at_evaluation(
 
 
 @every_router
+def test_remembers_in_end_step_alone(
+    name: str, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
+    router = router_of(name, training=True)
+    before = {key: value.clone() for key, value in router.state_dict().items()}
+    router(query, keys, state)
+    assert same(router, before), REMEMBERS
+    router.end_step()
+    assert same(router, before) == (not before), REMEMBERS
+    after = {key: value.clone() for key, value in router.state_dict().items()}
+    router.eval()(query, keys, state)
+    router.end_step()
+    assert same(router, after), REMEMBERS
+
+
+def same(router: Router, state: dict[str, Tensor]) -> bool:
+    now = router.state_dict()
+    return now.keys() == state.keys() and all(torch.equal(now[key], state[key]) for key in now)
+
+
+@every_router
 def test_takes_as_many_experts_as_there_are(
     name: str, query: Tensor, keys: Tensor, state: ExpertState
 ) -> None:
-    routing = make_router(name, top_k=EXPERTS)(query, keys, state)
+    router = make_router(name, top_k=EXPERTS)
+    router.build(HEADS, EXPERTS, WIDTH)
+    routing = router(query, keys, state)
     assert torch.equal(
         routing.expert_ids.sort(-1).values, torch.arange(EXPERTS).expand(BATCH, HEADS, EXPERTS)
     ), ALL_EXPERTS

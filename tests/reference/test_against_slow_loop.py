@@ -305,7 +305,7 @@ def test_count() -> None:
     bank = ExpertBank(2, EXPERTS, 4)
     slow = SlowViT({}, 2, {0: SlowExperts.fresh(bank.keys, bank.values)}, TOP_K, 0.0)
     for part in (scores[:5], scores[5:]):
-        bank.count(part, TOP_K)
+        bank.count(part.topk(TOP_K, dim=-1).indices)
         slow_smope.add_counts(slow, SlowPass(scores=[[list(image)] for image in part]))
     assert bank.counts.tolist() == slow.experts[0].counts
     assert bank.counts.sum() == 9 * 2 * TOP_K
