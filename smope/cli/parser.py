@@ -81,7 +81,7 @@ def _key_of(option: str, words: Sequence[str]) -> str | None:
     from smope.config.overrides import read_overrides
 
     name = option.lstrip("-").replace("-", "_")
-    if name in OTHER_NAMES or name in ALL_GROUPS:
+    if name in OTHER_NAMES or name.partition(".")[0] in ALL_GROUPS:
         return OTHER_NAMES.get(name, name)
     given = [word for word in words if "=" in word and not word.startswith("-")]
     try:

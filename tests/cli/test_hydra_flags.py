@@ -28,6 +28,7 @@ Capture = pytest.CaptureFixture[str]
         (["--epochs", "3"], f"--epochs {NO_OPTION} trainer.epochs=3"),
         (["--epochs"], "write trainer.epochs=VALUE"),
         (["-epochs=3"], "write trainer.epochs=3"),
+        (["--stream.root", "photos"], "write stream.root=photos"),
         (["--trainer.epochs=3", "seed=1"], "write trainer.epochs=3"),
         (["--top-k=3"], "write router.top_k=3"),
         (["method=coda", "--pool-size", "3"], "write method.pool_size=3"),
