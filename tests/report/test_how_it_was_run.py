@@ -139,7 +139,7 @@ def test_an_audit_or_how_to_make_one(tmp_path: Path) -> None:
     }
     (run / "audit.json").write_text(json.dumps(content), encoding="utf-8")
     section = audit(runs)
-    assert section.lead == "The audit has passed: 1 of 2 checks are right, 1 could not be made."
+    assert section.lead == "The audit has passed: 1 of 2 checks passed, 1 could not be made."
     assert section.tables[0].grid[1:] == [
         ["overlap", "ok", "none"],
         ["labels", "not possible", "no labels"],

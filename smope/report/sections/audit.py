@@ -47,7 +47,7 @@ def _lead(audits: Sequence[tuple[Run, AuditVerdict | None]]) -> str:
         content = stored[0]
         right, possible = len(content.outcomes(True)), len(content.checks)
         verdict = "passed" if content.passed else "FAILED"
-        text = f"The audit has {verdict}: {right} of {plural(possible, 'check')} are right"
+        text = f"The audit has {verdict}: {right} of {plural(possible, 'check')} passed"
         failed, unknown = content.outcomes(False), content.outcomes(None)
         text += f", {len(failed)} failed" if failed else ""
         return text + (f", {len(unknown)} could not be made." if unknown else ".")

@@ -40,7 +40,7 @@ def _grid(run: Run) -> Grid:
         ["command", first.get("command") or UNKNOWN],
         *(["resumed by", str(later.get("command") or UNKNOWN)] for later in launches[1:]),
         ["started in", first.get("directory") or UNKNOWN],
-        ["at", _time(first)],
+        ["started at", _time(first)],
         ["git commit", _commit(first, bool(launches))],
         ["seed", str(run.seed)],
         ["device", _device(record, first)],
