@@ -72,6 +72,11 @@ class FeatureCache:
         self._batches: dict[int, list[tuple[PassedBatch, _OnDisk | None]]] = {}
         self._file: IO[bytes] | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of the features that are in memory."""
+        return self._in_memory
+
     @contextmanager
     def used(self, final: bool) -> Iterator[None]:
         """Within the context, batches are kept and given again if features are `final`."""

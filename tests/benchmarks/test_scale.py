@@ -1,0 +1,29 @@
+"""The benchmark of growing work: its streams have the sizes asked for, and its fits are right."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from scale import Size, compared, exponent, made_stream
+
+
+def test_the_stream_has_the_size_asked_for() -> None:
+    stream = made_stream(Size(classes=6, images=2, tasks=3))
+    assert [len(task.classes) for task in stream.tasks] == [2, 2, 2]
+    assert [len(task.test) for task in stream.tasks] == [4, 4, 4]
+
+
+def test_the_exponent_of_a_power_law_comes_out() -> None:
+    assert exponent([2, 4, 8], [12.0, 48.0, 192.0]) == pytest.approx(2)
+    assert exponent([2, 4, 8], [7.0, 7.0, 7.0]) == pytest.approx(0, abs=1e-9)
+
+
+def test_both_kinds_are_measured_and_give_the_same_numbers() -> None:
+    """`compared` itself asserts that the accuracy matrices are equal."""
+    row = compared(Size(classes=4, images=1, tasks=2), rounds=1)
+    assert row["features"] == 4 * 128 * 4, "one test image of four classes in float32"
+    assert min(row.values()) > 0
