@@ -86,7 +86,8 @@ MISTAKES = {
     "frobnicate=1": r"unknown key frobnicate=1; `smope train --help` lists the keys",
     "router=adaptive": r"no choice; did you mean router=adaptive_noise\? Choices are "
     r"adaptive_noise, aux_free, centred, dense, topk$",
-    "router=qq": r"router=qq is no choice; choose one of adaptive_noise, aux_free, centred, dense, topk$",
+    "router=qq": r"router=qq is no choice; choose one of adaptive_noise, aux_free, centred, "
+    r"dense, topk$",
     "stream=null": r"stream=null is no choice; choose one of",
     "experiment=smok": r"no choice; did you mean experiment=smoke\? Choices are caltech100_",
     "variant=qq": r"no choice; choose one of ablation_1_.{80,200}, \.\.\.; `smope train "
