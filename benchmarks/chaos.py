@@ -38,7 +38,8 @@ from input_trial import Outcome, try_inputs
 
 # The demo in two tasks of about a hundred steps together, with a checkpoint every four steps.
 RUN = ("experiment=smoke", "trainer.epochs=2", "trainer.checkpoint_steps=4", "trainer.device=cpu")
-TIME_KEYS = ("seconds", "images_per_second", "waiting_share", "cost")
+# How a run was started, and how long it took.
+TIME_KEYS = ("seconds", "images_per_second", "waiting_share", "cost", "launches")
 PROCESS_SECONDS = 600.0  # most seconds for one process
 KILL_ATTEMPTS = 10  # a run may end before the moment at which it is to be killed
 
@@ -204,9 +205,13 @@ def differences(whole: Path, run_dir: Path) -> list[str]:
 
 
 def _timeless(values: dict[str, Any]) -> dict[str, Any]:
-    """A record without times and without its own path."""
+    """A record without times, starts and its own path."""
     timeless = {key: value for key, value in values.items() if key not in TIME_KEYS}
-    return {**timeless, "config": {**timeless.get("config", {}), "run_dir": None}}
+    reference = {
+        key: value for key, value in values.get("reference", {}).items() if key not in TIME_KEYS
+    }
+    config = {**timeless.get("config", {}), "run_dir": None}
+    return {**timeless, "config": config, "reference": reference}
 
 
 def _rows(run_dir: Path) -> list[dict[str, str]]:
