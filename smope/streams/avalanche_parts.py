@@ -102,7 +102,7 @@ def _finish() -> None:
     packages = [sys.modules[name] for name in PACKAGES]
     unfinished = [package for package in packages if isinstance(package, _Unfinished)]
     for package in unfinished:
-        package.__class__ = types.ModuleType
+        package.__class__ = types.ModuleType  # pyright: ignore[reportAttributeAccessIssue]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # from a dependency of Avalanche, about strategies that are not used here
         warnings.filterwarnings("ignore", message="no QP solver found")
