@@ -42,7 +42,7 @@ def step_curves(
                 appearance |= {"marker": "", "linewidth": 1.3}
             axes.plot(steps, values, label=str(line), **appearance)
         axes.set(xlabel="training step", ylabel=label)
-        top = float(frame["value"].to_numpy().max())
+        top = max(frame["value"].to_numpy(), default=0.0)
         axes.set_ylim(0, 1.05 * top if top > 0 else 1)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
         if len(names) > 1:
