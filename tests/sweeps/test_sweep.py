@@ -234,6 +234,12 @@ def test_ctrl_c_and_a_job_that_cannot_begin(undisturbed: Path, tmp_path: Path) -
 
     def press(sweep: int) -> None:
         process_of(tmp_path, 1)
+        end = time.monotonic() + 20
+        while time.monotonic() < end:  # until the first job has failed
+            logs = tmp_path.glob("runs/smoke/logs/none.safetensors-*.log")
+            if any("smope: error: " in log.read_text() for log in logs):
+                break
+            time.sleep(0.02)
         os.killpg(sweep, signal.SIGINT)
 
     code, text = disturbed(tmp_path, press, *overrides)
