@@ -126,9 +126,13 @@ def test_generalised_error_is_that_of_the_hat_matrix(count):
         hat = hidden @ torch.linalg.solve(system, hidden.T)
         residual = targets - hat @ targets
         slow[factor] = float(residual.square().sum() / (count - hat.trace()) ** 2)
-        assert sums.generalised_error(factor * unit) == pytest.approx(slow[factor], rel=1e-8)
+        assert sums.generalised_error(factor * unit, sums.system()) == pytest.approx(
+            slow[factor], rel=1e-8
+        )
         expected = torch.linalg.solve(system, hidden.T @ targets)
-        torch.testing.assert_close(sums.solve(factor * unit), expected, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            sums.solve(factor * unit, sums.system()), expected, rtol=1e-8, atol=1e-10
+        )
     best = min(slow, key=slow.__getitem__)
     assert sums.best_by_generalised_error() == pytest.approx(best * unit)
 
@@ -202,8 +206,8 @@ def test_a_system_that_rounding_made_singular_is_not_solved():
     method = make(width=None)
     rows = torch.ones(40, 32, dtype=torch.float64)
     method.classifier.sums.add(1e6 * rows, F.one_hot(torch.arange(40) % 4, 4).double())
-    assert method.classifier.sums.solve(1e-8) is None
-    solved = method.classifier.sums.solve(1.0)
+    assert method.classifier.sums.solve(1e-8, method.classifier.sums.system()) is None
+    solved = method.classifier.sums.solve(1.0, method.classifier.sums.system())
     assert solved is not None and math.isfinite(float(solved.sum()))
 
 
@@ -214,10 +218,11 @@ def test_a_penalty_too_small_to_solve_with_is_raised_until_it_is_not(stream, lea
     images = sum(len(task.train) for task in stream.tasks)
     method = make(width=2 * images - 2, exponents=[-14, -12], penalty_rule="last_fifth")
     learn(method, stream)
-    power = math.log10(float(method.classifier.sums.penalty))
+    sums = method.classifier.sums
+    power = math.log10(float(sums.penalty))
     assert power > -12 + 1e-6 and power == pytest.approx(round(power))
-    assert method.classifier.sums.solve(10.0 ** (power - 1)) is None, "no further than needed"
-    expected = method.classifier.sums.solve(10.0**power)
+    assert sums.solve(10.0 ** (power - 1), sums.system()) is None, "no further than needed"
+    expected = sums.solve(10.0**power, sums.system())
     assert expected is not None
     torch.testing.assert_close(method.classifier.weight.double(), expected.T, rtol=1e-3, atol=1e-5)
     features, labels = all_features(method, stream)

@@ -85,12 +85,23 @@ class Sums(FixedPrecision):
         self.classes = classes + hidden.T @ targets
         self.rows, self.targets = self.rows[:0].clone(), self.targets[:0].clone()
 
-    def solve(self, penalty: float) -> Tensor | None:
-        """(gram + λ I)^-1 times the sums of the classes, (M, K).
-
-        None if λ is too small for the rounding errors of the sums.
+    def system(self) -> Tensor:
+        """The smaller of the two matrices to which λ I is added: that of products of rows, (r, r),
+        or gram, (M, M).
         """
-        factor = self._factor(penalty)
+        return self.rows @ self.rows.T if self.in_rows else self.gram()
+
+    def solve(self, penalty: float, system: Tensor) -> Tensor | None:
+        """(gram + λ I)^-1 times the sums of the classes.
+
+        Args:
+            penalty: λ.
+            system: what `system()` gives; it stays the same for all λ.
+
+        Returns:
+            (M, K); None if λ is too small for the rounding errors of the sums.
+        """
+        factor = _factor(system, penalty)
         if factor is None:
             return None
         # With H the rows and T their targets, (H'H + λI)^-1 H'T = H' (HH' + λI)^-1 T.
@@ -98,13 +109,20 @@ class Sums(FixedPrecision):
             return self.rows.T @ torch.cholesky_solve(self.targets, factor)
         return torch.cholesky_solve(self.classes, factor)
 
-    def generalised_error(self, penalty: float) -> float:
+    def generalised_error(self, penalty: float, system: Tensor) -> float:
         """The generalised cross-validation error of λ (Golub, Heath and Wahba 1979).
 
         That is R / (n - df)², with R the squared error of the fit on the images that it was fitted
-        to, and df = tr(gram (gram + λ I)^-1). Infinite if λ is too small to solve with.
+        to, and df = tr(gram (gram + λ I)^-1).
+
+        Args:
+            penalty: λ.
+            system: what `system()` gives.
+
+        Returns:
+            The error; infinite if λ is too small to solve with.
         """
-        factor = self._factor(penalty)
+        factor = _factor(system, penalty)
         if factor is None:
             return float("inf")
         trace = float(triangular_inverse(factor).square().sum())  # of the inverse of the system
@@ -121,13 +139,13 @@ class Sums(FixedPrecision):
 
         The search goes downhill from the middle of GCV_FACTORS.
         """
-        trace = self.rows.square().sum() if self.in_rows else self.gram().diagonal().sum()
-        unit = float(trace) / int(self.images)
+        system = self.system()
+        unit = float(system.diagonal().sum()) / int(self.images)
         errors: dict[int, float] = {}
 
         def error(step: int) -> float:
             if step not in errors:
-                errors[step] = self.generalised_error(GCV_FACTORS[step] * unit)
+                errors[step] = self.generalised_error(GCV_FACTORS[step] * unit, system)
             return errors[step]
 
         best, last = len(GCV_FACTORS) // 2, len(GCV_FACTORS) - 1
@@ -138,15 +156,8 @@ class Sums(FixedPrecision):
                 return GCV_FACTORS[best] * unit
             best = better
 
-    def _factor(self, penalty: float) -> Tensor | None:
-        """The Cholesky factor of the smaller of the two systems; None where there is none."""
-        system = self.rows @ self.rows.T if self.in_rows else self.gram()
-        system.diagonal().add_(penalty)
-        factor, failed = torch.linalg.cholesky_ex(system)
-        return None if failed else factor
-
     def adopt_state(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Take the sizes of a stored state, and bring one of an earlier version into today's form.
+        """Take the sizes of a stored state; convert the state of an earlier version.
 
         Args:
             state: Method.trained_state(); changed in place.
@@ -162,6 +173,14 @@ class Sums(FixedPrecision):
             stored = state.get(f"{prefix}{name}")
             if stored is not None:
                 setattr(self, name, torch.empty_like(stored, device=self.penalty.device))
+
+
+def _factor(system: Tensor, penalty: float) -> Tensor | None:
+    """The Cholesky factor of system + λ I; None where there is none."""
+    penalised = system.clone()
+    penalised.diagonal().add_(penalty)
+    factor, failed = torch.linalg.cholesky_ex(penalised)
+    return None if failed else factor
 
 
 def packed(symmetric: Tensor) -> Tensor:
@@ -220,9 +239,9 @@ class RidgeHead(nn.Module):
     With "last_fifth": a fifth of the images of the last `fit` is held out, every fifth of each
     class. For each candidate of `exponents`, W is fitted to all other images, earlier ones
     included. The λ with the smallest squared error on the held-out images is taken. (The authors'
-    code leaves the images of earlier tasks out of this choice.) If no class has two images, λ stays
-    as it was; it is 1 at first. Sums of an earlier version are continued by this rule, since they
-    lack the number of images.
+    code leaves the images of earlier tasks out of this choice.) If no class has two images, λ does
+    not change; before the first `fit` it is 1. Sums of an earlier version are continued by this
+    rule, since they lack the number of images.
 
     If rounding makes the system unsolvable with the chosen λ, because that is far too small for the
     largest eigenvalue of the sums, λ is raised tenfold until it can be solved, if necessary beyond
@@ -297,7 +316,8 @@ class RidgeHead(nn.Module):
 
     def _solve_raised(self) -> Tensor:
         """W (M, K); λ is raised tenfold until the system can be solved."""
-        while (weights := self.sums.solve(float(self.sums.penalty))) is None:
+        system = self.sums.system()
+        while (weights := self.sums.solve(float(self.sums.penalty), system)) is None:
             self.sums.penalty *= 10
         return weights
 
@@ -312,8 +332,9 @@ class RidgeHead(nn.Module):
         largest candidate if none can be solved.
         """
         errors = {}
+        system = self.sums.system()
         for penalty in self.penalties:
-            weights = self.sums.solve(penalty)
+            weights = self.sums.solve(penalty, system)
             if weights is not None:
                 chunks = self._chunks(features, labels)
                 errors[penalty] = sum(
