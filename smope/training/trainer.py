@@ -357,17 +357,17 @@ class Trainer:
             return None
         if isinstance(method, NearestClassMean):
             return None
-        with (
-            self.outputs.progress.bar(len(self.spans), "reference") as bar,
-            self.features.used(method.features_are_the_backbones),
-        ):
+        cache = self.features
+        if not method.features_are_the_backbones:
+            cache = FeatureCache(self.device, self.features.directory)
+        with self.outputs.progress.bar(len(self.spans), "reference") as bar:
             return nearest_class_mean(
                 method,
                 self.stream,
                 self.spans,
                 self.loader,
                 self.settings.precision,
-                cache=self.features,
+                cache=cache,
                 on_task=bar.update,
             )
 
