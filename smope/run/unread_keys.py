@@ -36,7 +36,7 @@ BLURRY = ("stream.blurry_images",)
 CACHE = ("stream.cache_dir",)
 
 
-def unread_keys(given: Collection[str], experiment: Experiment, trainer: Trainer) -> str | None:
+def unread_keys(given: Collection[str], experiment: Experiment, trainer: Trainer) -> str:
     """One line that names the keys that change nothing in this run.
 
     Args:
@@ -45,7 +45,7 @@ def unread_keys(given: Collection[str], experiment: Experiment, trainer: Trainer
         trainer: its trainer.
 
     Returns:
-        The line; None if every key is read, as far as is known.
+        The line; "" if every key is read, as far as is known.
     """
     patterns = dict(_unread(experiment, trainer))
     reasons: dict[str, list[str]] = {}
@@ -54,7 +54,7 @@ def unread_keys(given: Collection[str], experiment: Experiment, trainer: Trainer
         if reason is not None:
             reasons.setdefault(reason, []).append(key)
     if not reasons:
-        return None
+        return ""
     named = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in reasons.items())
     return f"these keys change nothing in this run: {named}"
 

@@ -35,7 +35,7 @@ def launched_by(command: str) -> Iterator[None]:
 def launch_facts() -> dict[str, Any]:
     """What run.json records of the present start.
 
-    command: as it was typed, shell-quoted; of a call from Python, the call.
+    command: the typed command, quoted for a shell, or the Python call.
     directory: where it was started.
     git: commit, branch, and whether tracked files were changed; None outside a git repository.
     time: UTC, ISO 8601.

@@ -189,7 +189,8 @@ def build_stream(  # noqa: PLR0913 (each argument is a key of the stream's confi
 
 
 def import_avalanche() -> None:
-    """Import the parts of Avalanche that a stream needs. Torch's generator is left as it was.
+    """Import the parts of Avalanche that a stream needs. The state of torch's generator
+    does not change.
 
     Processes that train together must call this before they join a process group: later, Avalanche
     refuses to be imported by all but one of them.
