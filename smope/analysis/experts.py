@@ -111,12 +111,16 @@ def expert_use(run: Run) -> pandas.DataFrame:
                   E; mean over heads
     busiest       load of the busiest expert; mean over heads
     max_violation largest load over mean load, minus 1; mean over heads
+    margin        how clearly an image's best K experts stand apart: K-th minus next score over the
+                  score range; mean over images and heads, NaN in runs of older versions
     overlap       what two tasks' uses have in common; mean over heads and pairs of tasks, NaN
                   after the first task
 
     Block by block this is what run.json has in `experts`, see `smope.metrics.expert_use`.
     """
     frames = []
+    uses = run.record.get("experts") or ()
+    recorded = {use["after_task"]: use["margin"] for use in uses if "margin" in use}
     for after in run.snapshots.recorded:
         snapshot, _ = chosen_experts(run, after)
         load_of_task = expert_load(run, after)
@@ -132,6 +136,7 @@ def expert_use(run: Run) -> pandas.DataFrame:
                     "effective": effective_experts(load).mean(-1),
                     "busiest": load.max(-1).mean(-1),
                     "max_violation": max_violation(load).mean(-1),
+                    "margin": recorded.get(after, numpy.nan),
                     "overlap": pairs.mean((0, -1)) if after > 1 else numpy.nan,
                 }
             )

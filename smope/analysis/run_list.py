@@ -12,7 +12,7 @@ from typing import Any
 
 from smope.analysis.labels import differing_keys
 from smope.analysis.run import Run
-from smope.analysis.tables import COST_COLUMNS, EXPERTS_COLUMN
+from smope.analysis.tables import COST_COLUMNS, EXPERTS_COLUMNS
 from smope.config.run_identity import HASH_DIGITS, deciding_settings
 from smope.console.markup import csv_grid
 from smope.errors import UserError
@@ -141,7 +141,7 @@ def _run_line(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "tasks": len(record.get("accuracy_matrix") or []) or None,
         "tasks_done": tasks_done(record),
         **scores,
-        **{column.key: column.read(run) for column in (EXPERTS_COLUMN, *COST_COLUMNS)},
+        **{column.key: column.read(run) for column in (*EXPERTS_COLUMNS, *COST_COLUMNS)},
         "device": record.get("device"),
         "config_hash": record.get("config_hash"),
     }

@@ -59,10 +59,14 @@ def _parameters(run: Run) -> float | None:
     return sum(counts.values()) if counts else None
 
 
-def _effective_experts(run: Run) -> float | None:
-    """Effective experts of a head after the last task, the mean over prompted blocks."""
-    uses = run.record.get("experts")
-    return fmean(uses[-1]["effective"]) if uses else None
+def _use_of_experts(name: str) -> Callable[[Run], float | None]:
+    """Reads a number of metrics.expert_use after the last task, the mean over prompted blocks."""
+
+    def read(run: Run) -> float | None:
+        uses = run.record.get("experts")
+        return fmean(uses[-1][name]) if uses and name in uses[-1] else None
+
+    return read
 
 
 def _seconds(run: Run) -> float | None:
@@ -102,12 +106,15 @@ COST_COLUMNS = (
 )
 
 
-EXPERTS_COLUMN = Column("effective_experts", "effective experts", _effective_experts, digits=1)
+EXPERTS_COLUMNS = (
+    Column("effective_experts", "effective experts", _use_of_experts("effective"), digits=1),
+    Column("top_k_margin", "top-k margin", _use_of_experts("margin"), digits=3),
+)
 
 
 def all_columns() -> list[Column]:
     """The scores, the use of experts, then the costs."""
-    return [*map(score_column, SCORES), EXPERTS_COLUMN, *COST_COLUMNS]
+    return [*map(score_column, SCORES), *EXPERTS_COLUMNS, *COST_COLUMNS]
 
 
 @dataclass(frozen=True)

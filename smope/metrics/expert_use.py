@@ -1,13 +1,15 @@
-"""How a mixture uses its experts: how many do the work, and whether tasks share them.
+"""How a mixture uses its experts: how many do the work, whether tasks share them, and how clearly
+they are chosen.
 
-Everything is computed from counts: for how many images each expert was among the K chosen ones.
+All but the margin is computed from counts: for how many images each expert was among the K chosen
+ones.
 
 Shapes: T tasks, L prompted blocks, H heads, E experts of a head, K chosen experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -62,17 +64,20 @@ def spread(effective: Any, chosen: int, experts: int) -> Any:
     return (effective - chosen) / (experts - chosen)
 
 
-def summarise_use(counts: NDArray[numpy.int64], chosen: int) -> dict[str, Any]:
+def summarise_use(
+    counts: NDArray[numpy.int64], chosen: int, margins: Sequence[float]
+) -> dict[str, Any]:
     """What run.json says about the use of experts after a task.
 
     Args:
         counts: (T, L, H, E), the test images of each task seen so far that chose each expert.
         chosen: K.
+        margins: (L), the mean top-k margin, see training.expert_counts.top_k_margin.
 
     Returns:
         after_task (T), chosen (K), experts (E), and a list with a number for each block, the mean
-        over its heads: `effective`, `dead` (share never chosen) and `max_violation` over the
-        images of all tasks, and `overlap`, the mean over pairs of tasks (None after one task).
+        over its heads: `effective`, `dead` (share never chosen), `max_violation` and `margin` over
+        the images of all tasks, and `overlap`, the mean over pairs of tasks (None after one task).
     """
     tasks, _, _, experts = counts.shape
     total = counts.sum(0)
@@ -85,6 +90,7 @@ def summarise_use(counts: NDArray[numpy.int64], chosen: int) -> dict[str, Any]:
         "effective": effective_experts(total).mean(-1).tolist(),
         "dead": unused_share(total).mean(-1).tolist(),
         "max_violation": max_violation(total).mean(-1).tolist(),
+        "margin": list(margins),
         "overlap": common,
     }
 
@@ -93,7 +99,7 @@ def tracked_use(use: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of `summarise_use` for a tracker: means over blocks, and the effective experts of
     each prompted block, which are counted from 1.
     """
-    names = ("effective", "dead", "max_violation", "overlap")
+    names = ("effective", "dead", "max_violation", "margin", "overlap")
     means = {name: float(numpy.mean(use[name])) for name in names if use[name] is not None}
     blocks = {
         f"effective_block_{number}": value for number, value in enumerate(use["effective"], start=1)

@@ -55,8 +55,8 @@ class Tracker:
         """How experts are used; called before `end_task` for methods that choose experts.
 
         Args:
-            values: `effective` experts, the share that is `dead`, `max_violation` and `overlap`,
-                means over blocks; and `effective_block_1` and so on.
+            values: `effective` experts, the share that is `dead`, `max_violation`, the top-k
+                `margin` and `overlap`, means over blocks; and `effective_block_1` and so on.
             step: Training steps so far.
         """
 

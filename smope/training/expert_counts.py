@@ -1,4 +1,5 @@
-"""Counts which experts the test images choose, from the choices that evaluation makes anyway.
+"""Which experts the test images choose, and how clearly, from the choices that evaluation makes
+anyway.
 
 Shapes: T tasks, L prompted blocks, H heads, E experts of a head.
 """
@@ -22,10 +23,18 @@ class Choices(NamedTuple):
     Attributes:
         counts: (L, H, E), how many images chose an expert.
         chosen: experts of an image in a head.
+        margins: (L,), the sum over images of their top-k margin, a mean over heads.
+        images: how many.
     """
 
     counts: Tensor
     chosen: int
+    margins: Tensor
+    images: int
+
+    def to(self, device: torch.device | str) -> Choices:
+        """The same on a device."""
+        return self._replace(counts=self.counts.to(device), margins=self.margins.to(device))
 
 
 def count_choices(method: Method) -> Choices | None:
@@ -36,10 +45,29 @@ def count_choices(method: Method) -> Choices | None:
     if not routings or routings[0].expert_ids.shape[-1] == routings[0].scores.shape[-1]:
         return None
     ids = torch.stack([routing.expert_ids for routing in routings])  # (L, B, H, K)
-    blocks, _, heads, chosen = ids.shape
+    scores = torch.stack([routing.scores for routing in routings])
+    blocks, images, heads, chosen = ids.shape
     ids = ids.transpose(1, 2).flatten(2)
-    counts = ids.new_zeros(blocks, heads, routings[0].scores.shape[-1])
-    return Choices(counts.scatter_add_(-1, ids, torch.ones_like(ids)), chosen)
+    counts = ids.new_zeros(blocks, heads, scores.shape[-1])
+    counts.scatter_add_(-1, ids, torch.ones_like(ids))
+    return Choices(counts, chosen, top_k_margin(scores, chosen).mean(2).sum(1), images)
+
+
+def top_k_margin(scores: Tensor, chosen: int) -> Tensor:
+    """How clearly the best K experts stand apart: the K-th best score minus the next one, in units
+    of the score range.
+
+    Args:
+        scores: (..., E).
+        chosen: K, less than E.
+
+    Returns:
+        (...), in [0, 1]; 0 where all scores are equal.
+    """
+    best = scores.topk(chosen + 1, dim=-1).values
+    smallest, largest = scores.aminmax(dim=-1)
+    score_range = (largest - smallest).clamp(min=torch.finfo(scores.dtype).tiny)
+    return (best[..., -2] - best[..., -1]) / score_range
 
 
 class ExpertCounts:
@@ -52,6 +80,7 @@ class ExpertCounts:
         """Start an evaluation."""
         self._tasks: list[Tensor] = []
         self._counts: Tensor | None = None
+        self._margins: Tensor | None = None  # (L + 1,), with the number of images at the end
         self._chosen = 0
 
     def add(self, choices: Choices | None) -> None:
@@ -62,6 +91,8 @@ class ExpertCounts:
         if self._counts is None:
             self._counts = torch.zeros_like(choices.counts)
         self._counts += choices.counts
+        margins = torch.cat([choices.margins, choices.margins.new_tensor([choices.images])])
+        self._margins = margins if self._margins is None else self._margins + margins
 
     def end_task(self) -> None:
         """The images of one task are complete, in all processes."""
@@ -73,6 +104,8 @@ class ExpertCounts:
         """Numbers of the whole evaluation, see metrics.expert_use.summarise_use; None if no images
         chose among experts.
         """
-        if not self._tasks:
+        if not self._tasks or self._margins is None:
             return None
-        return summarise_use(torch.stack(self._tasks).cpu().numpy(), self._chosen)
+        *sums, images = collectives.summed(self._margins).tolist()
+        margins = [total / images for total in sums]
+        return summarise_use(torch.stack(self._tasks).cpu().numpy(), self._chosen, margins)

@@ -41,7 +41,7 @@ class PassedBatch(NamedTuple):
     def to(self, device: torch.device | str) -> PassedBatch:
         """The same on a device."""
         experts = {key: value.to(device) for key, value in self.experts.items()}
-        choices = self.choices and self.choices._replace(counts=self.choices.counts.to(device))
+        choices = self.choices and self.choices.to(device)
         return PassedBatch(self.features.to(device), self.labels.to(device), experts, choices)
 
 

@@ -53,6 +53,7 @@ def test_dead_and_effective_experts(run: Run) -> None:
         "effective": pytest.approx(2.0),
         "busiest": 1.0,
         "max_violation": 1.0,
+        "margin": pytest.approx(math.nan, nan_ok=True),
         "overlap": pytest.approx(math.nan, nan_ok=True),
     }
     share = [3 / 16, 8 / 16, 5 / 16]

@@ -41,7 +41,7 @@ def test_overlap() -> None:
 
 def test_summary_is_over_all_images_and_means_over_heads() -> None:
     first, second = [[4, 2, 0], [6, 0, 0]], [[0, 2, 4], [6, 0, 0]]  # (H, E) of two tasks
-    summary = summarise_use(numpy.array([[first], [second]]), chosen=1)
+    summary = summarise_use(numpy.array([[first], [second]]), 1, [0.25])
     total = numpy.array([[4, 4, 4], [12, 0, 0]])
     assert summary == {
         "after_task": 2,
@@ -50,19 +50,21 @@ def test_summary_is_over_all_images_and_means_over_heads() -> None:
         "effective": [pytest.approx(effective_experts(total).mean())],
         "dead": [pytest.approx(1 / 3)],
         "max_violation": [pytest.approx(1.0)],
+        "margin": [0.25],
         "overlap": [pytest.approx((1 / 3 + 1) / 2)],
     }
     assert tracked_use(summary) == {
         "effective": pytest.approx(2.0),
         "dead": pytest.approx(1 / 3),
         "max_violation": pytest.approx(1.0),
+        "margin": 0.25,
         "overlap": pytest.approx(2 / 3),
         "effective_block_1": pytest.approx(2.0),
     }
 
 
 def test_one_task_overlaps_with_none() -> None:
-    summary = summarise_use(numpy.array([[[EVEN]]]), chosen=1)
+    summary = summarise_use(numpy.array([[[EVEN]]]), 1, [0.5])
     assert summary["overlap"] is None
     assert "overlap" not in tracked_use(summary)
 

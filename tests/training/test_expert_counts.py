@@ -18,7 +18,7 @@ from smope.methods._shared.routed_method import routings_of
 from smope.metrics.expert_use import summarise_use
 from smope.routers.base import Routing
 from smope.trackers.base import Tracker
-from smope.training.expert_counts import ExpertCounts, count_choices
+from smope.training.expert_counts import ExpertCounts, count_choices, top_k_margin
 from smope.training.history import History
 from smope.training.outputs import Outputs
 from smope.training.trainer import Trainer
@@ -51,7 +51,8 @@ def trained() -> tuple[Trainer, Heard]:
 def test_counts_are_those_of_the_test_images(trained: tuple[Trainer, Heard]) -> None:
     trainer, _ = trained
     method = trainer.method.eval()
-    counts = numpy.zeros((2, 6, 2, 25), int)
+    counts, margins = numpy.zeros((2, 6, 2, 25), int), numpy.zeros(6)
+    images = sum(len(task.test) for task in trainer.stream.tasks)
     with torch.no_grad():
         for number, task in enumerate(trainer.stream.tasks):
             for index in range(len(task.test)):
@@ -59,10 +60,20 @@ def test_counts_are_those_of_the_test_images(trained: tuple[Trainer, Heard]) -> 
                 for block, routing in enumerate(routings_of(method)):
                     for head in range(2):
                         counts[number, block, head, routing.expert_ids[0, head].numpy()] += 1
+                        scores = sorted(routing.scores[0, head].tolist(), reverse=True)
+                        margin = (scores[4] - scores[5]) / (scores[0] - scores[-1])
+                        margins[block] += margin / (2 * images)
     first, last = trainer.history.expert_use
     chosen = trainer.method.top_k
-    assert last == summarise_use(counts, chosen)
+    assert last == {**summarise_use(counts, chosen, []), "margin": pytest.approx(list(margins))}
     assert (first["after_task"], first["overlap"]) == (1, None)
+
+
+def test_the_margin_by_hand() -> None:
+    scores = torch.tensor([[7.0, 1.0, 4.0, 6.0], [2.0, 2.0, 2.0, 2.0]])
+    assert top_k_margin(scores, 1).tolist() == pytest.approx([1 / 6, 0])
+    assert top_k_margin(scores, 2).tolist() == pytest.approx([2 / 6, 0])
+    assert top_k_margin(scores, 3).tolist() == pytest.approx([3 / 6, 0])
 
 
 def test_history_comes_back_with_them(trained: tuple[Trainer, Heard]) -> None:
@@ -104,11 +115,11 @@ def test_a_run_says_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     frame = expert_use(run)
     for use in run.record["experts"]:
         rows = frame[frame["after_task"] == use["after_task"]]
-        for name in ("effective", "dead", "max_violation"):
+        for name in ("effective", "dead", "max_violation", "margin"):
             assert rows[name].tolist() == pytest.approx(use[name])
         if use["overlap"] is not None:
             assert rows["overlap"].tolist() == pytest.approx(use["overlap"])
     assert "The mixture has collapsed: " in printed
     assert main(["collect", str(tmp_path / "run")]) == 0
     head, *_ = [line for line in capsys.readouterr().out.splitlines() if "seeds" in line]
-    assert "effective experts" in head
+    assert "effective experts" in head and "top-k margin" in head

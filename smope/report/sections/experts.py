@@ -67,8 +67,9 @@ def experts(runs: Sequence[Run]) -> Section | None:
     )
     note = (
         "Overlap: what two tasks' loads have in common, 1 if they use experts alike. Drift: "
-        "relative change of a key, |new - old| / |old|. Load is shown of one run, everything else "
-        "as a mean over seeds where there are several."
+        "relative change of a key, |new - old| / |old|. Top-k margin: how far an image's K-th best "
+        "score is above the next one, in units of its score range. Load is shown of one run, "
+        "everything else as a mean over seeds where there are several."
     )
     note += not_shown(groups, MAX_CONFIGURATIONS, "load, overlap, drift and use")
     note += without_snapshots(runs)
@@ -159,13 +160,19 @@ def _correlation(label: str, frame: pandas.DataFrame) -> str:
 def _use_table(label: str, runs: Sequence[Run]) -> Table:
     use: Any = pandas.concat([expert_use(run) for run in runs])
     last = use[use["after_task"] == use["after_task"].max()]
-    means = last.groupby("block")[["dead", "effective", "busiest"]].mean()
+    means = last.groupby("block")[["dead", "effective", "busiest", "margin"]].mean()
     blocks = block_numbers(runs[0].record["config"], len(means))
     rows = [
-        [str(block), points(row["dead"]), f"{row['effective']:.1f}", points(row["busiest"])]
+        [
+            str(block),
+            points(row["dead"]),
+            f"{row['effective']:.1f}",
+            points(row["busiest"]),
+            "-" if math.isnan(row["margin"]) else points(row["margin"]),
+        ]
         for block, (_, row) in zip(blocks, means.iterrows(), strict=True)
     ]
-    head = ["block", "dead, %", "effective experts", "load of the busiest, %"]
+    head = ["block", "dead, %", "effective experts", "load of the busiest, %", "top-k margin, %"]
     return Table(f"Use of experts after the last task: {label}", [head, *rows])
 
 
