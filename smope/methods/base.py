@@ -273,6 +273,15 @@ class Method(nn.Module):
             batches: gives the task's training images.
         """
 
+    def remarks(self) -> Iterable[str]:
+        """Lines for the log about the task just learned, each beginning with a name and a colon.
+
+        The log of a run has the first line of each name. By default they are those of all parts.
+        """
+        for part in self.modules():
+            if part is not self and (remarks := getattr(part, "remarks", None)) is not None:
+                yield from remarks()
+
     def aligned(self) -> Sequence[AlignableClassifier]:
         """The classifiers that are retrained on class statistics after each task from the second
         on.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,20 @@ class Outputs:
     directory: RunDirectory | None = None
     progress: Progress = field(default_factory=_silent)
     tracker: Tracker = field(default_factory=Tracker)
+    _remarked: set[str] = field(default_factory=set)
+
+    def remark(self, title: str, remarks: Iterable[str]) -> None:
+        """Print what a method remarks on a task; of each name, what precedes the colon, once.
+
+        Args:
+            title: names the task.
+            remarks: Method.remarks().
+        """
+        for text in remarks:
+            name = text.partition(":")[0]
+            if name not in self._remarked:
+                self._remarked.add(name)
+                self.progress.line(f"{title}: {text}")
 
     def end_epoch(self, title: str, phase: Phase, row: Mapping[str, Any], bar: Bar) -> None:
         """Report one epoch of training.

@@ -277,6 +277,7 @@ class Trainer:
         method, task = self.method.eval(), self.stream.tasks[span.index]
         with torch.no_grad(), autocast(self.settings.precision, self.device):
             method.end_task(span, lambda kind: self._batches(span, kind))
+        self.outputs.remark(self._title(span), method.remarks())
         self._stopwatch.add_to(self.history, "train")
         aligned = method.aligned()
         augmented = self.settings.statistics_images == "train"

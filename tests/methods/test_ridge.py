@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smope.console.progress import Progress
 from smope.methods._shared.ridge_head import (
     GCV_FACTORS,
     Sums,
@@ -19,7 +20,8 @@ from smope.methods._shared.ridge_head import (
     unpacked,
 )
 from smope.methods.ridge import Ridge
-from tests.tiny import tiny_backbone
+from smope.training.trainer import Trainer
+from tests.tiny import tiny_backbone, tiny_settings
 
 
 def make(seed: int = 0, **options: Any) -> Ridge:
@@ -227,3 +229,28 @@ def test_a_penalty_too_small_to_solve_with_is_raised_until_it_is_not(stream, lea
     torch.testing.assert_close(method.classifier.weight.double(), expected.T, rtol=1e-3, atol=1e-5)
     features, labels = all_features(method, stream)
     assert (method.classify(features.float()).argmax(1) == labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("noise", "end"), [(0.0, 0.005), (0.1, None), (1.0, 5.0)])
+def test_a_penalty_at_an_end_of_its_range_is_remarked(noise, end):
+    head = make(width=None).classifier
+    labels = torch.arange(400) % 4
+    generator = torch.Generator().manual_seed(0)
+    features = noise * torch.randn(400, 32, dtype=torch.float64, generator=generator)
+    features[:, :4] += F.one_hot(labels, 4)
+    head.fit([(features, labels)])
+    factor = float(head.sums.penalty) / float(features.square().sum(1).mean())
+    if end is None:
+        assert not head.remarks() and 0.006 < factor < 4
+    else:
+        assert len(head.remarks()) == 1 and factor == pytest.approx(end)
+
+
+def test_a_remark_is_printed_once_in_a_run(stream, tmp_path):
+    method = make()
+    method.classifier.remarks = lambda: ["ridge: the penalty is 7, an end of the range"]
+    trainer = Trainer(method, stream, tiny_settings(), seed=0, device=torch.device("cpu"))
+    trainer.outputs.progress = Progress(tmp_path / "log.txt", quiet=True)
+    trainer.fit()
+    text = (tmp_path / "log.txt").read_text()
+    assert text.count("the penalty is 7") == 1 and "task 1/" in text

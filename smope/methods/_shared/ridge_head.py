@@ -35,6 +35,7 @@ class Sums(FixedPrecision):
     classes (M, K), empty up to there; images (), their number n; penalty (), the λ in use.
     """
 
+    at_the_edge = False  # whether the last choice among GCV_FACTORS took the first or last of them
     rows: Tensor
     targets: Tensor
     triangle: Tensor
@@ -153,6 +154,7 @@ class Sums(FixedPrecision):
             near = range(max(best - 1, 0), min(best + 1, last) + 1)
             better = min(near, key=lambda step: (error(step), step != best))
             if better == best:
+                self.at_the_edge = best in (0, last)
                 return GCV_FACTORS[best] * unit
             best = better
 
@@ -279,6 +281,17 @@ class RidgeHead(nn.Module):
         self.penalties = [10.0**power for power in range(exponents[0], exponents[1] + 1)]
         self.register_buffer("projection", None if width is None else torch.randn(features, width))
         self.sums = Sums(hidden, num_classes)
+
+    def remarks(self) -> list[str]:
+        """A line where the penalty of the last `fit` may be too small or too large."""
+        if not self.sums.at_the_edge:
+            return []
+        unit = "times the mean squared length of the random features"
+        return [
+            f"ridge: the penalty is {float(self.sums.penalty):.3g}, an end of the range that is "
+            f"searched ({GCV_FACTORS[0]:g} to {GCV_FACTORS[-1]:g} {unit}); "
+            "method.penalty_rule=last_fifth searches method.exponents"
+        ]
 
     def forward(self, features: Tensor) -> Tensor:
         """features (n, C) -> logits (n, K)."""
