@@ -11,8 +11,9 @@ from typing import Any
 from smope.backbones.files import weight_file
 from smope.backbones.options import check_options
 from smope.backbones.patches import check_image_size, patch_side
-from smope.config.signatures import Key
+from smope.config.signatures import Key, class_attribute
 from smope.config.value_types import shown
+from smope.declare.balance import LOSSES, RouterFacts, obstacle
 from smope.errors import UserError
 
 
@@ -28,7 +29,17 @@ def check_values(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
             every value keeps its own constraints.
     """
     _check_all(partial(key.check, name, flat.get(name)) for name, key in keys.items())
-    checks = (_top_k, _tasks, _options, _image_size, _class_order, _statistics, _weights, _root)
+    checks = (
+        _top_k,
+        _balance,
+        _tasks,
+        _options,
+        _image_size,
+        _class_order,
+        _statistics,
+        _weights,
+        _root,
+    )
     _check_all(partial(check, flat, keys) for check in checks)
 
 
@@ -57,6 +68,20 @@ def _top_k(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
             f"router.top_k must be in 1..method.num_experts={num_experts}, got {top_k}; "
             f"write router.top_k={num_experts} or less, or method.num_experts={top_k} or more"
         )
+
+
+def _balance(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
+    target, num_experts = flat.get("router._target_"), flat.get("method.num_experts")
+    if target is None or num_experts is None:
+        return
+    supported = class_attribute(target, "balance_losses") or ()
+    name = target.rpartition(".")[0].rpartition(".")[2]
+    router = RouterFacts(name, supported, flat.get("router.top_k") or 0, flat.get("router.noise"))
+    for loss in LOSSES:
+        key = f"method.{loss}_loss_weight"
+        problem = obstacle(loss, router, num_experts) if flat.get(key) else ""
+        if problem:
+            raise UserError(f"{key}={shown(flat[key])}: {problem}; or write {key}=0")
 
 
 def _tasks(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:

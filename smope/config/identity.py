@@ -9,6 +9,7 @@ from typing import Any
 
 from smope.config.conf_files import GROUPS
 from smope.config.schema import find_key
+from smope.declare.balance import LOSSES
 from smope.declare.texts import PathTo
 
 # Where a run is kept, how it is watched and how it is computed does not change its numbers.
@@ -27,7 +28,10 @@ NOT_HASHED_IN_TRAINER = (
 )
 # Keys that came later, by class: at these values they change nothing, and they are not hashed, so
 # that the hashes of earlier runs remain.
+NO_BALANCE_LOSSES = {f"{name}_loss_weight": 0.0 for name in LOSSES}
 ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
+    "smope.methods.smope.SMoPE": NO_BALANCE_LOSSES,
+    "smope.methods.smope_plus.SMoPEPlus": NO_BALANCE_LOSSES,
     "smope.streams.folder.load": {"test_fraction": 0.2, "split_seed": 0},
     "smope.streams.table.load": {"test_fraction": 0.2},
 }

@@ -302,6 +302,44 @@ def takes(target: str, argument: str) -> bool:
     return argument in {item.arg for item in (*arguments.args, *arguments.kwonlyargs)}
 
 
+def class_attribute(target: str, name: str) -> Any:
+    """The literal that a class assigns to an attribute, its own or the first inherited one.
+
+    Args:
+        target: The dotted name of the class.
+        name: The attribute.
+
+    Returns:
+        The value; None if there is none, or it is no literal.
+    """
+    definition = _find(target)
+    if definition is None or not isinstance(definition[1], ast.ClassDef):
+        return None
+    return _class_attribute(name, definition[1], definition[0])
+
+
+def _class_attribute(name: str, node: ast.ClassDef, module: Module) -> Any:
+    for member in node.body:
+        match member:
+            case ast.Assign(targets=[ast.Name(id=found)], value=value) if found == name:
+                return _literal(value)
+            case ast.AnnAssign(target=ast.Name(id=found), value=ast.expr() as value) if (
+                found == name
+            ):
+                return _literal(value)
+            case _:
+                pass
+    inherited = (_class_attribute(name, base, other) for base, other in _bases(node, module))
+    return next((value for value in inherited if value is not None), None)
+
+
+def _literal(value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
 def _find(target: str) -> tuple[Module, ast.ClassDef | ast.FunctionDef] | None:
     module_name, _, name = target.rpartition(".")
     module = read_module(module_name) if module_name else None

@@ -33,7 +33,8 @@ from smope.experts.inject import attach
 from smope.losses.classification import task_cross_entropy
 from smope.losses.prototype import Prototypes, find_prototypes, prototype_loss, prototype_mass_loss
 from smope.losses.router import router_loss, router_mass_loss
-from smope.methods.base import Batches, Method, Phase, Reference, TaskSpan
+from smope.methods._shared.balance_losses import BalanceLosses
+from smope.methods.base import BatchDependence, Batches, Method, Phase, Reference, TaskSpan
 from smope.routers.base import Router, Routing
 from smope.routers.step_sum import clear_step_sums
 
@@ -61,10 +62,12 @@ class SMoPE(Method):
         expert_init: "uniform": keys and values from uniform(0, 1) (the authors' code), which shifts
             the backbone's features before anything is learned. "zero_values": keys from it, values
             0.
+        importance_loss_weight, load_loss_weight, balance_loss_weight, router_z_loss_weight: losses
+            against an uneven use of experts, in losses/balance.py; 0 switches a loss off.
         expert_rate_factor: learning rate of the experts, as a multiple of the classifier's.
 
     Raises:
-        UserError: the router chooses more experts than there are.
+        UserError: the router chooses more experts than there are, or cannot serve a loss.
     """
 
     dense_epochs: int = 0
@@ -91,6 +94,10 @@ class SMoPE(Method):
         frequent_rule: Literal["code", "paper"] = "code",
         usage_count: Literal["running", "order_free"] = "running",
         expert_init: Literal["uniform", "zero_values"] = "uniform",
+        importance_loss_weight: Annotated[float, NotNegative()] = 0.0,
+        load_loss_weight: Annotated[float, NotNegative()] = 0.0,
+        balance_loss_weight: Annotated[float, NotNegative()] = 0.0,
+        router_z_loss_weight: Annotated[float, NotNegative()] = 0.0,
         expert_rate_factor: Annotated[float, Positive()] = 5.0,
         align: bool = True,
         centroids: Annotated[int, Range(1, 1000)] = 1,
@@ -101,6 +108,13 @@ class SMoPE(Method):
                 f"router.top_k must be in 1..method.num_experts={num_experts}, got {router.top_k}; "
                 "lower it or add experts"
             )
+        balance = {
+            "importance": importance_loss_weight,
+            "load": load_loss_weight,
+            "balance": balance_loss_weight,
+            "router_z": router_z_loss_weight,
+        }
+        self._balance_losses = BalanceLosses(router, num_experts, balance)
         self.router_loss_weight = router_loss_weight
         self.prototype_loss_weight = prototype_loss_weight
         self.router_loss = router_loss
@@ -154,6 +168,16 @@ class SMoPE(Method):
         for wrapper in self._wrappers:
             wrapper.dense = value
 
+    def needs_one_process(self) -> BatchDependence | None:
+        router = self._wrappers[0].router
+        return BatchDependence(*_instead(router)) if router.couples_batch else None
+
+    def needs_whole_batch(self) -> BatchDependence | None:
+        router = self._wrappers[0].router
+        if router.random_in_training:
+            return BatchDependence(*_instead(router))
+        return self._balance_losses.batch_dependence() or super().needs_whole_batch()
+
     def begin_task(self, task: TaskSpan) -> None:
         """From the second task on: remember the experts' keys for the prototypes, and flag the
         experts that were used often.
@@ -195,13 +219,17 @@ class SMoPE(Method):
         return self(images)
 
     def _auxiliary_losses(self, routings: list[Routing], task: TaskSpan) -> dict[str, Tensor]:
-        """The weighted router and prototype losses, where they apply."""
+        """The weighted losses of router, balance and prototypes, where they apply."""
         losses = {}
         router = self._wrappers[0].router
-        if self.router_loss_weight > 0 and router.sparse and not self.dense:
+        chooses = router.sparse and not self.dense
+        if self.router_loss_weight > 0 and chooses:
             paper = self.router_loss == "paper"
             value = router_mass_loss(routings) if paper else router_loss(routings, router.epsilon)
             losses["router"] = self.router_loss_weight * value
+        if chooses:
+            scale = self._wrappers[0].attention.scale
+            losses |= self._balance_losses(self._routers, routings, scale)
         if self.prototype_loss_weight > 0 and task.index > 0:
             function = prototype_mass_loss if self.prototype_loss == "paper" else prototype_loss
             value = function(*self._keys_and_prototypes())
@@ -245,3 +273,8 @@ class SMoPE(Method):
 
     def prompt_parameters(self) -> Iterable[nn.Parameter]:
         return [*self.banks.parameters(), *self.routers.parameters()]
+
+
+def _instead(router: Router) -> tuple[str, str]:
+    """A router as a setting, and another one that routes each image by itself."""
+    return f"router={router.name}", "router=topk"

@@ -12,6 +12,19 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
+class Noise:
+    """What a router added to its logits before it chose; only losses read it.
+
+    Attributes:
+        noisy: (B, H, E), the logits with noise, with gradient.
+        std: (B, H, E), or a number for all, the standard deviation of the noise.
+    """
+
+    noisy: Tensor
+    std: Tensor | float
+
+
+@dataclass(frozen=True)
 class Routing:
     """The decision of one prompted block for one batch.
 
@@ -20,15 +33,24 @@ class Routing:
         expert_ids: (B, H, K) int64, the chosen experts, best first.
         weights: (B, H, K), with which the chosen experts enter the softmax: their scores, unless
             the router has plain_weights = False.
+        logits: (B, H, E), of the router's own gate, before noise and bias, with gradient; None if
+            keys are the gate: then they are the scores, scaled as in attention.
+        noise: In training, if the router has noise.
     """
 
     scores: Tensor
     expert_ids: Tensor
     weights: Tensor
+    logits: Tensor | None = None
+    noise: Noise | None = None
 
     def detach(self) -> Routing:
-        """The same decision without its autograd graph."""
+        """The same decision without its autograd graph, and without what only losses read."""
         return Routing(self.scores.detach(), self.expert_ids, self.weights.detach())
+
+    def gate_logits(self, scale: float) -> Tensor:
+        """The logits (B, H, E) of the gate, whichever it is; `scale` is 1/sqrt(D)."""
+        return self.scores * scale if self.logits is None else self.logits
 
 
 @dataclass(frozen=True)
@@ -88,22 +110,43 @@ class Router(nn.Module):
     `end_step`, once an optimizer step, so that parts of a batch and several processes do the same
     as one batch in one process.
 
-    `plain_weights = False` says that the weights are a function of the chosen experts' scores, not
-    the scores themselves.
+    A router repeats itself, and routes an image by itself, unless it declares otherwise below. In
+    evaluation every router does both. Noise is drawn by noise.py, so that a resumed run and several
+    processes draw the same.
 
     Args:
         top_k: K, how many experts are chosen, counted as used, and targets of the prototype loss.
         epsilon: Margin of the router loss between chosen and other experts, in units of the score
             range; 0 for none.
+
+    Attributes:
+        plain_weights: The weights are the scores of the chosen experts. False: a function of gates
+            and scores.
+        random_in_training: In training the choice is drawn; a batch cannot be taken in parts then.
+        couples_batch: In training the choice for an image depends on the others of its batch, which
+            must stay whole and in one process then.
+        balance_losses: The losses of declare/balance.py that the router can serve. Literals, since
+            the configuration reads them from the source.
+        cv_correction: In the importance and load losses: 0 for the variance over E experts, 1 for
+            the unbiased one.
     """
 
     sparse: bool = True
     plain_weights: bool = True
+    random_in_training: bool = False
+    couples_batch: bool = False
+    balance_losses: tuple[str, ...] = ("importance", "balance", "router_z")
+    cv_correction: int = 0
 
     def __init__(self, top_k: int, epsilon: float = 0.0) -> None:
         super().__init__()
         self.top_k = top_k
         self.epsilon = epsilon
+
+    @property
+    def name(self) -> str:
+        """By which the configuration chooses it: that of its file."""
+        return type(self).__module__.rpartition(".")[2]
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
         """Choose experts; `self.training` is true in training and false in evaluation.
@@ -137,3 +180,22 @@ class Router(nn.Module):
         aside, as the authors' program counts.
         """
         return routing.scores.topk(self.top_k, dim=-1).indices
+
+    def importance(self, routing: Routing, logits: Tensor) -> Tensor:
+        """By how much each image uses each expert, for the importance loss: the softmax over all
+        experts, before noise (Riquelme et al. 2021, arXiv 2106.05974, appendix A).
+
+        Args:
+            routing: The decision.
+            logits: (B, H, E), those of its gate.
+
+        Returns:
+            (B, H, E).
+        """
+        return logits.softmax(-1)
+
+    def load(self, routing: Routing) -> Tensor:
+        """The probability (B, H, E) that an expert is among the chosen ones if its noise is drawn
+        again, for the load loss; in training, where "load" is in balance_losses.
+        """
+        raise TypeError(f"{type(self).__name__} does not define load(routing) -> Tensor")

@@ -21,6 +21,7 @@ class Dense(Router):
     """
 
     sparse = False
+    balance_losses = ()
 
     def __init__(self, top_k: Annotated[int, AtLeast(1)] = 5) -> None:
         super().__init__(top_k)

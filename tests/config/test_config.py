@@ -131,6 +131,12 @@ MISTAKES = {
     r"function",
     "router.top_k=26": r"router\.top_k must be in 1\.\.method\.num_experts=25, got 26; write",
     "router.top_k=0": r"router\.top_k must be at least 1, got 0",
+    "method.balance_loss_weight=-1": r"method\.balance_loss_weight must be a finite number, 0 or "
+    r"more, got -1",
+    "method=smope_plus method.router_z_loss_weight=inf": r"router_z_loss_weight must be a finite",
+    "method.load_loss_weight=0.1": r"load_loss_weight=0\.1: the load loss needs noise in its "
+    r"choice, which router=adaptive_noise does not have; or write method\.load_loss_weight=0$",
+    "router=dense method.balance_loss_weight=0.1": r"needs a gate that chooses, which router=dense",
     "method.num_experts=0": r"method\.num_experts must be at least 1 and at most 100000, got 0",
     "router.epsilon=-0.1": r"router\.epsilon must be a finite number, 0 or more, got -0\.1",
     "router.epsilon=inf": r"router\.epsilon must be a finite number, 0 or more, got inf",

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from smope.routers.base import ExpertState, Router
+from smope.config.signatures import class_attribute
+from smope.declare.balance import LOSSES
+from smope.routers.base import ExpertState, Router, Routing
 
 from .conftest import ROUTERS, make_router
 
@@ -20,14 +22,29 @@ PLAIN_SCORES = (
     "Scores are the plain proxy scores, and weights too unless plain_weights is False; "
     "a penalty changes the choice alone."
 )
-BY_ITSELF = "An image is routed by itself, whatever else is in its batch, in training too."
-GRADIENT = "The gradient of the weights reaches the query and the keys of the chosen experts alone."
+BY_ITSELF = (
+    "An image is routed by itself, whatever else is in its batch; in training too, "
+    "unless couples_batch is True."
+)
+GRADIENT = (
+    "The gradient of the weights reaches the query and the keys of the chosen experts; "
+    "those of other experts only if plain_weights is False."
+)
+RANDOM = (
+    "In training a router repeats itself, unless random_in_training is True; "
+    "then it draws from torch's global generator alone."
+)
 UNCHANGED = "A router changes none of the tensors that it is given."
 REPEATS = "At evaluation the same image gets the same experts again."
 ALL_EXPERTS = "With top_k equal to the number of experts all of them are chosen."
 REMEMBERS = "What a router remembers changes in end_step alone, and at evaluation not at all."
+SERVES = (
+    "A router gives what the losses that it names in balance_losses are computed from, "
+    "a finite row for each image."
+)
 RULES = (
-    DISTINCT, PLAIN_SCORES, BY_ITSELF, GRADIENT, UNCHANGED, REPEATS, ALL_EXPERTS, REMEMBERS,
+    DISTINCT, PLAIN_SCORES, BY_ITSELF, GRADIENT, UNCHANGED, REPEATS, RANDOM, ALL_EXPERTS,
+    REMEMBERS, SERVES,
 )  # fmt: skip
 
 every_router = pytest.mark.parametrize("name", ROUTERS)
@@ -55,6 +72,13 @@ def router_of(name: str, training: bool) -> Router:
     router = make_router(name, top_k=TOP_K)
     router.build(HEADS, EXPERTS, WIDTH)
     return router.train(training)
+
+
+def seeded(router: Router, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
+    """A decision with the same noise whenever it is asked for."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return router(query, keys, state)
 
 
 @every_router
@@ -94,13 +118,66 @@ def test_weights_are_the_unpenalised_scores(
 def test_an_image_is_routed_by_itself(
     name: str, training: bool, query: Tensor, keys: Tensor, state: ExpertState
 ) -> None:
-    router, order = router_of(name, training), torch.tensor([3, 5, 0, 4, 1, 2])
-    together, shuffled = router(query, keys, state), router(query[order], keys, state)
+    router = router_of(name, training)
+    if training and router.couples_batch:
+        return
+    together = seeded(router, query, keys, state)
+    for image in range(BATCH):
+        # the same row, so that noise is the same, among other images
+        others = torch.randn_like(query)
+        others[image] = query[image]
+        among_others = seeded(router, others, keys, state)
+        assert torch.equal(among_others.expert_ids[image], together.expert_ids[image]), BY_ITSELF
+        torch.testing.assert_close(
+            among_others.weights[image], together.weights[image], msg=BY_ITSELF
+        )
+    if training and router.random_in_training:
+        return
+    order = torch.tensor([3, 5, 0, 4, 1, 2])
+    shuffled = router(query[order], keys, state)
     assert torch.equal(together.expert_ids[order], shuffled.expert_ids), BY_ITSELF
     for image in range(BATCH):
         alone = router(query[image : image + 1], keys, state)
         assert torch.equal(alone.expert_ids[0], together.expert_ids[image]), BY_ITSELF
         torch.testing.assert_close(alone.weights[0], together.weights[image], msg=BY_ITSELF)
+
+
+@every_router
+def test_draws_from_the_run_s_generator_alone(
+    name: str, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
+    router = router_of(name, training=True)
+    first, again = (seeded(router, query, keys, state) for _ in range(2))
+    assert torch.equal(first.expert_ids, again.expert_ids), RANDOM
+    assert torch.equal(first.weights, again.weights), RANDOM
+    before = torch.get_rng_state()
+    router(query, keys, state)
+    drawn = not torch.equal(torch.get_rng_state(), before)
+    assert drawn == router.random_in_training, RANDOM
+    before = torch.get_rng_state()
+    router.eval()(query, keys, state)
+    assert torch.equal(torch.get_rng_state(), before), REPEATS
+
+
+@every_router
+def test_serves_the_losses_that_it_names(
+    name: str, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
+    router = router_of(name, training=True)
+    source = f"{type(router).__module__}.{type(router).__name__}"
+    assert set(router.balance_losses) <= set(LOSSES), SERVES
+    assert class_attribute(source, "balance_losses") == router.balance_losses, SERVES
+    routing = router(query, keys, state)
+    logits = routing.gate_logits(WIDTH**-0.5)
+    rows = [logits]
+    if "importance" in router.balance_losses:
+        rows.append(router.importance(routing, logits))
+    if "load" in router.balance_losses:
+        rows.append(router.load(routing))
+        assert rows[-1].min() >= 0 and rows[-1].max() <= 1, SERVES
+    for row in rows:
+        assert row.shape == (BATCH, HEADS, EXPERTS) and row.isfinite().all(), SERVES
+        assert row.dtype == torch.float32, SERVES
 
 
 @every_router
@@ -110,13 +187,16 @@ def test_gradient_reaches_keys_and_query(
 ) -> None:
     query.requires_grad_()
     keys.requires_grad_()
-    routing = router_of(name, training)(query, keys, state)
+    router = router_of(name, training)
+    routing = router(query, keys, state)
     routing.weights.square().sum().backward()
     assert query.grad.abs().sum(-1).min() > 0, GRADIENT
     chosen = torch.zeros(HEADS, EXPERTS, dtype=torch.bool)
     for head in range(HEADS):
         chosen[head, routing.expert_ids[:, head].unique()] = True
-    assert torch.equal(keys.grad.abs().sum(-1) > 0, chosen), GRADIENT
+    reached = keys.grad.abs().sum(-1) > 0
+    assert reached[chosen].all(), GRADIENT
+    assert torch.equal(reached, chosen) or not router.plain_weights, GRADIENT
 
 
 @every_router
@@ -145,19 +225,25 @@ def test_remembers_in_end_step_alone(
     name: str, query: Tensor, keys: Tensor, state: ExpertState
 ) -> None:
     router = router_of(name, training=True)
-    before = {key: value.clone() for key, value in router.state_dict().items()}
+    before = memory(router)
     router(query, keys, state)
     assert same(router, before), REMEMBERS
     router.end_step()
     assert same(router, before) == (not before), REMEMBERS
-    after = {key: value.clone() for key, value in router.state_dict().items()}
+    after = memory(router)
     router.eval()(query, keys, state)
     router.end_step()
     assert same(router, after), REMEMBERS
 
 
+def memory(router: Router) -> dict[str, Tensor]:
+    """What is saved of a router but for its parameters, which the optimizer changes."""
+    learned = dict(router.named_parameters())
+    return {key: value.clone() for key, value in router.state_dict().items() if key not in learned}
+
+
 def same(router: Router, state: dict[str, Tensor]) -> bool:
-    now = router.state_dict()
+    now = memory(router)
     return now.keys() == state.keys() and all(torch.equal(now[key], state[key]) for key in now)
 
 
