@@ -57,24 +57,13 @@ def expected_calibration_error(confidence: NDArray, correct: NDArray, bins: int 
     return float((gaps * table["images"]).sum() / table["images"].sum())
 
 
-def brier_score(probabilities: NDArray, labels: NDArray) -> float:
-    """Mean over images of the sum over classes of (probability - [class is the label])².
-
-    0 is perfect, 2 the worst. Brier 1950, the form for several classes.
-
-    Args:
-        probabilities: (images, classes).
-        labels: (images,); a label without a column counts as none of the classes.
-    """
-    target = numpy.arange(probabilities.shape[1]) == numpy.asarray(labels)[:, None]
-    return float(((probabilities - target) ** 2).sum(-1).mean())
-
-
 def calibration_scores(run: Run) -> pandas.DataFrame:
     """After each task, over the images of the tasks seen.
 
-    Columns after_task, accuracy, confidence (mean of the largest probability), ece, brier. From the
-    second task on also the bias towards new classes (Wu et al. 2019, arXiv 1905.13260):
+    Columns after_task, accuracy, confidence (mean of the largest probability), ece, brier: the mean
+    over images of the sum over classes of (probability - [class is the label])², 0 is perfect, 2
+    the worst (Brier 1950, the form for several classes). From the second task on also the bias
+    towards new classes (Wu et al. 2019, arXiv 1905.13260):
 
     prediction_bias        share of predictions minus share of images that are of new classes
     margin_old, margin_new mean over images of old and of new classes of (largest logit of a new
@@ -85,17 +74,16 @@ def calibration_scores(run: Run) -> pandas.DataFrame:
 
 def _calibration(run: Run, after: int) -> dict[str, float]:
     snapshot = run.snapshots.after(after)
-    seen = snapshot.seen
-    probabilities, correct = snapshot.probabilities[seen], snapshot.correct[seen]
-    confidence = probabilities.max(-1)
+    seen, recorded = snapshot.seen, snapshot.recorded
+    confidence, correct = recorded.confidence[seen], snapshot.correct[seen]
     earlier = {label for classes in run.classes_of_tasks[: after - 1] for label in classes}
-    new = numpy.array([label not in earlier for label in range(snapshot.logits.shape[1])])
+    new = numpy.array([label not in earlier for label in range(recorded.num_classes)])
     return {
         "after_task": after,
         "accuracy": float(correct.mean()),
         "confidence": float(confidence.mean()),
         "ece": expected_calibration_error(confidence, correct),
-        "brier": brier_score(probabilities, snapshot.labels[seen]),
+        "brier": float(recorded.brier(snapshot.labels)[seen].mean()),
         **_bias(snapshot, new),
     }
 
@@ -105,8 +93,7 @@ def _bias(snapshot: Snapshot, new: NDArray[numpy.bool_]) -> dict[str, float]:
     if new.all() or not new.any():
         return dict.fromkeys(("prediction_bias", "margin_old", "margin_new"), float("nan"))
     known = snapshot.seen & (snapshot.labels < len(new))
-    logits, is_new = snapshot.logits[known], new[snapshot.labels[known]]
-    margin = logits[:, new].max(-1) - logits[:, ~new].max(-1)
+    margin, is_new = snapshot.recorded.margin(new)[known], new[snapshot.labels[known]]
     return {
         "prediction_bias": float(new[snapshot.predicted[known]].mean() - is_new.mean()),
         "margin_old": float(margin[~is_new].mean()) if not is_new.all() else float("nan"),

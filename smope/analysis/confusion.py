@@ -60,10 +60,8 @@ def _split(run: Run, after: int) -> dict[str, float]:
 
 def _right_within_task(snapshot: Snapshot, member: NDArray[numpy.bool_]) -> NDArray[numpy.bool_]:
     """Whether each seen image is classified right among its own task's classes."""
-    seen = snapshot.seen
-    allowed = member[snapshot.tasks[seen]][:, : snapshot.logits.shape[1]]
-    logits = numpy.where(allowed, snapshot.logits[seen], -numpy.inf)
-    return logits.argmax(-1) == snapshot.labels[seen]
+    best = snapshot.recorded.best_in_task(member, snapshot.tasks)
+    return (best == snapshot.labels)[snapshot.seen]
 
 
 def task_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
@@ -106,7 +104,7 @@ def class_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
         Numbers of images.
     """
     snapshot = run.snapshots.after(after) if after else run.snapshots.last
-    classes = snapshot.logits.shape[1]
+    classes = snapshot.recorded.num_classes
     known = snapshot.seen & (snapshot.labels < classes)
     table = _pairs(snapshot.labels[known], snapshot.predicted[known], classes)
     names = run.record["class_names"][:classes]

@@ -58,7 +58,7 @@ def worst_mistakes(run: Run, count: int = MAX_MISTAKES) -> list[Mistake]:
     last = run.snapshots.last
     recorded = _read(run.path, last.tasks_done)
     wrong = numpy.flatnonzero(last.seen & ~last.correct)
-    probability = last.probabilities[wrong, last.predicted[wrong]]
+    probability = last.recorded.confidence[wrong]
     order = wrong[numpy.argsort(-probability, kind="stable")]
     if recorded:
         order = numpy.array([index for index in recorded if index in set(wrong.tolist())], int)
@@ -75,7 +75,7 @@ def _mistake(run: Run, last: Snapshot, index: int, recorded: _Recorded) -> Mista
         int(last.tasks[index]) + 1,
         names[last.labels[index]],
         names[predicted],
-        float(last.probabilities[index, predicted]),
+        float(last.recorded.confidence[index]),
         recorded.name,
         recorded.jpeg,
     )

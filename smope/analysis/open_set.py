@@ -58,7 +58,7 @@ def open_set_scores(run: Run) -> pandas.DataFrame:
     rows = []
     for after in (after for after in run.snapshots.recorded if after < run.num_tasks):
         snapshot = run.snapshots.after(after)
-        classes = snapshot.logits.shape[1]
+        classes = snapshot.recorded.num_classes
         unknown = ~snapshot.seen & (snapshot.labels >= classes)
         known = snapshot.seen & (snapshot.labels < classes)
         if not unknown.any():
@@ -68,8 +68,8 @@ def open_set_scores(run: Run) -> pandas.DataFrame:
             "known": int(known.sum()),
             "unknown": int(unknown.sum()),
         }
-        for name, values in (("probability", snapshot.probabilities), ("logit", snapshot.logits)):
-            best = values.max(-1)
+        recorded = snapshot.recorded
+        for name, best in (("probability", recorded.confidence), ("logit", recorded.largest)):
             row |= {
                 f"{name}_auroc": auroc(best[known], best[unknown]),
                 f"{name}_fpr95": fpr95(best[known], best[unknown]),

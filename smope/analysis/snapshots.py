@@ -14,21 +14,23 @@ import numpy
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from smope.analysis.recorded_logits import AllLogits, RecordedLogits, TopLogits
 from smope.errors import UserError
 
-SNAPSHOT_FORMAT_VERSION = "1"
+ALL_LOGITS, TOP_LOGITS = "1", "2"  # format versions
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """One evaluation, after `tasks_done` tasks.
 
-    logits (M, C) float32, predicted, labels and tasks (M,) int64, tasks counted from 0; experts (M,
-    L, H, K), keys and values (L, H, E, D), counts (L, H, E), each None where the method has none.
+    recorded: the logits, or a summary of them; predicted, labels and tasks (M,) int64, tasks
+    counted from 0; experts (M, L, H, K), keys and values (L, H, E, D), counts (L, H, E), each None
+    where the method has none.
     """
 
     tasks_done: int
-    logits: NDArray[numpy.float32]
+    recorded: RecordedLogits
     predicted: NDArray[numpy.int64]
     labels: NDArray[numpy.int64]
     tasks: NDArray[numpy.int64]
@@ -46,12 +48,25 @@ class Snapshot:
     def correct(self) -> NDArray[numpy.bool_]:
         return self.predicted == self.labels
 
-    @cached_property
+    @property
+    def logits(self) -> NDArray[numpy.float32]:
+        """(M, C) over the classes seen so far; UserError where only the largest were recorded."""
+        return self._all_logits.values
+
+    @property
     def probabilities(self) -> NDArray[numpy.float64]:
-        """Softmax over the C classes seen so far, (M, C)."""
-        logits = self.logits.astype(numpy.float64)
-        powers = numpy.exp(logits - logits.max(-1, keepdims=True))
-        return powers / powers.sum(-1, keepdims=True)
+        """Softmax over the C classes seen so far, (M, C); UserError as for `logits`."""
+        return self._all_logits.probabilities
+
+    @property
+    def _all_logits(self) -> AllLogits:
+        if not isinstance(self.recorded, AllLogits):
+            raise UserError(
+                f"the evaluation after task {self.tasks_done} recorded the largest logits alone "
+                f"(trainer.record=top, or auto for a large run); use Snapshot.recorded, or train "
+                f"the run again with trainer.record=seen"
+            )
+        return self.recorded
 
     @property
     def num_experts(self) -> int:
@@ -107,7 +122,7 @@ class Snapshots:
             count = len(arrays["predicted"])
             self._snapshots[tasks_done] = Snapshot(
                 tasks_done,
-                _logits(arrays),
+                _recorded_logits(arrays),
                 arrays["predicted"].astype(numpy.int64),
                 self.labels[:count],
                 self.tasks[:count],
@@ -133,10 +148,12 @@ def _blocks(arrays: dict[str, NDArray], name: str, axis: int) -> NDArray | None:
     return stacked.astype(numpy.int64) if stacked.dtype.kind in "ui" else stacked
 
 
-def _logits(arrays: dict[str, NDArray]) -> NDArray[numpy.float32]:
+def _recorded_logits(arrays: dict[str, NDArray]) -> RecordedLogits:
     """The logits; newer files store them minus the largest of each image, which is in `top`."""
+    if "logits" not in arrays:
+        return TopLogits(arrays, int(arrays["classes"]))
     logits = arrays["logits"].astype(numpy.float32)
-    return logits + arrays["top"][:, None] if "top" in arrays else logits
+    return AllLogits(logits + arrays["top"][:, None] if "top" in arrays else logits)
 
 
 def _number(key: str) -> tuple[str, int]:
@@ -153,15 +170,18 @@ def _read(path: Path, run_dir: Path) -> dict[str, NDArray]:
         )
     try:
         with safe_open(path, framework="numpy") as file:
-            version = (file.metadata() or {}).get("format_version")
+            about = file.metadata() or {}
+            version = about.get("format_version")
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except Exception as error:  # a damaged file can raise nearly anything
         raise UserError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); train the run again"
         ) from error
-    if version != SNAPSHOT_FORMAT_VERSION:
+    if version not in (ALL_LOGITS, TOP_LOGITS):
         raise UserError(
-            f"{path}: has format version {version}, this smope reads "
-            f"{SNAPSHOT_FORMAT_VERSION}; use the run's smope"
+            f"{path}: has format version {version}, this smope reads {ALL_LOGITS} and "
+            f"{TOP_LOGITS}; use the run's smope"
         )
+    if version == TOP_LOGITS:
+        arrays["classes"] = numpy.array(int(about["classes"]))
     return arrays

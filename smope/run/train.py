@@ -34,6 +34,7 @@ from smope.streams.stream import import_avalanche
 from smope.trackers.base import Guarded, Tracker
 from smope.training.device import resolve_device
 from smope.training.outputs import Outputs
+from smope.training.top_logits import top_logits_line
 from smope.training.trainer import Trainer
 
 SPREADING_ROUTERS = ("centred", "aux_free")
@@ -142,7 +143,8 @@ def _train(
 ) -> dict[str, Any]:
     """Train, and write what is learned and measured. Notes are printed first."""
     progress = Progress(directory.log, quiet=partial is not None)
-    for text in filter(None, (summary(experiment), f"writing to {directory.path}", *notes)):
+    short = top_logits_line(trainer.settings.record, trainer.stream)
+    for text in filter(None, (summary(experiment), f"writing to {directory.path}", *notes, short)):
         progress.line(text)
     record = RunRecord(directory, trainer, facts, partial)
     record.begin()

@@ -66,7 +66,7 @@ def measure_accuracy(
     correct = images = 0
     for batch in batches:
         logits = collectives.gathered(method.classify(batch.features)[:, :seen_classes])
-        recorder.add(logits, batch.experts)
+        recorder.add(logits, batch.labels, batch.experts)
         expert_counts.add(batch.choices)
         correct += int((logits.argmax(-1) == batch.labels).sum())
         images += len(logits)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -30,33 +31,32 @@ SIDE_PIXELS = 128
 JPEG_QUALITY = 88
 
 
-def worst_mistakes(
-    logits: numpy.ndarray, predicted: numpy.ndarray, labels: numpy.ndarray
-) -> numpy.ndarray:
+def worst_mistakes(evaluation: Mapping[str, numpy.ndarray], labels: numpy.ndarray) -> numpy.ndarray:
     """The wrong images with the most probable wrong class first; at most MAX_MISTAKES.
 
     Args:
-        logits: (M, C), minus the largest of each image.
-        predicted: (M,) classes.
-        labels: (M,) classes.
+        evaluation: `predicted`, and `logits` or `log_sum`; see training/recording.py.
+        labels: (m,) classes of the first images.
 
     Returns:
         (n,) positions of images.
     """
-    wrong = numpy.flatnonzero(predicted != labels)
-    probability = 1 / numpy.exp(logits[wrong].astype(numpy.float64)).sum(-1)
-    return wrong[numpy.argsort(-probability, kind="stable")][:MAX_MISTAKES]
+    wrong = numpy.flatnonzero(evaluation["predicted"][: len(labels)] != labels)
+    if "logits" in evaluation:
+        powers = numpy.exp(evaluation["logits"][wrong].astype(numpy.float64)).sum(-1)
+    else:
+        powers = numpy.exp(evaluation["log_sum"][wrong].astype(numpy.float64))
+    return wrong[numpy.argsort(-1 / powers, kind="stable")][:MAX_MISTAKES]
 
 
 def mistakes_file(
-    stream: Stream, logits: numpy.ndarray, predicted: numpy.ndarray, tasks_done: int
+    stream: Stream, evaluation: Mapping[str, numpy.ndarray], tasks_done: int
 ) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
     """What mistakes.safetensors holds.
 
     Args:
         stream: its test images were evaluated, in the order of tasks.
-        logits: (M, C), minus the largest of each image; M covers the tasks seen, maybe more.
-        predicted: (M,) classes.
+        evaluation: arrays of task-TTT.safetensors, of the tasks seen and maybe more.
         tasks_done: images of later tasks are no mistakes.
 
     Returns:
@@ -67,9 +67,8 @@ def mistakes_file(
         for task in stream.tasks[:tasks_done]
         for item, label in enumerate(task.test.targets)
     ]
-    count = len(positions)
     labels = numpy.array([label for *_, label in positions])
-    worst = worst_mistakes(logits[:count], predicted[:count], labels)
+    worst = worst_mistakes(evaluation, labels)
     images = [positions[index][:2] for index in worst]
     files = [_jpeg(test[item][0]) for test, item in images]
     names = [as_text(test.name(item)) for test, item in images]

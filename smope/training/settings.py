@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from smope.declare.ranges import AtLeast, NotNegative, OrAuto, Positive, Range
 from smope.declare.texts import Device
 
-Record = Literal["nothing", "seen", "all"]
+Record = Literal["auto", "seen", "all", "top", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class TrainerSettings:
             each phase and task; None: no others.
         checkpoint_steps: the same after so many training steps of a task.
         record: logits and chosen experts that evaluation keeps for the analysis: of the test images
-            of the tasks "seen" so far, of "all" tasks, or "nothing". See training/recording.py.
+            of the tasks "seen" so far, of "all" tasks, or "nothing". "top" is "seen" with the
+            largest logits alone, and "auto" decides between these two by size. See
+            training/recording.py.
         reference: at the end, what "ncm" reaches on the frozen features, for comparison, or "none".
             Costs one forward pass of each image. See training/reference.py.
     """
@@ -84,7 +86,7 @@ class TrainerSettings:
     activation_checkpointing: bool = False
     checkpoint_minutes: Annotated[float | None, Positive()] = 10.0
     checkpoint_steps: Annotated[int | None, AtLeast(1, example="500")] = None
-    record: Record = "seen"
+    record: Record = "auto"
     reference: Literal["ncm", "none"] = "ncm"
 
     @property

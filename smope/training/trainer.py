@@ -307,7 +307,7 @@ class Trainer:
     def _evaluate(self, span: TaskSpan) -> None:
         """Evaluate all tasks so far: one more row of the accuracy matrix."""
         title, row = self._title(span), []
-        self._recorder.begin()
+        self._recorder.begin(span)
         self._expert_counts.begin()
         if self.outputs.directory is not None:
             self.features.directory = self.outputs.directory.path
@@ -336,6 +336,7 @@ class Trainer:
         as a fraction.
         """
         images = self.stream.tasks[task_index].test
+        self._recorder.begin_task(task_index)
         fresh = passed_batches(
             self.method.eval(), images, self.loader, self.settings.precision, self._recorder
         )

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 from safetensors.numpy import save_file
 
 from smope.analysis.loading import load_runs
 from smope.analysis.run import Run
+from smope.training.top_logits import summarised
 
 # Two tasks of two classes; four test images each. After task 1 the first task is all right; after
 # task 2 one image of class 0 goes to class 1 (within the task) and one of class 1 to class 2
@@ -66,7 +68,6 @@ def write_run(
 def write_snapshots(path: Path, snapshots: dict[int, dict[str, Any]]) -> None:
     folder = path / "analysis"
     folder.mkdir()
-    metadata = {"format_version": "1"}
     images = {
         "labels": numpy.array(LABELS, numpy.uint16),
         "tasks": numpy.array(TASKS, numpy.uint16),
@@ -74,10 +75,31 @@ def write_snapshots(path: Path, snapshots: dict[int, dict[str, Any]]) -> None:
         "examples": numpy.arange(2 * 4 * 4 * 3, dtype=numpy.uint8).reshape(2, 4, 4, 3),
         "example_of": numpy.array([0, 4], numpy.uint32),
     }
-    save_file(images, folder / "images.safetensors", metadata)
+    save_file(images, folder / "images.safetensors", {"format_version": "1"})
     for after, arrays in snapshots.items():
         contiguous = {key: numpy.ascontiguousarray(value) for key, value in arrays.items()}
+        metadata = {"format_version": "1" if "logits" in arrays else "2", "classes": str(2 * after)}
         save_file(contiguous, folder / f"task-{after:03d}.safetensors", metadata)
+
+
+def with_top_logits(snapshots: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The same evaluations of the tasks seen, as trainer.record=top keeps them."""
+    changed = {}
+    for after, arrays in snapshots.items():
+        logits = torch.tensor(arrays["logits"][: 4 * after]).float()
+        rows = [
+            summarised(
+                logits[4 * task : 4 * task + 4],
+                torch.tensor(LABELS[4 * task : 4 * task + 4]),
+                own_classes=(2 * task, 2 * task + 1),
+                new_from=2 * (after - 1),
+            )
+            for task in range(after)
+        ]
+        top = {key: torch.cat([row[key] for row in rows]).numpy() for key in rows[0]}
+        others = {key: value for key, value in arrays.items() if key != "logits"}
+        changed[after] = {**others, **top}
+    return changed
 
 
 def usual_snapshots() -> dict[int, dict[str, Any]]:

@@ -12,8 +12,9 @@ import pytest
 from sklearn.metrics import brier_score_loss
 
 from smope.analysis import calibration_scores, load_runs, open_set_scores
-from smope.analysis.calibration import brier_score, expected_calibration_error, reliability
+from smope.analysis.calibration import expected_calibration_error, reliability
 from smope.analysis.open_set import auroc, fpr95
+from smope.analysis.recorded_logits import AllLogits
 from smope.errors import UserError
 from tests.analysis.made_runs import LABELS, logits_for, usual_run, usual_snapshots, write_run
 
@@ -42,17 +43,20 @@ def test_perfect_calibration() -> None:
     ) == pytest.approx(0.0)
 
 
+def brier(probabilities: list[list[float]], labels: list[int]) -> float:
+    with numpy.errstate(divide="ignore"):
+        logits = numpy.log(numpy.array(probabilities, numpy.float32))
+    return AllLogits(logits).brier(numpy.array(labels)).mean()
+
+
 def test_brier_by_hand_and_by_scikit_learn() -> None:
-    probabilities = numpy.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
     by_hand = (0.3**2 + 0.2**2 + 0.1**2 + 0.1**2 + 0.9**2 + 0.8**2) / 2
-    assert brier_score(probabilities, numpy.array([0, 1])) == pytest.approx(by_hand)
-    binary = numpy.array([[0.3, 0.7], [0.6, 0.4]])
-    twice = 2 * brier_score_loss([1, 0], binary[:, 1])
-    assert brier_score(binary, numpy.array([1, 0])) == pytest.approx(twice)
-    assert brier_score(numpy.array([[1.0, 0.0]]), numpy.array([1])) == 2
-    assert brier_score(numpy.array([[1.0, 0.0]]), numpy.array([5])) == 1, (
-        "a class that is no column"
-    )
+    assert brier([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], [0, 1]) == pytest.approx(by_hand)
+    binary = [[0.3, 0.7], [0.6, 0.4]]
+    twice = 2 * brier_score_loss([1, 0], numpy.array(binary)[:, 1])
+    assert brier(binary, [1, 0]) == pytest.approx(twice)
+    assert brier([[1.0, 0.0]], [1]) == 2
+    assert brier([[1.0, 0.0]], [5]) == 1, "a class that is no column"
 
 
 def test_calibration_of_a_run(tmp_path: Path) -> None:

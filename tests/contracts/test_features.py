@@ -50,9 +50,9 @@ def note_evaluations(trainer: Trainer, evaluations: list[Batch]) -> None:
     """Append what evaluation records of every batch."""
     add = trainer._recorder.add
 
-    def noting(logits: Tensor, experts: Mapping[str, Tensor]) -> None:
+    def noting(logits: Tensor, labels: Tensor, experts: Mapping[str, Tensor]) -> None:
         evaluations.append((logits.clone(), dict(experts)))
-        add(logits, experts)
+        add(logits, labels, experts)
 
     trainer._recorder.add = noting
 

@@ -19,6 +19,7 @@ from tests.analysis.made_runs import (
     expert_snapshots,
     logits_for,
     usual_snapshots,
+    with_top_logits,
     write_run,
 )
 
@@ -117,6 +118,16 @@ def test_runs_that_are_left_out_of_means_are_counted(tmp_path: Path) -> None:
 def words_of(runs: Path, out: Path) -> str:
     assert main(["report", str(runs), "--out", str(out)]) == 0
     return " ".join(" ".join(Page(out.read_text(encoding="utf-8")).words).split())
+
+
+def test_a_page_of_the_largest_logits_alone_says_the_same(tmp_path: Path) -> None:
+    """Only the Brier score and probabilities may differ in their last digits."""
+    texts = []
+    for name, change in (("all", dict), ("top", with_top_logits)):
+        write_run(tmp_path / name / "run", snapshots=change(expert_snapshots()))
+        texts.append(words_of(tmp_path / name, tmp_path / name / "page.html"))
+    assert "calibration error" in texts[0]
+    assert texts[0].replace("/all/", "/top/") == texts[1]
 
 
 def test_snapshots_count_for_the_runs_that_scores_count(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_what_is_recorded_changes_no_number_of_run_json(
     assert (other / "analysis").exists() == (kept == "all")
     assert_same_result(quick, other)
     ours, theirs = without_times(record(quick)), without_times(record(other))
-    assert ours["config"]["trainer"].pop("record") == "seen"
+    assert ours["config"]["trainer"].pop("record") == "auto"
     assert theirs["config"]["trainer"].pop("record") == kept
     assert ours == theirs
 

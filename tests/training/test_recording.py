@@ -13,12 +13,17 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 from PIL import Image
 from safetensors.numpy import load_file
 
+from smope.analysis.calibration import calibration_scores
+from smope.analysis.classes import class_accuracies
+from smope.analysis.confusion import class_confusion, split_errors
 from smope.analysis.mistakes import worst_mistakes
 from smope.analysis.run import Run
 from smope.analysis.snapshots import Snapshots
+from smope.errors import UserError
 from smope.methods.base import Method
 from smope.methods.finetune import Finetune
 from smope.methods.smope import SMoPE
@@ -26,10 +31,18 @@ from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.routers.dense import Dense
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
+from smope.training import recording, top_logits
 from smope.training.checkpoint import last_checkpoint
 from smope.training.mistakes import MAX_MISTAKES
+from smope.training.settings import TrainerSettings
+from smope.training.top_logits import (
+    bytes_of_all_logits,
+    resolved,
+    summarised,
+    top_logits_line,
+)
 from smope.training.trainer import Trainer
-from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
+from tests.tiny import shades, tiny_backbone, tiny_settings, tiny_source, tiny_stream
 
 CPU = torch.device("cpu")
 Files = dict[str, dict[str, numpy.ndarray]]
@@ -218,6 +231,78 @@ def test_logits_keep_what_they_differ_by_however_large_they_are(
     near, far = kept
     assert numpy.array_equal(far.logits.argmax(-1), far.predicted)
     assert numpy.allclose(far.probabilities, near.probabilities, atol=0.02)
+
+
+def test_auto_records_a_small_run_as_seen_does(
+    seen: Trainer, stream: Stream, tmp_path: Path
+) -> None:
+    assert tiny_settings().record == TrainerSettings().record == "auto"
+    train(tmp_path / "run", stream, make(), record="seen")
+    ours, theirs = read(folder(seen)), read(tmp_path / "run")
+    assert ours.keys() == theirs.keys()
+    for name, arrays in ours.items():
+        assert same(arrays, theirs[name])
+        assert all(arrays[key].dtype == theirs[name][key].dtype for key in arrays)
+
+
+def test_auto_records_the_largest_logits_of_a_large_run_and_says_so(
+    seen: Trainer, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(read(folder(seen))[f"task-00{after}"]["logits"].nbytes for after in (1, 2))
+    assert bytes_of_all_logits(stream) == size
+    monkeypatch.setattr(top_logits, "MOST_BYTES", size)
+    assert resolved("auto", stream) == "seen" and top_logits_line("auto", stream) is None
+    monkeypatch.setattr(top_logits, "MOST_BYTES", size - 1)
+    assert "trainer.record=seen" in (top_logits_line("auto", stream) or "")
+    assert top_logits_line("seen", stream) is None
+    train(tmp_path / "run", stream, make())
+    last, all_logits = read(tmp_path / "run")["task-002"], read(folder(seen))["task-002"]
+    shared = last.keys() & all_logits.keys()
+    assert all_logits.keys() - shared == {"logits"}
+    assert all(numpy.array_equal(last[key], all_logits[key]) for key in shared)
+    with pytest.raises(UserError, match=r"after task 2 recorded the largest.*trainer\.record=seen"):
+        _ = Snapshots(tmp_path / "run").last.logits
+
+
+def test_what_top_records_of_an_image_does_not_grow_with_the_classes() -> None:
+    sizes = []
+    for classes in (20, 20_000):
+        record = summarised(torch.randn(3, classes), torch.tensor([0, 1, 5]), (0, 1), 2)
+        sizes.append(sum(value.numel() * value.element_size() for value in record.values()))
+    assert sizes[0] == sizes[1]
+
+
+def test_numbers_of_many_classes_are_not_cut(stream: Stream, tmp_path: Path) -> None:
+    assert recording._as_array(torch.tensor([0, 65_535], dtype=torch.int32)).dtype == numpy.uint16
+    many = recording._as_array(torch.tensor([0, 70_000], dtype=torch.int32))
+    assert many.tolist() == [0, 70_000]
+
+
+@pytest.mark.parametrize("domains", [False, True])
+@pytest.mark.parametrize("top", [1, 10])
+def test_every_analysis_is_the_same_with_the_largest_logits_alone(
+    domains: bool, top: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_logits, "TOP", top)
+    stream = tiny_stream(source=shades(tiny_source()) if domains else None)
+    runs = []
+    for record in ("seen", "top"):
+        trainer = train(tmp_path / record, stream, make(), record=record, learning_rate=1e-5)
+        about = {
+            "class_names": list("abcd"),
+            "accuracy_matrix": trainer.history.full_matrix(),
+            "tasks": [{"classes": list(task.classes)} for task in stream.tasks],
+            "status": "finished",
+        }
+        runs.append(Run(folder(trainer), about))
+    ours, theirs = runs
+    assert not ours.snapshots.last.correct.all()
+    for analysis in (split_errors, calibration_scores, class_accuracies):
+        assert_frame_equal(analysis(ours), analysis(theirs), atol=2e-3, rtol=2e-3)
+    assert_frame_equal(class_confusion(ours), class_confusion(theirs))
+    for mine, other in zip(worst_mistakes(ours), worst_mistakes(theirs), strict=True):
+        assert mine.name == other.name and mine.jpeg == other.jpeg
+        assert mine.probability == pytest.approx(other.probability, abs=2e-3)
 
 
 class Broken(BaseException):

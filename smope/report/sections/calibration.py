@@ -80,7 +80,7 @@ def _pooled_reliability(runs: Sequence[Run]) -> pandas.DataFrame:
     confidences, correct = [], []
     for run in runs:
         last = run.snapshots.last
-        confidences.append(last.probabilities[last.seen].max(-1))
+        confidences.append(last.recorded.confidence[last.seen])
         correct.append(last.correct[last.seen])
     return reliability(
         numpy.concatenate(confidences), numpy.concatenate(correct), bins=RELIABILITY_BINS
