@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pandas
 
 from smope.analysis.run import Run
@@ -13,16 +14,26 @@ def class_accuracies(run: Run) -> pandas.DataFrame:
     The accuracies are Avalanche's ClassAccuracy. Their mean over classes after one task is what
     Avalanche's AMCA averages over time.
     """
-    rows = []
+    names = numpy.array([str(name) for name in run.record["class_names"]], dtype=object)
+    frames = []
     for after in run.snapshots.recorded:
         snapshot = run.snapshots.after(after)
-        images = pandas.DataFrame(
-            {"label": snapshot.labels[snapshot.seen], "right": snapshot.correct[snapshot.seen]}
+        labels, correct = snapshot.labels[snapshot.seen], snapshot.correct[snapshot.seen]
+        images = numpy.bincount(labels, minlength=len(names))
+        right = numpy.bincount(labels[correct], minlength=len(names))
+        tested = numpy.flatnonzero(images)
+        frames.append(
+            pandas.DataFrame(
+                {
+                    "after_task": after,
+                    "label": tested,
+                    "name": names[tested],
+                    "images": images[tested],
+                    "accuracy": right[tested] / images[tested],
+                }
+            )
         )
-        for label, right in images.groupby("label")["right"]:
-            name = run.record["class_names"][label]
-            rows.append((after, label, name, len(right), right.mean()))
-    return pandas.DataFrame(rows, columns=["after_task", "label", "name", "images", "accuracy"])
+    return pandas.concat(frames, ignore_index=True)
 
 
 def class_forgetting(run: Run) -> pandas.DataFrame:

@@ -7,9 +7,12 @@ second comes from not knowing the task.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy
 import pandas
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from smope.analysis.run import Run
 from smope.analysis.snapshots import Snapshot
@@ -93,6 +96,25 @@ def task_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
     )
 
 
+def class_counts(run: Run, after: int | None = None) -> csr_array:
+    """Numbers of images, which fit into memory for any number of classes.
+
+    Args:
+        run: A run that recorded its evaluations.
+        after: After which task, from 1; None means the last.
+
+    Returns:
+        (C, C) sparse: row the class of the image, column the predicted class.
+    """
+    snapshot = run.snapshots.after(after) if after else run.snapshots.last
+    classes = snapshot.recorded.num_classes
+    known = snapshot.seen & (snapshot.labels < classes)
+    pairs, images = numpy.unique(
+        snapshot.labels[known] * classes + snapshot.predicted[known], return_counts=True
+    )
+    return csr_array((images, numpy.divmod(pairs, classes)), shape=(classes, classes))
+
+
 def class_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
     """Row: class of the image; column: predicted class; as Avalanche's ConfusionMatrix.
 
@@ -103,13 +125,10 @@ def class_confusion(run: Run, after: int | None = None) -> pandas.DataFrame:
     Returns:
         Numbers of images.
     """
-    snapshot = run.snapshots.after(after) if after else run.snapshots.last
-    classes = snapshot.recorded.num_classes
-    known = snapshot.seen & (snapshot.labels < classes)
-    table = _pairs(snapshot.labels[known], snapshot.predicted[known], classes)
-    names = run.record["class_names"][:classes]
+    counts = class_counts(run, after).toarray()
+    names = run.record["class_names"][: len(counts)]
     return pandas.DataFrame(
-        table, pandas.Index(names, name="class"), pandas.Index(names, name="predicted")
+        counts, pandas.Index(names, name="class"), pandas.Index(names, name="predicted")
     )
 
 
@@ -125,21 +144,34 @@ def confused_pairs(counts: pandas.DataFrame, count: int = 20) -> pandas.DataFram
         images), back (images of the other class that are taken for this one). Pairs without an
         image are left out.
     """
-    values = counts.to_numpy()
-    wrong = values - numpy.diag(numpy.diag(values))
-    order = numpy.argsort(-wrong, axis=None, kind="stable")[:count]
-    rows, columns = numpy.unravel_index(order, wrong.shape)
-    names = list(counts.index)
+    return most_confused(csr_array(counts.to_numpy()), list(counts.index), count)
+
+
+def most_confused(counts: csr_array, names: Sequence[str], count: int) -> pandas.DataFrame:
+    """`confused_pairs` of what `class_counts` returns.
+
+    Args:
+        counts: (C, C) numbers of images.
+        names: of the classes, by label.
+        count: The most pairs to return.
+
+    Returns:
+        As `confused_pairs`.
+    """
+    of_class, cells = counts.sum(1), counts.tocoo()
+    wrong = numpy.flatnonzero((cells.row != cells.col) & (cells.data > 0))
+    order = wrong[numpy.argsort(-cells.data[wrong], kind="stable")[:count]]
     pairs = [
         (
             names[row],
             names[column],
-            int(wrong[row, column]),
-            float(wrong[row, column] / values[row].sum()),
-            int(wrong[column, row]),
+            int(images),
+            float(images / of_class[row]),
+            int(counts[column, row]),
         )
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
-        if wrong[row, column]
+        for row, column, images in zip(
+            cells.row[order], cells.col[order], cells.data[order], strict=True
+        )
     ]
     return pandas.DataFrame(pairs, columns=["class", "predicted", "images", "share", "back"])
 

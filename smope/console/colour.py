@@ -8,7 +8,6 @@ from typing import TextIO
 
 from smope.console.tables import matrix_table
 
-LABEL_WIDTH, CELL_WIDTH = 10, 7  # characters of the columns of matrix_table
 # From dark blue over grey to yellow, as in the report's maps: the numbers of background and text in
 # the palette of 256 colours.
 SHADES = ((17, 15), (60, 15), (102, 16), (143, 16), (185, 16))
@@ -25,21 +24,17 @@ def has_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) -> b
     return stream.isatty() and not plain
 
 
-def coloured_matrix(matrix: Sequence[Sequence[float | None]]) -> str:
-    """`matrix_table` with backgrounds from dark (0 %) to bright (100 %)."""
-    head, *lines = matrix_table(matrix).splitlines()
-    return "\n".join(
-        [head, *(_painted(line, row) for line, row in zip(lines, matrix, strict=True))]
-    )
+def coloured_matrix(matrix: Sequence[Sequence[float | None]], width: int | None = None) -> str:
+    """`matrix_table` with backgrounds from dark (0 %) to bright (100 %).
 
+    Args:
+        matrix: Fractions; None where nothing was measured.
+        width: Characters of a line; None: those of the terminal.
 
-def _painted(line: str, row: Sequence[float | None]) -> str:
-    cells = [line[LABEL_WIDTH + CELL_WIDTH * column :][:CELL_WIDTH] for column in range(len(row))]
-    painted = [
-        cell if value is None else _shade(cell, value)
-        for cell, value in zip(cells, row, strict=True)
-    ]
-    return line[:LABEL_WIDTH] + "".join(painted) + line[LABEL_WIDTH + CELL_WIDTH * len(row) :]
+    Returns:
+        The lines, with the codes of colours.
+    """
+    return matrix_table(matrix, width, _shade)
 
 
 def _shade(cell: str, value: float) -> str:

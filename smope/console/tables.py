@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from smope.metrics.scores import SCORES
 
 DECIDING_SCORE = "final_average_accuracy"
+# Of the accuracy matrix, in characters and lines.
+LABEL_WIDTH, CELL_WIDTH, MEAN_WIDTH = 10, 7, 8
+MOST_ROWS = 20
+WIDTH_WITHOUT_TERMINAL = 100  # a file or a pipe: ten tasks fit
 MEMORY_NAMES = {
     "cuda_allocated": "on the CUDA device",
     "process_resident": "resident set of the process",
@@ -19,18 +24,67 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def matrix_table(matrix: Sequence[Sequence[float | None]]) -> str:
-    """The accuracy matrix in percent: a row after each task, a column for each task, and the mean
-    over the tasks seen.
+def terminal_width() -> int:
+    """Characters of a line of the terminal; WIDTH_WITHOUT_TERMINAL where there is none."""
+    return shutil.get_terminal_size((WIDTH_WITHOUT_TERMINAL, 24)).columns
+
+
+def shortened(count: int, most: int) -> list[int | None]:
+    """Numbers from 0, without those in the middle where there are too many.
+
+    Args:
+        count: How many numbers there are.
+        most: How many entries the result may have; at least 3.
+
+    Returns:
+        The numbers, with a None for all that are left out.
     """
-    tasks = len(matrix)
-    lines = ["after task" + "".join(f"{task + 1:>7}" for task in range(tasks)) + "    mean"]
-    for index, row in enumerate(matrix):
+    if count <= most:
+        return list(range(count))
+    last = (most - 1) // 2
+    return [*range(most - 1 - last), None, *range(count - last, count)]
+
+
+def matrix_table(
+    matrix: Sequence[Sequence[float | None]],
+    width: int | None = None,
+    paint: Callable[[str, float], str] = lambda cell, _: cell,
+) -> str:
+    """The accuracy matrix in percent: a row after each task, a column for each task, and the mean
+    over the tasks seen. Of many tasks the first and the last are shown.
+
+    Args:
+        matrix: Fractions; None where nothing was measured.
+        width: Characters of a line; None: those of the terminal.
+        paint: Changes how a cell of a given value looks, and not its width.
+
+    Returns:
+        The lines.
+    """
+    tasks, width = len(matrix), terminal_width() if width is None else width
+    fitting = (width - LABEL_WIDTH - MEAN_WIDTH) // CELL_WIDTH
+    columns, rows = shortened(tasks, max(fitting, 3)), shortened(tasks, MOST_ROWS)
+    gap = f"{'...':>{CELL_WIDTH}}"
+    head = [gap if column is None else f"{column + 1:>{CELL_WIDTH}}" for column in columns]
+    lines = ["after task" + "".join(head) + f"{'mean':>{MEAN_WIDTH}}"]
+    for index in rows:
+        if index is None:
+            lines.append(f"{'...':>{LABEL_WIDTH}}")
+            continue
+        row = matrix[index]
         seen = [value for value in row if value is not None]
-        cells = "".join(f"{'' if value is None else f'{100 * value:.1f}':>7}" for value in row)
+        cells = [gap if column is None else _cell(row[column], paint) for column in columns]
         mean = f"{100 * sum(seen) / len(seen):.1f}" if seen else ""
-        lines.append(f"{index + 1:>10}{cells}{mean:>8}")
+        lines.append(f"{index + 1:>{LABEL_WIDTH}}{''.join(cells)}{mean:>{MEAN_WIDTH}}")
+    if None in columns or None in rows:
+        lines.append(f"(of {tasks} tasks the first and the last; run.json has all numbers)")
     return "\n".join(lines)
+
+
+def _cell(value: float | None, paint: Callable[[str, float], str]) -> str:
+    if value is None:
+        return " " * CELL_WIDTH
+    return paint(f"{100 * value:>{CELL_WIDTH}.1f}", value)
 
 
 def score_lines(record: Mapping[str, Any]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
 import pandas
 from matplotlib import colors
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from smope.console.markup import Grid
 from smope.report import style
@@ -22,7 +24,8 @@ NAME_CHARACTERS = 18
 def confusion_map(
     name: str,
     title: str,
-    counts: pandas.DataFrame,
+    counts: csr_array,
+    names: Sequence[str],
     *,
     starts: list[int],
     text: str,
@@ -36,13 +39,12 @@ def confusion_map(
     Args:
         name: See Figure, as title, text and grid.
         counts: (C, C) numbers of images: row the class of the image, column the predicted class.
+        names: of the classes.
         starts: The first class of each task but the first; lines are drawn before them.
     """
-    values = counts.to_numpy(dtype=float)
-    shares, step = _grouped(values)
-    size = len(shares)
-    named = len(values) <= MAX_NAMED
-    names = [textwrap.shorten(str(label), NAME_CHARACTERS, placeholder="…") for label in counts]
+    shares, step = _grouped(counts)
+    size, classes = len(shares), counts.shape[0]
+    named = classes <= MAX_NAMED
     height = min(style.WIDTH_INCHES * 0.95, 2.6 + 0.16 * size) if named else style.WIDTH_INCHES
     with style.drawing(height=height) as (figure, axes):
         image = axes.imshow(
@@ -51,15 +53,16 @@ def confusion_map(
             norm=colors.PowerNorm(0.5, vmin=0, vmax=1),
             interpolation="none",
             aspect="auto",
-            extent=(0, len(values), len(values), 0),
+            extent=(0, classes, classes, 0),
         )
         axes.set(xlabel="predicted class", ylabel="class of the image")
         axes.grid(visible=False)
         axes.tick_params(length=0)
         if named:
-            middle = numpy.arange(len(values)) + 0.5
-            axes.set_xticks(middle, names, rotation=90, fontsize=7)
-            axes.set_yticks(middle, names, fontsize=7)
+            middle = numpy.arange(classes) + 0.5
+            short = [textwrap.shorten(each, NAME_CHARACTERS, placeholder="…") for each in names]
+            axes.set_xticks(middle, short, rotation=90, fontsize=7)
+            axes.set_yticks(middle, short, fontsize=7)
         for start in starts if len(starts) < 25 else ():
             axes.axhline(start, color="#ffffff", linewidth=0.5)
             axes.axvline(start, color="#ffffff", linewidth=0.5)
@@ -80,11 +83,13 @@ def confusion_map(
     return Figure(name, title, text, figure, grid, caption)
 
 
-def _grouped(counts: NDArray[Any]) -> tuple[NDArray[Any], int]:
+def _grouped(counts: csr_array) -> tuple[NDArray[Any], int]:
     """Shares of each class's images; of groups of `step` neighbours if there are many classes."""
-    step = -(-len(counts) // MAX_CELLS)
-    edges = numpy.arange(0, len(counts), step)
-    sums = numpy.add.reduceat(numpy.add.reduceat(counts, edges, 0), edges, 1)
+    step = -(-counts.shape[0] // MAX_CELLS)
+    size = -(-counts.shape[0] // step)
+    cells = counts.tocoo()
+    sums = numpy.zeros((size, size))
+    numpy.add.at(sums, (cells.row // step, cells.col // step), cells.data)
     total = sums.sum(1, keepdims=True)
     return numpy.divide(sums, total, out=numpy.full_like(sums, numpy.nan), where=total > 0), step
 

@@ -17,7 +17,11 @@ from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
 
 from smope.console.markup import Grid
+from smope.console.tables import shortened
 from smope.report import style
+
+MAX_VECTOR_CELLS = 2500  # of a map; more are pixels, so that the page stays small
+MAX_GRID_SIDE = 25  # rows and columns of the table of a map
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,11 @@ def heat_map(
     rows, columns = values.shape
     with style.drawing(height=min(style.WIDTH_INCHES, 0.9 + 0.32 * rows)) as (figure, axes):
         mesh = axes.pcolormesh(
-            numpy.ma.masked_invalid(values), cmap=style.COLOUR_MAP, vmin=low, vmax=high
+            numpy.ma.masked_invalid(values),
+            cmap=style.COLOUR_MAP,
+            vmin=low,
+            vmax=high,
+            rasterized=values.size > MAX_VECTOR_CELLS,
         )
         axes.set(xlabel=str(frame.columns.name), ylabel=str(frame.index.name))
         axes.invert_yaxis()
@@ -104,9 +112,20 @@ def heat_map(
         title,
         text,
         figure,
-        frame_grid(frame, f"{frame.index.name} / {frame.columns.name}"),
+        _shortened_grid(frame),
         caption,
     )
+
+
+def _shortened_grid(frame: pandas.DataFrame) -> Grid:
+    """The numbers of a map as a table; of many rows and columns the first and the last."""
+    rows, columns = (shortened(size, MAX_GRID_SIDE) for size in frame.shape)
+    head, *lines = frame_grid(frame, f"{frame.index.name} / {frame.columns.name}")
+    gap = ["..."] * len(head)
+    return [
+        [line[0], *("..." if column is None else line[column + 1] for column in columns)]
+        for line in [head, *(gap if row is None else lines[row] for row in rows)]
+    ]
 
 
 def _write_cells(axes: Any, values: NDArray, low: float, high: float) -> None:

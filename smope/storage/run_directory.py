@@ -26,6 +26,7 @@ from typing import IO, Any
 from smope.errors import UserError
 from smope.storage.commands import resume_command
 from smope.storage.files import try_lock, write_atomically
+from smope.storage.readable_json import readable_json
 
 RUN_FORMAT_VERSION = 1
 RUNS_FOLDER = Path("runs")  # where runs without run_dir go
@@ -188,9 +189,7 @@ class RunDirectory:
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         try:
-            write_atomically(
-                self.record, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-            )
+            write_atomically(self.record, (readable_json(record) + "\n").encode())
         except OSError as error:
             raise OSError(
                 f"{self.record}: cannot be written ({error.strerror}); make room, then resume"

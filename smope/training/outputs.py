@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smope.console.progress import Bar, Progress
+from smope.console.tables import shortened
 from smope.methods.base import Phase, TaskSpan
 from smope.metrics.expert_use import tracked_use
 from smope.storage.run_directory import RunDirectory
 from smope.trackers.base import Tracker
 from smope.training.history import History
+
+MOST_ACCURACIES = 10  # of a line
 
 
 def _silent() -> Progress:
@@ -73,7 +76,10 @@ class Outputs:
         """
         row = history.accuracy_matrix[-1]
         mean = sum(row) / len(row)
-        each = " ".join(f"{100 * value:.1f}" for value in row)
+        each = " ".join(
+            "..." if task is None else f"{100 * row[task]:.1f}"
+            for task in shortened(len(row), MOST_ACCURACIES)
+        )
         seconds = history.seconds_per_task[-1]
         self.progress.line(f"{title}: accuracy {100 * mean:.1f} % ({each}), {seconds:.1f} s")
         if history.expert_use:

@@ -43,6 +43,30 @@ def test_the_numbers_are_the_same() -> None:
     assert "\x1b[48;5;17;38;5;15m  10.0\x1b[0m" in coloured
 
 
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_a_matrix_of_many_tasks_fits_the_terminal(width: int) -> None:
+    tasks = 100
+    matrix = [
+        [(row + column) / 200 if column <= row else None for column in range(tasks)]
+        for row in range(tasks)
+    ]
+    plain, coloured = matrix_table(matrix, width), coloured_matrix(matrix, width)
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
+    head, *rows, note = plain.splitlines()
+    assert max(map(len, [head, *rows])) <= max(width, 39) and len(rows) <= 20
+    assert head.split()[2] == "1" and head.split()[-2:] == ["100", "mean"]
+    assert rows[0].split() == ["1", "0.0", "...", "0.0"]
+    assert rows[-1].split()[-2:] == ["99.0", "74.2"]
+    assert note.startswith("(of 100 tasks")
+    assert "..." not in matrix_table(matrix[:10], 100), "ten tasks in a file, as they always were"
+
+
+def test_a_terminal_of_80_columns_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    matrix = [[0.5] * 20 for _ in range(20)]
+    assert max(map(len, matrix_table(matrix).splitlines())) <= 80
+
+
 def test_the_log_stays_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)

@@ -17,6 +17,7 @@ from smope.analysis.labels import comparable
 from smope.analysis.run import Run
 from smope.analysis.significance import compare_all
 from smope.console.markup import Grid
+from smope.console.tables import shortened
 from smope.metrics.scores import SCORES
 from smope.report.figures import Figure, bars, heat_map, lines, points
 from smope.report.sections.base import (
@@ -28,6 +29,8 @@ from smope.report.sections.base import (
     not_shown,
     plural,
 )
+
+MAX_SPOKEN = 20  # accuracies in the text of a map
 
 
 def score_grid(runs: Sequence[Run]) -> Grid:
@@ -141,7 +144,10 @@ def _with_band_note(runs: Sequence[Run], text: str) -> str:
 def _matrix_figure(label: str, runs: Sequence[Run], number: int) -> Figure:
     tables = [accuracy_matrix(run) for run in runs]
     frame = sum(tables[1:], tables[0]) / len(tables)
-    last = ", ".join(points(value) for value in frame.iloc[-1])
+    last = ", ".join(
+        "..." if task is None else points(frame.iloc[-1, task])
+        for task in shortened(len(frame), MAX_SPOKEN)
+    )
     over = f", mean of {plural(len(runs), 'run')}" if len(runs) > 1 else ""
     return heat_map(
         f"matrix-{number}",

@@ -8,7 +8,7 @@ from typing import Any
 import pandas
 
 from smope.analysis.classes import class_accuracies
-from smope.analysis.confusion import class_confusion, confused_pairs
+from smope.analysis.confusion import class_counts, most_confused
 from smope.analysis.run import Run
 from smope.console.markup import Grid
 from smope.report.class_figures import confusion_map, pair_grid
@@ -31,7 +31,7 @@ MAX_OPEN_PAIRS = 12  # in the table that is open
 MAX_COLUMNS = 6  # configurations with a column in the table of classes
 MAX_OPEN_ROWS = 25  # a longer table of classes is folded
 MAX_CLASSES = 2000
-MAX_TASK_NAMES = 2000  # characters of the names of a task's classes
+MAX_NAMES = 2000  # in the table of tasks, and of one task
 
 
 def confused_classes(runs: Sequence[Run]) -> Section | None:
@@ -43,7 +43,7 @@ def confused_classes(runs: Sequence[Run]) -> Section | None:
     tables, figures = [], []
     for number, (label, members) in enumerate(shown.items(), 1):
         counts, added = _counts(members)
-        pairs = confused_pairs(counts, MAX_PAIRS)
+        pairs = most_confused(counts, _names(members[0]), MAX_PAIRS)
         figures.append(_map(f"classes-{number}", label, added, counts, pairs))
         if len(pairs):
             most = pair_grid(pairs.head(MAX_OPEN_PAIRS // min(2, len(shown))))
@@ -68,15 +68,19 @@ def _counts(runs: Sequence[Run]) -> tuple[Any, list[Run]]:
         if run.record["class_names"] == first.record["class_names"]
         and run.classes_of_tasks == first.classes_of_tasks
     ]
-    tables = [class_confusion(run) for run in equal]
+    tables = [class_counts(run) for run in equal]
     return sum(tables[1:], tables[0]), equal
 
 
+def _names(run: Run) -> list[str]:
+    return [str(name) for name in run.record["class_names"]]
+
+
 def _map(
-    name: str, label: str, runs: Sequence[Run], counts: pandas.DataFrame, pairs: pandas.DataFrame
+    name: str, label: str, runs: Sequence[Run], counts: Any, pairs: pandas.DataFrame
 ) -> Figure:
     first = runs[0]
-    wrong = int(counts.to_numpy().sum() - counts.to_numpy().diagonal().sum())
+    wrong = int(counts.sum() - counts.diagonal().sum())
     text = f"{label} takes {plural(wrong, 'test image')} for another class. "
     if len(pairs):
         worst = pairs.iloc[0]
@@ -92,6 +96,7 @@ def _map(
         name,
         f"Confused classes: {label}{seeds}",
         counts,
+        _names(first),
         starts=starts,
         text=text,
         grid=pair_grid(pairs),
@@ -108,7 +113,10 @@ def classes(runs: Sequence[Run]) -> Section:
     if len(table.grid) - 1 <= MAX_OPEN_ROWS:
         tables.append(table)
     else:
-        folded.append(Folded(f"All {plural(len(table.grid) - 1, 'class', 'classes')}", [table]))
+        listed = "All" if len(names) <= MAX_CLASSES else "The first"
+        folded.append(
+            Folded(f"{listed} {plural(len(table.grid) - 1, 'class', 'classes')}", [table])
+        )
     lead = (
         f"{plural(len(names), 'class', 'classes')} in {plural(first.num_tasks, 'task')} of "
         f"{stream_title(first)}."
@@ -128,14 +136,14 @@ def _named_tasks(run: Run) -> list[list[str]]:
 
 
 def _task_grid(run: Run) -> Grid:
-    """A row for each task: number, name, images, and the names of its classes."""
-    rows = []
+    """A row for each task: number, name, images, and the names of its classes, or some of them."""
+    rows, most = [], max(MAX_NAMES // max(run.num_tasks, 1), 3)
     for number, (task, classes) in enumerate(
         zip(run.record["tasks"], run.classes_of_tasks, strict=True), 1
     ):
-        names = ", ".join(str(run.record["class_names"][label]) for label in classes)
-        if len(names) > MAX_TASK_NAMES:
-            names = f"{names[:MAX_TASK_NAMES]} …"
+        names = ", ".join(str(run.record["class_names"][label]) for label in classes[:most])
+        if len(classes) > most:
+            names += f" and {len(classes) - most:,} more"
         title = str(task.get("name") or "")
         label = str(number) if title in ("", f"task {number}") else f"{number}: {title}"
         rows.append([label, str(len(classes)), str(task["train"]), str(task["test"]), names])

@@ -9,7 +9,7 @@ import numpy
 
 from smope.analysis.audit_verdict import audit_verdict
 from smope.analysis.classes import class_accuracies
-from smope.analysis.confusion import class_confusion, split_errors
+from smope.analysis.confusion import class_counts, split_errors
 from smope.analysis.experts import expert_spread
 from smope.analysis.frames import forgetting_by_task
 from smope.analysis.intervals import CONFIDENCE, over_images, over_seeds
@@ -241,7 +241,7 @@ def _worst_class(runs: Sequence[Run]) -> str:
         f"The worst class is {worst['name']}{seed}: {points(worst['accuracy'])} % of its "
         f"{plural(int(worst['images']), 'image')} are right"
     )
-    taken = class_confusion(run).to_numpy()[int(worst["label"])].copy()
+    taken = class_counts(run)[[int(worst["label"])]].toarray()[0]
     taken[int(worst["label"])] = 0
     if not taken.any():
         return f"{text}."
