@@ -8,6 +8,7 @@ second comes from not knowing the task.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 import pandas
@@ -159,18 +160,19 @@ def most_confused(counts: csr_array, names: Sequence[str], count: int) -> pandas
         As `confused_pairs`.
     """
     of_class, cells = counts.sum(1), counts.tocoo()
-    wrong = numpy.flatnonzero((cells.row != cells.col) & (cells.data > 0))
-    order = wrong[numpy.argsort(-cells.data[wrong], kind="stable")[:count]]
+    images: Any = cells.data
+    wrong = numpy.flatnonzero((cells.row != cells.col) & (images > 0))
+    order = wrong[numpy.argsort(-images[wrong], kind="stable")[:count]]
     pairs = [
         (
             names[row],
             names[column],
-            int(images),
-            float(images / of_class[row]),
+            int(number),
+            float(number / of_class[row]),
             int(counts[column, row]),
         )
-        for row, column, images in zip(
-            cells.row[order], cells.col[order], cells.data[order], strict=True
+        for row, column, number in zip(
+            cells.row[order], cells.col[order], images[order], strict=True
         )
     ]
     return pandas.DataFrame(pairs, columns=["class", "predicted", "images", "share", "back"])

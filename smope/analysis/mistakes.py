@@ -12,7 +12,6 @@ import numpy
 from safetensors import safe_open
 
 from smope.analysis.run import Run
-from smope.analysis.snapshots import Snapshot
 
 MAX_MISTAKES = 24
 
@@ -58,24 +57,26 @@ def worst_mistakes(run: Run, count: int = MAX_MISTAKES) -> list[Mistake]:
     last = run.snapshots.last
     recorded = _read(run.path, last.tasks_done)
     wrong = numpy.flatnonzero(last.seen & ~last.correct)
-    probability = last.recorded.confidence[wrong]
-    order = wrong[numpy.argsort(-probability, kind="stable")]
+    confidence = last.recorded.confidence
+    order = wrong[numpy.argsort(-confidence[wrong], kind="stable")]
     if recorded:
         order = numpy.array([index for index in recorded if index in set(wrong.tolist())], int)
     empty = _Recorded("", b"")
     return [
-        _mistake(run, last, int(index), recorded.get(int(index), empty)) for index in order[:count]
+        _mistake(run, int(index), float(confidence[index]), recorded.get(int(index), empty))
+        for index in order[:count]
     ]
 
 
-def _mistake(run: Run, last: Snapshot, index: int, recorded: _Recorded) -> Mistake:
+def _mistake(run: Run, index: int, probability: float, recorded: _Recorded) -> Mistake:
+    last = run.snapshots.last
     names, predicted = run.record["class_names"], int(last.predicted[index])
     return Mistake(
         index,
         int(last.tasks[index]) + 1,
         names[last.labels[index]],
         names[predicted],
-        float(last.recorded.confidence[index]),
+        probability,
         recorded.name,
         recorded.jpeg,
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy
@@ -15,9 +14,13 @@ from numpy.typing import NDArray
 
 
 class RecordedLogits(ABC):
-    """What both kinds can say."""
+    """What both kinds can say.
 
-    num_classes: int
+    num_classes: C.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
 
     @property
     @abstractmethod
@@ -66,15 +69,15 @@ class RecordedLogits(ABC):
         """
 
 
-@dataclass(frozen=True)
 class AllLogits(RecordedLogits):
-    """A logit (M, C) for each image and class."""
+    """A logit for each image and class.
 
-    values: NDArray[numpy.float32]
+    values: (M, C).
+    """
 
-    @property
-    def num_classes(self) -> int:
-        return self.values.shape[1]
+    def __init__(self, values: NDArray[numpy.float32]) -> None:
+        super().__init__(values.shape[1])
+        self.values = values
 
     @cached_property
     def probabilities(self) -> NDArray[numpy.float64]:
@@ -87,7 +90,7 @@ class AllLogits(RecordedLogits):
     def largest(self) -> NDArray[numpy.float32]:
         return self.values.max(-1)
 
-    @cached_property
+    @property
     def confidence(self) -> NDArray[numpy.float64]:
         return self.probabilities.max(-1)
 
@@ -105,18 +108,21 @@ class AllLogits(RecordedLogits):
         return numpy.where(allowed, self.values, -numpy.inf).argmax(-1)
 
 
-@dataclass(frozen=True)
 class TopLogits(RecordedLogits):
-    """A few numbers for each image, by the names of training/recording.py."""
+    """A few numbers for each image.
 
-    arrays: Mapping[str, NDArray]
-    num_classes: int
+    arrays: by the names of training/recording.py.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray], num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.arrays = arrays
 
     @property
     def largest(self) -> NDArray[numpy.float32]:
         return self.arrays["top"]
 
-    @cached_property
+    @property
     def confidence(self) -> NDArray[numpy.float64]:
         return numpy.exp(-self.arrays["log_sum"].astype(numpy.float64))
 

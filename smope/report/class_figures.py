@@ -10,7 +10,6 @@ import numpy
 import pandas
 from matplotlib import colors
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from smope.console.markup import Grid
 from smope.report import style
@@ -24,7 +23,7 @@ NAME_CHARACTERS = 18
 def confusion_map(
     name: str,
     title: str,
-    counts: csr_array,
+    counts: Any,
     names: Sequence[str],
     *,
     starts: list[int],
@@ -38,7 +37,7 @@ def confusion_map(
 
     Args:
         name: See Figure, as title, text and grid.
-        counts: (C, C) numbers of images: row the class of the image, column the predicted class.
+        counts: (C, C) numbers of images, sparse: row the class of the image, column the predicted class.
         names: of the classes.
         starts: The first class of each task but the first; lines are drawn before them.
     """
@@ -83,7 +82,7 @@ def confusion_map(
     return Figure(name, title, text, figure, grid, caption)
 
 
-def _grouped(counts: csr_array) -> tuple[NDArray[Any], int]:
+def _grouped(counts: Any) -> tuple[NDArray[Any], int]:
     """Shares of each class's images; of groups of `step` neighbours if there are many classes."""
     step = -(-counts.shape[0] // MAX_CELLS)
     size = -(-counts.shape[0] // step)
