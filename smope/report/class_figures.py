@@ -37,7 +37,8 @@ def confusion_map(
 
     Args:
         name: See Figure, as title, text and grid.
-        counts: (C, C) numbers of images, sparse: row the class of the image, column the predicted class.
+        counts: (C, C) sparse numbers of images: row the class of the image, column the predicted
+            class.
         names: of the classes.
         starts: The first class of each task but the first; lines are drawn before them.
     """
