@@ -45,6 +45,7 @@ class Switch(GatedRouter):
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
         """As in `Router.forward`; scores are those of the query without jitter."""
+        query = query.to(keys.dtype)
         scores, jittered = proxy_scores(query, keys), query
         if self.training and self.jitter > 0:
             jittered = query * (1 + self.jitter * (2 * noises.uniform(query) - 1))
