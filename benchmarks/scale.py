@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -64,8 +65,8 @@ class Measured:
     matrix: list[list[float]]
 
 
-def made_stream(size: Size) -> Stream:
-    """Noise round a mean of its own for each class, 32 pixels a side."""
+def made_stream(size: Size, **options: Any) -> Stream:
+    """Noise round a mean of its own for each class, 32 pixels a side; `options` of build_stream."""
     draw = numpy.random.default_rng(0)
     means = draw.integers(60, 196, (size.classes, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
 
@@ -77,7 +78,7 @@ def made_stream(size: Size) -> Stream:
 
     names = tuple(f"class {number}" for number in range(size.classes))
     source = Source("noise", names, images(), images())
-    return build_stream(source, image_size=32, seed=0, num_tasks=size.tasks, flip=False)
+    return build_stream(source, image_size=32, seed=0, num_tasks=size.tasks, flip=False, **options)
 
 
 def measure(kind: type[NearestClassMean], size: Size, stream: Stream) -> Measured:
@@ -94,7 +95,7 @@ def measure(kind: type[NearestClassMean], size: Size, stream: Stream) -> Measure
         return Measured(
             time.perf_counter() - started,
             history.seconds["eval"],
-            trainer.features.size,
+            trainer.features.store.size,
             _bytes(directory.analysis),
             _bytes(directory.path / "checkpoints"),
             history.accuracy_matrix,

@@ -61,6 +61,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "storage",
         "distributed",
         "backbones.wrapping",  # the reference uses the backbone without what a method put in
+        "backbones.known_features",  # features of a batch that the trainer knows already
         "methods",
         "metrics",
         "streams",

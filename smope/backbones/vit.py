@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from smope.backbones.files import AUTHORS_FILES, hub_file, tags, weight_file
 from smope.backbones.forward import cls_and_tokens, cls_features
 from smope.backbones.held import hold_frozen_weights
+from smope.backbones.known_features import KnownFeatures
 from smope.backbones.options import check_names, check_options
 from smope.backbones.patches import check_image_size
 from smope.backbones.pixel_range import PixelRange
@@ -73,11 +74,13 @@ class Backbone(nn.Module):
     Attributes:
         recompute: Keep less for the backward pass, and run each block again there.
         whole_last_block: Compute all rows of the last block; the features are the same.
+        known: The features of the batch that is in use, for Method.frozen_features.
     """
 
     recompute: bool = False
     frozen: bool = True
     whole_last_block: bool = False
+    known: KnownFeatures | None = None
     mean: Tensor
     std: Tensor
 

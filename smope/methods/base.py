@@ -175,8 +175,35 @@ class Method(nn.Module):
         """images (B, 3, S, S) in [0, 1] -> features (B, C); without gradient if nothing on the way
         is trained.
         """
+        if self.features_are_the_backbones:
+            return self.frozen_features(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
             return self.backbone(images)
+
+    def frozen_features(self, images: Tensor) -> Tensor:
+        """Features (B, C) by the frozen backbone with nothing put into it, without gradient.
+
+        Where the trainer knows those of the batch, they are not computed (training/
+        frozen_features.py).
+        """
+        known = self.backbone.known
+        features = None if known is None else known.of(images)
+        if features is None:
+            features = self._bare_pass(images).contiguous()
+            if known is not None:
+                known.note(images, features)
+        return features
+
+    def _bare_pass(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.backbone(images)
+
+    def reads_frozen_features(self, phase: Phase) -> bool:
+        """Whether losses() of a phase computes frozen_features() of its images.
+
+        Where the images are the same in each epoch, they are then computed once.
+        """
+        return self.features_are_the_backbones
 
     def features_are_final(self, task: TaskSpan) -> bool:
         """Whether features() gives every image the same in evaluation from the end of `task` to the

@@ -151,6 +151,9 @@ class HiDePrompt(PrefixMethod):
     def begin_phase(self, phase: Phase) -> None:
         self._learning_identity = phase.name == "identity"
 
+    def reads_frozen_features(self, phase: Phase) -> bool:
+        return phase.name == "identity"
+
     def choose(self, query: Tensor) -> Choice:
         if self.training:
             return self._of_task(query.shape[0], self._momentum_mix())

@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 
 from smope.streams.pixels.transforms import Transform, collate, resample
 from smope.streams.selection import FreshlyDrawn, Selection, UnresampledImages, join_selections
+from smope.streams.source import ImageSet
 
 
 class Transforms(NamedTuple):
@@ -92,6 +93,16 @@ class TaskImages(TaskAwareSupervisedClassificationDataset):
     def in_memory(self) -> bool:
         """True where all pixels are in memory, so that nothing has to be read or decoded."""
         return all(isinstance(image, numpy.ndarray) for image in self._selection.images.images)
+
+    @property
+    def image_set(self) -> ImageSet:
+        """The split of the source that these images are part of."""
+        return self._selection.images
+
+    def indices(self, items: Sequence[int] | None = None) -> numpy.ndarray:
+        """The index in its split of each of these images, or of those at some positions."""
+        indices = numpy.asarray(self._selection.source_index)
+        return indices if items is None else indices[list(items)]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentations are drawn from now on."""

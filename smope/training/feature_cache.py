@@ -8,19 +8,16 @@ computes them again.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, NamedTuple
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from smope.distributed import collectives
 from smope.training.expert_counts import Choices
-
-BYTES_IN_MEMORY = 1 << 30  # 350,000 test images of ViT-B
+from smope.training.feature_store import FeatureStore, Stored
 
 
 class PassedBatch(NamedTuple):
@@ -48,34 +45,18 @@ class PassedBatch(NamedTuple):
 class FeatureCache:
     """Keeps the batches of each task's test images, and gives them again.
 
-    Features are in memory up to a bound, and beyond it in a file without a name in the run
-    directory, which ends with the process. Without a directory all are in memory. A full disk means
-    that they are computed again.
+    A full disk means that they are computed again.
 
     Args:
         device: where batches are given.
-        directory: of the run; it is made before the first batch comes.
-        bytes_in_memory: the bound.
+        store: keeps the features.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        directory: Path | None = None,
-        bytes_in_memory: int = BYTES_IN_MEMORY,
-    ) -> None:
-        self.directory = directory
-        self.bytes_in_memory = bytes_in_memory
+    def __init__(self, device: torch.device, store: FeatureStore) -> None:
+        self.store = store
         self._device = device
         self._used = False
-        self._in_memory = 0
-        self._batches: dict[int, list[tuple[PassedBatch, _OnDisk | None]]] = {}
-        self._file: IO[bytes] | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of the features that are in memory."""
-        return self._in_memory
+        self._batches: dict[int, list[tuple[PassedBatch, Stored]]] = {}
 
     @contextmanager
     def used(self, final: bool) -> Iterator[None]:
@@ -103,9 +84,8 @@ class FeatureCache:
         # All processes give the same, since gathering rows takes all of them.
         missing = collectives.largest([0 if self.holds(task) else 1])[0]
         if not missing:
-            for batch, on_disk in self._batches[task]:
-                features = batch.features if on_disk is None else on_disk.read()
-                yield batch._replace(features=features).to(self._device)
+            for batch, stored in self._batches[task]:
+                yield batch._replace(features=stored.read()).to(self._device)
         elif not self._used:
             yield from fresh
         else:
@@ -113,50 +93,15 @@ class FeatureCache:
 
     def _keep(self, task: int, fresh: Iterable[PassedBatch]) -> Iterator[PassedBatch]:
         """The fresh batches; they are kept once the last of them is used."""
-        entries: list[tuple[PassedBatch, _OnDisk | None]] = []
+        entries: list[tuple[PassedBatch, Stored]] = []
         complete = True
         for batch in fresh:
             yield batch
             try:
-                entries.append(self._stored(batch.to("cpu")))
+                stored = self.store.keep(batch.features)
+                rest = batch._replace(features=batch.features.new_empty(0))
+                entries.append((rest.to("cpu"), stored))
             except OSError:
                 complete = False
         if complete:
             self._batches[task] = entries
-
-    def _stored(self, batch: PassedBatch) -> tuple[PassedBatch, _OnDisk | None]:
-        size = batch.features.numel() * batch.features.element_size()
-        if self.directory is None or self._in_memory + size <= self.bytes_in_memory:
-            self._in_memory += size
-            return batch, None
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115 (ends with us)
-        on_disk = _OnDisk.written(self._file, batch.features)
-        return batch._replace(features=batch.features[:0]), on_disk
-
-
-class _OnDisk(NamedTuple):
-    """Features in a file."""
-
-    file: IO[bytes]
-    start: int
-    shape: torch.Size
-    dtype: torch.dtype
-
-    @classmethod
-    def written(cls, file: IO[bytes], features: Tensor) -> _OnDisk:
-        start = file.seek(0, 2)
-        try:
-            file.write(features.numpy().data)
-            file.flush()
-        except OSError:
-            with suppress(OSError):
-                file.truncate(start)
-            raise
-        return cls(file, start, features.shape, features.dtype)
-
-    def read(self) -> Tensor:
-        features = torch.empty(self.shape, dtype=self.dtype)
-        self.file.seek(self.start)
-        self.file.readinto(features.numpy().data)  # pyright: ignore[reportAttributeAccessIssue]
-        return features

@@ -17,6 +17,7 @@ from smope.streams.pixels.transforms import Batch, collate, resample
 
 if TYPE_CHECKING:
     from smope.streams.task_images import TaskImages
+from smope.training.frozen_features import FrozenFeatures
 from smope.training.interruption import Interruption
 from smope.training.settings import TrainerSettings
 
@@ -30,7 +31,9 @@ class TaskLoader:
     nothing else. A resumed run sets `epoch` and then loads what an uninterrupted run would.
 
     Attributes:
+        device: where batches are given.
         epoch: passes over training images in the current task, over all its phases.
+        frozen: gives the features of a batch that are known.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class TaskLoader:
         device: torch.device,
         dtype: torch.dtype,
         interruption: Interruption,
+        frozen: FrozenFeatures,
     ) -> None:
         self.epoch = 0
+        self.frozen = frozen
         self._settings = settings
         self._seed = seed
-        self._device = device
+        self.device = device
         self._dtype = dtype
         self._interruption = interruption
 
@@ -67,31 +72,44 @@ class TaskLoader:
         seed = stable_seed(self._seed, "order", task_index, self.epoch)
         self.epoch += 1
         batches = shuffled_batches(len(images), self._settings.batch_size, seed)
-        yield from self._load(images, batches[first:last])
+        yield from self._load(images, batches[first:last], keep=False)
 
     def in_order(self, images: TaskImages) -> Iterator[tuple[Tensor, Tensor]]:
         """Every training image once, in order; an epoch of its own for augmentation."""
         images.set_epoch(self.epoch)
         self.epoch += 1
-        yield from self._load(images, self._ordered(images))
+        yield from self._load(images, self._ordered(images), keep=self.frozen.of_training)
 
     def of_test(self, images: TaskImages) -> Iterator[tuple[Tensor, Tensor]]:
         """Every test image once, in order."""
         images.set_epoch(self.epoch)
-        yield from self._load(images, self._ordered(images))
+        yield from self._load(images, self._ordered(images), keep=self.frozen.of_test)
+
+    def once(self, images: TaskImages) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in order, to compute features ahead; no epoch of augmentation."""
+        yield from self._load(images, self._ordered(images), keep=True)
 
     def _ordered(self, images: TaskImages) -> list[list[int]]:
         size, least = self._settings.eval_batch_size, collectives.world()
         return ordered_batches(len(images), size, least)
 
     def _load(
-        self, images: TaskImages, batches: Sequence[list[int]]
+        self, images: TaskImages, batches: Sequence[list[int]], keep: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        workers = choose_workers(self._settings.num_workers, images, self._device)
+        """This process's share of each batch; `keep` the features that are computed meanwhile."""
         shares = [collectives.share(batch) for batch in batches]
-        for batch in load(images, shares, self._device, self._dtype, workers):
+        for items, (pixels, labels) in zip(shares, self._read(images, shares), strict=True):
             self._interruption.agree()
-            yield batch
+            with self.frozen.batch(images, items, pixels, keep):
+                yield pixels, labels
+
+    def _read(
+        self, images: TaskImages, shares: Sequence[list[int]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.frozen.alone and self.frozen.holds(images):
+            return without_pixels(images, shares, self.device)
+        workers = choose_workers(self._settings.num_workers, images, self.device)
+        return load(images, shares, self.device, self._dtype, workers)
 
 
 def ordered_batches(count: int, size: int, least: int = 1) -> list[list[int]]:
@@ -189,6 +207,24 @@ def load(
         with torch.autocast(device.type, enabled=False):  # pixels keep their precision
             resized = resample(batch._replace(pixels=pixels), images.transform.image_size, dtype)
         yield resized, batch.labels.to(device, non_blocking=True)
+
+
+def without_pixels(
+    images: TaskImages, batches: Sequence[list[int]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As load(), for images of which nothing is read but features that are known.
+
+    Args:
+        images: where the indices point.
+        batches: indices of each batch.
+        device: where the tensors are put.
+
+    Returns:
+        Empty tensors (B, 0) and labels (B,), batch by batch.
+    """
+    targets = torch.tensor(list(images.targets))
+    for batch in batches:
+        yield torch.empty(len(batch), 0, device=device), targets[batch].to(device)
 
 
 def _with_plain_errors(loader: DataLoader) -> Iterator[Batch]:

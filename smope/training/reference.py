@@ -20,6 +20,18 @@ from smope.training.feature_cache import FeatureCache
 from smope.training.loading import TaskLoader
 from smope.training.precision import autocast
 from smope.training.recording import Recorder
+from smope.training.settings import Reference
+
+
+def has_reference(method: Method, wanted: Reference) -> bool:
+    """Whether a run measures a reference: not where that would be the method itself, or where the
+    backbone changes.
+
+    Args:
+        method: of the run.
+        wanted: trainer.reference.
+    """
+    return wanted == "ncm" and method.backbone.frozen and not isinstance(method, NearestClassMean)
 
 
 @torch.no_grad()
@@ -34,8 +46,7 @@ def nearest_class_mean(
 ) -> list[list[float]]:
     """The accuracy matrix of method=ncm with the backbone of another method.
 
-    Each training and each test image passes the frozen backbone once; a test image whose features
-    are in the cache does not.
+    Each image passes the frozen backbone once; one whose features are known does not.
 
     Args:
         method: its backbone is used without what the method put into its blocks.
@@ -43,17 +54,19 @@ def nearest_class_mean(
         spans: the classes of each task.
         loader: loads the images.
         precision: trainer.precision.
-        cache: features of the backbone; it keeps those of the test images.
+        cache: the method's; it has features of the backbone where the method classifies those.
         on_task: called after each task.
 
     Returns:
         Row t has the accuracy on each task so far after task t, as fractions.
     """
+    if not method.features_are_the_backbones:
+        cache = FeatureCache(loader.device, cache.store)
     weight = method.classifier.weight
     ncm = NearestClassMean(method.backbone, method.num_classes).to(weight.device, weight.dtype)
     recorder, expert_counts = Recorder("nothing", stream), ExpertCounts()
     matrix: list[list[float]] = []
-    with without_wrappers(method.backbone.vit), cache.used(True):
+    with without_wrappers(method.backbone.vit), cache.used(True), loader.frozen.used(alone=True):
         for span, task in zip(spans, stream.tasks, strict=True):
             with autocast(precision, weight.device):
                 ncm.eval().end_task(span, lambda _, task=task: loader.in_order(task.train_plain))

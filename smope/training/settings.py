@@ -9,6 +9,7 @@ from smope.declare.ranges import AtLeast, NotNegative, OrAuto, Positive, Range
 from smope.declare.texts import Device
 
 Record = Literal["auto", "seen", "all", "top", "nothing"]
+Reference = Literal["ncm", "none"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class TrainerSettings:
     checkpoint_minutes: Annotated[float | None, Positive()] = 10.0
     checkpoint_steps: Annotated[int | None, AtLeast(1, example="500")] = None
     record: Record = "auto"
-    reference: Literal["ncm", "none"] = "ncm"
+    reference: Reference = "ncm"
 
     @property
     def warm_up_epochs(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,11 +14,10 @@ from smope.distributed import collectives
 from smope.errors import Interrupted, UserError
 from smope.methods._shared.routed_method import RoutedMethod
 from smope.methods.base import Method, Phase, TaskSpan
-from smope.methods.ncm import NearestClassMean
 from smope.metrics.cost import peak_memory
 from smope.seeding import stable_seed
 from smope.storage.run_directory import RunDirectory
-from smope.streams.stream import Stream
+from smope.streams.stream import Stream, Task
 from smope.trackers.base import Tracker
 from smope.training.alignment import align_classifier
 from smope.training.checkpoint import Checkpoint, restore
@@ -28,6 +27,8 @@ from smope.training.device import prepare_backbone
 from smope.training.evaluation import measure_accuracy, passed_batches
 from smope.training.expert_counts import ExpertCounts
 from smope.training.feature_cache import FeatureCache
+from smope.training.feature_store import FeatureStore
+from smope.training.frozen_features import FrozenFeatures, compute_ahead
 from smope.training.history import History
 from smope.training.interruption import Interruption
 from smope.training.loading import TaskLoader
@@ -37,8 +38,9 @@ from smope.training.precision import autocast, full_precision
 from smope.training.preflight import check_batch_split, check_schedule, check_stream
 from smope.training.randomness import seed_generators
 from smope.training.recording import Recorder
-from smope.training.reference import nearest_class_mean
+from smope.training.reference import has_reference, nearest_class_mean
 from smope.training.settings import TrainerSettings
+from smope.training.spans import task_spans
 from smope.training.step_log import StepLog
 from smope.training.stopwatch import Stopwatch, timed_batches
 
@@ -73,6 +75,7 @@ class Trainer:
         interruption: may stop the training between two steps.
         context: plain JSON that checkpoints keep.
         features: of test images, where they cannot change any more.
+        frozen: features of the frozen backbone, of images that are always the same.
 
     Raises:
         UserError: method, stream and settings do not fit together.
@@ -103,11 +106,19 @@ class Trainer:
         self.outputs = Outputs(directory, tracker=tracker or Tracker())
         self.interruption = Interruption()
         self.context: dict[str, Any] = {}
+        self.features = FeatureCache(device, FeatureStore())
+        self.frozen = FrozenFeatures(
+            method, self.features.store, needed_again=has_reference(method, settings.reference)
+        )
         self.loader = TaskLoader(
-            settings, seed=seed, device=device, dtype=self.dtype, interruption=self.interruption
+            settings,
+            seed=seed,
+            device=device,
+            dtype=self.dtype,
+            interruption=self.interruption,
+            frozen=self.frozen,
         )
         self.checkpoints = CheckpointWriter(method, stream, settings, device)
-        self.features = FeatureCache(device)
         self._recorder = Recorder(settings.record, stream)
         self._expert_counts = ExpertCounts()
         self._stopwatch = Stopwatch(device)
@@ -163,12 +174,15 @@ class Trainer:
         `on_task_end` is called after the checkpoint of each task. Returns the history.
         """
         first = len(self.history.accuracy_matrix)
+        directory = self.outputs.directory
+        self.features.store.directory = directory and directory.path
         with self.outputs.progress.bar(len(self.spans), "tasks", done=first) as bar:
             for span in self.spans[first:]:
                 self._stopwatch.restart()
-                self._learn(span)
-                self._end_task(span)
-                self._evaluate(span)
+                with self.frozen.used():
+                    self._learn(span)
+                    self._end_task(span)
+                    self._evaluate(span)
                 self._save()
                 on_task_end()
                 bar.update()
@@ -187,6 +201,8 @@ class Trainer:
         else:
             steps_done = resumed.steps
             self.loader.epoch = steps_done // self.epoch_steps(span)
+        phases, precision = self.phases(span), self.settings.precision
+        compute_ahead(self.method, self._trained_tasks(span), phases, self.loader, precision)
         first_step = 0
         for phase, steps in self.steps_of_phases(span):
             if steps_done <= first_step + steps:
@@ -249,11 +265,12 @@ class Trainer:
         """What the steps of a task draw from: its images, or for a method that revisits also those
         of all earlier tasks.
         """
-        tasks = self.stream.tasks
-        if not self.method.revisits:
-            return tasks[span.index].train
-        first, *others = [task.train for task in tasks[: span.index + 1]]
-        return first.join(others)
+        first, *others = [task.train for task in self._trained_tasks(span)]
+        return first.join(others) if others else first
+
+    def _trained_tasks(self, span: TaskSpan) -> Sequence[Task]:
+        first = 0 if self.method.revisits else span.index
+        return self.stream.tasks[first : span.index + 1]
 
     def _end_epoch(self, running: RunningPhase, images_per_second: float, bar: Bar) -> None:
         """Count the epoch and report its losses."""
@@ -309,8 +326,6 @@ class Trainer:
         title, row = self._title(span), []
         self._recorder.begin(span)
         self._expert_counts.begin()
-        if self.outputs.directory is not None:
-            self.features.directory = self.outputs.directory.path
         with (
             self.outputs.progress.bar(span.index + 1, f"{title} test") as bar,
             self.features.used(self.method.features_are_final(span)),
@@ -354,22 +369,16 @@ class Trainer:
         None where there is no reference, and where it would be the method itself or the backbone
         has changed.
         """
-        method = self.method
-        if self.settings.reference == "none" or not method.backbone.frozen:
+        if not has_reference(self.method, self.settings.reference):
             return None
-        if isinstance(method, NearestClassMean):
-            return None
-        cache = self.features
-        if not method.features_are_the_backbones:
-            cache = FeatureCache(self.device, self.features.directory)
         with self.outputs.progress.bar(len(self.spans), "reference") as bar:
             return nearest_class_mean(
-                method,
+                self.method,
                 self.stream,
                 self.spans,
                 self.loader,
                 self.settings.precision,
-                cache=cache,
+                cache=self.features,
                 on_task=bar.update,
             )
 
@@ -387,13 +396,3 @@ class Trainer:
 
     def _title(self, span: TaskSpan) -> str:
         return task_title(span, len(self.spans))
-
-
-def task_spans(stream: Stream) -> list[TaskSpan]:
-    """The classes of each task, and which of them are new."""
-    spans, seen = [], 0
-    for task in stream.tasks:
-        stop = max(seen, task.classes[-1] + 1)
-        spans.append(TaskSpan(task.index, seen, stop, task.classes))
-        seen = stop
-    return spans

@@ -168,7 +168,7 @@ def test_beyond_the_memory_they_are_in_a_file(
     if where != "in a file":
         monkeypatch.setattr("tempfile.TemporaryFile", full_disk)
     trainer = quick_trainer(make_method(name, tiny_backbone(), 4), stream, tmp_path / "run")
-    trainer.features.bytes_in_memory = 1000  # a task has 10 images of 128 or 256 bytes
+    trainer.features.store.bytes_in_memory = 1000  # a task has 10 images of 128 or 256 bytes
     evaluations: list[Batch] = []
     note_evaluations(trainer, evaluations)
     passes = count_passes(trainer)

@@ -17,7 +17,7 @@ from smope.backbones.vit import Backbone
 from smope.backbones.wrapping import wrap
 from smope.errors import UserError
 from smope.losses.classification import task_cross_entropy
-from smope.methods.base import BatchDependence, Method, TaskSpan
+from smope.methods.base import BatchDependence, Method, Phase, TaskSpan
 from smope.prompts.pool import AuthorsBug
 from smope.prompts.prefix import Prefix, PrefixAttention, clear, prefixed
 
@@ -87,9 +87,14 @@ class PrefixMethod(Method):
 
     def query(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) -> CLS features (B, C) without prompts and without gradient."""
+        return self.frozen_features(images)
+
+    def _bare_pass(self, images: Tensor) -> Tensor:
         clear(self._wrappers)
-        with torch.no_grad():
-            return self.backbone(images)
+        return super()._bare_pass(images)
+
+    def reads_frozen_features(self, phase: Phase) -> bool:
+        return self.queried
 
     def features(self, images: Tensor) -> Tensor:
         return self.prompted(images, self._choice(images))
