@@ -218,4 +218,4 @@ def _collapse(record: Mapping[str, Any]) -> str | None:
     sentence = collapse_sentence(use, block_numbers(config, len(use["effective"])))
     if sentence is None or chosen_name(config["router"]["_target_"]) in SPREADING_ROUTERS:
         return sentence
-    return f"{sentence} To spread the use, choose router=centred."
+    return f"{sentence} To spread the use, choose router=standardised."
