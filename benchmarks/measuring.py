@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from hydra.utils import get_object
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,11 +27,13 @@ from authors_program import AuthorsProgram
 
 from smope.backbones.held import hold_frozen_weights
 from smope.backbones.vit import load_backbone
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
 from smope.methods.base import TaskSpan
 from smope.methods.smope import SMoPE
 from smope.methods.smope_plus import SMoPEPlus
 from smope.metrics.cost import saved_bytes
-from smope.routers.adaptive_noise import AdaptiveNoise
+from smope.routers.base import Router
 from smope.training.device import prefer_onednn
 from smope.training.phase import make_optimizer
 from smope.training.precision import AUTOCAST_DTYPES, autocast
@@ -66,6 +69,7 @@ class Variant:
     num_experts: int | None = None
     top_k: int | None = None
     task: int | None = None
+    router: str = "adaptive_noise"
 
 
 PLAIN, DEFAULT = Variant("plain"), Variant("plain_torch_default")
@@ -128,13 +132,19 @@ def _plain(vit: nn.Module, images: Tensor, setting: Setting) -> Callable[[], Any
     return train if setting.phase == "train" else infer
 
 
+def make_router(name: str, top_k: int) -> Router:
+    """The router of conf/router/<name>.yaml with K = `top_k`."""
+    values = dict(compose(read_overrides([f"router={name}"])).router)
+    return get_object(values.pop("_target_"))(**values | {"top_k": top_k})
+
+
 def _method(setting: Setting, variant: Variant) -> SMoPE:
     torch.manual_seed(0)
     backbone = load_backbone(setting.backbone, "random", "none", image_size=setting.image_size).to(
         setting.device
     )
     _share_weights(backbone.vit, setting)
-    router = AdaptiveNoise(variant.top_k or 5, 0.4)
+    router = make_router(variant.router, variant.top_k or 5)
     kind = SMoPEPlus if variant.variant == "smope_plus" else SMoPE
     method = kind(backbone, CLASSES, router, num_experts=variant.num_experts or 25).to(
         setting.device
