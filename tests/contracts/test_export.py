@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 
 from smope.methods.base import Method
+from smope.run.artefact import describe
+from smope.serving.export import export_model
+from smope.serving.predict import Classifier
+from smope.streams.pixels.decode import decode
+from smope.streams.stream import Stream
 from tests.tiny import tiny_backbone
 
 from .conftest import METHODS, every_method, make_method
+from .test_artefacts import record_of
 
 TOLERANCE = 2e-5  # of logits, relative to the largest
 SIZES = (1, 2, 5)  # images in a batch; the graphs are made with 2
@@ -49,10 +58,88 @@ def test_torch_export_with_batches_of_any_size(method: Method, images: Tensor) -
             assert_equal(program.module()(images[:size]), method, images[:size])
 
 
+@pytest.fixture(scope="session")
+def photographs(data_root: Path) -> list[Path]:
+    """A hundred photographs of many sizes."""
+    return sorted((data_root / "caltech100" / "test").rglob("*.jpg"))[::10][:100]
+
+
 @every_method
-def test_onnx_of_the_torchscript_exporter(method: Method, images: Tensor, tmp_path: Path) -> None:
-    axes = {"dynamic_axes": {"images": {0: "batch"}}, "opset_version": 17, "dynamo": False}
-    assert_onnx_equal(method, images, tmp_path / "model.onnx", **axes)
+def test_smope_export_to_onnx(
+    method: Method, stream: Stream, photographs: list[Path], tmp_path: Path
+) -> None:
+    """The graph reads bytes, and gives the logits of `smope predict` on photographs."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    classifier = classifier_of(method, stream)
+    exported = export_model(classifier, "onnx", tmp_path / "m.onnx", with_preprocessing=True)
+    assert exported.difference is not None and exported.difference <= 1e-5
+    session = onnxruntime.InferenceSession(exported.file)
+    assert_as_predicted(
+        classifier,
+        photographs,
+        lambda pixels: session.run(None, {"images": pixels})[0],
+    )
+    names = session.get_modelmeta().custom_metadata_map["classes"]
+    assert json.loads(names) == list(classifier.class_names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n == "smope" else [pytest.mark.slow]) for n in METHODS],
+)
+def test_smope_export_to_torch(
+    method: Method, stream: Stream, photographs: list[Path], tmp_path: Path
+) -> None:
+    classifier = classifier_of(method, stream)
+    exported = export_model(classifier, "torch", tmp_path / "m.pt2", with_preprocessing=True)
+    facts = {"smope.json": ""}
+    program = torch.export.load(exported.file, extra_files=facts).module()
+    assert_as_predicted(
+        classifier, photographs, lambda pixels: program(torch.from_numpy(pixels)).numpy()
+    )
+    assert json.loads(facts["smope.json"]) == json.loads(exported.description.read_text())
+
+
+def classifier_of(method: Method, stream: Stream) -> Classifier:
+    record = record_of(method, stream)
+    record["config"]["stream"]["eval_crop"] = 0.875
+    artefact = replace(
+        describe(record, 2, method.inference_state(), 32), method={"_target_": "smope.methods.x.X"}
+    )
+    return Classifier(artefact, copy.deepcopy(method), torch.device("cpu"), torch.float32)
+
+
+def assert_as_predicted(classifier: Classifier, photographs: list[Path], graph: Any) -> None:
+    """Logits of `graph` on bytes (1, H, W, 3) are those of the classifier on the files."""
+    ours = torch.cat(
+        [classifier(classifier._prepare(path)[None]) for path in photographs]  # pyright: ignore
+    ).numpy()
+    pictures = [numpy.asarray(decode(path))[None] for path in photographs]
+    assert len({picture.shape for picture in pictures}) > 20
+    theirs = numpy.concatenate([graph(picture) for picture in pictures])
+    assert numpy.abs(theirs - ours).max() <= 1e-4 * numpy.abs(ours).max()
+
+
+def test_what_mixes_the_images_of_a_batch_is_not_exported(stream: Stream, tmp_path: Path) -> None:
+    method = make_method("dualprompt", tiny_backbone(), 4, authors_bug="vote").eval()
+    with pytest.raises(
+        ValueError, match=r"method=x with method.authors_bug=vote: cannot be exported, because "
+    ):
+        export_model(classifier_of(method, stream), "onnx", tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_an_exporter_does_not_know_is_named(stream: Stream, tmp_path: Path) -> None:
+    """A method of somebody's own may look at numbers, which no graph can."""
+    method = make_method("finetune", tiny_backbone(), 4).eval().requires_grad_(False)
+    plain = method.classify
+    method.classify = lambda features: plain(features) * float(features.numpy().sum() > 0)
+    with pytest.raises(ValueError, match=r"method=x: cannot be exported as torch \(.+\); `smope p"):
+        export_model(classifier_of(method, stream), "torch", tmp_path / "m.pt2")
+    method.classify = lambda features: plain(features) + float(features[0, 0])
+    with pytest.raises(ValueError, match=r"as onnx: the graph's logits differ by .* allowed; `sm"):
+        export_model(classifier_of(method, stream), "onnx", tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @some_methods
