@@ -42,8 +42,9 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
     """Load a trained model that classifies images. The data set of the run is not needed.
 
     Args:
-        path: the run directory, or its model.safetensors. Of a folder with several runs, the latest
-            finished one is loaded, and `latest` is that of runs/.
+        path: the run directory, its model.safetensors, or hf://OWNER/NAME on the Hugging Face Hub.
+            Of a folder with several runs, the latest finished one is loaded, and `latest` is that
+            of runs/.
         device: auto, cpu, cuda, cuda:N or mps.
         weights: the file of the backbone's weights, or its folder; None: where the run found them.
             Their sha256 is checked.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smope.cli.chosen_run import chosen_run
+from smope.cli.chosen_run import chosen_model
 from smope.cli.parser import Parser
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
@@ -28,8 +28,8 @@ files in it and below are classified, in the order of their names. An image that
 reported and left out; the exit code is then 1. Pictures in formats that are not read are counted.
 
 RUN may be a folder with several runs, of which the latest finished one is taken, or the word
-latest, which is that of runs/. IMAGE may be -, for standard input: an image, or paths one a line
-(or separated by zero bytes).
+latest, which is that of runs/, or hf://OWNER/NAME, a model on the Hugging Face Hub. IMAGE may be -,
+for standard input: an image, or paths one a line (or separated by zero bytes).
 
 --min-probability P: an image whose best class is less probable than P is `unknown`, and its best
 guess stands in a further column. Try values on images whose class you know.
@@ -56,10 +56,8 @@ def run(argv: Sequence[str]) -> int:
     refuse_absent_device(options.device, "--device")
 
     from smope.serving.standard_input import find_inputs
-    from smope.storage.run_directory import check_run
 
-    run_path = chosen_run(options.run)
-    check_run(run_path)
+    run_path = chosen_model(options.run, "RUN")
     has_pipe = STANDARD_STREAM in options.images
     not_read: Counter[str] = Counter()
 
@@ -115,8 +113,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "run",
         metavar="RUN",
-        type=Path,
-        help="a run directory, its model.safetensors, a folder with runs, or latest",
+        help="a run directory, its model.safetensors, a folder with runs, latest, or "
+        "hf://OWNER/NAME",
     )
     parser.add_argument(
         "images",

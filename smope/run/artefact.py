@@ -19,6 +19,7 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.methods.base import Method
+from smope.run.model_card import model_card
 from smope.storage.commands import resume_command
 from smope.storage.files import write_atomically
 from smope.storage.hashed_safetensors import OtherFormat, pack, unlike, unpack
@@ -114,7 +115,7 @@ def describe(
 
 
 def write_model(directory: RunDirectory, method: Method, record: Mapping[str, Any]) -> None:
-    """Write model.safetensors.
+    """Write model.safetensors, and its model card.
 
     Args:
         directory: the run.
@@ -129,6 +130,7 @@ def write_model(directory: RunDirectory, method: Method, record: Mapping[str, An
     )
     try:
         write_atomically(directory.model, to_bytes(artefact))
+        write_atomically(directory.model_card, model_card(artefact, record).encode())
     except OSError as error:
         raise OSError(
             f"{directory.model}: cannot be written ({error.strerror}); make room, then resume"

@@ -22,8 +22,10 @@ from smope.declare.texts import Device
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.run.artefact import Artefact, read_model
+from smope.serving.hub import download, is_hub_reference
 from smope.serving.inputs import SingleInput, picture, single_images
 from smope.serving.rebuild import rebuild
+from smope.serving.weights_beside import weights_beside
 from smope.storage.run_search import finished_run
 from smope.streams.pixels.bit_depth import ASSUMED, WAY_OUT
 from smope.streams.pixels.transforms import Evaluation, collate, cut, resample
@@ -210,7 +212,8 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
     """Load a trained model; see `smope.load`.
 
     Args:
-        path: a run directory, a folder with some below it, `latest`, or a model.safetensors.
+        path: a run directory, a folder with some below it, `latest`, a model.safetensors, or
+            hf://OWNER/NAME.
         device: auto, cpu, cuda, cuda:N or mps.
         weights: where the backbone's weights are now; None for where the run read them.
     """
@@ -218,7 +221,10 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
         raise UserError(
             f"device must be {DEVICE.text}, got {device}; leave it out for {DEVICE.example}"
         )
-    artefact = read_model(finished_run(Path(path).expanduser(), _log.info))
+    if is_hub_reference(path):
+        path = download(str(path))
+    model = finished_run(Path(path).expanduser(), _log.info)
+    artefact = read_model(model)
     torch_device = resolve_device(device, "device")
     dtype = full_precision(artefact.precision)
     if dtype == torch.float64 and torch_device.type == "mps":
@@ -227,6 +233,7 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
         )
     if torch_device.type == "cpu":
         prefer_onednn()  # as the run did
+    weights = weights or weights_beside(model, artefact.backbone["weights"])
     method = rebuild(artefact, torch_device, dtype, None if weights is None else str(weights))
     return Classifier(artefact, method, torch_device, dtype)
 

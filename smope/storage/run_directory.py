@@ -5,6 +5,7 @@ train.log        what the run printed
 metrics.csv      one row for each epoch
 run.json         accuracy matrix, scores, costs, versions, hashes; rewritten after each task
 model.safetensors  the trained state for classifying images, see run/artefact.py; after each task
+model_card.md    what that is, for people: see run/model_card.py
 checkpoints/     see training/checkpoint.py
 analysis/        outputs of the evaluation after each task, see training/recording.py
 .lock            held while a process trains here
@@ -40,11 +41,17 @@ def tasks_done(record: Mapping[str, Any]) -> int:
     )
 
 
-def check_run(path: Path) -> None:
-    """UserError if there is neither a directory nor a file."""
+def check_run(path: Path, key: str = "RUN") -> None:
+    """Raise UserError if there is neither a directory nor a file.
+
+    Args:
+        path: What the user wrote.
+        key: What the error calls it.
+    """
     if not path.exists():
         raise UserError(
-            f"RUN={path}: no such file or directory; give a run directory or its model.safetensors"
+            f"{key}={path}: no such file or directory; give a run directory or its "
+            "model.safetensors"
         )
 
 
@@ -58,6 +65,7 @@ class RunDirectory:
         self.metrics = path / "metrics.csv"
         self.record = path / "run.json"
         self.model = path / "model.safetensors"
+        self.model_card = path / "model_card.md"
         self.checkpoints = path / "checkpoints"
         self.analysis = path / "analysis"
 

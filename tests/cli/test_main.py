@@ -140,9 +140,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["trian"], r"unknown command 'trian'; did you mean `smope train`\?"),
         (
             ["frobnicate"],
-            r"unknown command 'frobnicate'; choose one of train, eval, predict, audit, report, "
-            r"reproduce, collect, "
-            r"methods, tune, plan, verify, data, doctor",
+            rf"unknown command 'frobnicate'; choose one of {', '.join(COMMANDS)}$",
         ),
         (["seed=1"], r"overrides follow a command: `smope train seed=1`"),
         (["train", "--dryrun"], r"unrecognized arguments: --dryrun; did you mean --dry-run\?"),
@@ -246,7 +244,7 @@ def test_mistakes_that_need_no_data_import_no_torch(
 def answered(arguments: list[str], folder: Path) -> tuple[int, set[str], str]:
     """The exit code of a command, the modules that it imported, and what it wrote to stderr."""
     program = (
-        "import json, sys\nfrom smope.cli.main import main\n"
+        "import json, sys\nfrom smope.cli.main import COMMANDS, main\n"
         "code = main(json.loads(sys.argv[1]))\n"
         "print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)"
     )

@@ -1,0 +1,24 @@
+"""Weights of a backbone that lie beside a model as backbone.*, as in a repository of the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smope.backbones.files import SUFFIXES
+
+STEM = "backbone"
+WITHOUT_FILE = ("hub", "embedded", "random")
+
+
+def weights_beside(model: Path, recorded: str) -> Path | None:
+    """The file beside a model, where the one that the run read is not on this machine.
+
+    Args:
+        model: The model's file, or its folder.
+        recorded: What the run read the weights from.
+    """
+    if recorded in WITHOUT_FILE or Path(recorded).exists():
+        return None
+    folder = model if model.is_dir() else model.parent
+    files = [folder / f"{STEM}{suffix}" for suffix in SUFFIXES]
+    return next((file for file in files if file.is_file()), None)
