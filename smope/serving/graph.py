@@ -40,13 +40,13 @@ class Graph(nn.Module):
         return self.method(images)[:, : self.num_classes]
 
     def example(self, side: int, batch: int = 2) -> Tensor:
-        """Images to record the graph with, in the shape that `forward` takes.
+        """Drawn images in the shape that `forward` takes, others for each size of a batch.
 
         Args:
             side: S.
             batch: Images.
         """
-        draw = torch.Generator().manual_seed(0)
+        draw = torch.Generator().manual_seed(batch)
         if self.preprocessing is None:
             return torch.rand(batch, 3, side, side, generator=draw)
         shape = (batch, side + 5, side + 3, 3)

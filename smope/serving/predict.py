@@ -233,7 +233,7 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
         )
     if torch_device.type == "cpu":
         prefer_onednn()  # as the run did
-    weights = weights or weights_beside(model, artefact.backbone["weights"])
+    weights = weights or weights_beside(model, artefact.backbone.get("weights"))
     method = rebuild(artefact, torch_device, dtype, None if weights is None else str(weights))
     return Classifier(artefact, method, torch_device, dtype)
 

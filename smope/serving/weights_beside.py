@@ -10,14 +10,14 @@ STEM = "backbone"
 WITHOUT_FILE = ("hub", "embedded", "random")
 
 
-def weights_beside(model: Path, recorded: str) -> Path | None:
+def weights_beside(model: Path, recorded: object) -> Path | None:
     """The file beside a model, where the one that the run read is not on this machine.
 
     Args:
         model: The model's file, or its folder.
-        recorded: What the run read the weights from.
+        recorded: What the run read the weights from; in a file of anybody's it may be anything.
     """
-    if recorded in WITHOUT_FILE or Path(recorded).exists():
+    if not isinstance(recorded, str) or recorded in WITHOUT_FILE or Path(recorded).exists():
         return None
     folder = model if model.is_dir() else model.parent
     files = [folder / f"{STEM}{suffix}" for suffix in SUFFIXES]

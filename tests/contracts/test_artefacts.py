@@ -49,7 +49,9 @@ def record_of(method: Method, stream: Stream) -> dict[str, Any]:
         "versions": {"smope": "0"},
         "backbone": method.backbone.identity.as_dict(),
         "class_names": list(stream.class_names),
-        "tasks": [{"classes": list(task.classes)} for task in stream.tasks],
+        "stream": {"name": stream.name},
+        "evaluated_on": "test",
+        "tasks": [{"classes": list(task.classes), "test": len(task.test)} for task in stream.tasks],
         "accuracy_matrix": [[1.0, None], [1.0, 1.0]],
     }
 
