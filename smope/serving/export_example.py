@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 OPEN = {
     "onnx": """\
-session = onnxruntime.InferenceSession({file!r})
+session = onnxruntime.InferenceSession({file})
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 """,
     "torch": """\
 facts = {{"smope.json": ""}}
-program = torch.export.load({file!r}, extra_files=facts)
+program = torch.export.load({file}, extra_files=facts)
 classes = json.loads(facts["smope.json"])["classes"]
 """,
 }
@@ -44,6 +46,6 @@ def example(form: str, file: str, sizes: tuple[int, int] | None = None) -> str:
     prepare = BYTES if sizes is None else RESIZE.format(side=sizes[0], shorter=sizes[1])
     return (
         f"import json, numpy, {library}\nfrom PIL import Image, ImageOps\n\n"
-        f"{OPEN[form].format(file=file)}{PICTURE}{prepare}{RUN[form]}"
+        f"{OPEN[form].format(file=json.dumps(file))}{PICTURE}{prepare}{RUN[form]}"
         "print(classes[int(logits[0].argmax())])\n"
     )
