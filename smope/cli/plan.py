@@ -34,9 +34,16 @@ examples:
   smope plan method=smope,coda seed=0,1,2                  a sweep
   smope plan sweep=ablation_small                          one of conf/sweep
   smope plan trainer.epochs=20 --from runs/digits/2026-01-31_12-00-00
+  smope plan --classes 20000 --images 14000000 --tasks 100 backbone=sup21k --hardware h100
   smope plan --list                                        the table of hardware"""
 
 
+PAPER_OPTIONS = {
+    "classes": "its classes, divided evenly over the tasks",
+    "images": "its training images, divided evenly",
+    "tasks": "its tasks",
+    "test-images": "its test images; 50 for each class by default",
+}
 # These do not decide about a run's results, but about its time and memory.
 WORK_KEYS = (
     "trainer.device",
@@ -63,11 +70,18 @@ def run(argv: Sequence[str]) -> int:
             peak(options.hardware, config.trainer["precision"])
     from smope.planning.lines import as_dict, lines, total
     from smope.planning.make_plan import make_plan
+    from smope.planning.paper_stream import PaperStream
 
+    paper = None
+    if options.classes is not None:
+        paper = PaperStream(options.classes, options.images, options.tasks, options.test_images)
+        paper.check()
     plans = []
     for config, labels in groups:
         plans.append(
-            make_plan(config, labels, record, options.source, options.hardware, options.utilisation)
+            make_plan(
+                config, labels, record, options.source, options.hardware, options.utilisation, paper
+            )
         )
         if not options.json:
             print("\n".join([*lines(plans[-1]), ""]), flush=True)
@@ -103,6 +117,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--utilisation", type=float, metavar="SHARE", help="of the peak, with --hardware"
     )
+    sizes = parser.add_argument_group("a stream of which only the sizes are known")
+    for name, meaning in PAPER_OPTIONS.items():
+        sizes.add_argument(f"--{name}", type=int, metavar="N", help=meaning)
     parser.add_argument(
         "--price", type=float, metavar="P", help="of an hour of the machine, in your currency"
     )
@@ -115,6 +132,7 @@ def _parser() -> Parser:
 
 
 def _check(options: Any) -> None:
+    _check_paper(options)
     if options.source and options.hardware:
         raise UserError("--from and --hardware are two sources of one rate; leave one of them out")
     if options.utilisation is not None and not options.hardware:
@@ -127,6 +145,22 @@ def _check(options: Any) -> None:
         raise UserError(
             f"--price must be a finite number, 0 or more, got {options.price:g}; write for "
             f"example 2.5"
+        )
+
+
+def _check_paper(options: Any) -> None:
+    """The sizes of a stream without images come together, and with a rate from elsewhere."""
+    given = [name for name in PAPER_OPTIONS if getattr(options, name.replace("-", "_")) is not None]
+    missing = [name for name in ("classes", "images", "tasks") if name not in given]
+    if given and missing:
+        raise UserError(
+            f"--{given[0]} describes a stream without images, which needs --{missing[0]} too; add "
+            f"it, or leave --{given[0]} out and plan with stream=NAME"
+        )
+    if given and not (options.hardware or options.source):
+        raise UserError(
+            f"--{given[0]}: a stream without images has nothing to measure; add --hardware NAME "
+            f"(--list shows them) or --from RUN"
         )
 
 

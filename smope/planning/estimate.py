@@ -132,14 +132,17 @@ def from_peak(work: Workload, operations: float, utilisation: float, where: str)
         {
             "training": work.train_gflops / rate,
             "passes after training": work.train_images * work.infer_gflops / rate,
-            "statistics and alignment": (passes - work.train_images) * work.infer_gflops / rate,
+            "statistics and alignment": (
+                (passes - work.train_images) * work.infer_gflops + work.alignment_gflops
+            )
+            / rate,
             "evaluation": work.evaluated * work.infer_gflops / rate,
         },
         (
             f"{where}: NOTHING WAS MEASURED; {operations / 1e12:g} TFLOP/s at their peak, of "
             f"which a share of {utilisation:g} is assumed in every step (--utilisation)",
             "images are read as fast as they are wanted; one pass over a task's images follows "
-            "its training; steps of the classifier's alignment cost nothing",
+            "its training; of what follows, only the products of the classifier's alignment count",
             *COMMON,
         ),
     )

@@ -138,7 +138,18 @@ def _counted(plan: Plan) -> list[str]:
         f"evaluation: {work.evaluated:,} images, {work.infer_gflops:.2f} GFLOPs each",
         f"alignment: {work.alignment_steps:,} steps of the classifier",
         f"memory of a step of {work.batch} images: {memory}",
+        f"disk: {_disk(work)}",
     ]
+
+
+def _disk(work: Workload) -> str:
+    """What a run writes, without what is nothing."""
+    names = {
+        "checkpoints": "checkpoints and model",
+        "analysis": "analysis/",
+        "features": "features of test images while it runs",
+    }
+    return ", ".join(f"{names[what]} {megabytes(size)}" for what, size in work.disk.items() if size)
 
 
 def _measured(measured: Measured) -> list[str]:
@@ -163,7 +174,10 @@ def _estimated(plan: Plan) -> list[str]:
         ["start, as just now", duration(plan.start)],
         ["a run", duration(plan.estimate.total + plan.start)],
     ]
-    return [aligned(rows), *_memory_lines(plan)]
+    largest, seconds = max(plan.estimate.seconds.items(), key=lambda part: part[1])
+    share = 100 * seconds / (plan.estimate.total + plan.start)
+    part = f"the largest part: {largest}, {share:.0f} % of the seconds"
+    return [aligned(rows), part, *_memory_lines(plan)]
 
 
 def _memory_lines(plan: Plan) -> list[str]:

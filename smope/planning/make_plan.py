@@ -13,6 +13,7 @@ from smope.planning.estimate import from_measured, from_peak, from_run
 from smope.planning.hardware import UTILISATION, peak
 from smope.planning.lines import Plan
 from smope.planning.measuring import Measured, measure
+from smope.planning.paper_stream import PaperStream
 from smope.run.dry_run import summary
 from smope.run.prepare import prepare
 from smope.training.workload import count
@@ -25,6 +26,7 @@ def make_plan(
     source: Path | None,
     hardware: str | None,
     utilisation: float | None,
+    paper: PaperStream | None = None,
 ) -> Plan:
     """Build a run, count what it computes, and estimate its seconds.
 
@@ -37,6 +39,7 @@ def make_plan(
         source: where `record` is from, for people.
         hardware: a name of planning/hardware.py.
         utilisation: share of the hardware's peak rate; None: the default.
+        paper: sizes of the stream, of which there are no images; nothing can be measured then.
 
     Returns:
         The plan.
@@ -46,7 +49,12 @@ def make_plan(
     """
     elsewhere = record is not None or hardware is not None
     started = time.perf_counter()
-    experiment, trainer = prepare(_counted_here(config) if elsewhere else config)
+    config = _counted_here(config) if elsewhere else config
+    if paper is not None:
+        config = replaced(
+            config, {"backbone.weights": "random", "backbone.pixel_statistics": "none"}
+        )
+    experiment, trainer = prepare(config, stream=None if paper is None else paper.stream())
     start = time.perf_counter() - started
     resident = peak_memory(trainer.device).get("process_resident")
     work = count(trainer)

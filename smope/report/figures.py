@@ -21,6 +21,7 @@ from smope.console.tables import shortened
 from smope.report import style
 
 MAX_VECTOR_CELLS = 2500  # of a map; more are pixels, so that the page stays small
+MOST_TICKS = 20  # of bars with a number each
 MAX_GRID_SIDE = 25  # rows and columns of the table of a map
 
 
@@ -267,7 +268,8 @@ def bars(
             )
         axes.axhline(0, color=style.TEXT_COLOUR, linewidth=0.8)
         axes.set(xlabel=labels[0], ylabel=labels[1])
-        axes.set_xticks(positions, [str(index) for index in frame.index])
+        every = -(-len(frame) // MOST_TICKS)
+        axes.set_xticks(positions[::every], [str(index) for index in frame.index[::every]])
         axes.grid(visible=False, axis="x")
         if len(frame.columns) > 1:
             add_legend(figure, axes)

@@ -39,16 +39,26 @@ class Experiment:
     device: torch.device
 
 
-def build(config: Config) -> Experiment:
-    """Build a run's objects; UserError if they do not fit together. Nothing is trained or
-    written.
+def build(config: Config, stream: Stream | None = None) -> Experiment:
+    """Build a run's objects. Nothing is trained or written.
+
+    Args:
+        config: the run's configuration.
+        stream: a stream to use in the place of the configured one.
+
+    Returns:
+        The objects.
+
+    Raises:
+        UserError: they do not fit together.
     """
     settings: TrainerSettings = _call(config.trainer)
     device = resolve_device(settings.device)
     prepare_process(settings, device)
-    source = make_source(config)  # first, since weights may have to come over the network
+    # first, since weights may have to come over the network
+    source = make_source(config) if stream is None else None
     backbone = make_backbone(config.backbone)
-    stream = make_stream(config, backbone.image_size, source)
+    stream = stream or make_stream(config, backbone.image_size, source)
     torch.manual_seed(stable_seed(config.seed, "initialisation"))
     method = make_method(
         config.method, config.router, backbone, len(stream.class_names), len(stream.tasks)

@@ -8,15 +8,19 @@ from smope.config.config import Config
 from smope.errors import UserError
 from smope.run.build import Experiment, build
 from smope.run.memory_advice import is_out_of_memory
+from smope.streams.stream import Stream
 from smope.training.trainer import Trainer
 
 
-def prepare(config: Config, tasks: int | None = None) -> tuple[Experiment, Trainer]:
+def prepare(
+    config: Config, tasks: int | None = None, stream: Stream | None = None
+) -> tuple[Experiment, Trainer]:
     """Build a run.
 
     Args:
         config: the run's configuration.
         tasks: only the first so many tasks of the stream; the method is still made for all.
+        stream: a stream to use in the place of the configured one.
 
     Returns:
         The objects of the run, and their trainer.
@@ -26,7 +30,7 @@ def prepare(config: Config, tasks: int | None = None) -> tuple[Experiment, Train
         MemoryError: there is no memory for them; the message says what is too large.
     """
     try:
-        experiment = build(config)
+        experiment = build(config, stream)
         if tasks is not None:
             experiment = _first_tasks(experiment, tasks)
         return experiment, make_trainer(experiment)

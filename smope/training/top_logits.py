@@ -83,14 +83,16 @@ def summarised(
     classes = logits.shape[-1]
     best, best_classes = relative.topk(min(TOP, classes), dim=-1)
     known = labels < classes
+    powers = relative.exp()
+    power_sum = powers.sum(-1)
     label_logit = relative.gather(1, torch.where(known, labels, 0)[:, None])[:, 0]
     record = {
         "top": top,
         "top_logits": _half(best),
         "top_classes": best_classes.to(torch.int32),
         "label_logit": _half(torch.where(known, label_logit, -torch.inf)),
-        "log_sum": relative.logsumexp(-1),
-        "squared_probabilities": logits.softmax(-1).square().sum(-1),
+        "log_sum": power_sum.log(),
+        "squared_probabilities": (torch.linalg.vector_norm(powers, dim=-1) / power_sum).square(),
     }
     own = torch.tensor(own_classes, device=logits.device)
     record["predicted_in_task"] = own[logits[:, own].argmax(-1)].to(torch.int32)

@@ -39,7 +39,7 @@ from smope.training.preflight import check_batch_split, check_schedule, check_st
 from smope.training.randomness import seed_generators
 from smope.training.recording import Recorder
 from smope.training.reference import has_reference, nearest_class_mean
-from smope.training.settings import TrainerSettings
+from smope.training.settings import Record, TrainerSettings
 from smope.training.spans import task_spans
 from smope.training.step_log import StepLog
 from smope.training.stopwatch import Stopwatch, timed_batches
@@ -127,6 +127,11 @@ class Trainer:
         check_batch_split(method, stream, settings)
         for span, task in zip(self.spans, stream.tasks, strict=True):
             check_schedule(task, self.phases(span), settings)
+
+    @property
+    def record(self) -> Record:
+        """What evaluation records for the analysis; never `auto`."""
+        return self._recorder.record
 
     def phases(self, span: TaskSpan) -> list[Phase]:
         """The phases of one task."""

@@ -4,13 +4,14 @@ memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from smope.methods.base import Phase, TaskSpan
+from smope.methods.base import Method, Phase, TaskSpan
 from smope.metrics.cost import count_flops, count_phases, saved_bytes, step_state_bytes
+from smope.training.disk import disk_bytes, growth_bytes
 from smope.training.precision import autocast
 from smope.training.settings import TrainerSettings
 from smope.training.trainer import Trainer
@@ -50,6 +51,8 @@ class Workload:
         infer_gflops: of one image that is classified.
         memory: bytes of weights, gradients and optimizer, and of the activations that a step keeps
             for its backward pass.
+        disk: bytes that the run writes; see training/disk.py.
+        alignment_gflops: of the matrix products of all steps of the classifier.
     """
 
     batch: int
@@ -60,6 +63,8 @@ class Workload:
     alignment_steps: int
     infer_gflops: float
     memory: dict[str, int]
+    disk: dict[str, int] = field(default_factory=dict)
+    alignment_gflops: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -85,6 +90,9 @@ def count(trainer: Trainer) -> Workload:
         * sum(alignment_steps(span, settings) for span in trainer.spans[1:]),
         infer_gflops=count_flops(method, trainer.spans[0])["infer_gflops"]["torch"],
         memory=_memory(trainer),
+        disk=disk_bytes(trainer),
+        alignment_gflops=aligned
+        * sum(alignment_gflops(span, settings, method) for span in trainer.spans[1:]),
     )
 
 
@@ -120,9 +128,28 @@ def alignment_steps(span: TaskSpan, settings: TrainerSettings) -> int:
     return settings.alignment_epochs * batches
 
 
+def alignment_gflops(span: TaskSpan, settings: TrainerSettings, method: Method) -> float:
+    """Operations of aligning one classifier: a step has three products of its features with the
+    weights of the classes so far, forward and backward.
+
+    Args:
+        span: the task that was learned last.
+        settings: the keys alignment_* of the `trainer` group.
+        method: the width of its features.
+
+    Returns:
+        10^9 operations.
+    """
+    batch, width = settings.alignment_samples_per_class, method.backbone.embed_dim
+    return 3 * 2 * alignment_steps(span, settings) * batch * width * span.stop / 1e9
+
+
 def _memory(trainer: Trainer) -> dict[str, int]:
-    """Bytes of a training step, the largest over the phases of the first task."""
+    """Bytes of a training step, the largest over the phases of the first task; the method's state
+    is as large as after the last one.
+    """
     state = step_state_bytes(trainer.method)
+    state["weights"] += growth_bytes(trainer)
     phases = [phase for phase, _ in trainer.steps_of_phases(trainer.spans[0])]
     activations = [activation_bytes(trainer, trainer.spans[0], phase) for phase in phases]
     return {**state, "activations": max(activations, default=0)}

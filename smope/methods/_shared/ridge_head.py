@@ -67,6 +67,14 @@ class Sums(FixedPrecision):
         """The sum of h of each class, (M, K)."""
         return self.rows.T @ self.targets if self.in_rows else self.classes
 
+    def bytes_after(self, images: int) -> int:
+        """Bytes of the sums once so many images have been added to an empty one, beyond those of an
+        empty one.
+        """
+        if images <= self.width // 2:
+            return 8 * images * (self.width + self.num_classes)
+        return 8 * (self.width * (self.width + 1) // 2 + self.width * self.num_classes)
+
     def add(self, hidden: Tensor, targets: Tensor) -> None:
         """Add images.
 

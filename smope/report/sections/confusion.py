@@ -34,6 +34,7 @@ WITHIN_TASK = "within the task"
 INTO_OLDER = "between tasks, into an older one"
 INTO_NEWEST = "between tasks, into the newest one"
 MAX_FORGOTTEN_CLASSES = 10
+MAX_BARS = 25  # tasks with a bar of errors
 
 
 def _error_kinds(frame: pandas.DataFrame) -> pandas.DataFrame:
@@ -92,7 +93,8 @@ def _error_figure(
     if len(splits) == 1:
         (frames,) = splits.values()
         mean: Any = pandas.concat(frames).groupby("after_task").mean()
-        shown = _error_kinds(mean).rename_axis("after task")
+        every = -(-len(mean) // MAX_BARS)
+        shown = _error_kinds(mean[::-1][::every][::-1]).rename_axis("after task")
     sentences = [_error_sentence(str(label), row) for label, row in shares.iterrows()]
     return stacked(
         "errors",
