@@ -37,7 +37,7 @@ def test_bars_of_many_tasks_have_legible_numbers() -> None:
 
 
 def test_errors_of_many_tasks_are_a_bar_for_some_of_them_and_the_last() -> None:
-    kinds = {name: 0.1 for name in ("accuracy", "within_task", "between_tasks", "into_newest")}
+    kinds = dict.fromkeys(("accuracy", "within_task", "between_tasks", "into_newest"), 0.1)
     frame = pandas.DataFrame({"after_task": range(1, 101), **kinds})
     (axes,) = _error_figure(frame.tail(1), {"run": [frame]}).drawing.axes
     labels = [tick.get_text() for tick in axes.get_yticklabels()]
