@@ -4,8 +4,9 @@
 
 Nearest class mean learns each stream twice in turns: with features of test images computed once,
 and with all of them passed through the network after each task. Both must give the same accuracy
-matrix. An exponent of 1 means that a number grows as fast as what is varied. It is a least-squares
-fit of logarithms over the three sizes.
+matrix. A second table has the seconds that a ridge classifier takes for a task with either rule for
+its penalty, in turns, without a network. An exponent of 1 means that a number grows as fast as what
+is varied. It is a least-squares fit of logarithms over the three sizes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 
 from smope.config.hydra import compose
 from smope.config.overrides import read_overrides
+from smope.methods._shared.ridge_head import PenaltyRule, RidgeHead
 from smope.methods.base import TaskSpan
 from smope.methods.ncm import NearestClassMean
 from smope.run.build import make_backbone
@@ -125,6 +127,51 @@ def compared(size: Size, rounds: int) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True)
+class RidgeSize:
+    """Of the features that a ridge classifier learns; `images` are those of a task."""
+
+    classes: int = 100
+    images: int = 1000
+    tasks: int = 2
+    width: int = 250
+
+
+def ridge_seconds(rule: PenaltyRule, size: RidgeSize) -> float:
+    """Seconds of the last task, on noise round a mean for each class."""
+    torch.manual_seed(0)
+    head = RidgeHead(128, size.classes, size.width, (-8, 8), rule)
+    means = torch.randn(size.classes, 128)
+    for _ in range(size.tasks):
+        labels = torch.arange(size.images) % size.classes
+        features = (means[labels] + torch.randn(size.images, 128)).double()
+        started = time.perf_counter()
+        head.fit([(features, labels)])
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def ridge_table(smallest: RidgeSize, rounds: int) -> list[str]:
+    """Seconds of the last task with the new rule, and the old rule's as a ratio."""
+    head = ("varied", "classes", "images of a task", "tasks", "width", "gcv", "last_fifth")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in ("classes", "images", "tasks", "width"):
+        values, seconds = [getattr(smallest, name) * factor for factor in FACTORS], []
+        for value in values:
+            size = replace(smallest, **{name: value})
+            pairs = [
+                (ridge_seconds("gcv", size), ridge_seconds("last_fifth", size))
+                for _ in range(rounds)
+            ]
+            seconds.append(statistics.median(new for new, _ in pairs))
+            ratio = statistics.median(old / new for new, old in pairs)
+            numbers = [size.classes, size.images, size.tasks, size.width]
+            cells = [name, *map(str, numbers), f"{seconds[-1]:.3f} s", f"{ratio:.1f} times"]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| exponent in {name} | | | | | {exponent(values, seconds):.2f} | |")
+    return lines
+
+
 def exponent(sizes: list[int], values: list[float]) -> float:
     """Of the power law through the points, by least squares of logarithms."""
     return float(numpy.polyfit(numpy.log(sizes), numpy.log(values), 1)[0])
@@ -163,6 +210,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write a Markdown file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    ridge = ridge_table(RidgeSize(), options.rounds)
+    print("\n".join(ridge), flush=True)
     lines = table(Size(options.classes, options.images, options.tasks), options.rounds)
     if options.out:
         command = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])
@@ -175,7 +224,13 @@ def main() -> None:
             "test images passed through the network after each task, as a ratio.",
             "",
         ]
-        options.out.write_text("\n".join([*head, *lines, ""]))
+        about_ridge = [
+            "",
+            "Seconds that a ridge classifier takes for the last of its tasks with "
+            "method.penalty_rule=gcv, and how many times as long with last_fifth, in turns.",
+            "",
+        ]
+        options.out.write_text("\n".join([*head, *lines, *about_ridge, *ridge, ""]))
 
 
 if __name__ == "__main__":

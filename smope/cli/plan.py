@@ -68,6 +68,7 @@ def run(argv: Sequence[str]) -> int:
     if options.hardware:
         for config, _ in groups:
             peak(options.hardware, config.trainer["precision"])
+    from smope.planning.at_once import at_once_line
     from smope.planning.lines import as_dict, lines, total
     from smope.planning.make_plan import make_plan
     from smope.planning.paper_stream import PaperStream
@@ -88,7 +89,8 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps([as_dict(item) for item in plans], indent=1, ensure_ascii=False))
     else:
-        print("\n".join([*total(plans, options.price), "nothing was trained or written"]))
+        fits = [at_once_line(plans, options.at_once)] if options.at_once else []
+        print("\n".join([*total(plans, options.price), *fits, "nothing was trained or written"]))
     return 0
 
 
@@ -121,6 +123,9 @@ def _parser() -> Parser:
     for name, meaning in PAPER_OPTIONS.items():
         sizes.add_argument(f"--{name}", type=int, metavar="N", help=meaning)
     parser.add_argument(
+        "--at-once", type=int, metavar="K", help="check that K of the runs fit into the memory"
+    )
+    parser.add_argument(
         "--price", type=float, metavar="P", help="of an hour of the machine, in your currency"
     )
     parser.add_argument(
@@ -133,6 +138,11 @@ def _parser() -> Parser:
 
 def _check(options: Any) -> None:
     _check_paper(options)
+    if options.at_once is not None and (options.at_once < 1 or options.source):
+        raise UserError(
+            f"--at-once {options.at_once} must be 1 or more, and goes with --hardware or with what "
+            f"is measured here, not with --from, which knows no memory"
+        )
     if options.source and options.hardware:
         raise UserError("--from and --hardware are two sources of one rate; leave one of them out")
     if options.utilisation is not None and not options.hardware:

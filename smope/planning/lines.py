@@ -11,6 +11,8 @@ from smope.planning.hardware import choose
 from smope.planning.measuring import Measured
 from smope.training.workload import Workload
 
+LIBRARY_BYTES = 500_000_000  # of a process on a CUDA device, beside its tensors
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -27,6 +29,7 @@ class Plan:
         resident: bytes of this process with everything built; None if that says nothing about the
             run.
         hardware: the name that --hardware gave.
+        free_memory: bytes of the device that a run may use; None: not known.
     """
 
     title: str
@@ -38,6 +41,14 @@ class Plan:
     start: float
     resident: int | None
     hardware: str | None
+    free_memory: float | None = None
+
+    @property
+    def run_memory(self) -> int:
+        """Bytes of a whole run on its device, libraries included."""
+        if self.resident is None:
+            return self.step_memory + LIBRARY_BYTES
+        return self.resident + self.step_memory - self.work.memory["weights"]
 
     @property
     def runs(self) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from smope.config.config import Config, replaced
 from smope.metrics.cost import peak_memory
 from smope.planning.estimate import from_measured, from_peak, from_run
-from smope.planning.hardware import UTILISATION, peak
+from smope.planning.hardware import UTILISATION, choose, peak
 from smope.planning.lines import Plan
-from smope.planning.measuring import Measured, measure
+from smope.planning.measuring import Measured, free_memory, measure
 from smope.planning.paper_stream import PaperStream
 from smope.run.dry_run import summary
 from smope.run.prepare import prepare
@@ -58,6 +61,7 @@ def make_plan(
     start = time.perf_counter() - started
     resident = peak_memory(trainer.device).get("process_resident")
     work = count(trainer)
+    free = _free_memory(trainer.device, hardware) if record is None else None
     measured: Measured | None = None
     if record is not None:
         estimate = from_run(work, record, str(source))
@@ -79,7 +83,17 @@ def make_plan(
         start=start,
         resident=None if elsewhere or trainer.device.type == "cuda" else resident,
         hardware=hardware,
+        free_memory=free,
     )
+
+
+def _free_memory(device: torch.device, hardware: str | None) -> float | None:
+    """Bytes of the hardware, or that are free here; None if not known."""
+    if hardware is not None:
+        gigabytes = choose(hardware).memory_gb
+        return None if gigabytes is None else 1e9 * gigabytes
+    free = free_memory(device)
+    return free if math.isfinite(free) else None
 
 
 def _counted_here(config: Config) -> Config:

@@ -133,7 +133,7 @@ def _reduce_batches(trainer: Trainer, work: Workload) -> tuple[float, list[str]]
     images = trainer.stream.tasks[0].test
     trainer.settings = replace(settings, eval_batch_size=min(4, settings.eval_batch_size))
     image_seconds = _pass(trainer, images, trainer.method.features, seconds=0.2)
-    by_memory = FREE_MEMORY_SHARE * _free_memory(trainer) / max(1, work.memory["activations"])
+    by_memory = FREE_MEMORY_SHARE * free_memory(trainer.device) / max(1, work.memory["activations"])
     by_time = LONGEST_STEP_SECONDS / (3 * image_seconds * settings.batch_size)
     share = min(1.0, by_memory, by_time)
     batch = settings.batch_size
@@ -152,10 +152,10 @@ def _reduce_batches(trainer: Trainer, work: Workload) -> tuple[float, list[str]]
     return settings.batch_size / batch, [note]
 
 
-def _free_memory(trainer: Trainer) -> float:
+def free_memory(device: torch.device) -> float:
     """Free memory in bytes; infinite if the system does not say."""
-    if trainer.device.type == "cuda":
-        return torch.cuda.mem_get_info(trainer.device)[0]
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -7,7 +7,7 @@ from smope.methods._shared.routed_method import experts_of, routings_of
 from smope.methods.base import Method
 from smope.metrics.cost import stored_bytes
 from smope.training.checkpoint import CHECKPOINTS_KEPT
-from smope.training.feature_cache import BYTES_IN_MEMORY
+from smope.training.feature_store import BYTES_IN_MEMORY
 from smope.training.recording import EXAMPLE_SIDE_PIXELS, EXAMPLES_PER_TASK
 from smope.training.top_logits import TOP
 from smope.training.trainer import Trainer

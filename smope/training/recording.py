@@ -78,7 +78,7 @@ class Recorder:
     """
 
     def __init__(self, record: Record, stream: Stream) -> None:
-        self.record = resolved(record, stream)
+        self.record: Record = resolved(record, stream)
         self.stream = stream
         self.open = False
         self._batches: list[dict[str, Tensor]] = []

@@ -15,12 +15,15 @@ from smope.methods._shared.ridge_head import Sums
 from smope.methods.ncm import NearestClassMean
 from smope.methods.smope import SMoPE
 from smope.metrics.cost import stored_bytes
+from smope.planning.at_once import at_once_line
+from smope.planning.estimate import Estimate
+from smope.planning.lines import Plan
 from smope.planning.paper_stream import PaperStream
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.storage.run_directory import RunDirectory
 from smope.training import disk
 from smope.training.trainer import Trainer
-from smope.training.workload import alignment_gflops, count
+from smope.training.workload import Workload, alignment_gflops, count
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
 CPU = torch.device("cpu")
@@ -133,3 +136,39 @@ def test_a_plan_on_paper_names_the_largest_part(capsys: pytest.CaptureFixture[st
     assert "evaluation: 50,000 images" in text
     assert "the largest part: passes after training" in text
     assert "disk: checkpoints and model" in text
+
+
+def plan_of(memory: dict[str, int], free: float | None, resident: int | None = None) -> Plan:
+    work = Workload(8, (), 0, 0, 0, 0, 0.0, memory)
+    estimate = Estimate({"training": 1.0}, ())
+    return Plan("run", ("as given",), 2, work, estimate, None, 0.0, resident, "card", free)
+
+
+SMALL_RUN = {"weights": 10**9, "gradients": 0, "optimizer": 0, "activations": 2 * 10**9}
+LARGE_RUN = {**SMALL_RUN, "activations": 4 * 10**9}
+
+
+def test_runs_at_once_are_checked_by_the_largest() -> None:
+    plans = [plan_of(SMALL_RUN, 12e9), plan_of(LARGE_RUN, 12e9)]  # 3.5 GB and 5.5 GB with libraries
+    assert at_once_line(plans, 2).startswith("2 at once: 2 x 5.50 GB = 11.00 GB of 12.00 GB free")
+    with pytest.raises(UserError, match=r"3 x 5\.50 GB = 16\.50 GB.*write --at-once 2"):
+        at_once_line(plans, 3)
+    assert at_once_line(plans[:1], 3).startswith("3 at once")
+    with pytest.raises(UserError, match=r"one run needs 5\.50 GB, and card has 4\.00 GB free"):
+        at_once_line([plan_of(LARGE_RUN, 4e9)], 1)
+    with pytest.raises(UserError, match="memory of card is not known"):
+        at_once_line([plan_of(SMALL_RUN, None)], 2)
+
+
+def test_a_process_on_a_cpu_is_what_is_resident_and_a_step() -> None:
+    assert plan_of(LARGE_RUN, 12e9, resident=3 * 10**9).run_memory == 7 * 10**9
+
+
+@pytest.mark.parametrize(("runs", "code"), [("0", 2), ("100000", 2), ("2", 0)])
+def test_the_command_refuses_more_than_fit(
+    runs: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--classes", "10", "--images", "1000", "--tasks", "2", "--hardware", "t4"]
+    assert main(["plan", *sizes, "method=ncm", "backbone=glyph_vit", "--at-once", runs]) == code
+    output = capsys.readouterr()
+    assert ("2 at once" in output.out) if code == 0 else ("--at-once" in output.err)
