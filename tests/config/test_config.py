@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smope.config.conf_files import choices, conf_dir
 from smope.config.config import Config, closest_key, load_config, validate, with_defaults
 from smope.config.hydra import compose
 from smope.config.identity import flatten, immaterial, may_move
@@ -74,6 +75,7 @@ def test_the_comparison_experiment_has_exactly_its_settings(tmp_path: Path) -> N
     assert made.router["epsilon"] == 0.4
 
 
+ROUTERS = ", ".join(choices("router", [conf_dir()]))
 MISTAKES = {
     "router.topk=3": r"unknown key router\.topk=3; did you mean router\.top_k\?",
     "rooter.top_k=3": r"unknown key rooter\.top_k=3; did you mean router\.top_k\?",
@@ -85,9 +87,8 @@ MISTAKES = {
     r"similarity",
     "frobnicate=1": r"unknown key frobnicate=1; `smope train --help` lists the keys",
     "router=adaptive": r"no choice; did you mean router=adaptive_noise\? Choices are "
-    r"adaptive_noise, aux_free, centred, dense, topk$",
-    "router=qq": r"router=qq is no choice; choose one of adaptive_noise, aux_free, centred, "
-    r"dense, topk$",
+    rf"{ROUTERS}$",
+    "router=qq": rf"router=qq is no choice; choose one of {ROUTERS}$",
     "stream=null": r"stream=null is no choice; choose one of",
     "experiment=smok": r"no choice; did you mean experiment=smoke\? Choices are caltech100_",
     "variant=qq": r"no choice; choose one of ablation_1_.{80,200}, \.\.\.; `smope train "
@@ -136,6 +137,12 @@ MISTAKES = {
     "method=smope_plus method.router_z_loss_weight=inf": r"router_z_loss_weight must be a finite",
     "method.load_loss_weight=0.1": r"load_loss_weight=0\.1: the load loss needs noise in its "
     r"choice, which router=adaptive_noise does not have; or write method\.load_loss_weight=0$",
+    "router=softmax_topk router.noise=0 method.load_loss_weight=0.1": r"and router\.noise=0; raise",
+    "router=noisy_topk router.top_k=25 method.load_loss_weight=0.1": r"no effect where all experts "
+    r"are chosen, and router\.top_k=method\.num_experts=25; lower router\.top_k; or write",
+    "router=noisy_topk router.top_k=1": r"router\.top_k must be at least 2, got 1",
+    "router=switch router.jitter=1": r"router\.jitter must be 0 or more and below 1, got 1",
+    "router=softmax_topk router.gate=key": r"router\.gate must be one of keys, learned, got key",
     "router=dense method.balance_loss_weight=0.1": r"needs a gate that chooses, which router=dense",
     "method.num_experts=0": r"method\.num_experts must be at least 1 and at most 100000, got 0",
     "router.epsilon=-0.1": r"router\.epsilon must be a finite number, 0 or more, got -0\.1",
