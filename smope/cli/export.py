@@ -6,13 +6,17 @@ import importlib.util
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smope.cli.chosen_run import chosen_model
 from smope.cli.parser import Parser
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+if TYPE_CHECKING:
+    from smope.serving.predict import Classifier
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "authors": ".pth"}
 EPILOG = """\
 The graph takes a batch of any size and gives logits of the classes seen; softmax makes them
 probabilities. Weights, routing, the pixel statistics of the backbone and the names of the classes
@@ -22,6 +26,8 @@ computes in float32, and must give the model's own logits before it is written.
 --with-preprocessing: the graph takes pictures as bytes (batch, height, width, 3), of any size, and
 resizes and crops them as the run's evaluation did. Decoding, the EXIF orientation and RGB are left
 to the program that runs it. Without it, the graph takes (batch, 3, side, side) in [0, 1].
+
+--format authors writes a class.pth as the authors' program does; `smope import` reads it.
 
 --format onnx needs `pip install 'smope[onnx]'`.
 
@@ -45,6 +51,8 @@ def run(argv: Sequence[str]) -> int:
         from smope.serving.predict import load
 
     classifier = load(model, "cpu", options.weights)
+    if options.format == "authors":
+        return _write_authors(classifier, file)
     exported = export_model(
         classifier, options.format, file, with_preprocessing=options.with_preprocessing
     )
@@ -61,6 +69,19 @@ def run(argv: Sequence[str]) -> int:
     sizes = (transform.image_size, round(transform.image_size / transform.eval_crop))
     lines = example(options.format, str(file), None if options.with_preprocessing else sizes)
     print(f"to classify with it, without smope:\n\n{lines}", end="")
+    return 0
+
+
+def _write_authors(classifier: Classifier, file: Path) -> int:
+    from smope.serving.authors import counts_decide, write_authors
+
+    write_authors(classifier.method, file)
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    if counts_decide(classifier.method):
+        print(
+            "the authors' file does not say which experts were never used, so that its logits are "
+            "those of router.exclude_unused_experts=false"
+        )
     return 0
 
 

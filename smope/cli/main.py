@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "evaluate a finished run again from its run directory",
     "predict": "classify images with what a run has learned",
     "export": "write a trained model as a graph for other programs: ONNX, torch.export",
+    "import": "make a model of a class.pth that the authors' program wrote",
     "push": "put a trained model with its model card on the Hugging Face Hub",
     "audit": "check whether the numbers of a run can be trusted",
     "report": "write a page about one run, or a comparison of many",
