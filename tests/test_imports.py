@@ -97,10 +97,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "serving": (
         "errors",
+        "version",  # an imported model says which smope wrote it
         "declare",
         "storage",  # which run a folder or the word `latest` means
         "backbones",
         "routers",
+        "experts.bank",  # the authors' program has experts of one kind alone
         "methods",
         "streams",
         "config",
