@@ -18,6 +18,7 @@ TINY, BASE = (f"vit_{size}_patch16_224" for size in ("tiny", "base"))
 SECOND, LATER = replace(SPARSE, task=1), Variant("smope_plus", 25, 5, 1)
 PLAIN_COMPILED = Variant("plain_compiled")
 COMPILED = replace(SPARSE, variant="smope_compiled")
+GRAPHS = replace(SPARSE, variant="smope_graphs_compiled")
 CAST = replace(SPARSE, variant="smope_cast")
 PLAIN_HELD = Variant("plain_held")
 AUTHORS = replace(SPARSE, variant="authors")
@@ -121,7 +122,8 @@ def completed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         row["images_per_second"] = row["batch"] / row["seconds"]
         if row["variant"].endswith("compiled"):
-            name, task = row["variant"].removesuffix("_compiled"), row["task"]
+            name = row["variant"].removesuffix("_compiled").removesuffix("_graphs")
+            task = row["task"]
             row["operations"] = eager.get((name, task)) or eager.get((name, 0))
             row["ratio_to_plain_compiled"] = row["ratio_to_plain"] / compiled if compiled else None
         row |= peak_of(row["dtype"])
@@ -187,6 +189,11 @@ def all_jobs() -> list[Job]:
         Job("run", "ViT-B, random weights", 45, functools.partial(whole_run, RUN_BASE), ("data",)),
         Job("run", "ViT-Ti", 45, functools.partial(whole_run, RUN_TINY), ("data", "weights")),
     ]
+    graphs = [*compiled, GRAPHS]
+    found += [
+        _speed("ViT-Ti bfloat16 train CUDA graphs", tiny, graphs, 100),
+        _speed("ViT-B bfloat16 train CUDA graphs", base, graphs, 110),
+    ]
     rest = []
     for name, start in (
         ("ViT-Ti bfloat16", tiny),
@@ -215,6 +222,7 @@ REHEARSED = (
     "ViT-B bfloat16",
     "ViT-Ti",
     "ViT-B bfloat16 train compiled",
+    "ViT-Ti bfloat16 train CUDA graphs",
     "missing rows",
 )
 MOST = {"tests": 150.0, "speed": 180.0, "profile": 60.0, "run": 90.0, "accuracy": 420.0}

@@ -11,6 +11,7 @@ VARIANTS = {
     "plain_held": "plain ViT, weights held in half precision",
     "smope": "SMoPE",
     "smope_compiled": "SMoPE, compiled",
+    "smope_graphs_compiled": "SMoPE, compiled, as CUDA graphs",
     "smope_plus": "SMoPE+",
     "smope_cast": "SMoPE, weights cast in each pass",
     "smope_appended": "SMoPE, attention over an appended key",

@@ -34,6 +34,7 @@ from smope.methods.smope import SMoPE
 from smope.methods.smope_plus import SMoPEPlus
 from smope.metrics.cost import saved_bytes
 from smope.routers.base import Router
+from smope.training.compiling import compile_backbone
 from smope.training.device import prefer_onednn
 from smope.training.phase import make_optimizer
 from smope.training.precision import AUTOCAST_DTYPES, autocast
@@ -62,8 +63,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Variant:
-    """plain, plain_torch_default, plain_compiled, smope, dense, smope_compiled, smope_recompute,
-    smope_plus (what it does with images of later tasks: one pass, and no step) or authors."""
+    """plain, plain_torch_default, plain_compiled, smope, dense, smope_compiled,
+    smope_graphs_compiled (CUDA graphs), smope_recompute, smope_plus (what it does with images of
+    later tasks: one pass, and no step) or authors."""
 
     variant: str
     num_experts: int | None = None
@@ -153,8 +155,8 @@ def _method(setting: Setting, variant: Variant) -> SMoPE:
     backbone.recompute = variant.variant == "smope_recompute"
     if variant.variant != "smope_cast" and setting.dtype in AUTOCAST_DTYPES:
         backbone.hold(AUTOCAST_DTYPES[setting.dtype])
-    if variant.variant == "smope_compiled":
-        backbone.compile(backend=setting.compiler)
+    if variant.variant.endswith("compiled"):
+        compile_backbone(backbone, "graphs" in variant.variant, setting.compiler)
     for bank in method.experts:
         # as after a task: about half of the experts are used more than the mean
         bank.counts.random_(9)
@@ -279,6 +281,9 @@ def _first_call(
     """
     if setting.phase == "infer" or variant.variant.endswith("compiled"):
         run()
+        backbone = getattr(module, "backbone", module)
+        if variant.variant.endswith("compiled") and backbone._compiled_call_impl is None:
+            raise RuntimeError("compiling failed, and what ran was not compiled")
         return None
     return saved_bytes(run, module)
 

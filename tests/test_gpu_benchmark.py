@@ -64,17 +64,19 @@ def test_every_stage_is_rehearsed(rehearsed: Path) -> None:
     assert list(found) == ["machine", "tests", "speed", "profile", "run", "accuracy"]
     assert not [line["error"] for stage in found.values() for line in stage if "error" in line]
     assert sum(row["failed"] for row in found["tests"][0]["rows"]) == 0
-    [train, infer, compiled] = found["speed"]
+    [train, infer, compiled, graphs] = found["speed"]
     assert [row["variant"] for row in train["rows"]] == [
         *("plain", "smope", "smope", "smope_plus", "plain_held", "smope_cast")
     ]
     assert all(
         row["images_per_second"] > 0 and row["kernels"] > 0
-        for line in (train, infer, compiled)
+        for line in (train, infer, compiled, graphs)
         for row in line["rows"]
     )
     beside = [row.get("ratio_to_plain_compiled") for row in compiled["rows"]]
     assert beside[:3] == [None, None, 1.0] and beside[3] > 0
+    assert graphs["rows"][-1]["variant"] == "smope_graphs_compiled"
+    assert all(row["operations"] > 0 for row in graphs["rows"])
     assert all(len(row["dearest"]) == 10 for row in found["profile"][0]["rows"])
     [run] = found["run"][0]["rows"]
     assert run["exit_code"] == 0, run["said"]
@@ -89,7 +91,7 @@ def test_what_the_file_holds_is_not_done_again(
 ) -> None:
     before = len(rehearsed.read_text().splitlines())
     load("gpu").main(["--rehearse", "--only", "speed", "run", "--out", str(rehearsed)])
-    assert capsys.readouterr().out.count("is in the file") == 4
+    assert capsys.readouterr().out.count("is in the file") == 5
     assert len(rehearsed.read_text().splitlines()) == before + 1, "where it was tried"
 
 

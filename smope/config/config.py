@@ -28,7 +28,7 @@ from smope.config.identity import (
 )
 from smope.config.schema import TOP_LEVEL, group_keys
 from smope.config.signatures import Key
-from smope.config.value_types import convert, describe, fits, shown
+from smope.config.value_types import convert, describe, fits, shown, switched
 from smope.errors import UserError
 
 MISSING = "???"
@@ -326,9 +326,10 @@ def _checked(data: Mapping[str, Any], keys: Mapping[str, Key], prefix: str) -> d
     for name, key in keys.items():
         dotted = prefix + name
         if name in data:
-            if not fits(data[name], key.kind):
-                raise UserError(_type_error(dotted, data[name], key))
-            checked[name] = convert(data[name], key.kind)
+            value = switched(data[name], key.kind)
+            if not fits(value, key.kind):
+                raise UserError(_type_error(dotted, value, key))
+            checked[name] = convert(value, key.kind)
         elif key.has_default:
             checked[name] = key.default
     return checked

@@ -53,6 +53,17 @@ def convert(value: Any, kind: Any) -> Any:
     return float(value) if float in members and int not in members else value
 
 
+def switched(value: Any, kind: Any) -> Any:
+    """`on` and `off` on the command line are true and false, as they are in YAML.
+
+    Args:
+        value: A value from YAML or the command line.
+        kind: The type of its key.
+    """
+    switch = {"on": True, "off": False}.get(value) if isinstance(value, str) else None
+    return value if switch is None or fits(value, kind) or not fits(switch, kind) else switch
+
+
 def describe(kind: Any) -> str:
     """The type in words: `a whole number`, `one of code, paper`, `a list of numbers or null`."""
     words: dict[Any, str] = {

@@ -86,7 +86,8 @@ def _begin(
     directory = RunDirectory.create(run_dir, experiment.config.to_yaml())
     with directory.locked():
         facts = run_facts(experiment, trainer)
-        notes = [backbone_note(config), unread_keys(given, experiment, trainer)]
+        unread = unread_keys(given, experiment, trainer)
+        notes = [backbone_note(config), unread, trainer.compile_note]
         return _train(experiment, trainer, directory, facts, notes, partial)
 
 
@@ -99,7 +100,8 @@ def _resume(config: Config, directory: RunDirectory, partial: PartialRun | None)
     with directory.locked():
         experiment, trainer = _prepare_together(config, partial)
         facts = run_facts(experiment, trainer, record.get("launches", []))
-        notes = restore_last_checkpoint(trainer, experiment.config, directory)
+        restored = restore_last_checkpoint(trainer, experiment.config, directory)
+        notes = [*restored, trainer.compile_note]
         return _train(experiment, trainer, directory, facts, notes, partial)
 
 

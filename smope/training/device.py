@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +16,6 @@ from smope.training.device_presence import absent_device
 from smope.training.precision import hold_frozen
 from smope.training.settings import TrainerSettings
 
-COMPILER = "inductor"
 # Up to this relative error a product counts as computed in float32. bfloat16 gives 1e-3.
 FLOAT32_TOLERANCE = 1e-5
 PROBE_SHAPES = ((32, 32), (256, 192), (640, 768))  # rows and width of the products tried
@@ -102,36 +99,18 @@ def prepare_process(settings: TrainerSettings, device: torch.device) -> None:
         prefer_onednn()
 
 
-def prepare_backbone(method: Method, settings: TrainerSettings, device: torch.device) -> None:
+def prepare_backbone(method: Method, settings: TrainerSettings) -> None:
     """Make a backbone as fast or as small as the settings say.
 
-    Frozen weights are held in the precision of the step as well. The backbone is compiled, or keeps
-    less for the backward pass, if the settings say so.
+    Frozen weights are held in the precision of the step as well. The backbone keeps less for the
+    backward pass if the settings say so.
 
     Args:
         method: its backbone is changed.
-        settings: `compile` and `activation_checkpointing`.
-        device: where the method computes.
-
-    Raises:
-        UserError: no compiler is installed.
+        settings: `precision` and `activation_checkpointing`.
     """
     hold_frozen(method, settings.precision)
     method.backbone.recompute = settings.activation_checkpointing
-    if not settings.compile:
-        return
-    compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
-    if device.type == "cpu" and not any(map(shutil.which, compilers)):
-        raise UserError(
-            "trainer.compile=true needs a C++ compiler, and none is installed; install g++, or "
-            "set it to false"
-        )
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise UserError(
-            "trainer.compile=true needs triton on a CUDA device; pip install triton, or set it to "
-            "false"
-        )
-    method.backbone.compile(backend=COMPILER)
 
 
 def fetch(scalar: Tensor) -> Callable[[], float]:

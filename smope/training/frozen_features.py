@@ -152,7 +152,6 @@ def compute_ahead(
     tasks: Sequence[Task],
     phases: Sequence[Phase],
     loader: TaskLoader,
-    precision: str,
 ) -> None:
     """Compute the features of training images that several epochs will read.
 
@@ -164,7 +163,6 @@ def compute_ahead(
         tasks: whose images are trained on.
         phases: of the task.
         loader: loads the images.
-        precision: trainer.precision.
     """
     epochs = sum(phase.epochs for phase in phases if method.reads_frozen_features(phase))
     if epochs < 2 or collectives.world() > 1 or not method.backbone.frozen:
@@ -173,5 +171,5 @@ def compute_ahead(
         if task.train.transform.is_random or loader.frozen.holds(task.train_plain):
             continue
         for images, _ in loader.once(task.train_plain):
-            with autocast(precision, images.device):
+            with autocast(loader.precision, images.device):
                 method.frozen_features(images)

@@ -32,6 +32,7 @@ class TaskLoader:
 
     Attributes:
         device: where batches are given.
+        precision: trainer.precision.
         epoch: passes over training images in the current task, over all its phases.
         frozen: gives the features of a batch that are known.
     """
@@ -49,6 +50,7 @@ class TaskLoader:
         self.epoch = 0
         self.frozen = frozen
         self._settings = settings
+        self.precision = settings.precision
         self._seed = seed
         self.device = device
         self._dtype = dtype

@@ -49,7 +49,9 @@ class TrainerSettings:
         deterministic: use only kernels whose results repeat (a CPU's always do). Slower on
             accelerators.
         compile: run the backbone through torch.compile. Takes a minute or two at the start and is
-            then faster on accelerators. Changes the last digits of a run's numbers.
+            then faster on accelerators. Changes the last digits of a run's numbers. "auto": where
+            that was measured to be faster and the run is long enough, see training/compiling.py.
+            "graphs": as CUDA graphs.
         activation_checkpointing: keep only the input of each block for the backward pass and
             compute the rest again. Less memory, about a third more time, the same numbers.
         checkpoint_minutes: write a checkpoint after so many minutes, beside those at the end of
@@ -83,7 +85,7 @@ class TrainerSettings:
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     num_workers: Annotated[int | None, Range(0, 256)] = None
     deterministic: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto", "graphs"] = False
     activation_checkpointing: bool = False
     checkpoint_minutes: Annotated[float | None, Positive()] = 10.0
     checkpoint_steps: Annotated[int | None, AtLeast(1, example="500")] = None

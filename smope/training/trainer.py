@@ -23,6 +23,7 @@ from smope.training.alignment import align_classifier
 from smope.training.checkpoint import Checkpoint, restore
 from smope.training.checkpointing import CheckpointWriter, restore_within
 from smope.training.class_statistics import record_class_statistics
+from smope.training.compiling import compile_as_set
 from smope.training.device import prepare_backbone
 from smope.training.evaluation import measure_accuracy, passed_batches
 from smope.training.expert_counts import ExpertCounts
@@ -76,6 +77,7 @@ class Trainer:
         context: plain JSON that checkpoints keep.
         features: of test images, where they cannot change any more.
         frozen: features of the frozen backbone, of images that are always the same.
+        compile_note: what `trainer.compile=auto` comes to, for the user.
 
     Raises:
         UserError: method, stream and settings do not fit together.
@@ -96,7 +98,7 @@ class Trainer:
         self.method = method.to(device, self.dtype)
         if isinstance(method, RoutedMethod):
             method.dense_epochs = settings.warm_up_epochs
-        prepare_backbone(method, settings, device)
+        prepare_backbone(method, settings)
         self.stream = stream
         self.settings = settings
         self.seed = seed
@@ -107,9 +109,8 @@ class Trainer:
         self.interruption = Interruption()
         self.context: dict[str, Any] = {}
         self.features = FeatureCache(device, FeatureStore())
-        self.frozen = FrozenFeatures(
-            method, self.features.store, needed_again=has_reference(method, settings.reference)
-        )
+        needed_again = has_reference(method, settings.reference)
+        self.frozen = FrozenFeatures(method, self.features.store, needed_again)
         self.loader = TaskLoader(
             settings,
             seed=seed,
@@ -127,6 +128,8 @@ class Trainer:
         check_batch_split(method, stream, settings)
         for span, task in zip(self.spans, stream.tasks, strict=True):
             check_schedule(task, self.phases(span), settings)
+        steps = sum(map(self.steps, self.spans))
+        self.compile_note = compile_as_set(method, settings, device, steps)
 
     @property
     def record(self) -> Record:
@@ -179,8 +182,7 @@ class Trainer:
         `on_task_end` is called after the checkpoint of each task. Returns the history.
         """
         first = len(self.history.accuracy_matrix)
-        directory = self.outputs.directory
-        self.features.store.directory = directory and directory.path
+        self.features.store.directory = self.outputs.directory and self.outputs.directory.path
         with self.outputs.progress.bar(len(self.spans), "tasks", done=first) as bar:
             for span in self.spans[first:]:
                 self._stopwatch.restart()
@@ -206,8 +208,7 @@ class Trainer:
         else:
             steps_done = resumed.steps
             self.loader.epoch = steps_done // self.epoch_steps(span)
-        phases, precision = self.phases(span), self.settings.precision
-        compute_ahead(self.method, self._trained_tasks(span), phases, self.loader, precision)
+        compute_ahead(self.method, self._trained_tasks(span), self.phases(span), self.loader)
         first_step = 0
         for phase, steps in self.steps_of_phases(span):
             if steps_done <= first_step + steps:

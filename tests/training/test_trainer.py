@@ -22,7 +22,7 @@ from smope.methods.smope import SMoPE
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
-from smope.training import device
+from smope.training import compiling, device
 from smope.training.checkpoint import list_checkpoints
 from smope.training.history import History
 from smope.training.trainer import Trainer
@@ -209,7 +209,7 @@ def test_compiled_it_learns_the_same(stream: Stream, monkeypatch: pytest.MonkeyP
     """Through both tasks, dense and sparse, in training and evaluation, with batches of several
     sizes.
     """
-    monkeypatch.setattr(device, "COMPILER", "aot_eager")  # all of it but the generated code
+    monkeypatch.setattr(compiling, "COMPILER", "aot_eager")  # all of it but the generated code
     torch.compiler.reset()
     runs = [make(SMoPE), make(SMoPE)]
     for method, on in zip(runs, (False, True), strict=True):
@@ -219,17 +219,6 @@ def test_compiled_it_learns_the_same(stream: Stream, monkeypatch: pytest.MonkeyP
         runs[0].trained_state().items(), runs[1].trained_state().values(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, msg=name)
-
-
-def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device.shutil, "which", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"trainer\.compile=true needs a C\+\+ compiler.*set it to false"
-    ):
-        device.prepare_backbone(make(Finetune), tiny_settings(compile=True), CPU)
-    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"trainer\.compile=true needs triton.*pip install triton"):
-        device.prepare_backbone(make(Finetune), tiny_settings(compile=True), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("which", ["train", "plain"])
