@@ -35,8 +35,8 @@ for standard input: an image, or paths one a line (or separated by zero bytes).
 guess stands in a further column. Try values on images whose class you know.
 
 columns of the table (--csv): path, class, probability; class_2, probability_2, ... with --top;
-best_guess and unknown_score with --min-probability. unknown_score is the largest logit with a minus
-sign: the higher, the less an image is like any class.
+best_guess and unknown_score with --min-probability, unknown_score with --unknown. It is
+the largest logit with a minus sign: the higher, the less an image is like any class.
 
 examples:
   smope predict latest photo.jpg                           the class of one image
@@ -86,7 +86,9 @@ def run(argv: Sequence[str]) -> int:
         min_probability=options.min_probability or 0.0,
         on_broken=report_broken,
     )
-    table = Table(options.top, with_unknown=options.min_probability is not None)
+    table = Table(
+        options.top, with_unknown=options.min_probability is not None, with_score=options.unknown
+    )
     if not options.json:
         _warn_of_unfinished_run(classifier)
     if options.json:
@@ -96,7 +98,7 @@ def run(argv: Sequence[str]) -> int:
     elif options.csv == STANDARD_STREAM:
         predictions = list(table.printed(stream))
     else:
-        predictions = list(printed(stream, inputs))
+        predictions = list(printed(stream, inputs, options.unknown))
     if options.csv and options.csv != STANDARD_STREAM:
         table.write(options.csv, predictions)
     if broken:
@@ -131,6 +133,11 @@ def _parser() -> Parser:
         metavar="P",
         type=float,
         help="an image whose best class is less probable is unknown (0 to 1; default: none is)",
+    )
+    parser.add_argument(
+        "--unknown",
+        action="store_true",
+        help="add the unknown score, which is high for images that are like no class",
     )
     parser.add_argument(
         "--csv",

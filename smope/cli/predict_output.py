@@ -23,13 +23,14 @@ def shown_path(path: Path | bytes | None) -> str:
 
 
 def printed(
-    predictions: Iterable[Prediction], inputs: Sequence[Path | bytes]
+    predictions: Iterable[Prediction], inputs: Sequence[Path | bytes], with_score: bool = False
 ) -> Iterator[Prediction]:
     """Print each prediction as soon as it is known, and yield it.
 
     Args:
         predictions: The predictions.
         inputs: The images; the longest path decides the width of the first column.
+        with_score: Whether each line ends with the unknown score.
     """
     width = min(MAX_COLUMN_WIDTH, max(len(shown_path(path)) for path in inputs))
     for prediction in predictions:
@@ -38,6 +39,8 @@ def printed(
         )
         if prediction.is_unknown:
             guesses = f"{UNKNOWN}  best guess: {guesses}"
+        if with_score:
+            guesses = f"{guesses}  unknown score {prediction.unknown_score:.2f}"
         print(f"{shown_path(prediction.path):<{width}}  {guesses}", flush=True)
         yield prediction
 
@@ -46,22 +49,25 @@ def printed(
 class Table:
     """The columns path, class, probability, and class_2, probability_2 and so on for the next best.
 
-    With a lowest probability there are two more: best_guess, the best class where `class` is
-    `unknown` too, and unknown_score.
+    With a lowest probability there is best_guess too, the best class where `class` is `unknown`;
+    then, and where it is wanted, unknown_score.
 
     Attributes:
         top: How many classes each image has.
         with_unknown: Whether there is a lowest probability.
+        with_score: Whether unknown_score is wanted without one.
     """
 
     top: int
     with_unknown: bool
+    with_score: bool = False
 
     @property
     def head(self) -> list[str]:
         ranks = ["", *(f"_{rank}" for rank in range(2, self.top + 1))]
         names = ["path", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability"))]
-        return [*names, *(["best_guess", "unknown_score"] if self.with_unknown else [])]
+        names += ["best_guess"] if self.with_unknown else []
+        return [*names, *(["unknown_score"] if self.with_unknown or self.with_score else [])]
 
     def row(self, prediction: Prediction) -> list[str]:
         """The cells of an image, in the order of `head`."""
@@ -69,7 +75,9 @@ class Table:
         guesses = zip(names, prediction.top, strict=True)
         cells = [cell for name, guess in guesses for cell in (name, f"{guess.probability:.6f}")]
         if self.with_unknown:
-            cells += [prediction.top[0].class_name, f"{prediction.unknown_score:.6f}"]
+            cells.append(prediction.top[0].class_name)
+        if self.with_unknown or self.with_score:
+            cells.append(f"{prediction.unknown_score:.6f}")
         return [shown_path(prediction.path), *cells]
 
     def printed(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:

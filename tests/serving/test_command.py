@@ -195,6 +195,25 @@ def test_unknown_images_are_named_so(
     assert image["top"][0]["class"] == plain[0]["class"]
 
 
+def test_the_unknown_score_without_a_lowest_probability(
+    run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """It is that of --min-probability, and no class is called unknown for it."""
+    table = tmp_path / "table.csv"
+    words = ["predict", str(run_dir), str(pictures), "--csv", str(table)]
+    assert main([*words, "--min-probability", "0.5"]) == 0
+    judged = list(csv.DictReader(table.open(newline="")))
+    capsys.readouterr()
+    assert main([*words, "--unknown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = list(csv.DictReader(table.open(newline="")))
+    assert list(rows[0]) == ["path", "class", "probability", "unknown_score"]
+    assert [row["unknown_score"] for row in rows] == [row["unknown_score"] for row in judged]
+    for line, row in zip(lines, rows, strict=True):
+        assert line.endswith(f" %  unknown score {float(row['unknown_score']):.2f}")
+        assert row["class"] != "unknown"
+
+
 def test_broken_images_are_named_and_left_out(
     run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture
 ) -> None:
