@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smope.declare.ranges import AtLeast, NotNegative
 from smope.routers.base import ExpertState, Router, Routing, proxy_scores
+from smope.routers.gate import gated_weights
 from smope.routers.step_sum import StepSum
 
 
@@ -72,7 +73,8 @@ class AuxFree(Router):
             self.step_sum.add(chosen.sum(0), len(chosen))
         weights = scores.gather(-1, expert_ids)
         if self.gate == "sigmoid":
-            weights = _as_gates(weights * scale) / scale
+            log_gates = F.logsigmoid(weights * scale).log_softmax(-1)
+            weights = gated_weights(log_gates, weights, scale)
         return Routing(scores, expert_ids, weights)
 
     def begin_task(self) -> None:
@@ -92,11 +94,3 @@ class AuxFree(Router):
     def used(self, routing: Routing) -> Tensor:
         """The chosen experts, (B, H, K)."""
         return routing.expert_ids
-
-
-def _as_gates(logits: Tensor) -> Tensor:
-    """Logits (B, H, K) with the same sum of exponentials, of which each expert's share is that of
-    its sigmoid; in logarithms, so that no sum of gates is 0.
-    """
-    gates = F.logsigmoid(logits)
-    return gates + (logits.logsumexp(-1) - gates.logsumexp(-1)).unsqueeze(-1)

@@ -168,6 +168,19 @@ def assert_onnx_equal(method: Method, images: Tensor, path: Path, **options: Any
         assert_equal(torch.from_numpy(logits), method, images[:size])
 
 
+def test_a_learned_gate_is_exported(images: Tensor, tmp_path: Path) -> None:
+    method = make_method("smope", tiny_backbone(), 4, router="noisy_topk").eval()
+    for matrix in method.routers.parameters():  # a gate of zeros would choose among ties
+        torch.nn.init.normal_(matrix)
+    axes = {"dynamic_axes": {"images": {0: "batch"}}, "opset_version": 17, "dynamo": False}
+    assert_onnx_equal(method, images, tmp_path / "model.onnx", **axes)
+    batch = torch.export.Dim("batch")
+    with torch.no_grad():
+        program = torch.export.export(method, (images[:2],), dynamic_shapes=({0: batch},))
+        for size in SIZES:
+            assert_equal(program.module()(images[:size]), method, images[:size])
+
+
 def test_nothing_of_the_exporter_stays_in_the_method(images: Tensor) -> None:
     """Choices of experts are kept for those who read them, and those of an exporter are fake."""
     method = make_method("smope", tiny_backbone(), 4).eval()

@@ -30,7 +30,7 @@ from smope.training.history import History
 from smope.training.interruption import Interrupted
 from smope.training.phase import RunningPhase
 from smope.training.trainer import Trainer
-from tests.contracts.conftest import METHODS, make_method
+from tests.contracts.conftest import METHODS, ROUTERS, make_method, make_router
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
 CPU = torch.device("cpu")
@@ -62,12 +62,13 @@ class Drawing(Finetune):
 
 
 def make(name: str) -> Method:
+    """A method by its name; `router=NAME` is smope with that router."""
     torch.manual_seed(0)
-    return (
-        Drawing(tiny_backbone(), 4, align=True)
-        if name == "drawing"
-        else make_method(name, tiny_backbone(), 4)
-    )
+    if name == "drawing":
+        return Drawing(tiny_backbone(), 4, align=True)
+    if name.startswith("router="):
+        return make_method("smope", tiny_backbone(), 4, router=name.removeprefix("router="))
+    return make_method(name, tiny_backbone(), 4)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,9 @@ def takes_steps(name: str) -> bool:
 
 STOPS = [("drawing", n) for n in (1, MID_EPOCH, EPOCH_END, DENSE_END, SPARSE_END, SECOND_TASK)]
 STOPS += [("smope", n) for n in (DENSE_END, MID_EPOCH, SECOND_TASK)]
-
+STOPS += [
+    (f"router={name}", SECOND_TASK) for name in ROUTERS if make_router(name).random_in_training
+]
 STOPS += [(name, MID_EPOCH) for name in METHODS if name != "smope" and takes_steps(name)]
 
 
