@@ -33,7 +33,7 @@ With ViT-B/16, SMoPE and CIFAR-100 in 10 tasks, `trainer.record=seen` writes 37 
 later tasks: 45,000 forward passes on top of the 55,000 of every run, and 56 MB. No random number is
 drawn, so nothing that is trained or scored changes. Numbers of classes above 65,535 are uint32.
 `trainer.record=auto` is `seen` unless logits would take more than 100 MB over the run, and then
-`top`: 66 bytes for each image after each task, however many classes there are.
+`top`: 62 bytes for each image after each task, however many classes there are.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from scale import Size, compared, exponent, made_stream
+from scale import RidgeSize, Size, compared, exponent, made_stream, ridge_table
 
 
 def test_the_stream_has_the_size_asked_for() -> None:
@@ -27,3 +27,9 @@ def test_both_kinds_are_measured_and_give_the_same_numbers() -> None:
     row = compared(Size(classes=4, images=1, tasks=2), rounds=1)
     assert row["features"] == 4 * 128 * 4, "one test image of four classes in float32"
     assert min(row.values()) > 0
+
+
+def test_a_ridge_classifier_is_measured_with_both_rules() -> None:
+    lines = ridge_table(RidgeSize(classes=2, images=8, tasks=1, width=4), rounds=1)
+    rows = [line for line in lines if line.endswith("times |")]
+    assert len(rows) == 12 and sum(line.startswith("| exponent in") for line in lines) == 4
