@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smope.config.conf_files import GROUPS
-from smope.config.cross_checks import check_values
+from smope.config.cross_checks import check_constraints, check_values
 from smope.config.identity import (
     ADDED_LATER,
     NOT_HASHED,
@@ -121,6 +121,26 @@ def validate(data: Mapping[str, Any], given: Collection[str] = ()) -> Config:
     }
     check_values(flatten(values), keys)
     return Config(**values)
+
+
+def checked_group(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of one group by itself, such as `trainer`, without `_target_`.
+
+    Args:
+        group: Its name.
+        values: Its values, with `_target_`; the constructor's defaults complete them.
+
+    Raises:
+        UserError: A key is unknown, or a value is of another type or out of range.
+    """
+    keys = group_keys(group, str(values.get("_target_")))
+    _refuse_unknown({group: values}, {group: keys}, [f"{group}.{name}" for name in keys])
+    checked = _checked(values, keys, f"{group}.")
+    check_constraints(
+        {f"{group}.{name}": value for name, value in checked.items()},
+        {f"{group}.{name}": key for name, key in keys.items()},
+    )
+    return checked
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

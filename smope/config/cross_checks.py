@@ -28,7 +28,7 @@ def check_values(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
         UserError: one for all that is wrong. Keys that must agree, and files, are looked at only if
             every value keeps its own constraints.
     """
-    _check_all(partial(key.check, name, flat.get(name)) for name, key in keys.items())
+    check_constraints(flat, keys)
     checks = (
         _top_k,
         _balance,
@@ -41,6 +41,19 @@ def check_values(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
         _root,
     )
     _check_all(partial(check, flat, keys) for check in checks)
+
+
+def check_constraints(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
+    """Hold each typed value to its own constraints.
+
+    Args:
+        flat: Values by dotted key; null keeps every constraint.
+        keys: The declaration of each key.
+
+    Raises:
+        UserError: one for all that is wrong.
+    """
+    _check_all(partial(key.check, name, flat.get(name)) for name, key in keys.items())
 
 
 def _check_all(checks: Iterable[Callable[[], object]]) -> None:

@@ -25,6 +25,7 @@ NOT_HASHED_IN_TRAINER = (
     "checkpoint_steps",
     "record",
     "reference",
+    "keep",
 )
 # Keys that came later, by class: at these values they change nothing, and they are not hashed, so
 # that the hashes of earlier runs remain.

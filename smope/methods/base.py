@@ -5,7 +5,7 @@ Shapes: B batch, S image side, C feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from smope.backbones.vit import Backbone
 from smope.backbones.wrapping import is_wrapped
 from smope.losses.classification import task_cross_entropy
-from smope.methods._shared.class_statistics import ClassStatistics
+from smope.methods._shared.class_statistics import ClassStatistics, class_noise
 
 Batches = Callable[[Literal["train", "plain"]], Iterator[tuple[Tensor, Tensor]]]
 """Batches of the current task's training images and labels, on the method's device.
@@ -50,6 +50,11 @@ class TaskSpan:
     def __post_init__(self) -> None:
         if not self.classes:
             object.__setattr__(self, "classes", tuple(range(self.start, self.stop)))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether classes of earlier tasks come again."""
+        return any(label < self.start for label in self.classes)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,20 @@ class BatchDependence(NamedTuple):
 
     setting: str
     instead: str
+
+
+class Recollection(NamedTuple):
+    """What a method makes of what it remembers of its classes.
+
+    Attributes:
+        logits: (n, num_classes).
+        labels: (n,).
+        origin: what was classified, for people.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    origin: str
 
 
 class AlignableClassifier(Protocol):
@@ -320,6 +339,40 @@ class Method(nn.Module):
         otherwise.
         """
         return self.aligned()
+
+    @torch.no_grad()
+    def recollect(self, count: int) -> Recollection | None:
+        """Classify samples of what is remembered of each class, the same ones at every call.
+
+        Args:
+            count: samples of each Gaussian.
+
+        Returns:
+            Their logits; None where nothing is remembered.
+        """
+        labels, mean, deviation = self.statistics.gaussians()
+        if not len(labels):
+            return None
+        noise = class_noise(labels, count, mean.shape[-1]).to(mean)
+        features = mean.unsqueeze(1) + deviation.unsqueeze(1) * noise
+        return Recollection(
+            self.classify(features.flatten(0, 1)),
+            labels.repeat_interleave(count),
+            f"{count} samples of each class's statistics",
+        )
+
+    @classmethod
+    def settings_for_tasks(
+        cls, settings: Mapping[str, Any], total_tasks: int, more: int
+    ) -> dict[str, Any]:
+        """The settings with which a method for more tasks keeps what it learned.
+
+        Args:
+            settings: the group `method` of the configuration.
+            total_tasks: tasks that it was made for.
+            more: further tasks.
+        """
+        return dict(settings)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Optimizer groups, each with its base rate; the classifier's is last."""

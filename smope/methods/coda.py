@@ -12,8 +12,8 @@ each task, the paper once.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,14 @@ class CODAPrompt(PrefixMethod):
         self.prompts = nn.Parameter(torch.empty(*shape, 2, length, self.width).uniform_())
         self.keys = nn.Parameter(torch.empty(*shape, backbone.embed_dim).uniform_())
         self.attentions = nn.Parameter(torch.empty(*shape, backbone.embed_dim).uniform_())
+
+    @classmethod
+    def settings_for_tasks(
+        cls, settings: Mapping[str, Any], total_tasks: int, more: int
+    ) -> dict[str, Any]:
+        """Each further task gets as many components as the others."""
+        share = settings["pool_size"] // total_tasks
+        return {**settings, "pool_size": share * (total_tasks + more)}
 
     def check_stream(self, tasks: Sequence[TaskSpan]) -> None:
         check_tasks(self, tasks, self.total_tasks)

@@ -15,7 +15,7 @@ from torch import Tensor
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import NotNegative, Positive, Share
 from smope.methods._shared.closed_form import ClassMoments, OnePass, features_of, joined
-from smope.methods.base import Batches, Reference, TaskSpan
+from smope.methods.base import Batches, Recollection, Reference, TaskSpan
 
 
 class FeCAM(OnePass):
@@ -84,10 +84,24 @@ class FeCAM(OnePass):
             self.whitening = self._find_whitening().to(self.classifier.weight)
         return self
 
+    @torch.no_grad()
+    def recollect(self, count: int) -> Recollection | None:
+        """The samples are normalised features, as the moments are."""
+        if not self.moments.counts.any():
+            return None
+        features, labels = self.moments.sample(count)
+        logits = self._compare(F.normalize(features, dim=-1).to(self.classifier.weight))
+        origin = f"{count} samples of each class's Gaussian"
+        return Recollection(logits, labels.to(logits.device), origin)
+
     def classify(self, features: Tensor) -> Tensor:
+        return self._compare(self._normalised(features))
+
+    def _compare(self, normalised: Tensor) -> Tensor:
+        """Normalised features (B, C) -> logits (B, K)."""
         if self.whitening is None:
-            self.whitening = self._find_whitening().to(features)
-        apart = self._normalised(features) - self.classifier.weight.unsqueeze(1)  # (K, B, C)
+            self.whitening = self._find_whitening().to(normalised)
+        apart = normalised - self.classifier.weight.unsqueeze(1)  # (K, B, C)
         return -(apart @ self.whitening.transpose(-2, -1)).square().sum(-1).T
 
     def _normalised(self, features: Tensor) -> Tensor:

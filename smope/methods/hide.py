@@ -121,7 +121,7 @@ class HiDePrompt(PrefixMethod):
 
     def check_stream(self, tasks: Sequence[TaskSpan]) -> None:
         check_tasks(self, tasks, self.prompts.shape[2])
-        again = next((task for task in tasks if task.classes[0] < task.start), None)
+        again = next((task for task in tasks if task.repeats), None)
         if again is not None:
             raise UserError(
                 f"method: {type(self).__name__} tells an image's task from its class, and classes "

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
-from smope.methods._shared.closed_form import OnePass, features_of
-from smope.methods.base import Batches, Reference, TaskSpan
+from smope.methods._shared.closed_form import CLASS_MEANS, OnePass, features_of
+from smope.methods.base import Batches, Recollection, Reference, TaskSpan
 
 
 class NearestClassMean(OnePass):
@@ -50,6 +50,13 @@ class NearestClassMean(OnePass):
         if self.similarity == "cosine":
             features = F.normalize(features, dim=-1)
         return self.classifier(features)
+
+    @torch.no_grad()
+    def recollect(self, count: int) -> Recollection | None:
+        labels = self.counts.nonzero()[:, 0]
+        if not len(labels):
+            return None
+        return Recollection(self.classify(self.means[labels]), labels, CLASS_MEANS)
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:

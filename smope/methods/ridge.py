@@ -13,7 +13,7 @@ from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, OrderedPair
 from smope.methods._shared.closed_form import OnePass, features_of
 from smope.methods._shared.ridge_head import PenaltyRule, RidgeHead
-from smope.methods.base import Batches, Reference, TaskSpan
+from smope.methods.base import Batches, Recollection, Reference, TaskSpan
 
 
 class Ridge(OnePass):
@@ -42,6 +42,9 @@ class Ridge(OnePass):
     ) -> None:
         super().__init__(backbone, num_classes)
         self.classifier = RidgeHead(backbone.embed_dim, num_classes, width, exponents, penalty_rule)
+
+    def recollect(self, count: int) -> Recollection | None:
+        return self.classifier.recollect()
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:

@@ -11,7 +11,7 @@ import torch
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import Share
 from smope.methods._shared.closed_form import ClassMoments, OnePass, features_of
-from smope.methods.base import Batches, Reference, TaskSpan
+from smope.methods.base import Batches, Recollection, Reference, TaskSpan
 
 
 class StreamingLDA(OnePass):
@@ -45,6 +45,15 @@ class StreamingLDA(OnePass):
         super().__init__(backbone, num_classes)
         self.shrinkage = shrinkage
         self.moments = ClassMoments(num_classes, backbone.embed_dim, "shared")
+
+    @torch.no_grad()
+    def recollect(self, count: int) -> Recollection | None:
+        if not self.moments.counts.any():
+            return None
+        features, labels = self.moments.sample(count)
+        logits = self.classify(features.to(self.classifier.weight))
+        origin = f"{count} samples of each class's Gaussian"
+        return Recollection(logits, labels.to(logits.device), origin)
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:

@@ -97,6 +97,20 @@ def make_method(
     return _call(method, **objects)
 
 
+def settings_for_tasks(group: dict[str, Any], total_tasks: int, more: int) -> dict[str, Any]:
+    """The group `method` for more tasks; see Method.settings_for_tasks.
+
+    Args:
+        group: its `_target_` makes a method.
+        total_tasks: tasks that the method was made for.
+        more: further tasks.
+    """
+    maker = get_object(group["_target_"])
+    if more == 0 or not isinstance(maker, type):
+        return group
+    return maker.settings_for_tasks(group, total_tasks, more)
+
+
 def make_backbone(group: dict[str, Any]) -> Backbone:
     """The backbone of the group `backbone` of a configuration."""
     return _call(group)

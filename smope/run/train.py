@@ -15,6 +15,7 @@ from smope.distributed import collectives, torchrun
 from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.metrics.expert_use import block_numbers, collapse_sentence
 from smope.report.live_pictures import live_pictures
+from smope.run.artefact import size_line
 from smope.run.backbone_note import backbone_note
 from smope.run.build import Experiment
 from smope.run.dry_run import summary
@@ -178,6 +179,8 @@ def _train(
         # Last, since a tracker may upload run.json.
         tracker.finish(trainer.history.scores(), status)
     _print_results(content, directory, progress)
+    if partial is None:
+        progress.line(size_line(trainer.method, trainer.settings.keep))
     return content
 
 

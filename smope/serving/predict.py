@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from smope.declare.texts import Device
 from smope.errors import UserError
 from smope.methods.base import Method
-from smope.run.artefact import Artefact, read_model
+from smope.run.artefact import Artefact, read_model, write_artefact
 from smope.serving.hub import download, is_hub_reference
 from smope.serving.inputs import SingleInput, picture, single_images
 from smope.serving.rebuild import rebuild
@@ -77,9 +77,15 @@ class Classifier:
     """A trained model that classifies images among the classes it has seen; made by `load`."""
 
     def __init__(
-        self, artefact: Artefact, method: Method, device: torch.device, dtype: torch.dtype
+        self,
+        artefact: Artefact,
+        method: Method,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: str | None = None,
     ) -> None:
         self.artefact = artefact
+        self._weights = weights
         self.method = method
         self.device = device
         self.dtype = dtype
@@ -150,6 +156,57 @@ class Classifier:
             )
         batches = self._batches(single_images(images), batch_size, on_broken or _raise)
         return (guess for batch in batches for guess in self._guess(batch, top, min_probability))
+
+    def learn(
+        self,
+        folder: Path | str,
+        *,
+        validation: Path | str | None = None,
+        more_images: bool = False,
+        broken_images: Literal["error", "skip"] = "error",
+        quiet: bool = True,
+    ) -> Classifier:
+        """Learn more classes from new images alone; `smope learn` does the same.
+
+        Args:
+            folder: holds a folder of images for each class, or the images of one class.
+            validation: the same for old and new classes, to measure accuracies before and after.
+            more_images: whether images of classes that are known already are welcome.
+            broken_images: "error" refuses images that cannot be read, "skip" leaves them out.
+            quiet: whether to print nothing meanwhile.
+
+        Returns:
+            A classifier that knows the new classes too; this one stays as it is. What was learned,
+            and how well old classes are recognised, is in its `artefact.lineage[-1]`.
+
+        Raises:
+            UserError: the model is not learnable (trainer.keep=learnable), or an argument is wrong.
+        """
+        from smope.serving.class_folders import class_folders
+        from smope.serving.learning import Pupil
+        from smope.serving.lessons import prepare_lesson
+
+        held_out = None
+        if validation is not None:
+            held_out = class_folders(Path(validation).expanduser(), "validation")
+        lesson = prepare_lesson(
+            self.artefact,
+            class_folders(Path(folder).expanduser(), "folder"),
+            held_out,
+            more_images=more_images,
+            broken_images=broken_images,
+        )
+        pupil = Pupil(self.artefact, lesson, self.device, self._weights, quiet)
+        return self._with(pupil.learn())
+
+    def save(self, path: Path | str) -> None:
+        """Write the model to a new file, which `load` reads. FileExistsError if there is one."""
+        self.artefact = write_artefact(self.artefact, Path(path).expanduser())
+
+    def _with(self, artefact: Artefact) -> Classifier:
+        """A classifier of another artefact, on the same backbone and device."""
+        method = rebuild(artefact, self.device, self.dtype, self._weights)
+        return Classifier(artefact, method, self.device, self.dtype, self._weights)
 
     def _batches(
         self,
@@ -234,8 +291,9 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
     if torch_device.type == "cpu":
         prefer_onednn()  # as the run did
     weights = weights or weights_beside(model, artefact.backbone.get("weights"))
-    method = rebuild(artefact, torch_device, dtype, None if weights is None else str(weights))
-    return Classifier(artefact, method, torch_device, dtype)
+    source = None if weights is None else str(weights)
+    method = rebuild(artefact, torch_device, dtype, source)
+    return Classifier(artefact, method, torch_device, dtype, source)
 
 
 def _precision(artefact: Artefact, device: torch.device) -> str:

@@ -26,6 +26,32 @@ def rebuild(
     Raises:
         UserError: the weights are others, or the artefact does not fit what is installed.
     """
+    method = new_method(artefact, device, dtype, weights)
+    restore(method, artefact)
+    return method.eval()
+
+
+def new_method(
+    artefact: Artefact,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: str | None = None,
+    *,
+    seed: int = 0,
+) -> Method:
+    """A method as an artefact describes it, with nothing learned yet.
+
+    Args:
+        artefact: its configuration, classes and tasks.
+        device: where the method computes.
+        dtype: of its parameters.
+        weights: where the backbone's weights are now; None for where the run read them, "random"
+            for a method of which only names and shapes are needed.
+        seed: of the first weights.
+
+    Raises:
+        UserError: the weights are others, or the artefact does not fit what is installed.
+    """
     for group, kind in (
         (artefact.backbone, Backbone),
         (artefact.method, Method),
@@ -34,11 +60,11 @@ def rebuild(
         check_target(group, kind)
     with torch.random.fork_rng(devices=[]):  # weights are drawn first, and then replaced
         backbone = _backbone(artefact, weights)
+        torch.default_generator.manual_seed(seed)
         method = make_method(
             artefact.method, artefact.router, backbone, artefact.num_classes, artefact.total_tasks
-        ).to(device, dtype)
-    restore(method, artefact)
-    return method.eval()
+        )
+    return method.to(device, dtype)
 
 
 def _backbone(artefact: Artefact, weights: str | None) -> Backbone:
@@ -52,7 +78,7 @@ def _backbone(artefact: Artefact, weights: str | None) -> Backbone:
         "std": std,
         "image_size": artefact.image_size or None,
     }
-    if artefact.has_backbone:
+    if artefact.has_backbone or weights == "random":
         return make_backbone({**artefact.backbone, **changes, "weights": "random"})
     source = weights or artefact.backbone["weights"]
     if source == "random":

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import IO
 
+from smope.errors import UserError
+
 
 def lock_file(path: Path, *, wait: bool = False) -> IO[str] | None:
     """Open a file and lock it until it is closed. The file stays.
@@ -51,6 +53,41 @@ def try_lock(file: IO[str], path: Path, *, wait: bool = False) -> bool:
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
+def check_new_file(path: Path, key: str) -> None:
+    """UserError unless a new file can be written at a path.
+
+    Args:
+        path: Where.
+        key: What errors call it.
+    """
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{key}={path}: exists, and nothing is overwritten; name a new file")
+    if not path.parent.is_dir():
+        raise UserError(f"{key}={path}: there is no folder {path.parent}; make it, or name another")
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """As write_atomically, but FileExistsError if there is a file already, which is untouched.
+
+    Args:
+        path: The file to write.
+        content: All of its bytes.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write(temporary, content)
+        try:
+            os.link(temporary, path)  # unlike a renaming, it never replaces a file
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a temporary file, flush it to disk and rename it, so that no reader sees a part.
 
@@ -60,10 +97,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(temporary, content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file and flush it to disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -25,10 +25,11 @@ class OtherFormat(UserError):
 
 
 class Contents(NamedTuple):
-    """The record and the tensors of a file."""
+    """The record and the tensors of a file, and the hash over both."""
 
     record: dict[str, Any]
     tensors: dict[str, Tensor]
+    sha256: str
 
 
 def pack(
@@ -42,14 +43,31 @@ def pack(
         version: The format version.
         kind: Tells files apart that count their versions separately.
     """
-    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    text = json.dumps(record, sort_keys=True)  # equal contents have equal hashes
+    text, stored = _stored(record, tensors)
     metadata = {"format_version": str(version), "facts": text, "sha256": _digest(text, stored)}
     return save(stored, metadata | ({"kind": kind} if kind else {}))
 
 
+def content_hash(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 (hex) that a file with this record and these tensors has."""
+    return _digest(*_stored(record, tensors))
+
+
+def _stored(
+    record: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[str, dict[str, Tensor]]:
+    """The record as text and the tensors as they are written: equal contents have equal hashes."""
+    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    return json.dumps(record, sort_keys=True), stored
+
+
 def unpack(
-    name: str, path: Path, version: int, fields: Mapping[str, type], kind: str | None = None
+    name: str,
+    path: Path,
+    version: int,
+    fields: Mapping[str, type],
+    kind: str | None = None,
+    optional: Mapping[str, type] | None = None,
 ) -> Contents:
     """Read and check a file that `pack` made.
 
@@ -59,6 +77,7 @@ def unpack(
         version: The format version that it must have.
         fields: What its record must hold: the type of each value by name.
         kind: The kind that it must have.
+        optional: Types of what its record may hold.
 
     Raises:
         OtherFormat: if it has another version.
@@ -85,10 +104,13 @@ def unpack(
     text = metadata.get("facts", "")
     if metadata.get("sha256") != _digest(text, tensors):
         raise UserError(f"{name} {path}: is damaged: its content does not match its sha256")
-    return Contents(_record(name, path, text, fields), tensors)
+    record = _record(name, path, text, fields, optional or {})
+    return Contents(record, tensors, metadata["sha256"])
 
 
-def _record(name: str, path: Path, text: str, fields: Mapping[str, type]) -> dict[str, Any]:
+def _record(
+    name: str, path: Path, text: str, fields: Mapping[str, type], optional: Mapping[str, type]
+) -> dict[str, Any]:
     """The record of an undamaged file. UserError if it lacks a field or has one of another type."""
     try:
         record = json.loads(text)
@@ -96,6 +118,7 @@ def _record(name: str, path: Path, text: str, fields: Mapping[str, type]) -> dic
         record = None
     record = record if isinstance(record, dict) else {}
     wrong = [key for key, kind in fields.items() if not _is(record.get(key), kind)]
+    wrong += [key for key, kind in optional.items() if key in record and not _is(record[key], kind)]
     if wrong:
         raise UserError(
             f"{name} {path}: is no {name} of a run: its record makes no sense ({', '.join(wrong)})"

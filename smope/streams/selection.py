@@ -39,6 +39,7 @@ class Selection(Dataset):
         source_index: Sequence[int],
         targets: Sequence[int],
         seed: int,
+        earlier_images: int = 0,
     ) -> None:
         """Select images of a source.
 
@@ -47,11 +48,14 @@ class Selection(Dataset):
             source_index: which of `images` are selected, in this order.
             targets: the label of each selected image.
             seed: the stream's seed.
+            earlier_images: the images of the source are numbered from here on, where a stream
+                continues one whose images are elsewhere.
         """
         self.images = images
         self.source_index = [int(index) for index in source_index]
         self.targets = [int(target) for target in targets]
         self.seed = seed
+        self.earlier_images = earlier_images
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -59,7 +63,7 @@ class Selection(Dataset):
 
     def __getitem__(self, item: int) -> tuple[UntransformedImage, int]:
         index = self.source_index[item]
-        seed = stable_seed(self.seed, self.epoch, index)
+        seed = stable_seed(self.seed, self.epoch, self.earlier_images + index)
         return UntransformedImage(self.images.pixels(index), seed), self.targets[item]
 
     def choose(self, items: Sequence[int]) -> Selection:
@@ -69,6 +73,7 @@ class Selection(Dataset):
             [self.source_index[item] for item in items],
             [self.targets[item] for item in items],
             self.seed,
+            self.earlier_images,
         )
 
 
@@ -77,7 +82,7 @@ def join_selections(selections: Sequence[Selection]) -> Selection:
     first = selections[0]
     source_index = [index for selection in selections for index in selection.source_index]
     targets = [target for selection in selections for target in selection.targets]
-    return Selection(first.images, source_index, targets, first.seed)
+    return Selection(first.images, source_index, targets, first.seed, first.earlier_images)
 
 
 class UnresampledImages(Dataset):

@@ -186,7 +186,7 @@ def last_checkpoint(
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint; UserError where it is damaged or of another format."""
-    record, tensors = unpack("checkpoint", path, CHECKPOINT_FORMAT_VERSION, RECORD_TYPES)
+    record, tensors, _ = unpack("checkpoint", path, CHECKPOINT_FORMAT_VERSION, RECORD_TYPES)
     groups: dict[str, dict[str, Tensor]] = {"method": {}, "within": {}}
     for key, value in tensors.items():
         group, _, name = key.partition(".")

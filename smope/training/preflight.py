@@ -25,7 +25,7 @@ def check_stream(method: Method, stream: Stream, spans: Sequence[TaskSpan]) -> N
     """
     method.check_stream(spans)
     centroids = method.statistics.mean.shape[1]
-    if centroids > 1 and any(span.classes[0] < span.start for span in spans):
+    if centroids > 1 and any(span.repeats for span in spans):
         raise UserError(
             f"method.centroids must be 1 for stream {stream.name}, where classes come again in "
             f"later tasks, got {centroids}; leave it at its default"
@@ -36,13 +36,15 @@ def check_schedule(task: Task, phases: Sequence[Phase], settings: TrainerSetting
     """Check that every phase of a task has steps, and a schedule over them.
 
     Args:
-        task: the task.
+        task: the task; one that was learned elsewhere has no images, and is not trained.
         phases: its phases.
         settings: the batch size and the schedule.
 
     Raises:
         UserError: a batch is larger than the task, or frozen steps leave nothing to train.
     """
+    if not len(task.train):
+        return
     steps = len(task.train) // settings.batch_size
     if phases and steps == 0:
         raise UserError(
@@ -93,7 +95,7 @@ def check_batch_split(method: Method, stream: Stream, settings: TrainerSettings)
         )
     for task in stream.tasks:
         fewest = min(len(task.train), len(task.test))
-        if fewest < world:
+        if 0 < fewest < world:
             raise UserError(
                 f"stream: task {task.index + 1} of {stream.name} has {fewest} images to train on "
                 f"or to be evaluated on, fewer than the {world} processes; start fewer"

@@ -63,6 +63,8 @@ class TrainerSettings:
             training/recording.py.
         reference: at the end, what "ncm" reaches on the frozen features, for comparison, or "none".
             Costs one forward pass of each image. See training/reference.py.
+        keep: what model.safetensors holds: what classifying images needs ("inference"), or also
+            what learning more classes needs ("learnable"). See run/artefact.py.
     """
 
     batch_size: Annotated[int, AtLeast(1), OrAuto()] = 128
@@ -91,6 +93,7 @@ class TrainerSettings:
     checkpoint_steps: Annotated[int | None, AtLeast(1, example="500")] = None
     record: Record = "auto"
     reference: Reference = "ncm"
+    keep: Literal["inference", "learnable"] = "inference"
 
     @property
     def warm_up_epochs(self) -> int:

@@ -10,7 +10,7 @@ def task_spans(stream: Stream) -> list[TaskSpan]:
     """The classes of each task, and which of them are new."""
     spans, seen = [], 0
     for task in stream.tasks:
-        stop = max(seen, task.classes[-1] + 1)
+        stop = max([seen - 1, *task.classes]) + 1
         spans.append(TaskSpan(task.index, seen, stop, task.classes))
         seen = stop
     return spans

@@ -185,15 +185,19 @@ class Trainer:
         self.features.store.directory = self.outputs.directory and self.outputs.directory.path
         with self.outputs.progress.bar(len(self.spans), "tasks", done=first) as bar:
             for span in self.spans[first:]:
-                self._stopwatch.restart()
                 with self.frozen.used():
-                    self._learn(span)
-                    self._end_task(span)
+                    self.learn_task(span)
                     self._evaluate(span)
                 self._save()
                 on_task_end()
                 bar.update()
         return self.history
+
+    def learn_task(self, span: TaskSpan) -> None:
+        """All that a method learns of one task, without the evaluation after it."""
+        self._stopwatch.restart()
+        self._learn(span)
+        self._end_task(span)
 
     def _learn(self, span: TaskSpan) -> None:
         """All phases of a task, or those that a resumed run has left of it."""

@@ -98,6 +98,23 @@ class ClassStatistics(nn.Module):
         )
 
 
+def class_noise(labels: Tensor, count: int, width: int) -> Tensor:
+    """Standard normal numbers that depend on a label and not on which other labels there are.
+
+    Args:
+        labels: (n,).
+        count: rows of each label.
+        width: C.
+
+    Returns:
+        (n, count, C) in float64, on the CPU.
+    """
+    noise = torch.empty(len(labels), count, width, dtype=torch.float64)
+    for row, label in zip(noise, labels.tolist(), strict=True):
+        row.normal_(generator=torch.Generator().manual_seed(label))
+    return noise
+
+
 def _assign(features: Tensor, centroids: int, seed: int) -> Tensor:
     if centroids == 1:
         return torch.zeros(len(features), dtype=torch.int64, device=features.device)

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from smope.backbones.vit import Backbone
 from smope.distributed import collectives
 from smope.errors import UserError
+from smope.methods._shared.class_statistics import class_noise
 from smope.methods.base import Batches, Method, Phase, TaskSpan
+
+CLASS_MEANS = "the mean of each class"  # what some methods remember of a class
 
 
 class OnePass(Method):
@@ -129,8 +132,32 @@ class ClassMoments(FixedPrecision):
             self.means[label] += share * shift
             self.counts[label] += len(rows)
 
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draw from the Gaussian of each class, the same at every call.
+
+        Args:
+            count: samples of a class.
+
+        Returns:
+            Features (n, C) in float64 and labels (n,).
+        """
+        labels = self.counts.nonzero()[:, 0]
+        noise = class_noise(labels, count, self.means.shape[1]).to(self.scatter.device)
+        root = _root(self.covariance(0)) if len(self.scatter) == 1 else None
+        samples = [
+            self.means[label] + drawn @ (_root(self.covariance(label)) if root is None else root).T
+            for label, drawn in zip(labels.tolist(), noise, strict=True)
+        ]
+        return torch.cat(samples), labels.repeat_interleave(count)
+
     def covariance(self, group: int) -> Tensor:
         """The unbiased covariance of one group, (C, C) float64; zero if no class has two images."""
         class_freedom = (self.counts - 1).clamp(min=0)
         freedom = class_freedom[group] if len(self.scatter) > 1 else class_freedom.sum()
         return self.scatter[group].double() / int(freedom.clamp(min=1))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """R with R·Rᵀ = covariance (C, C), which may be singular."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smope.methods._shared.closed_form import features_of
 from smope.methods._shared.ridge_head import RidgeHead
-from smope.methods.base import Batches, Method, Phase, TaskSpan
+from smope.methods.base import Batches, Method, Phase, Recollection, TaskSpan
 
 
 class FirstSession(Method):
@@ -34,6 +34,9 @@ class FirstSession(Method):
 
     def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
         return super().phases(task, epochs) if task.index == 0 else []
+
+    def recollect(self, count: int) -> Recollection | None:
+        return self.ridge.recollect()
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:

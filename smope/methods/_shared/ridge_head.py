@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smope.methods._shared.closed_form import FixedPrecision, joined
+from smope.methods._shared.closed_form import CLASS_MEANS, FixedPrecision, joined
+from smope.methods.base import Recollection
 
 PenaltyRule = Literal["gcv", "last_fifth"]
 CHUNK_IMAGES = 1024  # images whose random features are in memory at once
@@ -324,6 +325,17 @@ class RidgeHead(nn.Module):
         else:
             self._add_and_hold_out(features, labels)
         self.weight.copy_(self._solve_raised().T)
+
+    @torch.no_grad()
+    def recollect(self) -> Recollection | None:
+        """Classify the mean h of each class; None before the first `fit`."""
+        sums = self.sums.class_sums().T
+        labels = sums.any(1).nonzero()[:, 0]
+        if not len(labels):
+            return None
+        # Without a bias, the length of h changes no order of logits.
+        means = F.normalize(sums[labels], dim=-1).to(self.weight)
+        return Recollection(F.linear(means, self.weight), labels.to(means.device), CLASS_MEANS)
 
     def _add_and_hold_out(self, features: Tensor, labels: Tensor) -> None:
         """Add images, and choose λ by a fifth of them that is added last."""
