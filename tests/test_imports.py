@@ -97,8 +97,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "serving": (
         "errors",
-        "version",  # an imported model says which smope wrote it
+        "version",  # which smope imported or taught a model
+        "seeding",
         "declare",
+        "console",  # learning shows its progress
         "storage",  # which run a folder or the word `latest` means
         "backbones",
         "routers",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.run.quick_import import quick_imports
-from smope.serving.class_folders import FEW_IMAGES, class_folders
 from smope.storage.files import check_new_file
 from smope.storage.run_directory import check_run
 from smope.training.device_presence import refuse_absent_device
@@ -46,6 +45,8 @@ def run(argv: Sequence[str]) -> int:
     check_run(source)
     if options.out is not None:
         check_new_file(options.out, "--out")
+    from smope.serving.class_folders import class_folders
+
     folders = class_folders(options.folder, "NEW_CLASSES_DIR")
     validation = None
     if options.validate is not None:
@@ -134,6 +135,8 @@ def written_line(artefact: Artefact) -> str:
 
 
 def _plan_lines(source: Path, artefact: Artefact, lesson: Lesson, pupil: Pupil) -> list[str]:
+    from smope.serving.class_folders import FEW_IMAGES
+
     method = type(pupil.trainer.method).__name__
     known = len(artefact.class_names)
     lines = [f"{source}: {method}, {known} classes in {artefact.tasks_done} tasks"]

@@ -24,11 +24,11 @@ COMMANDS = {
     "eval": "evaluate a finished run again from its run directory",
     "predict": "classify images with what a run has learned",
     "learn": "teach a trained model more classes, without the images of before",
+    "pack": "write the model of a run to a file, for classifying or for learning more classes",
     "export": "write a trained model as a graph for other programs: ONNX, torch.export",
     "import": "make a model of a class.pth that the authors' program wrote",
     "push": "put a trained model with its model card on the Hugging Face Hub",
     "audit": "check whether the numbers of a run can be trusted",
-    "pack": "write the model of a run to a file, for classifying or for learning more classes",
     "report": "write a page about one run, or a comparison of many",
     "reproduce": "run a row of the paper for several seeds and compare it with the published "
     "numbers",
