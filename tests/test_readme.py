@@ -87,6 +87,28 @@ def test_a_photographer_teaches_a_model(photographs: Path) -> None:
     assert (directory / "report.html").is_file()
 
 
+def test_a_model_is_taught_and_forgets(photographs: Path) -> None:
+    train, predict, learn, predict_again, forget = commands("### Use it")
+    (photographs / "new_classes").mkdir()
+    for name in ("beaver", "binocular"):
+        taught = shutil.move(photographs / "photos" / name, photographs / "new_classes" / name)
+        for image in sorted(Path(taught).iterdir())[5:]:
+            image.unlink()
+    text = run(train, photographs, SMALL_PHOTOS)
+    assert "the model can learn more classes" in text
+    assert "beaver" not in run(predict, photographs, []).replace("new/beaver", "")
+    text = run(learn, photographs, [])
+    assert "new: beaver (5), binocular (5)" in text
+    assert "old classes: " in text
+    assert "model-v2.safetensors: 8 classes" in text
+    lines = run(predict_again, photographs, []).splitlines()
+    right = sum(Path(line.split()[0]).name.startswith(line.split()[1]) for line in lines)
+    assert right >= 15
+    text = run(forget, photographs, [])
+    assert "as if it had never seen" in text
+    assert "model-v3.safetensors: 7 classes" in text
+
+
 def test_a_researcher_compares_three_methods(tmp_path: Path) -> None:
     train, collect, report = commands("### Comparing methods")
     run(train, tmp_path, SMALL_DIGITS)

@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "evaluate a finished run again from its run directory",
     "predict": "classify images with what a run has learned",
     "learn": "teach a trained model more classes, without the images of before",
+    "forget": "withdraw classes from a trained model, or undo its last lesson",
     "pack": "write the model of a run to a file, for classifying or for learning more classes",
     "export": "write a trained model as a graph for other programs: ONNX, torch.export",
     "import": "make a model of a class.pth that the authors' program wrote",

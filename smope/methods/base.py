@@ -361,6 +361,31 @@ class Method(nn.Module):
             f"{count} samples of each class's statistics",
         )
 
+    @property
+    def shares_sums(self) -> bool:
+        """Whether it keeps sums over the images of all classes, out of which `withdraw` can take
+        those of a class.
+        """
+        return False
+
+    def withdraw(self, label: int, features: Tensor | None) -> None:
+        """Prepare for the removal of a class's rows: take its images out of what classes share.
+
+        Args:
+            label: the class.
+            features: (n, C) in float64 of all images that it was learned from, if `shares_sums`;
+                None where these are not at hand.
+
+        Raises:
+            UserError: they are not the images that the class was learned from.
+        """
+
+    def trains(self, task: TaskSpan) -> bool:
+        """Whether learning a task changes parameters that other tasks' classes use as well, in
+        another way than by sums.
+        """
+        return True
+
     @classmethod
     def settings_for_tasks(
         cls, settings: Mapping[str, Any], total_tasks: int, more: int

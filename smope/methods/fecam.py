@@ -84,6 +84,16 @@ class FeCAM(OnePass):
             self.whitening = self._find_whitening().to(self.classifier.weight)
         return self
 
+    @property
+    def shares_sums(self) -> bool:
+        return len(self.moments.scatter) == 1
+
+    @torch.no_grad()
+    def withdraw(self, label: int, features: Tensor | None) -> None:
+        if self.shares_sums:
+            self.moments.withdraw(label, None if features is None else self._normalised(features))
+            self.whitening = None
+
     @torch.no_grad()
     def recollect(self, count: int) -> Recollection | None:
         """The samples are normalised features, as the moments are."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
+from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, OrderedPair
@@ -45,6 +46,14 @@ class Ridge(OnePass):
 
     def recollect(self, count: int) -> Recollection | None:
         return self.classifier.recollect()
+
+    @property
+    def shares_sums(self) -> bool:
+        return True
+
+    def withdraw(self, label: int, features: Tensor | None) -> None:
+        if features is not None:
+            self.classifier.withdraw(label, features)
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
+from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import Share
@@ -60,6 +61,21 @@ class StreamingLDA(OnePass):
         moments = self.moments
         for features, labels in features_of(self, batches, moments.means.device):
             moments.add(features, labels)
+        self._solve()
+
+    @property
+    def shares_sums(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def withdraw(self, label: int, features: Tensor | None) -> None:
+        self.moments.withdraw(label, features)
+        if features is not None:
+            self._solve()
+
+    def _solve(self) -> None:
+        """The classifier of the present moments."""
+        moments = self.moments
         identity = torch.eye(moments.means.shape[1]).to(moments.means)
         covariance = (1 - self.shrinkage) * moments.covariance(0) + self.shrinkage * identity
         weight = torch.cholesky_solve(moments.means.T, torch.linalg.cholesky(covariance)).T

@@ -24,10 +24,12 @@ class ClassFolders:
     Attributes:
         key: what errors call the folder, such as DIR=photos.
         files: of each class.
+        directory: that was given.
     """
 
     key: str
     files: Mapping[str, list[Path]]
+    directory: Path
 
     @property
     def class_names(self) -> list[str]:
@@ -72,7 +74,7 @@ def class_folders(directory: Path, key: str) -> ClassFolders:
     _refuse_empty(named, files, listing)
     for text in listing.left_out.warnings():
         _log.warning("%s: %s", named, text)
-    return ClassFolders(named, files)
+    return ClassFolders(named, files, directory)
 
 
 def _refuse_empty(named: str, files: Mapping[str, list[Path]], listing: Listing) -> None:

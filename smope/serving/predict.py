@@ -199,6 +199,29 @@ class Classifier:
         pupil = Pupil(self.artefact, lesson, self.device, self._weights, quiet)
         return self._with(pupil.learn())
 
+    def forget(self, class_names: Sequence[str], images: Path | str | None = None) -> Classifier:
+        """Withdraw classes; `smope forget` does the same.
+
+        Args:
+            class_names: what is forgotten.
+            images: the images that the classes were learned from, in class folders, to be taken out
+                of sums that all classes share.
+
+        Returns:
+            A classifier without the classes; this one stays as it is.
+
+        Raises:
+            UserError: a class is unknown or the last one, or the images are others.
+        """
+        from smope.serving.class_folders import class_folders
+        from smope.serving.forgetting import forget
+
+        folders = None if images is None else class_folders(Path(images).expanduser(), "images")
+        smaller, notes = forget(self.artefact, class_names, self.device, self._weights, folders)
+        for note in notes:
+            _log.info("%s", note)
+        return self._with(smaller)
+
     def save(self, path: Path | str) -> None:
         """Write the model to a new file, which `load` reads. FileExistsError if there is one."""
         self.artefact = write_artefact(self.artefact, Path(path).expanduser())

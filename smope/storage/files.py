@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -73,7 +74,8 @@ def write_new(path: Path, content: bytes) -> None:
         path: The file to write.
         content: All of its bytes.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writer = f"{os.getpid()}-{threading.get_native_id()}"  # several threads may write at a time
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         _write(temporary, content)
         try:

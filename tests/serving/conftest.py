@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from smope.cli.main import main
+
+from .colours import Run, draw_colours, runs_on
 
 CLASSES = {
     "red fish": (200, 60, 60),
@@ -56,3 +61,21 @@ def run_dir(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["train", *SMALL, f"stream.root={root}", f"run_dir={path}"]) == 0
     shutil.rmtree(root)
     return path
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders train and test with six classes."""
+    return draw_colours(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="session")
+def colour_run(colours: Path) -> Callable[..., Run]:
+    """(method, tasks, folder, overrides) -> that run."""
+    return runs_on(colours)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Images of the size that these runs have."""
+    return torch.rand(20, 3, 8, 8, dtype=torch.float64)

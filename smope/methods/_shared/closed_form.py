@@ -17,6 +17,7 @@ from smope.errors import UserError
 from smope.methods._shared.class_statistics import class_noise
 from smope.methods.base import Batches, Method, Phase, TaskSpan
 
+SAME_IMAGES = 1e-3  # relative difference of sums of features that another machine may cause
 CLASS_MEANS = "the mean of each class"  # what some methods remember of a class
 
 
@@ -32,6 +33,9 @@ class OnePass(Method):
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return []
+
+    def trains(self, task: TaskSpan) -> bool:
+        return False
 
 
 def features_of(
@@ -61,6 +65,24 @@ def features_of(
                 "backbone.weights, or trainer.precision=float32"
             )
         yield features.to(device).double(), labels.to(device)
+
+
+def refuse_other_images(remembered: Tensor, given: Tensor) -> None:
+    """Check that images are those that a class was learned from.
+
+    Args:
+        remembered: the sum or mean of the class's features, (C,).
+        given: that of the images.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    if not (given - remembered).norm() <= SAME_IMAGES * remembered.norm():
+        raise UserError(
+            "--images: these are not the images that the class was learned from; give all of them "
+            "and no other (of a run that drew its test images: the folder that it was given), or "
+            "leave --images out"
+        )
 
 
 def joined(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -131,6 +153,32 @@ class ClassMoments(FixedPrecision):
             self.scatter[group] += centred.T @ centred + share * earlier * torch.outer(shift, shift)
             self.means[label] += share * shift
             self.counts[label] += len(rows)
+
+    @torch.no_grad()
+    def withdraw(self, label: int, features: Tensor | None) -> None:
+        """Take a class out of a scatter matrix that all classes share.
+
+        Args:
+            label: the class.
+            features: (n, C) in float64 of its images. None: its share stays in the matrix, and the
+                covariance as it is.
+
+        Raises:
+            UserError: these are not its images.
+        """
+        freedom = (self.counts - 1).clamp(min=0)
+        if features is None:
+            remaining = (freedom.sum() - freedom[label]).clamp(min=1)
+            self.scatter[0] *= float(remaining / freedom.sum().clamp(min=1))
+        else:
+            mean = features.mean(0)
+            if len(features) != self.counts[label]:
+                mean = mean * float("nan")
+            refuse_other_images(self.means[label], mean.to(self.means))
+            centred = (features - features.mean(0)).to(self.scatter)
+            self.scatter[0] -= centred.T @ centred
+        self.counts[label] = 0
+        self.means[label] = 0
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Draw from the Gaussian of each class, the same at every call.

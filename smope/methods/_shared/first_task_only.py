@@ -38,6 +38,17 @@ class FirstSession(Method):
     def recollect(self, count: int) -> Recollection | None:
         return self.ridge.recollect()
 
+    @property
+    def shares_sums(self) -> bool:
+        return True
+
+    def withdraw(self, label: int, features: Tensor | None) -> None:
+        if features is not None:
+            self.ridge.withdraw(label, features)
+
+    def trains(self, task: TaskSpan) -> bool:
+        return task.index == 0
+
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         if task.index == 0:

@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smope.methods._shared.closed_form import CLASS_MEANS, FixedPrecision, joined
+from smope.methods._shared.closed_form import (
+    CLASS_MEANS,
+    FixedPrecision,
+    joined,
+    refuse_other_images,
+)
 from smope.methods.base import Recollection
 
 PenaltyRule = Literal["gcv", "last_fifth"]
@@ -22,6 +27,7 @@ HELD_OUT_EVERY = 5  # one image in so many decides about the penalty
 # Candidates for λ in units of the mean squared length of h: half decades from 0.005 to 5.
 GCV_FACTORS = tuple(5 * 10.0 ** (-step / 2) for step in range(6, -1, -1))
 INVERTED_AT_ONCE = 256  # rows of a triangular matrix
+SEPARATE = 1e-6  # from orthonormal, as far as rows still tell images apart
 UNKNOWN = -1  # images of sums that an earlier version wrote
 
 
@@ -94,6 +100,41 @@ class Sums(FixedPrecision):
         self.triangle = packed(gram.addmm_(hidden.T, hidden))
         self.classes = classes + hidden.T @ targets
         self.rows, self.targets = self.rows[:0].clone(), self.targets[:0].clone()
+
+    def remove(self, hidden: Tensor, label: int) -> None:
+        """Take all images of a class out.
+
+        Args:
+            hidden: their h, (n, M).
+            label: the class.
+        """
+        if self.images != UNKNOWN:
+            self.images -= len(hidden)
+        if not (self.in_rows and self._remove_from_rows(hidden, label)):
+            gram, classes = self.gram(), self.class_sums()
+            self.triangle = packed(gram.addmm_(hidden.T, hidden, alpha=-1))
+            self.classes = classes.clone()
+            self.rows, self.targets = self.rows[:0].clone(), self.targets[:0].clone()
+        (self.targets if self.in_rows else self.classes)[:, label] = 0
+
+    def _remove_from_rows(self, hidden: Tensor, label: int) -> bool:
+        """Take images out of the rows, if the rows tell them apart from all others.
+
+        With R the rows, U'R = h for orthonormal U, one column an image. Rows whose sums lack these
+        images are C'R, with C the orthogonal complement of U.
+        """
+        factor = _factor(self.rows @ self.rows.T, 0.0)
+        if factor is None:
+            return False
+        directions = torch.cholesky_solve(self.rows @ hidden.T, factor)
+        identity = torch.eye(len(hidden), dtype=hidden.dtype, device=hidden.device)
+        complement = torch.linalg.qr(directions, mode="complete").Q[:, len(hidden) :]
+        left_over = (complement.T @ self.targets)[:, label]
+        deviation = max((directions.T @ directions - identity).abs().max(), left_over.abs().max())
+        if not deviation <= SEPARATE:
+            return False
+        self.rows, self.targets = complement.T @ self.rows, complement.T @ self.targets
+        return True
 
     def system(self) -> Tensor:
         """The smaller of the two matrices to which λ I is added: that of products of rows, (r, r),
@@ -318,7 +359,7 @@ class RidgeHead(nn.Module):
         and solve for the weights.
         """
         features, labels = joined(batches)
-        if self.penalty_rule == "gcv" and self.sums.images != UNKNOWN:
+        if self._by_generalised_error:
             for hidden, targets in self._chunks(features, labels):
                 self.sums.add(hidden, targets)
             self.sums.penalty.fill_(self.sums.best_by_generalised_error())
@@ -336,6 +377,31 @@ class RidgeHead(nn.Module):
         # Without a bias, the length of h changes no order of logits.
         means = F.normalize(sums[labels], dim=-1).to(self.weight)
         return Recollection(F.linear(means, self.weight), labels.to(means.device), CLASS_MEANS)
+
+    @torch.no_grad()
+    def withdraw(self, label: int, features: Tensor) -> None:
+        """Take all images of a class out of the sums, and solve again.
+
+        With penalty_rule="gcv" the weights are then those of a fit without these images. With
+        "last_fifth" λ stays as it is.
+
+        Args:
+            label: the class.
+            features: (n, C) in float64.
+
+        Raises:
+            UserError: these are not the images of the class.
+        """
+        hidden = self._hidden(features.to(self.sums.penalty.device))
+        refuse_other_images(self.sums.class_sums()[:, label], hidden.sum(0))
+        self.sums.remove(hidden, label)
+        if self._by_generalised_error:
+            self.sums.penalty.fill_(self.sums.best_by_generalised_error())
+        self.weight.copy_(self._solve_raised().T)
+
+    @property
+    def _by_generalised_error(self) -> bool:
+        return self.penalty_rule == "gcv" and self.sums.images != UNKNOWN
 
     def _add_and_hold_out(self, features: Tensor, labels: Tensor) -> None:
         """Add images, and choose λ by a fifth of them that is added last."""

@@ -1,0 +1,217 @@
+"""What may be wrong with a model or with new images: one line each, and the model is untouched."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from smope.cli.main import main
+from smope.errors import UserError
+from smope.run import artefact as artefacts
+from smope.run.artefact import read_model, write_artefact
+from smope.serving.versions import write_version
+from tests.test_properties import mutated
+
+from .colours import Run, loaded, part
+
+
+@pytest.fixture
+def model(colour_run: Callable[..., Run], tmp_path: Path) -> Path:
+    """A learnable model in a folder of its own."""
+    file = loaded(colour_run("ncm").artefacts[1], tmp_path / "model").artefact.file
+    assert file is not None
+    return file.path
+
+
+@pytest.fixture
+def new(colours: Path, tmp_path: Path) -> Path:
+    return part(colours, tmp_path / "new", "emerald", "fuchsia") / "train"
+
+
+@pytest.fixture
+def refused(model: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Words of a command -> the one line with which it ends; the model's folder is as before."""
+
+    def answer(*words: Path | str, code: int = 2) -> str:
+        before = contents(model.parent)
+        capsys.readouterr()
+        assert main([*map(str, words), "--device", "cpu"]) == code
+        lines = capsys.readouterr().err.splitlines()
+        assert contents(model.parent) == before
+        assert len(lines) == 1, lines
+        return lines[0].removeprefix("smope: error: ")
+
+    return answer
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_folders_that_teach_nothing(
+    model: Path, new: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    empty = tmp_path / "empty"
+    (empty / "moss").mkdir(parents=True)
+    assert "holds no image files" in refused("learn", model, empty)
+    assert "no such folder" in refused("learn", model, tmp_path / "nowhere")
+    assert "is a file" in refused("learn", model, model)
+    assert "has folders train and test; give one of them" in refused("learn", model, new.parent)
+    (new / "moss").mkdir()
+    line = refused("learn", model, new)
+    assert "folders without image files" in line
+    assert "moss" in line
+    (new / "moss" / "broken.png").write_bytes(b"no picture")
+    line = refused("learn", model, new)
+    assert "broken.png" in line
+    assert "leave it out with --skip-broken" in line
+    assert "no image of moss can be read" in refused("learn", model, new, "--skip-broken")
+
+
+def test_classes_that_are_known_or_not(
+    model: Path, new: Path, colours: Path, refused: Callable[..., str]
+) -> None:
+    line = refused("learn", model, colours / "train")
+    assert "the model knows amber, blue, coral, dark already; write --more-images" in line
+    line = refused("learn", model, new / "emerald", "--validate", colours / "test")
+    assert "--validate=" in line
+    assert "the model will not know fuchsia" in line
+
+
+def test_files_that_are_no_model(
+    model: Path, new: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "run"),)
+
+    bad = tmp_path / "bad.safetensors"
+    for content in (b"", b"\xff" * 100, pickle.dumps(Hostile()), model.read_bytes()[:-9]):
+        bad.write_bytes(content)
+        for words in (("learn", bad, new), ("forget", bad, "amber"), ("forget", bad, "--undo")):
+            assert "give a run directory, or the model.safetensors of one" in refused(*words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_only_classifies_says_how_to_get_another(
+    model: Path, new: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    small = tmp_path / "small.safetensors"
+    assert main(["pack", str(model), "--out", str(small)]) == 0
+    assert small.stat().st_size < model.stat().st_size
+    line = refused("learn", small, new)
+    assert "smope pack RUN --learnable --out FILE" in line
+    assert "trainer.keep=learnable" in line
+    assert main(["forget", str(small), "amber", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tasks": []},
+        {"tasks": [{"classes": [0, 1], "images": 20}, {"classes": [9], "images": 20}]},
+        {"tasks": "abc"},
+        {"trainer": {"_target_": "os.mkdir"}},
+        {"trainer": {"_target_": "smope.training.settings.TrainerSettings", "epochs": -1}},
+        {"trainer": {"_target_": "smope.training.settings.TrainerSettings", "moon": 1}},
+        {"augmentation": {"crop_scale": "x", "flip": True}},
+        {"augmentation": 3},
+    ],
+)
+def test_a_record_of_learning_that_makes_no_sense(
+    changes: dict[str, Any], model: Path, new: Path, refused: Callable[..., str]
+) -> None:
+    good = read_model(model)
+    assert good.learning is not None
+    bad = model.with_name("bad.safetensors")
+    write_artefact(replace(good, learning={**good.learning, **changes}), bad)
+    assert "model: its record of learning makes no sense (" in refused("learn", bad, new)
+
+
+def test_mutated_models_are_refused_or_unharmed(model: Path, tmp_path: Path) -> None:
+    """As test_properties does with checkpoints."""
+    whole, draw, bad = model.read_bytes(), random.Random(0), tmp_path / "bad.safetensors"
+    good, refusals = read_model(model), []
+    for _ in range(300):
+        bad.write_bytes(mutated(whole, draw))
+        try:
+            read = read_model(bad)
+        except UserError as error:
+            refusals.append(str(error))
+            continue
+        assert (read.learning, read.lineage) == (good.learning, good.lineage)
+        assert read.file is not None
+        assert read.file.sha256 == good.file.sha256  # type: ignore[union-attr]
+    assert not any("\n" in text for text in refusals)
+    assert len(refusals) > 200
+
+
+def test_a_full_disk(
+    model: Path, new: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(artefacts, "write_new", full)
+    line = refused("learn", model, new, code=1)
+    assert "model-v2.safetensors: cannot be written (No space left on device); make room" in line
+
+
+def test_two_at_a_time_write_two_files(model: Path) -> None:
+    """And nothing that exists is overwritten."""
+    before = model.read_bytes()
+    artefact = read_model(model)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(write_version, artefact, model, None) for _ in range(4)]
+    paths = [future.result().file.path for future in futures]  # type: ignore[union-attr]
+    assert sorted(path.name for path in paths) == [f"model-v{n}.safetensors" for n in (2, 3, 4, 5)]
+    assert model.read_bytes() == before
+    assert len(list(model.parent.iterdir())) == 5, "no temporary file is left"
+    with pytest.raises(FileExistsError, match="exists, and nothing is overwritten"):
+        write_version(artefact, model, model)
+
+
+def test_out_is_a_new_file(
+    model: Path, new: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for command in ("learn", "forget"):
+        last = new if command == "learn" else "amber"
+        assert "exists, and nothing is overwritten" in refused(command, model, last, "--out", model)
+        nowhere = tmp_path / "no" / "x.safetensors"
+        assert "there is no folder" in refused(command, model, last, "--out", nowhere)
+
+
+def test_a_dry_run_writes_nothing(
+    model: Path, new: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(model.parent)
+    assert main(["learn", str(model), str(new), "--dry-run", "--device", "cpu"]) == 0
+    assert contents(model.parent) == before
+    text = capsys.readouterr().out
+    assert "NearestClassMean, 4 classes in 2 tasks" in text
+    assert "new: emerald (10), fuchsia (10)" in text
+
+
+def test_what_a_run_keeps_and_what_is_packed_of_it(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run without trainer.keep=learnable has what learning needs in its last checkpoint."""
+    out = tmp_path / "learnable.safetensors"
+    copy = shutil.copytree(run_dir, tmp_path / "copied")
+    assert main(["pack", str(copy), "--learnable", "--out", str(out)]) == 0
+    assert "to classify alone it needs" in capsys.readouterr().out
+    packed = read_model(out)
+    assert packed.learning is not None
+    assert read_model(copy).learning is None
+    assert packed.state.keys() > read_model(copy).state.keys()
