@@ -23,8 +23,7 @@ from smope.serving.rebuild import new_method
 from smope.streams.folder import with_drawn_split
 from smope.streams.layouts.listing import Listing
 from smope.streams.next_task import evaluation_images
-from smope.training.interruption import Interruption
-from smope.training.loading import TaskLoader
+from smope.training.loading import load, ordered_batches
 from smope.training.precision import autocast, full_precision
 from smope.version import __version__
 
@@ -144,11 +143,10 @@ def _features(
     training = record.training(method.backbone.image_size, artefact.eval_crop)
     settings, device = record.settings, torch.device(record.settings.device)
     dtype = full_precision(artefact.precision)
-    loader = TaskLoader(settings, seed=0, device=device, dtype=dtype, interruption=Interruption())
     shown = evaluation_images(pixels, training)
+    batches = load(shown, ordered_batches(len(shown), settings.eval_batch_size), device, dtype, 0)
     with torch.no_grad(), autocast(settings.precision, device):
-        pairs = features_of(method.eval(), lambda _: loader.in_order(shown), device)
-        return joined(pairs)[0]
+        return joined(features_of(method.eval(), lambda _: batches, device))[0]
 
 
 def _learned_files(images: ClassFolders, name: str, split: Mapping[str, Any]) -> list[Path]:

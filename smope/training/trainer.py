@@ -185,8 +185,8 @@ class Trainer:
         self.features.store.directory = self.outputs.directory and self.outputs.directory.path
         with self.outputs.progress.bar(len(self.spans), "tasks", done=first) as bar:
             for span in self.spans[first:]:
+                self.learn_task(span)
                 with self.frozen.used():
-                    self.learn_task(span)
                     self._evaluate(span)
                 self._save()
                 on_task_end()
@@ -196,8 +196,9 @@ class Trainer:
     def learn_task(self, span: TaskSpan) -> None:
         """All that a method learns of one task, without the evaluation after it."""
         self._stopwatch.restart()
-        self._learn(span)
-        self._end_task(span)
+        with self.frozen.used():
+            self._learn(span)
+            self._end_task(span)
 
     def _learn(self, span: TaskSpan) -> None:
         """All phases of a task, or those that a resumed run has left of it."""

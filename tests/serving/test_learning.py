@@ -18,18 +18,22 @@ CLOSED_FORM = ["ridge", "ncm", "slda"]
 
 
 @pytest.mark.parametrize(
-    ("method", "precision"),
+    ("method", "settings"),
     [
-        *((method, "float64") for method in [*CLOSED_FORM, "smope_plus"]),
-        ("smope", "float32"),
-        ("coda", "float32"),
+        *((method, ["trainer.precision=float64"]) for method in [*CLOSED_FORM, "smope_plus"]),
+        ("smope", ["trainer.precision=float32"]),
+        ("coda", ["trainer.precision=float32", "stream.crop_scale=null", "stream.flip=false"]),
     ],
 )
 def test_it_is_the_next_task_of_the_uninterrupted_run(
-    method: str, precision: str, colour_run: Callable[..., Run], colours: Path, tmp_path: Path
+    method: str,
+    settings: list[str],
+    colour_run: Callable[..., Run],
+    colours: Path,
+    tmp_path: Path,
 ) -> None:
     """Bit for bit, from the artefact after two tasks and the images of the third."""
-    whole = colour_run(method, 3, colours, f"trainer.precision={precision}")
+    whole = colour_run(method, 3, colours, *settings)
     new = part(colours, tmp_path / "new", "emerald", "fuchsia")
     classifier = loaded(whole.artefacts[1], tmp_path / "model")
     learned = classifier.learn(new / "train", validation=colours / "test").artefact
