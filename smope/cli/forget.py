@@ -54,11 +54,13 @@ def _forget(source: Path, options: Namespace) -> int:
         from smope.run.artefact import read_model
         from smope.serving.forgetting import forget
         from smope.serving.versions import write_version
+        from smope.serving.weights_beside import weights_beside
         from smope.training.device import resolve_device
 
     artefact = read_model(source)
     device = resolve_device(options.device, "--device")
-    smaller, notes = forget(artefact, options.classes, device, options.weights, images)
+    weights = options.weights or weights_beside(source, artefact.backbone.get("weights"))
+    smaller, notes = forget(artefact, options.classes, device, weights and str(weights), images)
     written = write_version(smaller, model_file(source), options.out)
     print("\n".join([f"forgotten: {', '.join(dict.fromkeys(options.classes))}", *notes]))
     print(written_line(written))

@@ -57,6 +57,7 @@ def run(argv: Sequence[str]) -> int:
         from smope.serving.lessons import prepare_lesson
         from smope.serving.packing import learnable_model
         from smope.serving.versions import write_version
+        from smope.serving.weights_beside import weights_beside
         from smope.training.device import resolve_device
 
     artefact = learnable_model(source)
@@ -68,7 +69,8 @@ def run(argv: Sequence[str]) -> int:
         broken_images="skip" if options.skip_broken else "error",
     )
     device = resolve_device(options.device, "--device")
-    pupil = Pupil(artefact, lesson, device, options.weights, quiet=False)
+    weights = options.weights or weights_beside(source, artefact.backbone.get("weights"))
+    pupil = Pupil(artefact, lesson, device, weights and str(weights), quiet=False)
     print("\n".join(_plan_lines(source, artefact, lesson, pupil)))
     if options.dry_run:
         print("nothing was learned or written (--dry-run)")
