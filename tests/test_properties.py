@@ -315,21 +315,26 @@ def test_a_router_chooses_distinct_experts_whatever_their_past(
     draw = torch.Generator().manual_seed(seed)
     router = make_router(name, top_k=top_k).train(training)
     router.build(heads, experts, 4)
+    tokens = [3] if router.reads_tokens else []
     query, expert_keys = (
-        torch.randn(batch, heads, 4, generator=draw),
+        torch.randn(batch, heads, *tokens, 4, generator=draw),
         torch.rand(heads, experts, 4, generator=draw),
     )
     counts = torch.randint(0, 3, (heads, experts), generator=draw)
     state = ExpertState(counts, torch.rand(heads, experts, generator=draw) < 0.5)
     found = router(query, expert_keys, state)
-    chosen = top_k if router.sparse else experts
-    assert found.expert_ids.shape == found.weights.shape == (batch, heads, chosen)
+    assert found.expert_ids.shape == found.weights.shape
+    chosen = found.expert_ids.shape[-1]
+    if router.fixed_number:
+        assert (found.chosen.sum(-1) == (top_k if router.sparse else experts)).all()
     assert all(
         len(set(ids)) == chosen and set(ids) <= set(range(experts))
         for ids in found.expert_ids.flatten(0, 1).tolist()
     )
     if router.plain_weights:
-        torch.testing.assert_close(found.weights, found.scores.gather(-1, found.expert_ids))
+        plain = found.scores.gather(-1, found.expert_ids)
+        left_out = found.weights == -torch.inf
+        torch.testing.assert_close(found.weights, plain.masked_fill(left_out, -torch.inf))
     if not training:
         alone = torch.cat([router(image[None], expert_keys, state).expert_ids for image in query])
         assert torch.equal(alone, found.expert_ids)

@@ -14,6 +14,7 @@ from smope.backbones.patches import check_image_size, patch_side
 from smope.config.signatures import Key, class_attribute
 from smope.config.value_types import shown
 from smope.declare.balance import LOSSES, RouterFacts, obstacle
+from smope.declare.collapse import SETTINGS, no_effect
 from smope.errors import UserError
 
 
@@ -32,6 +33,7 @@ def check_values(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
     checks = (
         _top_k,
         _balance,
+        _collapse,
         _tasks,
         _options,
         _image_size,
@@ -95,6 +97,18 @@ def _balance(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
         problem = obstacle(loss, router, num_experts) if flat.get(key) else ""
         if problem:
             raise UserError(f"{key}={shown(flat[key])}: {problem}; or write {key}=0")
+
+
+def _collapse(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
+    target = flat.get("router._target_")
+    if target is None:
+        return
+    name, sparse = target.rpartition(".")[0].rpartition(".")[2], class_attribute(target, "sparse")
+    for setting in SETTINGS:
+        value = flat.get(f"method.{setting}")
+        problem = value and no_effect(setting, name, sparse is not False, flat["router.top_k"])
+        if problem:
+            raise UserError(f"method.{setting}={shown(value)}: {problem}")
 
 
 def _tasks(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:

@@ -30,9 +30,14 @@ NOT_HASHED_IN_TRAINER = (
 # Keys that came later, by class: at these values they change nothing, and they are not hashed, so
 # that the hashes of earlier runs remain.
 NO_BALANCE_LOSSES = {f"{name}_loss_weight": 0.0 for name in LOSSES}
+NOTHING_AGAINST_COLLAPSE = {"similarity_loss_weight": 0.0, "expert_dropout": 0.0}
 ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
-    "smope.methods.smope.SMoPE": NO_BALANCE_LOSSES,
-    "smope.methods.smope_plus.SMoPEPlus": NO_BALANCE_LOSSES,
+    "smope.methods.smope.SMoPE": {
+        **NO_BALANCE_LOSSES,
+        **NOTHING_AGAINST_COLLAPSE,
+        "reinitialise_unused": False,
+    },
+    "smope.methods.smope_plus.SMoPEPlus": {**NO_BALANCE_LOSSES, **NOTHING_AGAINST_COLLAPSE},
     "smope.streams.folder.load": {"test_fraction": 0.2, "split_seed": 0},
     "smope.streams.table.load": {"test_fraction": 0.2},
 }

@@ -19,7 +19,6 @@ from smope.backbones.attention import ExtraKey, attend, exporting, heads, projec
 from smope.backbones.wrapping import AttentionWrapper
 from smope.experts.bank import ExpertBank
 from smope.routers.base import Router, Routing
-from smope.routers.dense import Dense
 
 aten = torch.ops.aten
 
@@ -76,6 +75,35 @@ class _OneKey(torch.autograd.Function):
         return d_logits.addcmul(shares, d_logit.unsqueeze(-1)) * ctx.scale, None, d_values, None
 
 
+def attend_by_token(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, routing: Routing, values: Tensor
+) -> Tensor:
+    """Row i = softmax([q_i·k_j·scale for all tokens j, the row's own weights·scale of its chosen
+    experts]) · [v; values].
+
+    The formula itself: experts with a logit for each token are no single key, so it keeps (N, N +
+    E) attention weights of every image and head for the backward pass.
+
+    Args:
+        q: (B, H, N, D).
+        k: (B, H, N, D).
+        v: (B, H, N, D).
+        scale: Usually 1/sqrt(D).
+        routing: With a row for each token.
+        values: (H, E, D).
+
+    Returns:
+        (B, H, N, D), in the precision of v.
+    """
+    none = torch.full_like(routing.scores, -torch.inf)
+    logits = none.scatter(-1, routing.expert_ids, routing.weights * scale)
+    logits = logits.unflatten(0, (-1, q.shape[2])).transpose(1, 2)
+    tokens = (q.to(v.dtype) @ k.to(v.dtype).transpose(-2, -1)).to(logits.dtype) * scale
+    shares = torch.cat([tokens, logits], dim=-1).softmax(-1).to(v.dtype)
+    of_tokens, of_experts = shares.tensor_split([k.shape[2]], dim=-1)
+    return of_tokens @ v + of_experts @ values.to(v.dtype)
+
+
 def _mean_query(q: Tensor, dtype: torch.dtype) -> Tensor:
     """The mean over tokens, (B, H, N, D) -> (B, H, D) in `dtype`."""
     return q.mean(dim=2, dtype=dtype) if exporting() else _MeanQuery.apply(q, dtype)
@@ -117,20 +145,23 @@ class PromptedAttention(AttentionWrapper):
         self.dense = False
         self.routing: Routing | None = None
         self._record: list[Routing] | None = None
-        self._dense_router = Dense(router.top_k)
 
     def attended(self, x: Tensor) -> Tensor:
         attention = self.attention
         q, k, v = heads(attention, x)
         keys, values = self.bank()
-        router = self._dense_router if self.dense else self.router
-        routing = router(_mean_query(q, keys.dtype), keys, self.bank.state)
+        router = self.router
+        query = q.to(keys.dtype) if router.reads_tokens else _mean_query(q, keys.dtype)
+        routing = router.dense(query, keys) if self.dense else router(query, keys, self.bank.state)
         if not exporting():  # an exporter's tensors are no numbers, and nobody may keep them
             self.routing = routing.detach()
         if self._record is not None:
             self._record.append(routing)
-        extra = as_one_key(routing, values, attention.scale)
-        return project(attention, x, attend(q, k, v, attention.scale, extra))
+        if routing.tokens is not None:
+            out = attend_by_token(q, k, v, attention.scale, routing, values)
+        else:
+            out = attend(q, k, v, attention.scale, as_one_key(routing, values, attention.scale))
+        return project(attention, x, out)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class ExpertBank(nn.Module):
     learning_only = ("old_keys", "old_values")  # what the state says, a router may read at any time
     counts: Tensor
     frequent: Tensor
+    available: Tensor | None = None  # in this training step, see dropout.py
     old_keys: Tensor
     old_values: Tensor
 
@@ -34,7 +35,8 @@ class ExpertBank(nn.Module):
         super().__init__()
         shape = (num_heads, num_experts, head_dim)
         self.keys = nn.Parameter(torch.rand(shape))
-        self.values = nn.Parameter(torch.zeros(shape) if zero_values else torch.rand(shape))
+        self._fresh_values = torch.zeros_like if zero_values else torch.rand_like
+        self.values = nn.Parameter(self._fresh_values(self.keys))
         self.register_buffer("counts", torch.zeros(shape[:2], dtype=torch.int64))
         self.register_buffer("frequent", torch.zeros(shape[:2], dtype=torch.bool))
         self.register_buffer("old_keys", torch.zeros(shape))
@@ -46,17 +48,12 @@ class ExpertBank(nn.Module):
 
     @property
     def state(self) -> ExpertState:
-        return ExpertState(self.counts, self.frequent)
+        return ExpertState(self.counts, self.frequent, self.available if self.training else None)
 
     @torch.no_grad()
-    def count(self, expert_ids: Tensor) -> None:
-        """Add one to each expert for each image that uses it; expert_ids (B, H, K), of all
-        processes' shares of the batch.
-        """
-        best = expert_ids.transpose(0, 1).flatten(1)
-        self.counts += collectives.summed(
-            torch.zeros_like(self.counts).scatter_add_(1, best, torch.ones_like(best))
-        )
+    def count(self, uses: Tensor) -> None:
+        """Add the uses (H, E) int64 of this process's share of a batch, and of all others."""
+        self.counts += collectives.summed(uses)
 
     @torch.no_grad()
     def flag_frequent(self, *, cumulative: bool) -> None:
@@ -70,6 +67,13 @@ class ExpertBank(nn.Module):
         # counts >= sum / n, in whole numbers
         above = used & (self.counts * averaged_over >= self.counts.sum(-1, keepdim=True))
         self.frequent.copy_(self.frequent | above if cumulative else above)
+
+    @torch.no_grad()
+    def reinitialise_unused(self) -> None:
+        """Draw the experts again that no task has used; the others stay as they are, bit by bit."""
+        unused = (self.counts == 0).unsqueeze(-1)
+        for rows, fresh in ((self.keys, torch.rand_like), (self.values, self._fresh_values)):
+            rows.copy_(torch.where(unused, fresh(rows), rows))
 
     @torch.no_grad()
     def snapshot(self) -> None:

@@ -25,14 +25,17 @@ from timm.models.vision_transformer import Attention  # pyright: ignore[reportPr
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
-from smope.declare.ranges import BlockNumbers, NotNegative, Positive, Range
+from smope.declare.collapse import no_effect
+from smope.declare.ranges import BlockNumbers, NotNegative, Positive, Range, Share
 from smope.errors import UserError
 from smope.experts.attention import recorded
 from smope.experts.bank import ExpertBank, InputSpaceBank
+from smope.experts.dropout import ExpertDropout
 from smope.experts.inject import attach
 from smope.losses.classification import task_cross_entropy
 from smope.losses.prototype import Prototypes, find_prototypes, prototype_loss, prototype_mass_loss
 from smope.losses.router import router_loss, router_mass_loss
+from smope.losses.similarity import similarity_loss
 from smope.methods._shared.balance_losses import BalanceLosses
 from smope.methods.base import BatchDependence, Batches, Method, Phase, Reference, TaskSpan
 from smope.routers.base import Router, Routing
@@ -64,6 +67,12 @@ class SMoPE(Method):
             0.
         importance_loss_weight, load_loss_weight, balance_loss_weight, router_z_loss_weight: losses
             against an uneven use of experts, in losses/balance.py; 0 switches a loss off.
+        similarity_loss_weight: of losses/similarity.py, against experts that become alike; 0
+            switches the loss off.
+        expert_dropout: probability with which an expert is not available in a training step. At
+            least K experts of a head stay available.
+        reinitialise_unused: before each task from the second on, draw the experts again that no
+            task has used.
         expert_rate_factor: learning rate of the experts, as a multiple of the classifier's.
 
     Raises:
@@ -98,6 +107,9 @@ class SMoPE(Method):
         load_loss_weight: Annotated[float, NotNegative()] = 0.0,
         balance_loss_weight: Annotated[float, NotNegative()] = 0.0,
         router_z_loss_weight: Annotated[float, NotNegative()] = 0.0,
+        similarity_loss_weight: Annotated[float, NotNegative()] = 0.0,
+        expert_dropout: Annotated[float, Share(with_1=False)] = 0.0,
+        reinitialise_unused: bool = False,
         expert_rate_factor: Annotated[float, Positive()] = 5.0,
         align: bool = True,
         centroids: Annotated[int, Range(1, 1000)] = 1,
@@ -115,6 +127,17 @@ class SMoPE(Method):
             "router_z": router_z_loss_weight,
         }
         self._balance_losses = BalanceLosses(router, num_experts, balance)
+        against_collapse = {
+            "similarity_loss_weight": similarity_loss_weight,
+            "expert_dropout": expert_dropout,
+        }
+        for setting, value in against_collapse.items():
+            problem = value and no_effect(setting, router.name, router.sparse, router.top_k)
+            if problem:
+                raise UserError(f"method.{setting}={value:g}: {problem}")
+        self.similarity_loss_weight = similarity_loss_weight
+        self.reinitialise_unused = reinitialise_unused
+        self._dropout = ExpertDropout(expert_dropout, router.top_k)
         self.router_loss_weight = router_loss_weight
         self.prototype_loss_weight = prototype_loss_weight
         self.router_loss = router_loss
@@ -188,6 +211,8 @@ class SMoPE(Method):
         for bank in self.experts:
             bank.snapshot()
             bank.flag_frequent(cumulative=self.frequent_rule == "code")
+            if self.reinitialise_unused:
+                bank.reinitialise_unused()
         for router in self._routers:
             router.begin_task()
 
@@ -199,10 +224,12 @@ class SMoPE(Method):
 
     def begin_phase(self, phase: Phase) -> None:
         self.dense = phase.name == "dense"
+        self._dropout.end_step()
         for router in self._routers:
             clear_step_sums(router)
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
+        self._dropout.draw(self.experts)
         with recorded(self._wrappers) as routings:
             logits = self._training_logits(images)
         return {
@@ -211,6 +238,7 @@ class SMoPE(Method):
         }
 
     def end_step(self) -> None:
+        self._dropout.end_step()
         for router in self._routers:
             router.end_step()
 
@@ -230,19 +258,33 @@ class SMoPE(Method):
         if chooses:
             scale = self._wrappers[0].attention.scale
             losses |= self._balance_losses(self._routers, routings, scale)
+            if self.similarity_loss_weight > 0:
+                losses["similarity"] = self.similarity_loss_weight * self._similarity(routings)
         if self.prototype_loss_weight > 0 and task.index > 0:
             function = prototype_mass_loss if self.prototype_loss == "paper" else prototype_loss
             value = function(*self._keys_and_prototypes())
             losses["prototype"] = self.prototype_loss_weight * value
         return losses
 
+    def _similarity(self, routings: list[Routing]) -> Tensor:
+        """The mean over blocks of the similarity loss."""
+        values = [
+            similarity_loss(bank()[1], routing.chosen, self.top_k)
+            for bank, routing in zip(self.experts, routings, strict=True)
+        ]
+        return torch.stack(values).mean()
+
     def _keys_and_prototypes(self) -> tuple[Tensor, Prototypes]:
         """The keys (L, H, E, D), and the prototypes of this task, which are found once."""
+        pairs = [
+            router.compared(bank.old_keys, bank()[0])
+            for bank, router in zip(self.experts, self._routers, strict=True)
+        ]
         if self._prototypes is None:
-            old_keys = torch.stack([bank.old_keys for bank in self.experts])
+            old_keys = torch.stack([old for old, _ in pairs]).detach()
             frequent = torch.stack([bank.frequent for bank in self.experts])
             self._prototypes = find_prototypes(old_keys, frequent, self.top_k)
-        return torch.stack([bank()[0] for bank in self.experts]), self._prototypes
+        return torch.stack([keys for _, keys in pairs]), self._prototypes
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
@@ -259,7 +301,7 @@ class SMoPE(Method):
             self.features(images)
             used = zip(self.experts, self.routings, self._routers, strict=True)
             for bank, routing, router in used:
-                bank.count(router.used(routing))
+                bank.count(router.uses(routing))
         if self.usage_count == "order_free":
             for bank, before in zip(self.experts, earlier, strict=True):
                 bank.counts += before - 1

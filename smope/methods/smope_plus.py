@@ -23,7 +23,15 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
-from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, OrderedPair, Positive, Range
+from smope.declare.ranges import (
+    AtLeast,
+    BlockNumbers,
+    NotNegative,
+    OrderedPair,
+    Positive,
+    Range,
+    Share,
+)
 from smope.methods._shared.first_task_only import FirstSession
 from smope.methods._shared.ridge_head import PenaltyRule, RidgeHead
 from smope.methods.base import Phase, Reference, TaskSpan
@@ -65,6 +73,8 @@ class SMoPEPlus(FirstSession, SMoPE):
         load_loss_weight: Annotated[float, NotNegative()] = 0.0,
         balance_loss_weight: Annotated[float, NotNegative()] = 0.0,
         router_z_loss_weight: Annotated[float, NotNegative()] = 0.0,
+        similarity_loss_weight: Annotated[float, NotNegative()] = 0.0,
+        expert_dropout: Annotated[float, Share(with_1=False)] = 0.0,
         expert_rate_factor: Annotated[float, Positive()] = 5.0,
         epochs_factor: Annotated[int, AtLeast(1)] = 4,
         readout: Literal["cls", "cls_and_tokens"] = "cls_and_tokens",
@@ -85,6 +95,8 @@ class SMoPEPlus(FirstSession, SMoPE):
             load_loss_weight=load_loss_weight,
             balance_loss_weight=balance_loss_weight,
             router_z_loss_weight=router_z_loss_weight,
+            similarity_loss_weight=similarity_loss_weight,
+            expert_dropout=expert_dropout,
             expert_rate_factor=expert_rate_factor,
             align=False,
         )

@@ -56,6 +56,5 @@ class AdaptiveNoise(Router):
         else:
             return choose(scores, scores, self.top_k)
         plain = scores.detach()
-        return choose(
-            scores, torch.where(held_back, plain - penalty * score_range(plain), plain), self.top_k
-        )
+        ranking = torch.where(held_back, plain - penalty * score_range(plain), plain)
+        return choose(scores, ranking, self.top_k, state.available)

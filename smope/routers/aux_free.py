@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smope.declare.ranges import AtLeast, NotNegative
-from smope.routers.base import ExpertState, Router, Routing, proxy_scores
+from smope.routers.base import ExpertState, Router, Routing, best, proxy_scores
 from smope.routers.gate import gated_weights
 from smope.routers.step_sum import StepSum
 
@@ -67,7 +67,7 @@ class AuxFree(Router):
         scale = keys.shape[-1] ** -0.5
         logits = scores.detach() * scale
         gates = logits.sigmoid() if self.gate == "sigmoid" else logits.softmax(-1)
-        expert_ids = (gates + self.bias).topk(self.top_k, dim=-1).indices
+        expert_ids = best(gates + self.bias, self.top_k, state.available)
         if self.training:
             chosen = torch.zeros_like(gates, dtype=torch.int64).scatter_(-1, expert_ids, 1)
             self.step_sum.add(chosen.sum(0), len(chosen))

@@ -5,7 +5,7 @@ Shapes: B batch, H heads, E experts of a head, K chosen experts, D head width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,18 @@ class Noise:
 class Routing:
     """The decision of one prompted block for one batch.
 
+    Where each token chooses for itself, B is the number of all images' tokens.
+
     Attributes:
         scores: (B, H, E), proxy scores of all experts, not scaled by 1/sqrt(D), with gradient.
         expert_ids: (B, H, K) int64, the chosen experts, best first.
         weights: (B, H, K), with which the chosen experts enter the softmax: their scores, unless
-            the router has plain_weights = False.
+            the router has plain_weights = False. Minus infinity: not chosen after all.
         logits: (B, H, E), of the router's own gate, before noise and bias, with gradient; None if
             keys are the gate: then they are the scores, scaled as in attention.
         noise: In training, if the router has noise.
+        tokens: N, where each token chooses for itself: the rows of an image follow one another.
+        average: How many experts a row chooses on average, where rows differ; None: all K.
     """
 
     scores: Tensor
@@ -43,10 +47,24 @@ class Routing:
     weights: Tensor
     logits: Tensor | None = None
     noise: Noise | None = None
+    tokens: int | None = None
+    average: int | None = None
 
     def detach(self) -> Routing:
         """The same decision without its autograd graph, and without what only losses read."""
-        return Routing(self.scores.detach(), self.expert_ids, self.weights.detach())
+        scores, weights = self.scores.detach(), self.weights.detach()
+        return replace(self, scores=scores, weights=weights, logits=None, noise=None)
+
+    @property
+    def num_chosen(self) -> int:
+        """How many experts a row chooses, at least on average."""
+        return self.average or self.expert_ids.shape[-1]
+
+    @property
+    def chosen(self) -> Tensor:
+        """Whether each row chose each expert, (B, H, E) bool."""
+        none = torch.zeros_like(self.scores, dtype=torch.bool)
+        return none.scatter_(-1, self.expert_ids, self.weights > -torch.inf)
 
     def gate_logits(self, scale: float) -> Tensor:
         """The logits (B, H, E) of the gate, whichever it is; `scale` is 1/sqrt(D)."""
@@ -60,10 +78,12 @@ class ExpertState:
     Attributes:
         counts: (H, E) int64, for how many images so far each expert was among the best K.
         frequent: (H, E) bool, the experts that earlier tasks rely on.
+        available: (H, E) bool, the experts that may be chosen in this training step; None: all.
     """
 
     counts: Tensor
     frequent: Tensor
+    available: Tensor | None = None
 
 
 def proxy_scores(query: Tensor, keys: Tensor) -> Tensor:
@@ -89,16 +109,44 @@ def score_range(scores: Tensor) -> Tensor:
     return largest - smallest
 
 
-def choose(scores: Tensor, ranking: Tensor, top_k: int) -> Routing:
+def choose(scores: Tensor, ranking: Tensor, top_k: int, available: Tensor | None = None) -> Routing:
     """Choose the experts that rank highest.
 
     Args:
         scores: (B, H, E), which become the weights of the chosen experts.
         ranking: (B, H, E), the scores after penalties, by which experts are chosen.
         top_k: K.
+        available: As in ExpertState.
     """
-    expert_ids = ranking.detach().topk(top_k, dim=-1).indices
+    expert_ids = best(ranking.detach(), top_k, available)
     return Routing(scores, expert_ids, scores.gather(-1, expert_ids))
+
+
+def best(ranking: Tensor, top_k: int, available: Tensor | None) -> Tensor:
+    """The available experts that rank highest, best first.
+
+    Args:
+        ranking: (B, H, E).
+        top_k: K.
+        available: As in ExpertState.
+
+    Returns:
+        (B, H, K).
+    """
+    if available is not None:
+        ranking = ranking.masked_fill(~available, -torch.inf)
+    return ranking.topk(top_k, dim=-1).indices
+
+
+def all_experts(scores: Tensor) -> Routing:
+    """The choice of every expert by its score; `expert_ids` are 0 to E - 1 in order."""
+    expert_ids = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
+    return Routing(scores, expert_ids, scores)
+
+
+def rows_of_tokens(query: Tensor) -> Tensor:
+    """The queries of all tokens as rows, image by image, (B, H, N, D) -> (B·N, H, D)."""
+    return query.transpose(1, 2).flatten(0, 1)
 
 
 class Router(nn.Module):
@@ -129,9 +177,15 @@ class Router(nn.Module):
             the configuration reads them from the source.
         cv_correction: In the importance and load losses: 0 for the variance over E experts, 1 for
             the unbiased one.
+        fixed_number: Each row chooses exactly K experts. False: weights of minus infinity leave
+            some out.
+        reads_tokens: `forward` and `dense` get the queries of all tokens, (B, H, N, D), not their
+            mean.
     """
 
     sparse: bool = True
+    fixed_number: bool = True
+    reads_tokens: bool = False
     plain_weights: bool = True
     random_in_training: bool = False
     couples_batch: bool = False
@@ -152,13 +206,32 @@ class Router(nn.Module):
         """Choose experts; `self.training` is true in training and false in evaluation.
 
         Args:
-            query: (B, H, D), the mean query over an image's tokens.
+            query: (B, H, D), the mean query over an image's tokens; (B, H, N, D) for a router that
+                reads_tokens.
             keys: (H, E, D), one key for each expert.
             state: The past use of the experts.
         """
         raise TypeError(
             f"{type(self).__name__} does not define forward(query, keys, state) -> Routing"
         )
+
+    def compared(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Query and keys in the form of which the scores are inner products.
+
+        Args:
+            query: (..., D), also of old keys, which stand for queries in the prototype loss.
+            keys: (H, E, D).
+        """
+        return query, keys
+
+    def dense(self, query: Tensor, keys: Tensor) -> Routing:
+        """The choice of all experts, as in a warm-up.
+
+        Args:
+            query: As in `forward`.
+            keys: (H, E, D).
+        """
+        return all_experts(proxy_scores(*self.compared(query, keys)))
 
     def build(self, num_heads: int, num_experts: int, head_dim: int) -> None:
         """Make parameters and buffers; called once, when a copy of the router joins its block.
@@ -180,6 +253,12 @@ class Router(nn.Module):
         aside, as the authors' program counts.
         """
         return routing.scores.topk(self.top_k, dim=-1).indices
+
+    def uses(self, routing: Routing) -> Tensor:
+        """How many images use each expert, (H, E) int64: those of `used`."""
+        expert_ids = self.used(routing).transpose(0, 1).flatten(1)
+        none = expert_ids.new_zeros(routing.scores.shape[1:])
+        return none.scatter_add_(1, expert_ids, torch.ones_like(expert_ids))
 
     def importance(self, routing: Routing, logits: Tensor) -> Tensor:
         """By how much each image uses each expert, for the importance loss: the softmax over all

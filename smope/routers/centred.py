@@ -58,7 +58,7 @@ class Centred(Router):
         plain = scores.detach()
         if self.training:
             self.step_sum.add(plain.sum(0), len(plain))
-        return choose(scores, plain - self.mean, self.top_k)
+        return choose(scores, plain - self.mean, self.top_k, state.available)
 
     def begin_task(self) -> None:
         if self.next_task == "reset":

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from smope.declare.ranges import AtLeast
-from smope.routers.base import ExpertState, Router, Routing, proxy_scores
+from smope.routers.base import ExpertState, Router, Routing
 
 
 class Dense(Router):
@@ -28,6 +27,4 @@ class Dense(Router):
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
         """As in `Router.forward`, with K = E; `expert_ids` are 0 to E - 1 in order."""
-        scores = proxy_scores(query, keys)
-        expert_ids = torch.arange(keys.shape[1], device=keys.device).expand(scores.shape)
-        return Routing(scores, expert_ids, scores)
+        return self.dense(query, keys)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smope.declare.ranges import AtLeast
 from smope.routers import noise as noises
-from smope.routers.base import ExpertState, Noise, Router, Routing, proxy_scores
+from smope.routers.base import ExpertState, Noise, Router, Routing, best, proxy_scores
 from smope.routers.gate import GateMatrix, gated_weights
 
 LEAST_STD = 1e-2  # as in the program of the authors, so that the load has a gradient
@@ -65,7 +65,7 @@ class NoisyTopK(Router):
             std = F.softplus(self.spread(query)) + LEAST_STD
             noisy = logits + std * noises.normal(logits)
             drawn = Noise(noisy, std)
-        expert_ids = noisy.detach().topk(self.top_k, dim=-1).indices
+        expert_ids = best(noisy.detach(), self.top_k, state.available)
         log_gates = noisy.gather(-1, expert_ids).log_softmax(-1)
         weights = gated_weights(log_gates, scores.gather(-1, expert_ids), keys.shape[-1] ** -0.5)
         return Routing(scores, expert_ids, weights, logits, drawn)
@@ -81,8 +81,8 @@ class NoisyTopK(Router):
         chosen; another one has to exceed the smallest that is.
         """
         assert routing.noise is not None and routing.logits is not None
-        best = routing.noise.noisy.topk(self.top_k + 1, dim=-1).values
-        smallest_chosen, largest_other = best[..., -2:-1], best[..., -1:]
+        largest = routing.noise.noisy.topk(self.top_k + 1, dim=-1).values
+        smallest_chosen, largest_other = largest[..., -2:-1], largest[..., -1:]
         chosen = torch.zeros_like(routing.logits, dtype=torch.bool)
         chosen = chosen.scatter(-1, routing.expert_ids, True)
         threshold = torch.where(chosen, largest_other, smallest_chosen)

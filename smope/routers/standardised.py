@@ -64,7 +64,8 @@ class Standardised(Router):
         scores = proxy_scores(query, keys)
         if self.training:
             self._collect(query.detach().to(keys.dtype))
-        return choose(scores, self._standard(scores.detach(), keys.detach()), self.top_k)
+        ranking = self._standard(scores.detach(), keys.detach())
+        return choose(scores, ranking, self.top_k, state.available)
 
     def _collect(self, query: Tensor) -> None:
         with torch.autocast(query.device.type, enabled=False):

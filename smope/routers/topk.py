@@ -22,4 +22,4 @@ class TopK(Router):
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
         """As in `Router.forward`."""
         scores = proxy_scores(query, keys)
-        return choose(scores, scores, self.top_k)
+        return choose(scores, scores, self.top_k, state.available)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from smope.declare.ranges import AtLeast
-from smope.routers.base import ExpertState, Routing, proxy_scores
+from smope.routers.base import ExpertState, Routing, best, proxy_scores
 from smope.routers.gate import GatedRouter, gated_weights
 
 
@@ -39,7 +39,7 @@ class TopKSoftmax(GatedRouter):
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
         """As in `Router.forward`."""
         scores, logits = proxy_scores(query, keys), self.logits(query, keys)
-        expert_ids = logits.detach().topk(self.top_k, dim=-1).indices
+        expert_ids = best(logits.detach(), self.top_k, state.available)
         log_gates = logits.gather(-1, expert_ids).log_softmax(-1)
         weights = gated_weights(log_gates, scores.gather(-1, expert_ids), keys.shape[-1] ** -0.5)
         return Routing(scores, expert_ids, weights, logits)

@@ -18,7 +18,8 @@ from smope.metrics.expert_use import summarise_use
 
 
 class Choices(NamedTuple):
-    """The choices of one batch, in this process.
+    """The choices of one batch, in this process. Where tokens choose for themselves, tokens count
+    in place of images.
 
     Attributes:
         counts: (L, H, E), how many images chose an expert.
@@ -42,15 +43,12 @@ def count_choices(method: Method) -> Choices | None:
     of them.
     """
     routings = routings_of(method)
-    if not routings or routings[0].expert_ids.shape[-1] == routings[0].scores.shape[-1]:
+    if not routings or routings[0].num_chosen == routings[0].scores.shape[-1]:
         return None
-    ids = torch.stack([routing.expert_ids for routing in routings])  # (L, B, H, K)
-    scores = torch.stack([routing.scores for routing in routings])
-    blocks, images, heads, chosen = ids.shape
-    ids = ids.transpose(1, 2).flatten(2)
-    counts = ids.new_zeros(blocks, heads, scores.shape[-1])
-    counts.scatter_add_(-1, ids, torch.ones_like(ids))
-    return Choices(counts, chosen, top_k_margin(scores, chosen).mean(2).sum(1), images)
+    counts = torch.stack([routing.chosen.sum(0) for routing in routings])
+    scores = torch.stack([routing.scores for routing in routings])  # (L, B, H, E)
+    chosen = routings[0].num_chosen
+    return Choices(counts, chosen, top_k_margin(scores, chosen).mean(2).sum(1), scores.shape[1])
 
 
 def top_k_margin(scores: Tensor, chosen: int) -> Tensor:

@@ -23,7 +23,7 @@ of the tasks seen so far, or all:
             classes, where there are both
         metadata `classes`: C
     experts.B (M, H, K) uint8 or uint16: choices in the B-th prompted block; left out where every
-        expert is used
+        expert is used, or tokens choose for themselves
     keys.B, values.B (H, E, D) float32 and counts.B (H, E) int64: where the method has experts
 
 analysis/mistakes.safetensors: see training/mistakes.py
@@ -102,7 +102,8 @@ class Recorder:
         chosen: dict[str, Tensor] = {}
         for block, routing in enumerate(routings_of(method) if self.open else ()):
             num_experts = routing.scores.shape[-1]
-            if routing.expert_ids.shape[-1] < num_experts:
+            # what each token chooses would be N times as much
+            if routing.tokens is None and routing.num_chosen < num_experts:
                 small = torch.uint8 if num_experts <= 256 else torch.int32
                 chosen[f"experts.{block}"] = collectives.gathered(routing.expert_ids.to(small))
         return chosen

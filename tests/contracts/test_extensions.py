@@ -38,7 +38,7 @@ class Shy(Router):
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
         scores = proxy_scores(query, keys)
-        return choose(scores, scores, self.top_k)
+        return choose(scores, scores, self.top_k, state.available)
 """
 METHOD = """
 from __future__ import annotations

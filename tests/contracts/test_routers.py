@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from smope.config.signatures import class_attribute
 from smope.declare.balance import LOSSES
-from smope.routers.base import ExpertState, Router, Routing
+from smope.routers.base import ExpertState, Router, Routing, rows_of_tokens
+from smope.routers.step_sum import StepSum
 
 from .conftest import ROUTERS, make_router
 
-BATCH, HEADS, EXPERTS, WIDTH, TOP_K = 6, 2, 9, 8, 3
+BATCH, HEADS, TOKENS, EXPERTS, WIDTH, TOP_K = 6, 2, 5, 9, 8, 3
 
 # What failing tests print; CONTRIBUTING.md lists them.
 DISTINCT = (
-    "A router chooses top_k distinct experts for each image and head, as int64 numbers of experts."
+    "A router chooses top_k distinct experts for each image and head, as int64 numbers of experts; "
+    "other numbers only if fixed_number is False."
 )
 PLAIN_SCORES = (
-    "Scores are the plain proxy scores, and weights too unless plain_weights is False; "
-    "a penalty changes the choice alone."
+    "Scores are the inner products of what `compared` gives, and weights too unless plain_weights "
+    "is False; a penalty changes the choice alone."
 )
 BY_ITSELF = (
     "An image is routed by itself, whatever else is in its batch; in training too, "
@@ -38,13 +42,14 @@ UNCHANGED = "A router changes none of the tensors that it is given."
 REPEATS = "At evaluation the same image gets the same experts again."
 ALL_EXPERTS = "With top_k equal to the number of experts all of them are chosen."
 REMEMBERS = "What a router remembers changes in end_step alone, and at evaluation not at all."
+AVAILABLE = "An expert that is not available is not chosen."
 SERVES = (
     "A router gives what the losses that it names in balance_losses are computed from, "
     "a finite row for each image."
 )
 RULES = (
     DISTINCT, PLAIN_SCORES, BY_ITSELF, GRADIENT, UNCHANGED, REPEATS, RANDOM, ALL_EXPERTS,
-    REMEMBERS, SERVES,
+    REMEMBERS, AVAILABLE, SERVES,
 )  # fmt: skip
 
 every_router = pytest.mark.parametrize("name", ROUTERS)
@@ -52,8 +57,15 @@ both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "e
 
 
 @pytest.fixture
-def query() -> Tensor:
-    return torch.randn(BATCH, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
+def query(name: str) -> Tensor:
+    tokens = [TOKENS] if make_router(name).reads_tokens else []
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(BATCH, HEADS, *tokens, WIDTH, generator=draw)
+
+
+def of_images(rows: Tensor, routing: Routing) -> Tensor:
+    """What belongs to an image, (B, rows of an image, ...)."""
+    return rows.unflatten(0, (-1, routing.tokens or 1))
 
 
 @pytest.fixture
@@ -88,15 +100,17 @@ def test_shapes_and_distinct_experts(
 ) -> None:
     router = router_of(name, training)
     routing = router(query, keys, state)
-    chosen = TOP_K if router.sparse else EXPERTS
+    rows, chosen = BATCH * (routing.tokens or 1), routing.expert_ids.shape[-1]
     assert router.top_k == TOP_K, DISTINCT
-    assert routing.scores.shape == (BATCH, HEADS, EXPERTS), DISTINCT
-    assert routing.expert_ids.shape == routing.weights.shape == (BATCH, HEADS, chosen), DISTINCT
+    assert routing.scores.shape == (rows, HEADS, EXPERTS), DISTINCT
+    assert routing.expert_ids.shape == routing.weights.shape == (rows, HEADS, chosen), DISTINCT
     assert routing.expert_ids.dtype == torch.int64, DISTINCT
     assert all(len(set(ids)) == chosen for ids in routing.expert_ids.flatten(0, 1).tolist()), (
         DISTINCT
     )
     assert 0 <= routing.expert_ids.min() <= routing.expert_ids.max() < EXPERTS, DISTINCT
+    if router.fixed_number:
+        assert (routing.chosen.sum(-1) == (TOP_K if router.sparse else EXPERTS)).all(), DISTINCT
 
 
 @every_router
@@ -106,11 +120,29 @@ def test_weights_are_the_unpenalised_scores(
 ) -> None:
     router = router_of(name, training)
     routing = router(query, keys, state)
-    torch.testing.assert_close(
-        routing.scores, (query.unsqueeze(2) * keys).sum(-1), msg=PLAIN_SCORES
-    )
     plain = routing.scores.gather(-1, routing.expert_ids)
-    assert torch.equal(routing.weights, plain) or not router.plain_weights, PLAIN_SCORES
+    left_out = routing.weights == -torch.inf
+    assert torch.equal(routing.weights, plain.masked_fill(left_out, -torch.inf)) or (
+        not router.plain_weights
+    ), PLAIN_SCORES
+    if router.reads_tokens and routing.tokens is None:
+        return  # scores of its own, see tests/routers
+    rows, compared = router.compared(rows_of_tokens(query) if routing.tokens else query, keys)
+    torch.testing.assert_close(
+        routing.scores, (rows.unsqueeze(2) * compared).sum(-1), msg=PLAIN_SCORES
+    )
+
+
+@every_router
+@both_modes
+def test_experts_may_be_out_of_reach(
+    name: str, training: bool, query: Tensor, keys: Tensor, state: ExpertState
+) -> None:
+    router = router_of(name, training)
+    available = torch.rand(HEADS, EXPERTS, generator=torch.Generator().manual_seed(2)) < 0.6
+    available[:, :TOP_K] = True
+    routing = router(query, keys, replace(state, available=available))
+    assert not routing.chosen[:, ~available].any() or not router.sparse, AVAILABLE
 
 
 @every_router
@@ -126,20 +158,22 @@ def test_an_image_is_routed_by_itself(
         # the same row, so that noise is the same, among other images
         others = torch.randn_like(query)
         others[image] = query[image]
-        among_others = seeded(router, others, keys, state)
-        assert torch.equal(among_others.expert_ids[image], together.expert_ids[image]), BY_ITSELF
-        torch.testing.assert_close(
-            among_others.weights[image], together.weights[image], msg=BY_ITSELF
-        )
+        assert_same_choice(seeded(router, others, keys, state), image, together, image)
     if training and router.random_in_training:
         return
     order = torch.tensor([3, 5, 0, 4, 1, 2])
     shuffled = router(query[order], keys, state)
-    assert torch.equal(together.expert_ids[order], shuffled.expert_ids), BY_ITSELF
     for image in range(BATCH):
+        assert_same_choice(shuffled, image, together, int(order[image]))
         alone = router(query[image : image + 1], keys, state)
-        assert torch.equal(alone.expert_ids[0], together.expert_ids[image]), BY_ITSELF
-        torch.testing.assert_close(alone.weights[0], together.weights[image], msg=BY_ITSELF)
+        assert_same_choice(alone, 0, together, image)
+
+
+def assert_same_choice(first: Routing, image: int, second: Routing, other: int) -> None:
+    ids, other_ids = of_images(first.expert_ids, first), of_images(second.expert_ids, second)
+    assert torch.equal(ids[image], other_ids[other]), BY_ITSELF
+    weights, other_weights = of_images(first.weights, first), of_images(second.weights, second)
+    torch.testing.assert_close(weights[image], other_weights[other], msg=BY_ITSELF)
 
 
 @every_router
@@ -176,7 +210,7 @@ def test_serves_the_losses_that_it_names(
         rows.append(router.load(routing))
         assert rows[-1].min() >= 0 and rows[-1].max() <= 1, SERVES
     for row in rows:
-        assert row.shape == (BATCH, HEADS, EXPERTS) and row.isfinite().all(), SERVES
+        assert row.shape == routing.scores.shape and row.isfinite().all(), SERVES
         assert row.dtype == torch.float32, SERVES
 
 
@@ -189,11 +223,10 @@ def test_gradient_reaches_keys_and_query(
     keys.requires_grad_()
     router = router_of(name, training)
     routing = router(query, keys, state)
-    routing.weights.square().sum().backward()
-    assert query.grad.abs().sum(-1).min() > 0, GRADIENT
-    chosen = torch.zeros(HEADS, EXPERTS, dtype=torch.bool)
-    for head in range(HEADS):
-        chosen[head, routing.expert_ids[:, head].unique()] = True
+    weights = routing.weights
+    weights[weights > -torch.inf].square().sum().backward()
+    assert query.grad.abs().flatten(2).sum(-1).min() > 0, GRADIENT
+    chosen = routing.chosen.any(0)
     reached = keys.grad.abs().sum(-1) > 0
     assert reached[chosen].all(), GRADIENT
     assert torch.equal(reached, chosen) or not router.plain_weights, GRADIENT
@@ -229,7 +262,8 @@ def test_remembers_in_end_step_alone(
     router(query, keys, state)
     assert same(router, before), REMEMBERS
     router.end_step()
-    assert same(router, before) == (not before), REMEMBERS
+    collects = any(isinstance(module, StepSum) for module in router.modules())
+    assert same(router, before) == (not collects), REMEMBERS
     after = memory(router)
     router.eval()(query, keys, state)
     router.end_step()
@@ -254,9 +288,7 @@ def test_takes_as_many_experts_as_there_are(
     router = make_router(name, top_k=EXPERTS)
     router.build(HEADS, EXPERTS, WIDTH)
     routing = router(query, keys, state)
-    assert torch.equal(
-        routing.expert_ids.sort(-1).values, torch.arange(EXPERTS).expand(BATCH, HEADS, EXPERTS)
-    ), ALL_EXPERTS
+    assert routing.chosen.all(), ALL_EXPERTS
 
 
 class TestAdaptiveNoise:

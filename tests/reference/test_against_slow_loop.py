@@ -15,7 +15,8 @@ from smope.losses.prototype import find_prototypes, prototype_loss, prototype_ma
 from smope.losses.router import router_loss, router_mass_loss
 from smope.methods.base import TaskSpan
 from smope.routers.adaptive_noise import AdaptiveNoise
-from smope.routers.base import Routing
+from smope.routers.base import Routing, all_experts
+from smope.routers.topk import TopK
 from tests.tiny import tiny_vit
 
 from . import slow_smope
@@ -305,7 +306,7 @@ def test_count() -> None:
     bank = ExpertBank(2, EXPERTS, 4)
     slow = SlowViT({}, 2, {0: SlowExperts.fresh(bank.keys, bank.values)}, TOP_K, 0.0)
     for part in (scores[:5], scores[5:]):
-        bank.count(part.topk(TOP_K, dim=-1).indices)
+        bank.count(TopK(TOP_K).uses(all_experts(part)))
         slow_smope.add_counts(slow, SlowPass(scores=[[list(image)] for image in part]))
     assert bank.counts.tolist() == slow.experts[0].counts
     assert bank.counts.sum() == 9 * 2 * TOP_K
