@@ -188,3 +188,17 @@ def test_nothing_of_the_exporter_stays_in_the_method(images: Tensor) -> None:
         method(images)
         torch.export.export(method, (images[:2],))
         assert [routing.scores.shape[0] for routing in method.routings] == [len(images)] * 6
+
+
+@pytest.mark.parametrize("router", ["cosine", "token", "soft", "hash"])
+def test_routers_with_a_way_of_their_own_are_exported(
+    router: str, images: Tensor, tmp_path: Path
+) -> None:
+    method = make_method("smope", tiny_backbone(), 4, router=router).eval()
+    axes = {"dynamic_axes": {"images": {0: "batch"}}, "opset_version": 17, "dynamo": False}
+    assert_onnx_equal(method, images, tmp_path / "model.onnx", **axes)
+    batch = torch.export.Dim("batch")
+    with torch.no_grad():
+        program = torch.export.export(method, (images[:2],), dynamic_shapes=({0: batch},))
+        for size in SIZES:
+            assert_equal(program.module()(images[:size]), method, images[:size])

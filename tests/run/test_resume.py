@@ -179,6 +179,7 @@ STOPS += [("smope", n) for n in (DENSE_END, MID_EPOCH, SECOND_TASK)]
 STOPS += [
     (f"router={name}", SECOND_TASK) for name in ROUTERS if make_router(name).random_in_training
 ]
+STOPS += [(f"router={name}", SECOND_TASK) for name in ("cosine", "hash", "soft", "token")]
 STOPS += [(name, MID_EPOCH) for name in METHODS if name != "smope" and takes_steps(name)]
 
 
