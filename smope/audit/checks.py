@@ -99,6 +99,9 @@ def batch_size(run: RestoredRun) -> Verdict:
     images, size = run.sampled(), run.trainer.settings.eval_batch_size
     difference = _difference(logits(method, images, size), logits(method, images, 1))
     text = f"logits of {len(images)} images alone and in batches of {min(size, len(images))}"
+    dependence = run.method.needs_one_process()
+    if dependence is not None:
+        text = f"with {dependence.setting}, which couples the images of a training batch, {text}"
     return _compared("batch size", text, difference, allowed)
 
 

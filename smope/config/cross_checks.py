@@ -34,6 +34,8 @@ def check_values(flat: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
         _top_k,
         _balance,
         _collapse,
+        _whole_batch,
+        _placement,
         _tasks,
         _options,
         _image_size,
@@ -90,7 +92,7 @@ def _balance(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     if target is None or num_experts is None:
         return
     supported = class_attribute(target, "balance_losses") or ()
-    name = target.rpartition(".")[0].rpartition(".")[2]
+    name = chosen(target)
     router = RouterFacts(name, supported, flat.get("router.top_k") or 0, flat.get("router.noise"))
     for loss in LOSSES:
         key = f"method.{loss}_loss_weight"
@@ -103,12 +105,45 @@ def _collapse(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     target = flat.get("router._target_")
     if target is None:
         return
-    name, sparse = target.rpartition(".")[0].rpartition(".")[2], class_attribute(target, "sparse")
+    name, sparse = chosen(target), class_attribute(target, "sparse")
     for setting in SETTINGS:
         value = flat.get(f"method.{setting}")
         problem = value and no_effect(setting, name, sparse is not False, flat["router.top_k"])
         if problem:
             raise UserError(f"method.{setting}={shown(value)}: {problem}")
+
+
+def _whole_batch(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
+    parts, target = flat.get("trainer.gradient_accumulation_steps"), flat.get("router._target_")
+    if parts is None or parts == 1 or "method.num_experts" not in flat or target is None:
+        return
+    if class_attribute(target, "couples_batch"):
+        raise UserError(
+            f"trainer.gradient_accumulation_steps={parts}: router={chosen(target)} divides the "
+            f"images of a whole batch among experts; write trainer.gradient_accumulation_steps=1, "
+            f"or choose another router"
+        )
+
+
+def _placement(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
+    placement, target = flat.get("method.placement", "prefix"), flat.get("router._target_")
+    if placement == "prefix" or target is None:
+        return
+    if class_attribute(target, "reads_tokens"):
+        raise UserError(
+            f"method.placement={placement}: router={chosen(target)} reads the queries of "
+            f"attention's tokens; write method.placement=prefix, or choose another router"
+        )
+    if flat.get("method.similarity_loss_weight"):
+        raise UserError(
+            f"method.placement={placement}: method.similarity_loss_weight compares the values of "
+            f"prefix experts; write method.similarity_loss_weight=0 or method.placement=prefix"
+        )
+
+
+def chosen(target: str) -> str:
+    """The choice that a `_target_` belongs to: token for smope.routers.token.Token."""
+    return target.rpartition(".")[0].rpartition(".")[2]
 
 
 def _tasks(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:

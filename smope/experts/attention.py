@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from smope.backbones.attention import ExtraKey, attend, exporting, heads, project
 from smope.backbones.wrapping import AttentionWrapper
+from smope.errors import UserError
 from smope.experts.bank import ExpertBank
 from smope.routers.base import Router, Routing
 
@@ -95,13 +96,24 @@ def attend_by_token(
     Returns:
         (B, H, N, D), in the precision of v.
     """
-    none = torch.full_like(routing.scores, -torch.inf)
-    logits = none.scatter(-1, routing.expert_ids, routing.weights * scale)
+    logits = _logits_of_all(routing, scale)
     logits = logits.unflatten(0, (-1, q.shape[2])).transpose(1, 2)
     tokens = (q.to(v.dtype) @ k.to(v.dtype).transpose(-2, -1)).to(logits.dtype) * scale
     shares = torch.cat([tokens, logits], dim=-1).softmax(-1).to(v.dtype)
-    of_tokens, of_experts = shares.tensor_split([k.shape[2]], dim=-1)
-    return of_tokens @ v + of_experts @ values.to(v.dtype)
+    experts = values.shape[1]
+    return shares[..., :-experts] @ v + shares[..., -experts:] @ values.to(v.dtype)
+
+
+def _logits_of_all(routing: Routing, scale: float) -> Tensor:
+    """The logits of the chosen experts, minus infinity for the others, (rows, H, E)."""
+    chosen = routing.weights * scale
+    if not exporting():
+        none = torch.full_like(routing.scores, -torch.inf)
+        return none.scatter(-1, routing.expert_ids, chosen)
+    # in operations that every exporter knows
+    all_ids = torch.arange(routing.scores.shape[-1], device=chosen.device)
+    is_it = routing.expert_ids.unsqueeze(-1) == all_ids
+    return torch.where(is_it, chosen.unsqueeze(-1), -torch.inf).amax(-2)
 
 
 def _mean_query(q: Tensor, dtype: torch.dtype) -> Tensor:
@@ -151,6 +163,11 @@ class PromptedAttention(AttentionWrapper):
         q, k, v = heads(attention, x)
         keys, values = self.bank()
         router = self.router
+        if exporting() and not router.exports:
+            raise UserError(
+                f"router={router.name} cannot be exported: no exporter knows what it needs to "
+                f"choose; train with another router"
+            )
         query = q.to(keys.dtype) if router.reads_tokens else _mean_query(q, keys.dtype)
         routing = router.dense(query, keys) if self.dense else router(query, keys, self.bank.state)
         if not exporting():  # an exporter's tensors are no numbers, and nobody may keep them

@@ -140,7 +140,7 @@ def best(ranking: Tensor, top_k: int, available: Tensor | None) -> Tensor:
 
 def all_experts(scores: Tensor) -> Routing:
     """The choice of every expert by its score; `expert_ids` are 0 to E - 1 in order."""
-    expert_ids = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
+    expert_ids = torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
     return Routing(scores, expert_ids, scores)
 
 
@@ -179,12 +179,14 @@ class Router(nn.Module):
             the unbiased one.
         fixed_number: Each row chooses exactly K experts. False: weights of minus infinity leave
             some out.
+        exports: An exporter can record it in a graph; otherwise it is refused by name.
         reads_tokens: `forward` and `dense` get the queries of all tokens, (B, H, N, D), not their
             mean.
     """
 
     sparse: bool = True
     fixed_number: bool = True
+    exports: bool = True
     reads_tokens: bool = False
     plain_weights: bool = True
     random_in_training: bool = False

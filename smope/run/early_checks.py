@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib
 
-from smope.config.config import Config
+from smope.config.config import Config, chosen_name
+from smope.config.signatures import class_attribute, takes
+from smope.distributed import torchrun
 from smope.errors import UserError
 from smope.streams.class_order import divide_classes, resolve_class_order
 from smope.training.device_presence import refuse_absent_device
 
 
 def check_early(config: Config) -> None:
-    """Refuse a device that is not here, and what `check_tasks` refuses, in one UserError."""
+    """Refuse a device that is not here, processes that a router cannot divide its batch among, and
+    what `check_tasks` refuses, in one UserError.
+    """
     messages = []
-    for check in (_refuse_absent_device, check_tasks):
+    for check in (_refuse_absent_device, _refuse_divided_batch, check_tasks):
         try:
             check(config)
         except UserError as error:
@@ -24,6 +28,17 @@ def check_early(config: Config) -> None:
 
 def _refuse_absent_device(config: Config) -> None:
     refuse_absent_device(config.trainer["device"])
+
+
+def _refuse_divided_batch(config: Config) -> None:
+    target, world = config.router["_target_"], torchrun.world_size()
+    if world == 1 or not takes(config.method["_target_"], "router"):
+        return
+    if class_attribute(target, "couples_batch"):
+        raise UserError(
+            f"router={chosen_name(target)}: it divides the images of a whole batch among experts, "
+            f"which {world} processes cannot share; start one process, or choose another router"
+        )
 
 
 def check_tasks(config: Config) -> None:

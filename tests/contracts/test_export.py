@@ -190,7 +190,7 @@ def test_nothing_of_the_exporter_stays_in_the_method(images: Tensor) -> None:
         assert [routing.scores.shape[0] for routing in method.routings] == [len(images)] * 6
 
 
-@pytest.mark.parametrize("router", ["cosine", "token", "soft", "hash"])
+@pytest.mark.parametrize("router", ["cosine", "dense", "hash", "soft", "token"])
 def test_routers_with_a_way_of_their_own_are_exported(
     router: str, images: Tensor, tmp_path: Path
 ) -> None:
