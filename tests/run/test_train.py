@@ -142,6 +142,7 @@ def test_the_run_directory(finished: Path) -> None:
         "config.yaml",
         "metrics.csv",
         "model.safetensors",
+        "model_card.md",
         "run.json",
         "train.log",
     ]
