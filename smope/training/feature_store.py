@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -57,7 +60,8 @@ Stored = InMemory | OnDisk
 class FeatureStore:
     """Features of one run.
 
-    The file has no name, lies in the run directory, and ends with the process. Without a directory
+    The file has no name, lies in the run directory, and ends with the process. It takes at most
+    half of the space that was free when it began: checkpoints need space too. Without a directory
     all features are in memory.
 
     Attributes:
@@ -71,17 +75,21 @@ class FeatureStore:
         self.bytes_in_memory = BYTES_IN_MEMORY
         self.size = 0
         self._file: IO[bytes] | None = None
+        self._most_on_disk = 0
 
     def keep(self, features: Tensor) -> Stored:
-        """Keep features (b, C); OSError if the disk is full."""
+        """Keep features (b, C); OSError if the disk has no space for them."""
         features = features.detach().cpu().contiguous()
         size = features.numel() * features.element_size()
         if self.directory is None or self.size + size <= self.bytes_in_memory:
             self.size += size
             return InMemory(features)
         if self._file is None:
+            self._most_on_disk = shutil.disk_usage(self.directory).free // 2
             self._file = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115 (ends with us)
         start = self._file.seek(0, 2)
+        if start + size > self._most_on_disk:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         try:
             self._file.write(_bytes(features))
             self._file.flush()
