@@ -86,7 +86,9 @@ def unpack(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            # copies: a tensor that is mapped from the file would change, or crash, with the file
+            names = file.keys()
+            tensors = {key: file.get_tensor(key).clone() for key in names}
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise nearly any exception

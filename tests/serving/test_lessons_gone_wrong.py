@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
 
 from smope.cli.main import main
 from smope.errors import UserError
@@ -215,3 +216,10 @@ def test_what_a_run_keeps_and_what_is_packed_of_it(
     assert packed.learning is not None
     assert read_model(copy).learning is None
     assert packed.state.keys() > read_model(copy).state.keys()
+
+
+def test_a_model_in_memory_outlives_its_file(model: Path) -> None:
+    artefact = read_model(model)
+    before = {key: value.clone() for key, value in artefact.state.items()}
+    os.truncate(model, 0)
+    assert all(torch.equal(value, before[key]) for key, value in artefact.state.items())
