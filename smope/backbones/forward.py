@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smope.backbones.attention import apart, attend, heads, project
 from smope.backbones.held import is_linear, operands
+from smope.backbones.wrapping import Wrapper
 
 VIT = {"patch_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "norm"}
 HEAD = {"attn_pool", "fc_norm", "head_drop", "head", "head_dist"}  # after the features
@@ -102,10 +103,11 @@ def run_cls_row(block: Any, x: Tensor) -> Tensor:
     """block(x)[:, :1], (B, N, C) -> (B, 1, C)."""
     if (
         not takes_apart(block)
+        or isinstance(block.mlp, Wrapper)  # it may read all tokens
         or not is_linear(block.attn.qkv)
         or not _made_of(block.attn.qkv, set())
     ):
-        return block(x)[:, :1]
+        return run_block(block, x)[:, :1]
     inner = block.norm1(x)
     attention = block.attn
     row = inner[:, :1]

@@ -1,4 +1,6 @@
-"""Wrappers around the attention of a timm ViT's blocks, and how they are put in and taken out.
+"""Wrappers around parts of a timm ViT's blocks, and how they are put in and taken out.
+
+A part is named by its path in the block: the attention `attn`, its projection `attn.qkv`, or `mlp`.
 
 Shapes: B batch, N tokens, C width.
 """
@@ -7,22 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from timm.models.vision_transformer import Attention, VisionTransformer  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
+from smope.backbones.held import is_linear
 from smope.errors import UserError
 
+Part = Literal["attn", "attn.qkv", "mlp"]
+PARTS: tuple[Part, ...] = ("attn", "attn.qkv", "mlp")
 
-class AttentionWrapper(nn.Module):
-    """Replaces the `attention` of a block and keeps it unchanged; subclasses define `attended`."""
 
-    attention: Attention
+class Wrapper(nn.Module):
+    """Stands where `layer`, a part of a block, was, and keeps it unchanged."""
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.attention = attention
+        self.layer = layer
+
+
+class AttentionWrapper(Wrapper):
+    """Stands where the attention of a block was; subclasses define `attended`."""
+
+    @property
+    def attention(self) -> Attention:
+        """The wrapped attention."""
+        return cast(Attention, self.layer)
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -39,7 +52,7 @@ class AttentionWrapper(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define attended(x)")
 
 
-W = TypeVar("W", bound=AttentionWrapper)
+W = TypeVar("W", bound=Wrapper)
 
 
 def plain_attention(attention: object, where: str) -> Attention:
@@ -65,23 +78,25 @@ def plain_attention(attention: object, where: str) -> Attention:
 def wrap(
     vit: VisionTransformer,
     blocks: Sequence[int],
-    make: Callable[[Attention], W],
+    make: Callable[[Any], W],
     key: str = "method.blocks",
+    part: Part = "attn",
 ) -> list[W]:
-    """Wrap the attention of some blocks of a timm ViT.
+    """Wrap a part of some blocks of a timm ViT.
 
     Args:
         vit: Changed in place.
         blocks: Numbers of the blocks, from 0.
-        make: Builds the wrapper of an attention.
+        make: Builds the wrapper of a part.
         key: The configuration key that lists the blocks, for error messages.
+        part: Which part of each block.
 
     Returns:
         The wrappers, in the order of `blocks`.
 
     Raises:
-        UserError: A block does not exist, is listed twice, is already wrapped, or has an attention
-            that cannot be wrapped. The ViT is then unchanged.
+        UserError: A block does not exist, is listed twice, is already wrapped, or has a part that
+            cannot be wrapped. The ViT is then unchanged.
     """
     depth = len(vit.blocks)
     if len(set(blocks)) != len(blocks) or any(not 0 <= block < depth for block in blocks):
@@ -89,38 +104,75 @@ def wrap(
             f"{key} must be different numbers in 0..{depth - 1} (the backbone has {depth} "
             f"blocks), got {list(blocks)}"
         )
-    # Blocks of other kinds, such as timm's parallel ones, have no `attn`: the error names them.
-    attentions = [
-        plain_attention(
-            getattr(vit.blocks[block], "attn", vit.blocks[block]), f"the attention of block {block}"
-        )
-        for block in blocks
-    ]
-    wrappers = [make(attention) for attention in attentions]
+    layers = [_plain_part(vit.blocks[block], block, part) for block in blocks]
+    wrappers = [make(layer) for layer in layers]
     for block, wrapper in zip(blocks, wrappers, strict=True):
-        vit.blocks[block].attn = wrapper
+        holder, name = _holder(vit.blocks[block], part)
+        setattr(holder, name, wrapper)
     return wrappers
 
 
+def _plain_part(block: nn.Module, number: int, part: Part) -> nn.Module:
+    """The part of block `number`; UserError if it cannot be wrapped."""
+    # Blocks of other kinds, such as timm's parallel ones, have no such parts: the error names them.
+    if part == "mlp":
+        mlp = getattr(block, "mlp", block)
+        if mlp is block or isinstance(mlp, Wrapper):
+            raise UserError(
+                f"backbone: the MLP of block {number} is a {type(mlp).__name__}; experts beside an "
+                f"MLP need a block that has an MLP of its own; choose a plain ViT such as "
+                f"vit_base_patch16_224"
+            )
+        return mlp
+    attention = plain_attention(getattr(block, "attn", block), f"the attention of block {number}")
+    if part == "attn":
+        return attention
+    if not is_linear(attention.qkv):
+        raise UserError(
+            f"backbone: the qkv projection of block {number} is a {type(attention.qkv).__name__}; "
+            f"LoRA experts need a plain linear layer; choose a plain ViT such as "
+            f"vit_base_patch16_224"
+        )
+    return attention.qkv
+
+
+def _holder(block: nn.Module, part: Part) -> tuple[nn.Module | None, str]:
+    """The module that has a part as an attribute, None if there is none, and the attribute."""
+    inner, _, name = part.rpartition(".")
+    return (getattr(block, inner, None) if inner else block), name
+
+
 def unwrap(vit: VisionTransformer) -> None:
-    """Put the original attention back; outputs are then as before `wrap`, bit for bit."""
+    """Put the original parts back; outputs are then as before `wrap`, bit for bit."""
+    _take_out(vit)
+
+
+def _take_out(vit: VisionTransformer) -> list[tuple[nn.Module, str, Wrapper]]:
+    """Put the original parts back. Returns each wrapper, after the module and attribute that it
+    was in.
+    """
+    taken = []
     for block in vit.blocks:
-        if isinstance(block.attn, AttentionWrapper):
-            block.attn = block.attn.attention
+        for part in PARTS:
+            holder, name = _holder(block, part)
+            wrapper = getattr(holder, name, None)
+            if holder is not None and isinstance(wrapper, Wrapper):
+                setattr(holder, name, wrapper.layer)
+                taken.append((holder, name, wrapper))
+    return taken
 
 
 def is_wrapped(vit: VisionTransformer) -> bool:
-    """Whether the attention of a block is wrapped."""
-    return any(isinstance(getattr(block, "attn", None), AttentionWrapper) for block in vit.blocks)
+    """Whether a part of a block is wrapped."""
+    return any(isinstance(module, Wrapper) for module in vit.blocks.modules())
 
 
 @contextmanager
 def without_wrappers(vit: VisionTransformer) -> Iterator[None]:
     """Outputs are as before `wrap`, bit for bit, within the context. The wrappers stay the same."""
-    wrappers = {block: block.attn for block in vit.blocks}
-    unwrap(vit)
+    taken = _take_out(vit)
     try:
         yield
     finally:
-        for block, attention in wrappers.items():
-            block.attn = attention
+        for holder, name, wrapper in taken:
+            setattr(holder, name, wrapper)

@@ -31,13 +31,19 @@ NOT_HASHED_IN_TRAINER = (
 # that the hashes of earlier runs remain.
 NO_BALANCE_LOSSES = {f"{name}_loss_weight": 0.0 for name in LOSSES}
 NOTHING_AGAINST_COLLAPSE = {"similarity_loss_weight": 0.0, "expert_dropout": 0.0}
+IN_ATTENTION = {"placement": "prefix", "rank": 4}
 ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "smope.methods.smope.SMoPE": {
         **NO_BALANCE_LOSSES,
         **NOTHING_AGAINST_COLLAPSE,
+        **IN_ATTENTION,
         "reinitialise_unused": False,
     },
-    "smope.methods.smope_plus.SMoPEPlus": {**NO_BALANCE_LOSSES, **NOTHING_AGAINST_COLLAPSE},
+    "smope.methods.smope_plus.SMoPEPlus": {
+        **NO_BALANCE_LOSSES,
+        **NOTHING_AGAINST_COLLAPSE,
+        **IN_ATTENTION,
+    },
     "smope.streams.folder.load": {"test_fraction": 0.2, "split_seed": 0},
     "smope.streams.table.load": {"test_fraction": 0.2},
 }

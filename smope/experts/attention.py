@@ -6,20 +6,17 @@ H·D.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Attention  # pyright: ignore[reportPrivateImportUsage] (its oldest home)
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from smope.backbones.attention import ExtraKey, attend, exporting, heads, project
 from smope.backbones.wrapping import AttentionWrapper
-from smope.errors import UserError
-from smope.experts.bank import ExpertBank
-from smope.routers.base import Router, Routing
+from smope.experts.bank import PrefixBank
+from smope.experts.routed import RoutedWrapper
+from smope.routers.base import Routing
 
 aten = torch.ops.aten
 
@@ -116,81 +113,22 @@ def _logits_of_all(routing: Routing, scale: float) -> Tensor:
     return torch.where(is_it, chosen.unsqueeze(-1), -torch.inf).amax(-2)
 
 
-def _mean_query(q: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mean over tokens, (B, H, N, D) -> (B, H, D) in `dtype`."""
-    return q.mean(dim=2, dtype=dtype) if exporting() else _MeanQuery.apply(q, dtype)
-
-
-class _MeanQuery(torch.autograd.Function):
-    """q.mean(dim=2) in `dtype`, (B, H, N, D) -> (B, H, D). All tokens have the same gradient, which
-    is not written out for each of them in `dtype`, as autograd would, but rounded once and shown to
-    all.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.shape, ctx.dtype = q.shape, q.dtype
-        return q.mean(dim=2, dtype=dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return (grad / ctx.shape[2]).to(ctx.dtype).unsqueeze(2).expand(ctx.shape), None
-
-
-class PromptedAttention(AttentionWrapper):
+class PromptedAttention(RoutedWrapper, AttentionWrapper):
     """Wraps `attention` (frozen, untouched) and lets each image attend to its chosen experts as
     well.
 
-    After a forward pass `routing` holds the decision, without gradient (see `recorded`). `dense`
-    switches to all experts (warm-up). Without its wrapper the block computes bit for bit what it
-    did before: see inject.detach.
+    Without its wrapper the block computes bit for bit what it did before: see inject.detach.
     """
 
-    bank: ExpertBank
-    router: Router
-
-    def __init__(self, attention: Attention, bank: ExpertBank, router: Router) -> None:
-        super().__init__(attention)
-        self.bank = bank
-        self.router = router
-        self.dense = False
-        self.routing: Routing | None = None
-        self._record: list[Routing] | None = None
+    bank: PrefixBank
 
     def attended(self, x: Tensor) -> Tensor:
         attention = self.attention
         q, k, v = heads(attention, x)
         keys, values = self.bank()
-        router = self.router
-        if exporting() and not router.exports:
-            raise UserError(
-                f"router={router.name} cannot be exported: no exporter knows what it needs to "
-                f"choose; train with another router"
-            )
-        query = q.to(keys.dtype) if router.reads_tokens else _mean_query(q, keys.dtype)
-        routing = router.dense(query, keys) if self.dense else router(query, keys, self.bank.state)
-        if not exporting():  # an exporter's tensors are no numbers, and nobody may keep them
-            self.routing = routing.detach()
-        if self._record is not None:
-            self._record.append(routing)
+        routing = self.route(q, keys)
         if routing.tokens is not None:
             out = attend_by_token(q, k, v, attention.scale, routing, values)
         else:
             out = attend(q, k, v, attention.scale, as_one_key(routing, values, attention.scale))
         return project(attention, x, out)
-
-
-@contextmanager
-def recorded(wrappers: Iterable[PromptedAttention]) -> Iterator[list[Routing]]:
-    """The decisions of the forward pass inside, with gradient; a wrapper by itself keeps them
-    without.
-    """
-    routings: list[Routing] = []
-    for wrapper in wrappers:
-        wrapper._record = routings
-    try:
-        yield routings
-    finally:
-        for wrapper in wrappers:
-            wrapper._record = None

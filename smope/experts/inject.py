@@ -1,37 +1,69 @@
-"""Putting prompt experts into the blocks of a ViT, and taking them out again."""
+"""Putting experts into the blocks of a ViT, and taking them out again."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-from timm.models.vision_transformer import Attention, VisionTransformer  # pyright: ignore[reportPrivateImportUsage]
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
+from smope.backbones.wrapping import Part, wrap
 from smope.backbones.wrapping import unwrap as detach
-from smope.backbones.wrapping import wrap
+from smope.errors import UserError
 from smope.experts.attention import PromptedAttention
 from smope.experts.bank import ExpertBank
+from smope.experts.beside import ExpertsBeside
+from smope.experts.routed import RoutedWrapper
 from smope.routers.base import Router
+from smope.routers.token import Token
 
-__all__ = ["attach", "detach"]
+__all__ = ["Placement", "attach", "detach"]
+
+Placement = Literal["prefix", "mlp", "lora"]
+WRAPPERS: Mapping[Placement, tuple[Part, type[RoutedWrapper]]] = {
+    "prefix": ("attn", PromptedAttention),
+    "mlp": ("mlp", ExpertsBeside),
+    "lora": ("attn.qkv", ExpertsBeside),
+}
 
 
 def attach(
     vit: VisionTransformer,
     blocks: Sequence[int],
     router: Router,
-    make_bank: Callable[[Attention], ExpertBank],
-) -> list[PromptedAttention]:
-    """Wrap the attention of each listed block of a timm ViT; returns the wrappers in the order of
-    `blocks`.
+    make_bank: Callable[[Any], ExpertBank],
+    placement: Placement = "prefix",
+) -> list[RoutedWrapper]:
+    """Put experts into each listed block of a timm ViT.
 
-    make_bank(attention) -> ExpertBank builds the experts of one block; each block gets its own copy
-    of `router`, built for its sizes. Errors as in backbones/wrapping.py; then nothing is changed.
+    Args:
+        vit: Changed in place.
+        blocks: Numbers of the blocks, from 0.
+        router: Each block gets its own copy, built for its sizes.
+        make_bank: Builds the experts of one block from the part that they join.
+        placement: Where they are: "prefix" in attention, "mlp" beside the MLP, "lora" beside the
+            joint projection to q, k and v.
+
+    Returns:
+        The wrappers, in the order of `blocks`.
+
+    Raises:
+        UserError: As backbones/wrapping.py says, or the router chooses for each token and experts
+            are not in attention; then nothing is changed.
     """
+    if placement != "prefix" and isinstance(router, Token):
+        raise UserError(
+            f"router={router.name} chooses for each token, which experts with "
+            f"method.placement={placement} do not; write method.placement=prefix or another router, "
+            f"such as router=topk"
+        )
+    part, wrapper = WRAPPERS[placement]
 
-    def wrapped(attention: Attention) -> PromptedAttention:
-        bank, own = make_bank(attention), copy.deepcopy(router)
+    def wrapped(layer: nn.Module) -> RoutedWrapper:
+        bank, own = make_bank(layer), copy.deepcopy(router)
         own.build(*bank.keys.shape)
-        return PromptedAttention(attention, bank, own)
+        return wrapper(layer, bank, own)
 
-    return wrap(vit, blocks, wrapped)
+    return wrap(vit, blocks, wrapped, part=part)

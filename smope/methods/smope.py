@@ -21,17 +21,18 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import torch
-from timm.models.vision_transformer import Attention  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
 from smope.declare.collapse import no_effect
-from smope.declare.ranges import BlockNumbers, NotNegative, Positive, Range, Share
+from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range, Share
 from smope.errors import UserError
-from smope.experts.attention import recorded
-from smope.experts.bank import ExpertBank, InputSpaceBank
+from smope.experts.adapter import Adapters
+from smope.experts.bank import ExpertBank, InputSpaceBank, LowRankBank, PrefixBank
 from smope.experts.dropout import ExpertDropout
-from smope.experts.inject import attach
+from smope.experts.inject import Placement, attach
+from smope.experts.lora import LoRA
+from smope.experts.routed import recorded
 from smope.losses.classification import task_cross_entropy
 from smope.losses.prototype import Prototypes, find_prototypes, prototype_loss, prototype_mass_loss
 from smope.losses.router import router_loss, router_mass_loss
@@ -73,6 +74,10 @@ class SMoPE(Method):
             least K experts of a head stay available.
         reinitialise_unused: before each task from the second on, draw the experts again that no
             task has used.
+        placement: where experts are. "prefix": in attention, keys and values of each head (the
+            paper). "mlp": adapters beside the MLP. "lora": LoRA beside the qkv projection. The last
+            two have one head as wide as the backbone, and add nothing until they have learned.
+        rank: of an adapter or LoRA; a prefix has none.
         expert_rate_factor: learning rate of the experts, as a multiple of the classifier's.
 
     Raises:
@@ -110,6 +115,8 @@ class SMoPE(Method):
         similarity_loss_weight: Annotated[float, NotNegative()] = 0.0,
         expert_dropout: Annotated[float, Share(with_1=False)] = 0.0,
         reinitialise_unused: bool = False,
+        placement: Placement = "prefix",
+        rank: Annotated[int, AtLeast(1)] = 4,
         expert_rate_factor: Annotated[float, Positive()] = 5.0,
         align: bool = True,
         centroids: Annotated[int, Range(1, 1000)] = 1,
@@ -135,6 +142,12 @@ class SMoPE(Method):
             problem = value and no_effect(setting, router.name, router.sparse, router.top_k)
             if problem:
                 raise UserError(f"method.{setting}={value:g}: {problem}")
+        if similarity_loss_weight and placement != "prefix":
+            raise UserError(
+                f"method.similarity_loss_weight={similarity_loss_weight:g} compares the values of "
+                f"prefixes, and with method.placement={placement} an expert has none; write "
+                f"method.similarity_loss_weight=0 or method.placement=prefix"
+            )
         self.similarity_loss_weight = similarity_loss_weight
         self.reinitialise_unused = reinitialise_unused
         self._dropout = ExpertDropout(expert_dropout, router.top_k)
@@ -150,14 +163,21 @@ class SMoPE(Method):
 
         zero_values = expert_init == "zero_values"
 
-        def make_bank(attention: Attention) -> ExpertBank:
-            heads, head_dim = attention.num_heads, attention.head_dim
+        def make_bank(layer: Any) -> ExpertBank:
+            if placement == "mlp":
+                return LowRankBank(Adapters(num_experts, rank, backbone.embed_dim))
+            if placement == "lora":
+                sizes = (layer.in_features, layer.out_features)
+                return LowRankBank(LoRA(num_experts, rank, *sizes))
+            heads, head_dim = layer.num_heads, layer.head_dim
             if expert_space == "input":
-                return InputSpaceBank(heads, num_experts, head_dim, attention.qkv, zero_values)
-            return ExpertBank(heads, num_experts, head_dim, zero_values)
+                return InputSpaceBank(heads, num_experts, head_dim, layer.qkv, zero_values)
+            return PrefixBank(heads, num_experts, head_dim, zero_values)
 
         self._wrappers = tuple(
-            attach(backbone.vit, range(6) if blocks is None else blocks, router, make_bank)
+            attach(
+                backbone.vit, range(6) if blocks is None else blocks, router, make_bank, placement
+            )
         )
         # Registered after the backbone: Module.train() goes in this order, and the backbone puts
         # all of itself into evaluation mode.
@@ -256,7 +276,7 @@ class SMoPE(Method):
             value = router_mass_loss(routings) if paper else router_loss(routings, router.epsilon)
             losses["router"] = self.router_loss_weight * value
         if chooses:
-            scale = self._wrappers[0].attention.scale
+            scale = self._wrappers[0].scale
             losses |= self._balance_losses(self._routers, routings, scale)
             if self.similarity_loss_weight > 0:
                 losses["similarity"] = self.similarity_loss_weight * self._similarity(routings)
@@ -292,6 +312,7 @@ class SMoPE(Method):
         router says: SMoPE's takes the best K by raw score.
         """
         self.dense = False
+        self._prototypes = None  # as many as experts were frequent; only training needs them
         earlier = [bank.counts.clone() for bank in self.experts]
         if self.usage_count == "order_free":
             for bank in self.experts:

@@ -32,6 +32,7 @@ from smope.declare.ranges import (
     Range,
     Share,
 )
+from smope.experts.inject import Placement
 from smope.methods._shared.first_task_only import FirstSession
 from smope.methods._shared.ridge_head import PenaltyRule, RidgeHead
 from smope.methods.base import Phase, Reference, TaskSpan
@@ -75,6 +76,8 @@ class SMoPEPlus(FirstSession, SMoPE):
         router_z_loss_weight: Annotated[float, NotNegative()] = 0.0,
         similarity_loss_weight: Annotated[float, NotNegative()] = 0.0,
         expert_dropout: Annotated[float, Share(with_1=False)] = 0.0,
+        placement: Placement = "prefix",
+        rank: Annotated[int, AtLeast(1)] = 4,
         expert_rate_factor: Annotated[float, Positive()] = 5.0,
         epochs_factor: Annotated[int, AtLeast(1)] = 4,
         readout: Literal["cls", "cls_and_tokens"] = "cls_and_tokens",
@@ -97,6 +100,8 @@ class SMoPEPlus(FirstSession, SMoPE):
             router_z_loss_weight=router_z_loss_weight,
             similarity_loss_weight=similarity_loss_weight,
             expert_dropout=expert_dropout,
+            placement=placement,
+            rank=rank,
             expert_rate_factor=expert_rate_factor,
             align=False,
         )

@@ -34,6 +34,8 @@ STATISTICS = ("trainer.statistics_images", "method.centroids")
 FROZEN = ("trainer.frozen_steps", "trainer.iter_step")
 BLURRY = ("stream.blurry_images",)
 CACHE = ("stream.cache_dir",)
+RANK = ("method.rank",)
+PREFIX = ("method.expert_space", "method.expert_init")
 
 
 def unread_keys(given: Collection[str], experiment: Experiment, trainer: Trainer) -> str:
@@ -66,6 +68,7 @@ def _unread(experiment: Experiment, trainer: Trainer) -> Iterator[tuple[str, str
     name = f"method={chosen_name(target)}"
     trains = any(trainer.phases(span) for span in trainer.spans)
     records = bool(method.recorded())
+    placement = values.get("method.placement", "prefix")
     rules = [
         (takes(target, "router"), ROUTER, f"{name} has no router"),
         (trains, TRAINING_STEPS, f"{name} takes no training steps"),
@@ -76,6 +79,8 @@ def _unread(experiment: Experiment, trainer: Trainer) -> Iterator[tuple[str, str
         (values["trainer.schedule"] != "epoch_cosine", FROZEN, "trainer.schedule=epoch_cosine"),
         (values["stream.disjoint_classes"] < 1, BLURRY, "stream.disjoint_classes=1"),
         (values["stream.cache_gb"] > 0, CACHE, "stream.cache_gb=0"),
+        (placement != "prefix", RANK, f"method.placement={placement}"),
+        (placement == "prefix", PREFIX, f"method.placement={placement}"),
     ]
     for is_read, patterns, reason in rules:
         if not is_read:

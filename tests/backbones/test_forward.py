@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from smope.backbones import attention
 from smope.backbones.forward import cls_features, run_block, run_cls_row, takes_apart
 from smope.backbones.vit import load_backbone
-from smope.experts.bank import ExpertBank
+from smope.experts.bank import PrefixBank
 from smope.experts.inject import attach
 from smope.routers.topk import TopK
 from tests.tiny import frozen, shake, tiny_vit
@@ -65,12 +65,12 @@ def gap(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-def prompted(vit: VisionTransformer, *blocks: int) -> list[ExpertBank]:
+def prompted(vit: VisionTransformer, *blocks: int) -> list[PrefixBank]:
     """Experts in `blocks`, of the ViT's own precision, the same for every ViT."""
     torch.manual_seed(2)
     dtype = next(vit.parameters()).dtype
     wrappers = attach(
-        vit, blocks, TopK(3), lambda a: ExpertBank(a.num_heads, 7, a.head_dim).to(dtype)
+        vit, blocks, TopK(3), lambda a: PrefixBank(a.num_heads, 7, a.head_dim).to(dtype)
     )
     return [wrapper.bank for wrapper in wrappers]
 

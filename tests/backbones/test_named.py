@@ -20,7 +20,7 @@ from smope.config.config import MISSING
 from smope.config.hydra import compose, compose_values
 from smope.config.overrides import read_overrides
 from smope.errors import UserError
-from smope.experts.bank import ExpertBank
+from smope.experts.bank import PrefixBank
 from smope.experts.inject import attach, detach
 from smope.routers.topk import TopK
 
@@ -95,8 +95,8 @@ def test_experts_join_it(choice: str) -> None:
         assert torch.equal(backbone(images), plain)
 
 
-def make_bank(attention: Attention) -> ExpertBank:
-    return ExpertBank(attention.num_heads, 25, attention.head_dim)
+def make_bank(attention: Attention) -> PrefixBank:
+    return PrefixBank(attention.num_heads, 25, attention.head_dim)
 
 
 def test_clip_has_the_activation_of_its_training() -> None:

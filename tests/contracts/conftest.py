@@ -23,8 +23,10 @@ from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
 ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
+# With experts elsewhere it is another method for every contract
+VARIANTS = [*METHODS, "smope placement=mlp", "smope placement=lora"]
 TASKS = 2  # of the stream that methods are tried on
-every_method = pytest.mark.parametrize("name", METHODS)
+every_method = pytest.mark.parametrize("name", VARIANTS)
 # Prompts in proportion to the 17 tokens of a tiny image, and where a size meant for real images
 # would take seconds
 SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64}
@@ -69,10 +71,12 @@ def make_method(
     name: str, backbone: Backbone, num_classes: int, seed: int = 0, **changes: Any
 ) -> Method:
     """The method of conf/method/<name>.yaml round `backbone`, small, its initial weights from
-    `seed`.
+    `seed`. Words behind the name are key=value.
     """
+    name, *words = name.split()
+    changes = {**SIZES, **dict(word.split("=") for word in words), **changes}
     torch.manual_seed(seed)
-    return _make("method", name, {**SIZES, **changes}, backbone=backbone, num_classes=num_classes)
+    return _make("method", name, changes, backbone=backbone, num_classes=num_classes)
 
 
 def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any:

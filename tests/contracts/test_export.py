@@ -23,7 +23,7 @@ from smope.streams.pixels.decode import decode
 from smope.streams.stream import Stream
 from tests.tiny import tiny_backbone
 
-from .conftest import METHODS, every_method, make_method
+from .conftest import VARIANTS, every_method, make_method
 from .test_artefacts import record_of
 
 TOLERANCE = 2e-5  # of logits, relative to the largest
@@ -32,7 +32,7 @@ SIZES = (1, 2, 5)  # images in a batch; the graphs are made with 2
 QUICK = ("smope", "coda")
 some_methods = pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in METHODS],
+    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in VARIANTS],
 )
 
 
@@ -85,7 +85,7 @@ def test_smope_export_to_onnx(
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n == "smope" else [pytest.mark.slow]) for n in METHODS],
+    [pytest.param(n, marks=[] if n == "smope" else [pytest.mark.slow]) for n in VARIANTS],
 )
 def test_smope_export_to_torch(
     method: Method, stream: Stream, photographs: list[Path], tmp_path: Path

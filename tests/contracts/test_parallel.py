@@ -25,7 +25,7 @@ from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream
 from tests.two_processes import in_two_processes
 
-from .conftest import METHODS, make_method
+from .conftest import VARIANTS, make_method
 
 # 22 images a task to learn from, batches of 7, shares of 3 and 4. Where all are seen the last one,
 # which two cannot share, is joined to the batch before it, as is the last of 8 test images.
@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {
     "alignment_epochs": 1,
 }
 LEARNS_BY_STEPS = [
-    name for name in METHODS if name not in ("ncm", "slda", "fecam", "ridge", "linear_probe")
+    name for name in VARIANTS if name not in ("ncm", "slda", "fecam", "ridge", "linear_probe")
 ]
 
 
@@ -85,7 +85,7 @@ def train_all(folder: Path) -> None:
     """In each of two processes: every method, what came of it in a file; the first one has the run
     directory.
     """
-    for name in METHODS:
+    for name in VARIANTS:
         directory = RunDirectory(folder / name)
         if collectives.is_first():
             RunDirectory.create(directory.path, "seed: 0\n")
@@ -190,7 +190,7 @@ def assert_close(found: Tensor, expected: Tensor, key: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_learn_what_one_does(name: str, two: Path, one: Any) -> None:
     first, second = (torch.load(two / f"{name}-{rank}.pt") for rank in range(2))
     assert_same(first, one(name))
@@ -249,6 +249,6 @@ def test_batches_in_order_leave_nobody_without_an_image() -> None:
 
 
 def test_what_learns_by_steps_is_found() -> None:
-    for name in METHODS:
+    for name in VARIANTS:
         trains = list(make_method(name, tiny_backbone(), 4).parameter_groups(0.1))
         assert bool(trains) == (name in LEARNS_BY_STEPS) or name == "linear_probe", name

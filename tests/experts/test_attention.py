@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from smope.backbones.vit import load_backbone
-from smope.experts.attention import as_one_key, recorded
+from smope.experts.attention import as_one_key
+from smope.experts.routed import recorded
 from smope.methods.base import TaskSpan
 from smope.methods.smope import SMoPE
 from smope.routers.adaptive_noise import AdaptiveNoise

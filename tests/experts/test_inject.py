@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from smope.backbones.vit import load_backbone
 from smope.errors import UserError
 from smope.experts.attention import PromptedAttention
-from smope.experts.bank import ExpertBank
+from smope.experts.bank import PrefixBank
 from smope.experts.inject import attach, detach
 from smope.methods.smope import SMoPE
 from smope.routers.topk import TopK
 from tests.tiny import frozen, shake, tiny_vit
 
 
-def make_bank(attention: Attention) -> ExpertBank:
-    return ExpertBank(attention.num_heads, 7, attention.head_dim)
+def make_bank(attention: Attention) -> PrefixBank:
+    return PrefixBank(attention.num_heads, 7, attention.head_dim)
 
 
 def attach_to(vit: VisionTransformer, *blocks: int) -> list[PromptedAttention]:

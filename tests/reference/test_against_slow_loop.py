@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smope.experts.attention import PromptedAttention
-from smope.experts.bank import ExpertBank
+from smope.experts.bank import PrefixBank
 from smope.losses.classification import task_cross_entropy
 from smope.losses.prototype import find_prototypes, prototype_loss, prototype_mass_loss
 from smope.losses.router import router_loss, router_mass_loss
@@ -207,7 +207,7 @@ def test_paper_frequent_rule_in_training(make_pair: Any) -> None:
 def test_one_attention_alone(mode: str, qk_norm: bool) -> None:
     vit = tiny_vit(seed=4, img_size=16, embed_dim=8, depth=1, qk_norm=qk_norm).double()
     draw = torch.Generator().manual_seed(0)
-    bank = ExpertBank(2, EXPERTS, 4).double()
+    bank = PrefixBank(2, EXPERTS, 4).double()
     wrapped = PromptedAttention(vit.blocks[0].attn, bank, AdaptiveNoise(TOP_K, 0.7)).train(
         mode == "train"
     )
@@ -220,7 +220,7 @@ def test_one_attention_alone(mode: str, qk_norm: bool) -> None:
     experts.frequent, experts.counts = bank.frequent.tolist(), bank.counts.tolist()
     slow = SlowViT(dict(vit.state_dict()), 2, {0: experts}, TOP_K, 0.7)
     slow.weights = {
-        name.replace("attn.attention.", "attn."): value for name, value in slow.weights.items()
+        name.replace("attn.layer.", "attn."): value for name, value in slow.weights.items()
     }
     x = torch.randn(2, 5, 8, generator=draw, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(2, 5, 8, generator=draw, dtype=torch.float64)
@@ -303,7 +303,7 @@ def test_count() -> None:
     scores = torch.randn(
         9, 2, EXPERTS, generator=torch.Generator().manual_seed(5), dtype=torch.float64
     )
-    bank = ExpertBank(2, EXPERTS, 4)
+    bank = PrefixBank(2, EXPERTS, 4)
     slow = SlowViT({}, 2, {0: SlowExperts.fresh(bank.keys, bank.values)}, TOP_K, 0.0)
     for part in (scores[:5], scores[5:]):
         bank.count(TopK(TOP_K).uses(all_experts(part)))
@@ -316,7 +316,7 @@ def test_count() -> None:
 def test_flag_frequent(paper: bool) -> None:
     draw = torch.Generator().manual_seed(6)
     for _ in range(20):
-        bank = ExpertBank(2, EXPERTS, 4)
+        bank = PrefixBank(2, EXPERTS, 4)
         used_at_all = torch.randint(0, 2, (2, 1), generator=draw)
         bank.counts.copy_(torch.randint(0, 5, (2, EXPERTS), generator=draw) * used_at_all)
         before = torch.rand(2, EXPERTS, generator=draw) < 0.2

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smope.backbones.attention import heads, project
 from smope.experts.attention import PromptedAttention, attend_by_token
-from smope.experts.bank import ExpertBank
+from smope.experts.bank import PrefixBank
 from smope.routers.base import ExpertState, Router
 from smope.routers.dense import Dense
 from smope.routers.soft import Soft
@@ -35,7 +35,7 @@ def block(router: Router) -> PromptedAttention:
     """A prompted attention of the tiny ViT, in float64."""
     torch.manual_seed(0)
     attention = tiny_vit().blocks[0].attn
-    bank = ExpertBank(HEADS, EXPERTS, WIDTH)
+    bank = PrefixBank(HEADS, EXPERTS, WIDTH)
     router.build(HEADS, EXPERTS, WIDTH)
     return PromptedAttention(attention, bank, router).double()
 

@@ -30,7 +30,7 @@ from smope.training.history import History
 from smope.training.interruption import Interrupted
 from smope.training.phase import RunningPhase
 from smope.training.trainer import Trainer
-from tests.contracts.conftest import METHODS, ROUTERS, make_method, make_router
+from tests.contracts.conftest import ROUTERS, VARIANTS, make_method, make_router
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
 CPU = torch.device("cpu")
@@ -180,7 +180,7 @@ STOPS += [
     (f"router={name}", SECOND_TASK) for name in ROUTERS if make_router(name).random_in_training
 ]
 STOPS += [(f"router={name}", SECOND_TASK) for name in ("cosine", "hash", "soft", "token")]
-STOPS += [(name, MID_EPOCH) for name in METHODS if name != "smope" and takes_steps(name)]
+STOPS += [(name, MID_EPOCH) for name in VARIANTS if name != "smope" and takes_steps(name)]
 
 
 @pytest.mark.parametrize(("name", "step"), STOPS)

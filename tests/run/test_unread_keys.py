@@ -32,6 +32,12 @@ def line(*overrides: str) -> str:
         (("method.align=false", "trainer.alignment_epochs=3"), ["trainer.alignment_epochs"]),
         (("method.align=false", "method.centroids=2"), ["method.centroids"]),
         (("trainer.schedule=epoch_cosine", "trainer.frozen_steps=1"), ["trainer.frozen_steps"]),
+        (("method.rank=8",), ["method.rank (method.placement=prefix)"]),
+        (("method=smope_plus", "method.rank=8"), ["method.rank (method.placement=prefix)"]),
+        (
+            ("method.placement=mlp", "method.expert_space=input", "method.expert_init=uniform"),
+            ["method.expert_init, method.expert_space (method.placement=mlp)"],
+        ),
         (("stream.blurry_images=0.2",), ["stream.blurry_images (stream.disjoint_classes=1)"]),
     ],
 )
@@ -50,6 +56,7 @@ def test_a_method_that_trains_reads_the_keys_of_training(method: str) -> None:
 
 
 def test_nothing_is_named_where_nothing_was_set() -> None:
+    assert not line("method.placement=lora", "method.rank=8")
     assert not line()
     assert not line("method=ncm")
 
