@@ -30,6 +30,7 @@ class ExpertsBeside(RoutedWrapper):
         out = self.layer(x)
         keys, _ = self.bank()
         routing = self.route(x.unsqueeze(1), keys)
+        assert routing.tokens is None, "inject.attach refuses routers that choose for each token"
         shares = self._shares(routing)
         added = self.bank.experts(x, routing.expert_ids[:, 0], shares[:, 0])
         return out + added.to(out.dtype)

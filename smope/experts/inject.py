@@ -17,7 +17,6 @@ from smope.experts.bank import ExpertBank
 from smope.experts.beside import ExpertsBeside
 from smope.experts.routed import RoutedWrapper
 from smope.routers.base import Router
-from smope.routers.token import Token
 
 __all__ = ["Placement", "attach", "detach"]
 
@@ -53,11 +52,11 @@ def attach(
         UserError: As backbones/wrapping.py says, or the router chooses for each token and experts
             are not in attention; then nothing is changed.
     """
-    if placement != "prefix" and isinstance(router, Token):
+    if placement != "prefix" and router.reads_tokens and router.sparse:
         raise UserError(
             f"router={router.name} chooses for each token, which experts with "
-            f"method.placement={placement} do not; write method.placement=prefix or another router, "
-            f"such as router=topk"
+            f"method.placement={placement} do not; write method.placement=prefix or another "
+            f"router, such as router=topk"
         )
     part, wrapper = WRAPPERS[placement]
 

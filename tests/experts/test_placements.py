@@ -30,7 +30,8 @@ CPU, TASK, LABELS = torch.device("cpu"), TaskSpan(0, 0, 2), torch.tensor([0, 1, 
 # of tests/tiny.py: tokens, width, prompted blocks; and experts, chosen ones, rank
 N, C, BLOCKS, E, K, R = 17, 32, 6, 9, 3, 2
 # (router, placement) that make no sense together; the error names both
-REFUSED = {("token", "mlp"), ("token", "lora")}
+CHOOSE_FOR_TOKENS = ("token", "expert_choice", "batch_priority")
+REFUSED = {(router, placement) for router in CHOOSE_FOR_TOKENS for placement in ("mlp", "lora")}
 beside = pytest.mark.parametrize("placement", ["mlp", "lora"])
 
 
