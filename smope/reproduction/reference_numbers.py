@@ -164,6 +164,7 @@ class _Recomputation:
         method = self.method
         with torch.no_grad():
             for index, bank in enumerate(method.experts):
+                assert isinstance(bank.values, Tensor)
                 bank.keys.copy_(self._get(f"{phase}.experts.key")[index])
                 bank.values.copy_(self._get(f"{phase}.experts.value")[index])
         method.train()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from smope.config.config import Config
 from smope.errors import UserError
-from smope.experts.bank import ExpertBank
+from smope.experts.bank import PrefixBank
 from smope.methods.base import Method
 from smope.methods.smope import SMoPE
 from smope.run.artefact import Artefact, to_bytes
@@ -143,7 +143,7 @@ def import_authors(
         with torch.random.fork_rng(devices=[]):
             backbone = make_backbone(values)
             method = make_method(config.method, config.router, backbone, num_classes, total_tasks)
-        _fill(_plain(method.to(full_precision(config.trainer["precision"]))), checkpoint)
+        _fill(*_plain(method.to(full_precision(config.trainer["precision"]))), checkpoint)
     except UserError:
         weights.unlink()
         raise
@@ -170,21 +170,23 @@ def import_authors(
     return artefact
 
 
-def _plain(method: Method) -> SMoPE:
-    """The method, if the authors' program has the same. UserError otherwise."""
-    if type(method) is not SMoPE or any(type(bank) is not ExpertBank for bank in method.experts):
-        raise UserError(
-            f"method={type(method).__name__}: the authors' program has SMoPE with "
-            "method.expert_space=head alone; choose method=smope"
-        )
-    return method
+def _plain(method: Method) -> tuple[SMoPE, list[PrefixBank]]:
+    """The method and its experts, if the authors' program has the same. UserError otherwise."""
+    if type(method) is SMoPE:
+        banks = [bank for bank in method.experts if type(bank) is PrefixBank]
+        if len(banks) == len(method.experts):
+            return method, banks
+    raise UserError(
+        f"method={type(method).__name__}: the authors' program has SMoPE with "
+        "method.expert_space=head and method.placement=prefix alone; choose method=smope"
+    )
 
 
 @torch.no_grad()
-def _fill(method: SMoPE, checkpoint: Checkpoint) -> None:
+def _fill(method: SMoPE, banks: list[PrefixBank], checkpoint: Checkpoint) -> None:
     """Put a checkpoint's tensors into a method. UserError if they do not fit."""
-    pairs = [*zip(method.experts, checkpoint.keys, checkpoint.values, strict=False)]
-    ours = (len(method.experts), *method.experts[0].keys.shape)
+    pairs = [*zip(banks, checkpoint.keys, checkpoint.values, strict=False)]
+    ours = (len(banks), *banks[0].keys.shape)
     if tuple(checkpoint.keys.shape) != ours or checkpoint.values.shape != checkpoint.keys.shape:
         raise UserError(
             f"CLASS_PTH: its experts are {tuple(checkpoint.keys.shape)} (blocks, heads, experts, "
@@ -205,7 +207,7 @@ def _fill(method: SMoPE, checkpoint: Checkpoint) -> None:
 
 def authors_state(method: Method) -> dict[str, Tensor]:
     """The tensors of class.pth for a method; UserError if the authors' program has no such one."""
-    method = _plain(method)
+    method, banks = _plain(method)
     blocks = [
         i for i, block in enumerate(method.backbone.vit.blocks) if hasattr(block.attn, "bank")
     ]
@@ -215,14 +217,14 @@ def authors_state(method: Method) -> dict[str, Tensor]:
             "blocks alone; such a model cannot be written for it"
         )
     state = {"last.weight": method.classifier.weight, "last.bias": method.classifier.bias}
-    for block, bank in enumerate(method.experts):
+    for block, bank in enumerate(banks):
         for kind, rows in (("k", bank.keys), ("v", bank.values)):
             for head, experts in enumerate(rows):
                 for expert, row in enumerate(experts):
                     state[f"prompt.e_p{kind}_{block}_{expert}_{head}"] = row[None]
     for name, tensor in method.backbone.vit.state_dict().items():
         if ".bank." not in name and ".router." not in name:
-            state[BACKBONE + name.replace(".attn.attention.", ".attn.")] = tensor
+            state[BACKBONE + name.replace(".attn.layer.", ".attn.")] = tensor
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
@@ -230,8 +232,8 @@ def counts_decide(method: Method) -> bool:
     """Whether evaluation leaves out experts that were never used: the authors' file does not say
     which these are, so that its logits are others.
     """
-    banks = _plain(method).experts
-    excludes = getattr(_plain(method).routers[0], "exclude_unused_experts", False)
+    method, banks = _plain(method)
+    excludes = getattr(method.routers[0], "exclude_unused_experts", False)
     return bool(excludes) and any(
         bool(((bank.counts == 0).any(-1) & (bank.counts > 0).any(-1)).any()) for bank in banks
     )

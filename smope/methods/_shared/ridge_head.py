@@ -401,7 +401,7 @@ class RidgeHead(nn.Module):
 
     @property
     def _by_generalised_error(self) -> bool:
-        return self.penalty_rule == "gcv" and self.sums.images != UNKNOWN
+        return self.penalty_rule == "gcv" and bool(self.sums.images != UNKNOWN)
 
     def _add_and_hold_out(self, features: Tensor, labels: Tensor) -> None:
         """Add images, and choose λ by a fifth of them that is added last."""
