@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,10 @@ def repository_files(
         UserError: The model or the weights cannot be read.
     """
     artefact = read_model(model)
+    public = _without_folders(artefact)
     directory = RunDirectory(model if model.is_dir() else model.parent)
-    file = directory.model if model.is_dir() else model
-    card = model_card(artefact, _record(directory, artefact), f"{SCHEME}{repository}")
-    files: dict[str, Path | bytes] = {
-        MODEL: file if file.is_file() else to_bytes(artefact),
-        CARD: card.encode(),
-    }
+    card = model_card(public, _record(directory, artefact), f"{SCHEME}{repository}")
+    files: dict[str, Path | bytes] = {MODEL: to_bytes(public), CARD: card.encode()}
     if with_backbone and needs_weights(artefact):
         path = _weights(model, artefact, weights)
         files[f"{STEM}{path.suffix}"] = path
@@ -47,6 +45,18 @@ def repository_files(
 def needs_weights(artefact: Artefact) -> bool:
     """Whether the backbone's weights come from a file, which others may not have."""
     return not artefact.has_backbone and artefact.backbone["weights"] not in WITHOUT_FILE
+
+
+def _without_folders(artefact: Artefact) -> Artefact:
+    """The same model, which names the file of its weights but not the folders of a machine."""
+    if not needs_weights(artefact):
+        return artefact
+    name = Path(artefact.backbone["weights"]).name
+    return replace(
+        artefact,
+        backbone=artefact.backbone | {"weights": name},
+        identity=artefact.identity | {"source": name},
+    )
 
 
 def _record(directory: RunDirectory, artefact: Artefact) -> Mapping[str, Any] | None:

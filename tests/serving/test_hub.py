@@ -136,6 +136,10 @@ def test_weights_of_a_file_go_along_when_asked(
     assert "license" not in metadata(printed[printed.index("---\n") :])
     assert main(["push", str(model), "me/with", "--with-backbone"]) == 0
     assert re.search(r"^backbone\.safetensors: 6\.\d\d MB$", capsys.readouterr().out, re.MULTILINE)
+    uploaded = [path for path in hub.cache.rglob("*.safetensors") if path.is_file()]
+    assert uploaded and not any(str(tmp_path).encode() in file.read_bytes() for file in uploaded), (
+        "folders of a machine are nobody else's business"
+    )
     Path(weights).unlink()
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(smope.load("hf://me/with")(images), smope.load(run_dir)(images))
