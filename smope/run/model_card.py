@@ -13,6 +13,7 @@ import yaml
 
 from smope.backbones.licences import Origin, origin
 from smope.metrics.scores import SCORES, all_scores
+from smope.storage.commands import command
 
 if TYPE_CHECKING:
     from smope.run.artefact import Artefact
@@ -113,7 +114,7 @@ def _summary(artefact: Artefact, source: Origin) -> str:
     return (
         f"Classifies images among {len(artefact.class_names)} classes, which were learned one task "
         f"after the other ({artefact.tasks_done} of {artefact.total_tasks} tasks).\n\n"
-        f"- Method: `{_method(artefact)}` of [smope](https://pypi.org/project/smope/) "
+        f"- Method: `{_method(artefact)}` of smope "
         f"{artefact.smope_version}\n"
         f"- Backbone: {_backbone(artefact)}, weights from {where} (sha256 "
         f"`{artefact.identity['sha256'][:12]}`), licence: {licence}. {own}\n"
@@ -128,7 +129,7 @@ def _use(reference: str | None) -> str:
         f'classifier = smope.load("{model}")\n'
         'for prediction in classifier.predict(["photo.jpg"], top=3):\n'
         "    print(prediction.class_name, prediction.probability)\n```\n\n"
-        f"On the command line: `smope predict {model} photo.jpg`."
+        f"On the command line: `{command('predict', model, 'photo.jpg')}`."
     )
 
 
