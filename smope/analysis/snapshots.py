@@ -179,7 +179,7 @@ def _read(path: Path, run_dir: Path) -> dict[str, NDArray]:
         ) from error
     if version not in (ALL_LOGITS, TOP_LOGITS):
         raise UserError(
-            f"{path}: has format version {version}, this version of smope reads {ALL_LOGITS} "
+            f"{path}: has format version {version}, this version reads {ALL_LOGITS} "
             f"and {TOP_LOGITS}; use the run's own version"
         )
     if version == TOP_LOGITS:
