@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     _check(options)
     refuse_absent_device(options.device, "--device")
     source = chosen_run(options.model, "MODEL")
-    check_run(source)
+    check_run(source, "MODEL")
     if options.out is not None:
         check_new_file(options.out, "--out")
     return _undo(source, options) if options.undo else _forget(source, options)

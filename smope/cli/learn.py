@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     refuse_absent_device(options.device, "--device")
     source = chosen_run(options.model, "MODEL")
-    check_run(source)
+    check_run(source, "MODEL")
     if options.out is not None:
         check_new_file(options.out, "--out")
     from smope.serving.class_folders import class_folders
