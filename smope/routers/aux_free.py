@@ -41,6 +41,7 @@ class AuxFree(Router):
             from 0.
     """
 
+    counts_choice = True
     bias: Tensor
 
     def __init__(
@@ -68,14 +69,14 @@ class AuxFree(Router):
         logits = scores.detach() * scale
         gates = logits.sigmoid() if self.gate == "sigmoid" else logits.softmax(-1)
         expert_ids = best(gates + self.bias, self.top_k, state.available)
-        if self.training:
-            chosen = torch.zeros_like(gates, dtype=torch.int64).scatter_(-1, expert_ids, 1)
-            self.step_sum.add(chosen.sum(0), len(chosen))
         weights = scores.gather(-1, expert_ids)
         if self.gate == "sigmoid":
             log_gates = F.logsigmoid(weights * scale).log_softmax(-1)
             weights = gated_weights(log_gates, weights, scale)
-        return Routing(scores, expert_ids, weights)
+        routing = Routing(scores, expert_ids, weights)
+        if self.training:
+            self.step_sum.add(self.uses(routing), len(scores))
+        return routing
 
     def begin_task(self) -> None:
         if self.next_task == "reset":
@@ -90,7 +91,3 @@ class AuxFree(Router):
         # sign(mean - count), in whole numbers
         error = counts.sum(-1, keepdim=True) - counts * counts.shape[-1]
         self.bias += self.bias_rate * error.sign()
-
-    def used(self, routing: Routing) -> Tensor:
-        """The chosen experts, (B, H, K)."""
-        return routing.expert_ids

@@ -175,6 +175,8 @@ class Router(nn.Module):
             must stay whole and in one process then.
         balance_losses: The losses of declare/balance.py that the router can serve. Literals, since
             the configuration reads them from the source.
+        counts_choice: The chosen experts count as used. False: the best K by score, penalties
+            aside, as the authors' program counts.
         cv_correction: In the importance and load losses: 0 for the variance over E experts, 1 for
             the unbiased one.
         fixed_number: Each row chooses exactly K experts. False: weights of minus infinity leave
@@ -192,6 +194,7 @@ class Router(nn.Module):
     random_in_training: bool = False
     couples_batch: bool = False
     balance_losses: tuple[str, ...] = ("importance", "balance", "router_z")
+    counts_choice: bool = False
     cv_correction: int = 0
 
     def __init__(self, top_k: int, epsilon: float = 0.0) -> None:
@@ -251,9 +254,9 @@ class Router(nn.Module):
         """Called after each optimizer step, in all processes: here, what is remembered changes."""
 
     def used(self, routing: Routing) -> Tensor:
-        """The K experts that count as used by each image, (B, H, K): the best by score, penalties
-        aside, as the authors' program counts.
-        """
+        """The K experts that count as used by each image, (B, H, K)."""
+        if self.counts_choice:
+            return routing.expert_ids
         return routing.scores.topk(self.top_k, dim=-1).indices
 
     def uses(self, routing: Routing) -> Tensor:

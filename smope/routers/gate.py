@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from smope.routers.base import Router, Routing, proxy_scores
+from smope.routers.base import Router, proxy_scores
 
 
 def gated_weights(log_gates: Tensor, scores: Tensor, scale: float) -> Tensor:
@@ -77,6 +77,7 @@ class GatedRouter(Router):
     """
 
     plain_weights = False
+    counts_choice = True
     matrix: GateMatrix | None
 
     def __init__(
@@ -101,7 +102,3 @@ class GatedRouter(Router):
     def begin_task(self) -> None:
         if self.matrix is not None and self.next_task == "reset":
             self.matrix.reset()
-
-    def used(self, routing: Routing) -> Tensor:
-        """The chosen experts, (B, H, K)."""
-        return routing.expert_ids

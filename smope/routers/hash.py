@@ -37,6 +37,7 @@ class Hash(Router):
         hash_seed: Another seed is another hash.
     """
 
+    counts_choice = True
     directions: Tensor
     votes: Tensor
 
@@ -68,7 +69,3 @@ class Hash(Router):
             bits = signs.unflatten(-1, (self.bits, SIGNS_OF_A_BIT)).prod(-1)
             votes = torch.einsum("bhs,hse->bhe", bits, self.votes)
         return choose(scores, votes, self.top_k, state.available)
-
-    def used(self, routing: Routing) -> Tensor:
-        """The chosen experts, (B, H, K)."""
-        return routing.expert_ids

@@ -40,6 +40,7 @@ class NoisyTopK(Router):
     """
 
     plain_weights = False
+    counts_choice = True
     random_in_training = True
     balance_losses = ("importance", "load", "balance", "router_z")
     cv_correction = 1
@@ -83,16 +84,10 @@ class NoisyTopK(Router):
         assert routing.noise is not None and routing.logits is not None
         largest = routing.noise.noisy.topk(self.top_k + 1, dim=-1).values
         smallest_chosen, largest_other = largest[..., -2:-1], largest[..., -1:]
-        chosen = torch.zeros_like(routing.logits, dtype=torch.bool)
-        chosen = chosen.scatter(-1, routing.expert_ids, True)
-        threshold = torch.where(chosen, largest_other, smallest_chosen)
+        threshold = torch.where(routing.chosen, largest_other, smallest_chosen)
         return torch.special.ndtr((routing.logits - threshold) / routing.noise.std)
 
     def begin_task(self) -> None:
         if self.next_task == "reset":
             self.gate.reset()
             self.spread.reset()
-
-    def used(self, routing: Routing) -> Tensor:
-        """The chosen experts, (B, H, K)."""
-        return routing.expert_ids

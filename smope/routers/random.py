@@ -28,6 +28,7 @@ class Random(Router):
         gate_seed: Another seed is another gate.
     """
 
+    counts_choice = True
     gate: Tensor
 
     def __init__(
@@ -47,7 +48,3 @@ class Random(Router):
         """As in `Router.forward`; the random gate is the ranking."""
         ranking = proxy_scores(query.detach(), self.gate)
         return choose(proxy_scores(query, keys), ranking, self.top_k, state.available)
-
-    def used(self, routing: Routing) -> Tensor:
-        """The chosen experts, (B, H, K)."""
-        return routing.expert_ids

@@ -12,33 +12,28 @@ import torch
 from torch import Tensor
 
 from smope.declare.ranges import AtLeast, Range
-from smope.routers.base import ExpertState, Router, Routing, choose, proxy_scores
-from smope.routers.step_sum import StepSum
+from smope.routers.base import ExpertState, Routing, choose, proxy_scores
+from smope.routers.running_moments import RunningMoments
 
 
-class Standardised(Router):
+class Standardised(RunningMoments):
     """Ranks experts by (score - mean) / standard deviation, of that expert's scores over images.
 
     Mean queries of a head have a large part in common, which lifts the same experts for every
     image, and an expert with a long key has scores that spread further than others. Both are taken
     away. A score is the product of key and query, so its mean and variance follow from those of the
     queries: with mean m and covariance C of the queries, k·m and kᵀCk for a key k. They are exact
-    for the keys of the moment, however fast these learn. After each training step m and the second
-    moment of queries move towards those of the step's images; after the first step they are its
-    own. Evaluation leaves them as they are.
+    for the keys of the moment, however fast these learn. Remembered are m and the second moment of
+    queries.
 
     Args:
         top_k: K, how many experts are chosen.
-        momentum: Of the running moments.
+        momentum, next_task: As in running_moments.RunningMoments.
         scale: whether to divide by the standard deviation.
-        next_task: "keep": the moments carry on through the next task. "reset": the first step of a
-            task replaces them.
     """
 
-    learning_only = ("steps",)
     mean: Tensor
     second: Tensor
-    steps: Tensor
 
     def __init__(
         self,
@@ -47,17 +42,15 @@ class Standardised(Router):
         scale: bool = True,
         next_task: Literal["keep", "reset"] = "keep",
     ) -> None:
-        super().__init__(top_k)
-        self.momentum = momentum
+        super().__init__(top_k, momentum, next_task)
         self.scale = scale
-        self.next_task = next_task
 
     def build(self, num_heads: int, num_experts: int, head_dim: int) -> None:
         """As in `Router.build`: mean (H, D), second moment (H, D, D), and the steps they saw."""
-        self.register_buffer("mean", torch.zeros(num_heads, head_dim))
-        self.register_buffer("second", torch.eye(head_dim).repeat(num_heads, 1, 1))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.step_sum = StepSum(num_heads, head_dim * (1 + head_dim))
+        self.remember(
+            mean=torch.zeros(num_heads, head_dim),
+            second=torch.eye(head_dim).repeat(num_heads, 1, 1),
+        )
 
     def forward(self, query: Tensor, keys: Tensor, state: ExpertState) -> Routing:
         """As in `Router.forward`; scores enter the softmax as they are."""
@@ -69,8 +62,8 @@ class Standardised(Router):
 
     def _collect(self, query: Tensor) -> None:
         with torch.autocast(query.device.type, enabled=False):
-            products = torch.einsum("bhi,bhj->hij", query, query).flatten(1)
-        self.step_sum.add(torch.cat([query.sum(0), products], 1), len(query))
+            second = torch.einsum("bhi,bhj->hij", query, query)
+        self.collect(len(query), mean=query.sum(0), second=second)
 
     def _standard(self, scores: Tensor, keys: Tensor) -> Tensor:
         with torch.autocast(keys.device.type, enabled=False):
@@ -80,23 +73,3 @@ class Standardised(Router):
             covariance = self.second - self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
             variance = torch.einsum("hei,hij,hej->he", keys, covariance, keys)
             return centred * variance.clamp(min=1e-12).rsqrt()
-
-    def begin_task(self) -> None:
-        if self.next_task == "reset":
-            self.steps.zero_()
-
-    @torch.no_grad()
-    def end_step(self) -> None:
-        taken = self.step_sum.take()
-        if taken is None:
-            return
-        total, images = taken
-        weight = torch.where(self.steps > 0, 1 - self.momentum, 1.0).to(self.mean.dtype)
-        mean, second = (total / images).to(self.mean.dtype).tensor_split([self.mean.shape[1]], 1)
-        self.mean.lerp_(mean, weight)
-        self.second.lerp_(second.view_as(self.second), weight)
-        self.steps += 1
-
-    def used(self, routing: Routing) -> Tensor:
-        """The chosen experts, (B, H, K)."""
-        return routing.expert_ids
