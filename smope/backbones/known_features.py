@@ -39,7 +39,7 @@ class KnownFeatures:
 
 
 def rows_within(part: Tensor, whole: Tensor) -> slice | None:
-    """Which rows of a batch a tensor is.
+    """Find the rows of a batch that a tensor holds.
 
     Args:
         part: perhaps some consecutive rows of the batch, as Tensor.split gives.

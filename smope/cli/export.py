@@ -25,7 +25,7 @@ computes in float32, and must give the model's own logits before it is written.
 
 --with-preprocessing: the graph takes pictures as bytes (batch, height, width, 3), of any size, and
 resizes and crops them as the run's evaluation did. Decoding, the EXIF orientation and RGB are left
-to the program that runs it. Without it, the graph takes (batch, 3, side, side) in [0, 1].
+to whoever runs it. Without it, the graph takes (batch, 3, side, side) in [0, 1].
 
 --format authors writes a class.pth as the authors' program does; `smope import` reads it.
 

@@ -10,7 +10,7 @@ from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.run.quick_import import quick_imports
 from smope.storage.files import check_new_file
-from smope.storage.run_directory import check_run
+from smope.storage.run_directory import RunDirectory, check_run
 from smope.training.device_presence import refuse_absent_device
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def add_places(parser: Parser) -> None:
 
 
 def model_file(source: Path) -> Path:
-    """The file of a model: a run directory has one of a fixed name."""
-    return source / "model.safetensors" if source.is_dir() else source
+    """The file of a model, of which `source` is the run directory or the file itself."""
+    return RunDirectory(source).model if source.is_dir() else source
 
 
 def written_line(artefact: Artefact) -> str:

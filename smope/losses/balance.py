@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TINY = 1e-10  # keeps the variation finite where nothing is used, as in the program of the paper
+TINY = 1e-10  # keeps the variation finite where nothing is used, as in the paper's code
 
 
 def cv_squared(totals: Tensor, correction: int = 0) -> Tensor:

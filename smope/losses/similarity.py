@@ -47,7 +47,7 @@ def kernel_cka(values: Tensor) -> Tensor:
 def similarity_loss(values: Tensor, chosen: Tensor, top_k: int) -> Tensor:
     """The mean over images, heads and pairs of chosen experts of their CKA, where it is above 0.5.
 
-    It costs E·D² + E²·D² multiplications a head, whatever the batch.
+    It costs E·D² + E²·D² multiplications for each head, whatever the batch.
 
     Args:
         values: (H, E, D).

@@ -18,7 +18,7 @@ from torch import Tensor
 from smope.declare.ranges import AtLeast, NotNegative, Positive
 from smope.routers.grouped_tokens import GroupedTokens
 
-MULTIPLE = 4  # room is rounded up to a multiple, as in the program
+MULTIPLE = 4  # room is rounded up to a multiple, as in V-MoE's code
 
 
 class BatchPriority(GroupedTokens):

@@ -22,11 +22,12 @@ SHARPEST = 0.01  # lowest temperature, as CLIP bounds its own
 
 
 class Cosine(Router):
-    """An expert's logit in attention is cos(query, key) / temperature, with one temperature a head.
+    """An expert's logit in attention is cos(query, key) / temperature. Each head has its own
+    temperature.
 
     Args:
         top_k: K, how many experts are chosen.
-        temperature: At the start. It learns, as its logarithm, and stays above 0.01.
+        temperature: The initial value. It learns, as its logarithm, and stays above 0.01.
     """
 
     def __init__(

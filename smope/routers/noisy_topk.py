@@ -18,7 +18,7 @@ from smope.routers import noise as noises
 from smope.routers.base import ExpertState, Noise, Router, Routing, best, proxy_scores
 from smope.routers.gate import GateMatrix, gated_weights
 
-LEAST_STD = 1e-2  # as in the program of the authors, so that the load has a gradient
+LEAST_STD = 1e-2  # as in the authors' code, so that the load has a gradient
 
 
 class NoisyTopK(Router):

@@ -29,7 +29,7 @@ class Soft(Router):
 
     Args:
         top_k: only which experts count as used and are targets of the prototype loss.
-        scale: At the start; it learns, one number a head.
+        scale: The initial value. Each head learns its own.
     """
 
     sparse = False

@@ -8,8 +8,8 @@ The program saves the state of its whole model, one tensor for each expert
     last.weight, last.bias                        the classifier over all classes
     feat.*                                        the frozen ViT, by timm's names
 
-Counts, flags and old keys are attributes there and in no file: they are zero in the artefact, with
-which evaluation computes what the program computes after loading the file.
+Counts, flags and old keys are attributes there and in no file: they are zero in the artefact.
+Evaluation with them gives what the authors' code gives after loading the file.
 
 Letters: H heads, E experts a head, D head width.
 """

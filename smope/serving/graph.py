@@ -20,7 +20,7 @@ class Graph(nn.Module):
     Args:
         method: In evaluation mode, in float32 and on the CPU.
         num_classes: Classes seen; the method's logits of later ones are cut off.
-        transform: Resizes and crops within the graph; None leaves that to the program that runs it.
+        transform: Resizes and crops within the graph; None: whoever runs the graph does that.
     """
 
     def __init__(self, method: Method, num_classes: int, transform: Evaluation | None) -> None:

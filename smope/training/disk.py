@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smope.methods._shared.ridge_head import Sums
+from smope.methods._shared.ridge_sums import Sums
 from smope.methods._shared.routed_method import experts_of, routings_of
 from smope.methods.base import Method
 from smope.metrics.cost import stored_bytes

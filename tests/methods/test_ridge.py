@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from smope.console.progress import Progress
-from smope.methods._shared.ridge_head import (
+from smope.methods._shared.ridge_head import _held_out
+from smope.methods._shared.ridge_sums import (
     GCV_FACTORS,
     Sums,
-    _held_out,
     packed,
     triangular_inverse,
     unpacked,

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from smope.cli.main import main
 from smope.errors import UserError
-from smope.methods._shared.ridge_head import Sums
+from smope.methods._shared.ridge_sums import Sums
 from smope.methods.ncm import NearestClassMean
 from smope.methods.smope import SMoPE
 from smope.metrics.cost import stored_bytes
