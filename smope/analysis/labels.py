@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from smope.analysis.run import Run
-from smope.config.config import chosen_name
+from smope.config.signatures import chosen_name
 from smope.config.value_types import shown
 from smope.errors import UserError
 

@@ -164,7 +164,8 @@ def _take_out(vit: VisionTransformer) -> list[tuple[nn.Module, str, Wrapper]]:
 
 def is_wrapped(vit: VisionTransformer) -> bool:
     """Whether a part of a block is wrapped."""
-    return any(isinstance(module, Wrapper) for module in vit.blocks.modules())
+    holders = (_holder(block, part) for block in vit.blocks for part in PARTS)
+    return any(isinstance(getattr(holder, name, None), Wrapper) for holder, name in holders)
 
 
 @contextmanager

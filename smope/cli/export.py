@@ -12,6 +12,7 @@ from smope.cli.chosen_run import chosen_model
 from smope.cli.parser import Parser
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
+from smope.storage.run_directory import model_file
 
 if TYPE_CHECKING:
     from smope.serving.predict import Classifier
@@ -41,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     _check(options)
     model = chosen_model(options.model)
-    file = options.out or _beside(model).with_suffix(SUFFIXES[options.format])
+    file = options.out or model_file(model).with_suffix(SUFFIXES[options.format])
     if not file.parent.is_dir():
         raise UserError(f"--out={file}: there is no folder {file.parent}; make it, or name another")
     from smope.serving.export_example import example
@@ -66,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
             f"(at most {TOLERANCE:g} is allowed)"
         )
     transform = classifier.transform
-    sizes = (transform.image_size, round(transform.image_size / transform.eval_crop))
+    sizes = (transform.image_size, transform.shorter_side)
     lines = example(options.format, str(file), None if options.with_preprocessing else sizes)
     print(f"to classify with it, without smope:\n\n{lines}", end="")
     return 0
@@ -104,11 +105,7 @@ def _parser() -> Parser:
         action="store_true",
         help="resize and crop within the graph, which then takes pictures as bytes",
     )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="where the backbone's weights are now (default: where the run found them)",
-    )
+    parser.add_weights()
     return parser
 
 
@@ -127,8 +124,3 @@ def _check(options: Namespace) -> None:
                 f"--format=onnx: needs {' and '.join(missing)}; run pip install 'smope[onnx]', or "
                 "take --format torch"
             )
-
-
-def _beside(model: Path) -> Path:
-    """The model.safetensors of a run directory, or the file itself."""
-    return model / "model.safetensors" if model.is_dir() else model

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smope.cli.chosen_run import chosen_run
-from smope.cli.learn import add_places, model_file, written_line
+from smope.cli.learn import written_line
 from smope.cli.parser import Parser
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
 from smope.storage.files import check_new_file
-from smope.storage.run_directory import check_run
+from smope.storage.run_directory import check_run, model_file
 from smope.training.device_presence import refuse_absent_device
 
 EPILOG = """\
@@ -54,13 +54,13 @@ def _forget(source: Path, options: Namespace) -> int:
         from smope.run.artefact import read_model
         from smope.serving.forgetting import forget
         from smope.serving.versions import write_version
-        from smope.serving.weights_beside import weights_beside
+        from smope.serving.weights_beside import weights_now
         from smope.training.device import resolve_device
 
     artefact = read_model(source)
     device = resolve_device(options.device, "--device")
-    weights = options.weights or weights_beside(source, artefact.backbone.get("weights"))
-    smaller, notes = forget(artefact, options.classes, device, weights and str(weights), images)
+    weights = weights_now(source, artefact.backbone.get("weights"), options.weights)
+    smaller, notes = forget(artefact, options.classes, device, weights, images)
     written = write_version(smaller, model_file(source), options.out)
     print("\n".join([f"forgotten: {', '.join(dict.fromkeys(options.classes))}", *notes]))
     print(written_line(written))
@@ -102,7 +102,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--parent", metavar="FILE", type=Path, help="the model before, for --undo (default: beside)"
     )
-    add_places(parser)
+    parser.add_device()
+    parser.add_weights()
     return parser
 
 

@@ -10,7 +10,7 @@ from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.run.quick_import import quick_imports
 from smope.storage.files import check_new_file
-from smope.storage.run_directory import RunDirectory, check_run
+from smope.storage.run_directory import check_run, model_file
 from smope.training.device_presence import refuse_absent_device
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
         from smope.serving.lessons import prepare_lesson
         from smope.serving.packing import learnable_model
         from smope.serving.versions import write_version
-        from smope.serving.weights_beside import weights_beside
+        from smope.serving.weights_beside import weights_now
         from smope.training.device import resolve_device
 
     artefact = learnable_model(source)
@@ -69,8 +69,8 @@ def run(argv: Sequence[str]) -> int:
         broken_images="skip" if options.skip_broken else "error",
     )
     device = resolve_device(options.device, "--device")
-    weights = options.weights or weights_beside(source, artefact.backbone.get("weights"))
-    pupil = Pupil(artefact, lesson, device, weights and str(weights), quiet=False)
+    weights = weights_now(source, artefact.backbone.get("weights"), options.weights)
+    pupil = Pupil(artefact, lesson, device, weights, quiet=False)
     print("\n".join(_plan_lines(source, artefact, lesson, pupil)))
     if options.dry_run:
         print("nothing was learned or written (--dry-run)")
@@ -108,25 +108,9 @@ def _parser() -> Parser:
         "--skip-broken", action="store_true", help="leave out images that cannot be read"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would change")
-    add_places(parser)
+    parser.add_device()
+    parser.add_weights()
     return parser
-
-
-def add_places(parser: Parser) -> None:
-    """The options that say where a model computes and where the backbone's weights are."""
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)"
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="where the backbone's weights are now (default: where the run found them)",
-    )
-
-
-def model_file(source: Path) -> Path:
-    """The file of a model, of which `source` is the run directory or the file itself."""
-    return RunDirectory(source).model if source.is_dir() else source
 
 
 def written_line(artefact: Artefact) -> str:

@@ -51,6 +51,20 @@ class Parser(argparse.ArgumentParser):
             help="a folder of your own laid out like conf/, searched as well",
         )
 
+    def add_device(self) -> None:
+        """The option --device of commands that compute with a trained model."""
+        self.add_argument(
+            "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)"
+        )
+
+    def add_weights(self) -> None:
+        """The option --weights of commands that read a trained model."""
+        self.add_argument(
+            "--weights",
+            metavar="FILE",
+            help="where the backbone's weights are now (default: where the run found them)",
+        )
+
     def error(self, message: str) -> NoReturn:
         unknown = message.startswith("unrecognized")
         for word in re.findall(r"--?\w[\w.-]*", message) if unknown else []:

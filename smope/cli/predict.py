@@ -148,14 +148,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document instead of lines"
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)"
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="where the backbone's weights are now (default: where the run found them)",
-    )
+    parser.add_device()
+    parser.add_weights()
     return parser
 
 

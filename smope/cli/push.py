@@ -38,13 +38,14 @@ def run(argv: Sequence[str]) -> int:
         from smope.run.artefact import read_model
         from smope.serving.push import needs_weights, repository_files
 
+    artefact = read_model(model)
     files = repository_files(
-        model, repository, with_backbone=options.with_backbone, weights=options.weights
+        model, artefact, repository, with_backbone=options.with_backbone, weights=options.weights
     )
     for name, content in files.items():
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         print(f"{name}: {size / 1e6:.2f} MB")
-    if not options.with_backbone and needs_weights(read_model(model)):
+    if not options.with_backbone and needs_weights(artefact):
         print(
             "the backbone's weights are from a file of yours and are not uploaded: add "
             "--with-backbone, or others need that file"
@@ -76,9 +77,5 @@ def _parser() -> Parser:
         action="store_true",
         help="upload weights of the backbone that are from a file of yours; mind their licence",
     )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="where the backbone's weights are now (default: where the run found them)",
-    )
+    parser.add_weights()
     return parser

@@ -232,11 +232,6 @@ def _completed(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: key.default for name, key in known.items() if key.has_default}, **values}
 
 
-def chosen_name(target: str) -> str:
-    """The choice that a `_target_` belongs to: coda for smope.methods.coda.CODAPrompt."""
-    return target.rpartition(".")[0].rpartition(".")[2]
-
-
 def closest_key(name: str, known: Sequence[str]) -> str | None:
     """The key that a mistyped one most likely means, by spelling or by its last part.
 

@@ -11,7 +11,7 @@ from typing import Any
 from smope.backbones.files import weight_file
 from smope.backbones.options import check_options
 from smope.backbones.patches import check_image_size, patch_side
-from smope.config.signatures import Key, class_attribute
+from smope.config.signatures import Key, chosen_name, class_attribute
 from smope.config.value_types import shown
 from smope.declare.balance import LOSSES, RouterFacts, obstacle
 from smope.declare.collapse import SETTINGS, no_effect
@@ -92,7 +92,7 @@ def _balance(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     if target is None or num_experts is None:
         return
     supported = class_attribute(target, "balance_losses") or ()
-    name = chosen(target)
+    name = chosen_name(target)
     router = RouterFacts(name, supported, flat.get("router.top_k") or 0, flat.get("router.noise"))
     for loss in LOSSES:
         key = f"method.{loss}_loss_weight"
@@ -105,7 +105,7 @@ def _collapse(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     target = flat.get("router._target_")
     if target is None:
         return
-    name, sparse = chosen(target), class_attribute(target, "sparse")
+    name, sparse = chosen_name(target), class_attribute(target, "sparse")
     for setting in SETTINGS:
         value = flat.get(f"method.{setting}")
         problem = value and no_effect(setting, name, sparse is not False, flat["router.top_k"])
@@ -119,9 +119,9 @@ def _whole_batch(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
         return
     if class_attribute(target, "couples_batch"):
         raise UserError(
-            f"trainer.gradient_accumulation_steps={parts}: router={chosen(target)} divides the "
-            f"images of a whole batch among experts; write trainer.gradient_accumulation_steps=1, "
-            f"or choose another router"
+            f"trainer.gradient_accumulation_steps={parts}: router={chosen_name(target)} divides "
+            f"the images of a whole batch among experts; write "
+            f"trainer.gradient_accumulation_steps=1, or choose another router"
         )
 
 
@@ -131,7 +131,7 @@ def _placement(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
         return
     if class_attribute(target, "reads_tokens"):
         raise UserError(
-            f"method.placement={placement}: router={chosen(target)} reads the queries of "
+            f"method.placement={placement}: router={chosen_name(target)} reads the queries of "
             f"attention's tokens; write method.placement=prefix, or choose another router"
         )
     if flat.get("method.similarity_loss_weight"):
@@ -139,11 +139,6 @@ def _placement(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
             f"method.placement={placement}: method.similarity_loss_weight compares the values of "
             f"prefix experts; write method.similarity_loss_weight=0 or method.placement=prefix"
         )
-
-
-def chosen(target: str) -> str:
-    """The choice that a `_target_` belongs to: token for smope.routers.token.Token."""
-    return target.rpartition(".")[0].rpartition(".")[2]
 
 
 def _tasks(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:

@@ -16,9 +16,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from smope.config.config import chosen_name, with_defaults
+from smope.config.config import with_defaults
 from smope.config.identity import flatten, immaterial
-from smope.config.signatures import takes
+from smope.config.signatures import chosen_name, takes
 
 HASH_DIGITS = 12
 # Keys of the backbone whose result run.json records: two ways to name the same weights are one.

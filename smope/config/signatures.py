@@ -302,6 +302,11 @@ def takes(target: str, argument: str) -> bool:
     return argument in {item.arg for item in (*arguments.args, *arguments.kwonlyargs)}
 
 
+def chosen_name(target: str) -> str:
+    """The choice that a `_target_` belongs to: coda for smope.methods.coda.CODAPrompt."""
+    return target.rpartition(".")[0].rpartition(".")[2]
+
+
 def class_attribute(target: str, name: str) -> Any:
     """The literal that a class assigns to an attribute, its own or the first inherited one.
 

@@ -192,17 +192,18 @@ def _estimated(plan: Plan) -> list[str]:
 
 
 def _memory_lines(plan: Plan) -> list[str]:
-    step, work = plan.step_memory, plan.work
-    if plan.hardware is None and plan.resident is not None:
-        more = step - work.memory["weights"]
+    step = plan.step_memory
+    if plan.resident is not None:
+        more = plan.run_memory - plan.resident
         return [
-            f"memory: {megabytes(plan.resident + more)} resident, {megabytes(plan.resident)} of "
+            f"memory: {megabytes(plan.run_memory)} resident, {megabytes(plan.resident)} of "
             f"it measured here with everything built and {megabytes(more)} counted for a step; "
             f"passes need more for moments"
         ]
     text = (
-        f"memory on the device: {megabytes(step)} counted; its libraries (about 0.5 GB) and "
-        f"passes need more, its attention may keep less than the one counted here"
+        f"memory on the device: {megabytes(step)} counted; its libraries (about "
+        f"{LIBRARY_BYTES / 1e9:g} GB) and passes need more, its attention may keep less than the "
+        f"one counted here"
     )
     available = choose(plan.hardware).memory_gb if plan.hardware else None
     if available and step > 0.9e9 * available:

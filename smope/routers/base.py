@@ -61,6 +61,11 @@ class Routing:
         return self.average or self.expert_ids.shape[-1]
 
     @property
+    def by_images(self) -> bool:
+        """Whether each image as a whole chooses some of the experts."""
+        return self.tokens is None and self.num_chosen < self.scores.shape[-1]
+
+    @property
     def chosen(self) -> Tensor:
         """Whether each row chose each expert, (B, H, E) bool."""
         none = torch.zeros_like(self.scores, dtype=torch.bool)

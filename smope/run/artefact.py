@@ -26,7 +26,7 @@ from smope.run.model_card import model_card
 from smope.storage.commands import resume_command
 from smope.storage.files import write_atomically, write_new
 from smope.storage.hashed_safetensors import OtherFormat, content_hash, pack, unlike, unpack
-from smope.storage.run_directory import RunDirectory, check_run, tasks_done
+from smope.storage.run_directory import RunDirectory, check_run, model_file, tasks_done
 from smope.training.checkpoint import last_checkpoint
 
 MODEL_FORMAT_VERSION = 1
@@ -201,17 +201,22 @@ def write_artefact(artefact: Artefact, path: Path) -> Artefact:
         FileExistsError: there is a file already.
         OSError: it cannot be written; nothing is left behind.
     """
+    record = _record(artefact)
+    content = content_hash(record, artefact.state)
     try:
-        write_new(path, to_bytes(artefact))
+        write_new(path, pack(record, artefact.state, MODEL_FORMAT_VERSION, KIND, content))
     except FileExistsError as error:
         raise FileExistsError(
             f"{path}: exists, and nothing is overwritten; name a new file"
         ) from error
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror}); make room") from error
-    return replace(
-        artefact, file=ArtefactFile(path, content_hash(_record(artefact), artefact.state))
-    )
+    return replace(artefact, file=ArtefactFile(path, content))
+
+
+def megabytes(state: Mapping[str, Tensor]) -> str:
+    """The size of tensors, for people."""
+    return f"{sum(value.nbytes for value in state.values()) / 1e6:.1f} MB"
 
 
 def size_line(method: Method, keep: str) -> str:
@@ -221,10 +226,7 @@ def size_line(method: Method, keep: str) -> str:
         method: what was trained.
         keep: trainer.keep, the kind that was written.
     """
-    small, large = (
-        f"{sum(value.nbytes for value in state.values()) / 1e6:.1f} MB"
-        for state in (method.inference_state(), method.trained_state())
-    )
+    small, large = megabytes(method.inference_state()), megabytes(method.trained_state())
     if keep == LEARNABLE:
         return f"the model can learn more classes: {large}; to classify alone it needs {small}"
     return (
@@ -258,7 +260,7 @@ def read_model(path: Path) -> Artefact:
     if path.is_dir() and not directory.model.is_file():
         return of_checkpoint(RunDirectory.open(path))
     check_run(path)
-    file = directory.model if path.is_dir() else path
+    file = model_file(path)
     try:
         contents = unpack("model", file, MODEL_FORMAT_VERSION, RECORD_TYPES, KIND, OPTIONAL_TYPES)
     except OtherFormat:

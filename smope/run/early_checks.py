@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from smope.config.config import Config, chosen_name
-from smope.config.signatures import class_attribute, takes
+from smope.config.config import Config
+from smope.config.signatures import chosen_name, class_attribute, takes
 from smope.distributed import torchrun
 from smope.errors import UserError
 from smope.streams.class_order import divide_classes, resolve_class_order

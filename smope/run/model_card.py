@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from smope.backbones.licences import Origin, origin
+from smope.config.signatures import chosen_name
 from smope.metrics.scores import SCORES, all_scores
 from smope.storage.commands import command
 
@@ -56,7 +57,7 @@ def model_card(
 
 def _method(artefact: Artefact) -> str:
     """The name of the method as `method=` takes it."""
-    return str(artefact.method.get("_target_", "")).split(".")[-2:][0]
+    return chosen_name(str(artefact.method.get("_target_", "")))
 
 
 def _backbone(artefact: Artefact) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from smope.config.config import chosen_name
+from smope.config.signatures import chosen_name
 from smope.distributed import collectives
 from smope.methods._shared.frozen_hash import frozen_sha256
 from smope.metrics.cost import count_flops, count_parameters, stored_bytes

@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from smope.config.config import Config, chosen_name
+from smope.config.config import Config
+from smope.config.signatures import chosen_name
 from smope.console.colour import coloured_matrix
 from smope.console.progress import Progress
 from smope.console.tables import cost_table, matrix_table, reference_line, score_lines

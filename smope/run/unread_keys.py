@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 
-from smope.config.config import chosen_name
 from smope.config.identity import flatten
-from smope.config.signatures import takes
+from smope.config.signatures import chosen_name, takes
 from smope.methods._shared.routed_method import RoutedMethod
 from smope.run.build import Experiment
 from smope.training.trainer import Trainer

@@ -35,6 +35,7 @@ from smope.run.build import make_backbone, make_method
 from smope.run.model_card import model_card
 from smope.serving.weights_beside import STEM
 from smope.storage.files import write_atomically
+from smope.storage.run_directory import RunDirectory
 from smope.training.precision import full_precision
 from smope.version import __version__
 
@@ -165,8 +166,9 @@ def import_authors(
         smope_version=__version__,
         state=method.inference_state(),
     )
-    write_atomically(folder / "model.safetensors", to_bytes(artefact))
-    write_atomically(folder / "model_card.md", model_card(artefact).encode())
+    directory = RunDirectory(folder)
+    write_atomically(directory.model, to_bytes(artefact))
+    write_atomically(directory.model_card, model_card(artefact).encode())
     return artefact
 
 

@@ -35,11 +35,6 @@ class ClassFolders:
     def class_names(self) -> list[str]:
         return list(self.files)
 
-    @property
-    def count(self) -> int:
-        """The number of image files."""
-        return sum(map(len, self.files.values()))
-
 
 def class_folders(directory: Path, key: str) -> ClassFolders:
     """The class folders in a folder; or the folder itself as a class, if it holds image files.

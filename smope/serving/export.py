@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smope.config.signatures import chosen_name
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.serving.graph import Graph
@@ -65,7 +66,8 @@ def export_model(
         UserError: The method cannot be exported; nothing was written.
         OSError: A file cannot be written.
     """
-    method, name = classifier.method.float().requires_grad_(False), _method_name(classifier)
+    method = classifier.method.float().requires_grad_(False)
+    name = chosen_name(classifier.artefact.method["_target_"])
     _refuse_mixed_images(method, name)
     transform = classifier.transform
     graph = Graph(
@@ -75,7 +77,7 @@ def export_model(
     record, run = {"onnx": (_onnx, _run_onnx), "torch": (_torch, _run_torch)}[form]
     try:
         with _quiet(), torch.no_grad():
-            content = record(graph, graph.example(transform.image_size), json.dumps(facts))
+            content = record(graph, graph.example(transform.image_size), facts)
     except Exception as error:  # exporters raise nearly any class for what they do not know
         raise UserError(
             f"method={name}: cannot be exported as {form} ({_first_line(error)}); "
@@ -92,11 +94,6 @@ def export_model(
     write_atomically(file, content)
     write_atomically(description, (json.dumps(facts, indent=1) + "\n").encode())
     return Exported(file, description, difference)
-
-
-def _method_name(classifier: Classifier) -> str:
-    """The name of the method's file in conf/method, for messages."""
-    return str(classifier.artefact.method.get("_target_", "")).split(".")[-2]
 
 
 def _first_line(error: Exception) -> str:
@@ -123,7 +120,7 @@ def describe_graph(classifier: Classifier, with_preprocessing: bool) -> dict[str
     artefact, transform = classifier.artefact, classifier.transform
     side = transform.image_size
     within = [
-        {"resize_shorter_side": round(side / transform.eval_crop), "filter": "bilinear, antialias"},
+        {"resize_shorter_side": transform.shorter_side, "filter": "bilinear, antialias"},
         {"center_crop": side},
         {"divide_by": 255},
     ]
@@ -153,7 +150,7 @@ def _axes(graph: Graph) -> dict[int, str]:
     return sizes if graph.preprocessing is None else {**sizes, 1: "height", 2: "width"}
 
 
-def _onnx(graph: Graph, example: Tensor, facts: str) -> bytes:
+def _onnx(graph: Graph, example: Tensor, facts: Mapping[str, Any]) -> bytes:
     """The graph in the ONNX format, with the description as metadata."""
     import onnx
 
@@ -170,9 +167,7 @@ def _onnx(graph: Graph, example: Tensor, facts: str) -> bytes:
             dynamo=False,  # the quicker exporter; both are tested for every method
         )
         model = onnx.load(path)
-    onnx.helper.set_model_props(
-        model, {key: json.dumps(value) for key, value in json.loads(facts).items()}
-    )
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
     return model.SerializeToString()
 
 
@@ -186,7 +181,7 @@ def _run_onnx(content: bytes) -> Callable[[Tensor], Tensor] | None:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _torch(graph: Graph, example: Tensor, facts: str) -> bytes:
+def _torch(graph: Graph, example: Tensor, facts: Mapping[str, Any]) -> bytes:
     """The graph as torch.export writes it, with the description as an extra file."""
     sizes = {
         number: torch.export.Dim(name, min=1 if name == "batch" else 2)
@@ -194,7 +189,7 @@ def _torch(graph: Graph, example: Tensor, facts: str) -> bytes:
     }
     program = torch.export.export(graph, (example,), dynamic_shapes=(sizes,))
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files={DESCRIPTION: facts})
+    torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(facts)})
     return file.getvalue()
 
 

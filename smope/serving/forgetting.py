@@ -55,16 +55,16 @@ def forget(
     labels = _labels(artefact, class_names)
     record = learning_record(artefact, str(device)) if artefact.learning or images else None
     dtype = full_precision(artefact.precision)
-    reads_images = images is not None and record is not None
-    method = new_method(artefact, device, dtype, weights if reads_images else "random")
+    method = new_method(artefact, device, dtype, "random" if images is None else weights)
     shapes = {key: value.shape for key, value in method.trained_state().items()}
     state = artefact.state
     if record is not None:
         restore_all(method, artefact)
+        learned = None
+        if images is not None and method.shares_sums:
+            learned = _learned(images, (artefact.learning or {}).get("split") or {})
         for label in labels:
-            features = None
-            if images is not None and method.shares_sums:
-                features = _features(method, artefact, record, label, images)
+            features = learned and _features(method, artefact, record, label, learned)
             method.withdraw(label, features)
         state = method.trained_state()
     smaller = _without(artefact, labels)
@@ -136,7 +136,7 @@ def _features(
 ) -> Tensor:
     """Features (n, C) in float64 of the images that a class was learned from."""
     name = artefact.class_names[label]
-    files = _learned_files(images, name, (artefact.learning or {}).get("split") or {})
+    files = images.files.get(name, [])
     if not files:
         raise UserError(f"{images.key}: has no folder {name}; give the images of every class")
     pixels, _ = decoded(replace(images, files={name: files}), [name])
@@ -149,20 +149,20 @@ def _features(
         return joined(features_of(method.eval(), lambda _: batches, device))[0]
 
 
-def _learned_files(images: ClassFolders, name: str, split: Mapping[str, Any]) -> list[Path]:
-    """The files of a class that were learned: of a data set whose split was drawn, the training
-    part.
-    """
-    if split.get("split") == "drawn":
-        listing = Listing(images.directory, key=images.key)
-        source = with_drawn_split(
-            images.directory, listing, float(split["test_fraction"]), int(split["split_seed"])
-        )
-        if source.facts["split_hash"] == split.get("split_hash") and name in source.class_names:
-            class_id = source.class_names.index(name)
-            pairs = zip(source.train.targets, source.train.images, strict=True)
-            return [Path(str(image)) for target, image in pairs if target == class_id]
-    return images.files.get(name, [])
+def _learned(images: ClassFolders, split: Mapping[str, Any]) -> ClassFolders:
+    """The images that were learned: of a data set whose split was drawn, the training part."""
+    if split.get("split") != "drawn":
+        return images
+    listing = Listing(images.directory, key=images.key)
+    source = with_drawn_split(
+        images.directory, listing, float(split["test_fraction"]), int(split["split_seed"])
+    )
+    if source.facts["split_hash"] != split.get("split_hash"):
+        return images
+    files: dict[str, list[Path]] = {name: [] for name in source.class_names}
+    for target, image in zip(source.train.targets, source.train.images, strict=True):
+        files[source.class_names[target]].append(Path(str(image)))
+    return replace(images, files={**images.files, **files})
 
 
 def _remains(

@@ -3,7 +3,7 @@
 An entry holds plain values: `action` ("learn" or "forget"), `parent` (hash of the content and file
 name of the model before), `time` (UTC), `smope_version`. One that learned also holds `classes` (the
 number of images of each class by name), `more_images` (those of them that were known before),
-`images_sha256` and `old_classes`, `new_classes` (accuracies, see learning.py).
+`images_sha256` and `accuracy` (see learning.py).
 
 One that forgot holds the number of classes, not their names, and earlier entries lose these names:
 a name may itself be what has to be forgotten.

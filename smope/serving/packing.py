@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from smope.errors import UserError
-from smope.run.artefact import Artefact, of_checkpoint, read_model
+from smope.run.artefact import Artefact, megabytes, of_checkpoint, read_model
 from smope.serving.rebuild import new_method
 from smope.storage.commands import command
 from smope.storage.run_directory import RunDirectory
@@ -51,4 +51,4 @@ def for_inference(artefact: Artefact) -> Artefact:
 
 def size(artefact: Artefact) -> str:
     """The size of an artefact's tensors, for people."""
-    return f"{sum(value.nbytes for value in artefact.state.values()) / 1e6:.1f} MB"
+    return megabytes(artefact.state)

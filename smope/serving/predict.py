@@ -25,7 +25,7 @@ from smope.run.artefact import Artefact, read_model, write_artefact
 from smope.serving.hub import download, is_hub_reference
 from smope.serving.inputs import SingleInput, picture, single_images
 from smope.serving.rebuild import rebuild
-from smope.serving.weights_beside import weights_beside
+from smope.serving.weights_beside import weights_now
 from smope.storage.run_search import finished_run
 from smope.streams.pixels.bit_depth import ASSUMED, WAY_OUT
 from smope.streams.pixels.transforms import Evaluation, collate, cut, resample
@@ -313,8 +313,7 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
         )
     if torch_device.type == "cpu":
         prefer_onednn()  # as the run did
-    weights = weights or weights_beside(model, artefact.backbone.get("weights"))
-    source = None if weights is None else str(weights)
+    source = weights_now(model, artefact.backbone.get("weights"), weights)
     method = rebuild(artefact, torch_device, dtype, source)
     return Classifier(artefact, method, torch_device, dtype, source)
 

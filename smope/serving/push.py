@@ -10,28 +10,33 @@ from typing import Any
 from smope.backbones.files import weight_file
 from smope.backbones.weights import file_sha256
 from smope.errors import UserError
-from smope.run.artefact import Artefact, read_model, to_bytes
+from smope.run.artefact import Artefact, to_bytes
 from smope.run.model_card import model_card
 from smope.serving.hub import CARD, MODEL, SCHEME
-from smope.serving.weights_beside import STEM, WITHOUT_FILE, weights_beside
+from smope.serving.weights_beside import STEM, WITHOUT_FILE, weights_now
 from smope.storage.run_directory import RunDirectory, tasks_done
 
 
 def repository_files(
-    model: Path, repository: str, *, with_backbone: bool = False, weights: str | None = None
+    model: Path,
+    artefact: Artefact,
+    repository: str,
+    *,
+    with_backbone: bool = False,
+    weights: str | None = None,
 ) -> dict[str, Path | bytes]:
     """The files of a repository by name.
 
     Args:
         model: A run directory, or a model.safetensors.
+        artefact: What was read from it.
         repository: OWNER/NAME.
         with_backbone: Whether weights that are nowhere else to be had are among them.
         weights: Where they are now; None: where the run read them.
 
     Raises:
-        UserError: The model or the weights cannot be read.
+        UserError: The weights cannot be read.
     """
-    artefact = read_model(model)
     public = _without_folders(artefact)
     directory = RunDirectory(model if model.is_dir() else model.parent)
     card = model_card(public, _record(directory, artefact), f"{SCHEME}{repository}")
@@ -54,6 +59,7 @@ def _without_folders(artefact: Artefact) -> Artefact:
     name = Path(artefact.backbone["weights"]).name
     return replace(
         artefact,
+        file=None,
         backbone=artefact.backbone | {"weights": name},
         identity=artefact.identity | {"source": name},
     )
@@ -69,7 +75,7 @@ def _record(directory: RunDirectory, artefact: Artefact) -> Mapping[str, Any] | 
 
 def _weights(model: Path, artefact: Artefact, weights: str | None) -> Path:
     recorded = artefact.backbone["weights"]
-    path = weight_file(Path(weights or weights_beside(model, recorded) or recorded).expanduser())
+    path = weight_file(Path(weights_now(model, recorded, weights) or recorded).expanduser())
     if file_sha256(path) != artefact.identity["sha256"]:
         raise UserError(
             f"weights={path}: is not what the model was trained on; give the file of "

@@ -25,7 +25,7 @@ class ResizeAndCrop(nn.Module):
     def __init__(self, transform: Evaluation) -> None:
         super().__init__()
         self.side = transform.image_size
-        self.shorter_side = round(transform.image_size / transform.eval_crop)
+        self.shorter_side = transform.shorter_side
         powers = 2.0 ** torch.arange(MAX_PRECISION_BITS + 1, dtype=torch.float64)
         self.register_buffer("powers", powers, persistent=False)
 

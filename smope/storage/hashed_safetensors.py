@@ -33,7 +33,11 @@ class Contents(NamedTuple):
 
 
 def pack(
-    record: Mapping[str, Any], tensors: Mapping[str, Tensor], version: int, kind: str | None = None
+    record: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    version: int,
+    kind: str | None = None,
+    sha256: str | None = None,
 ) -> bytes:
     """The bytes of a file.
 
@@ -42,9 +46,11 @@ def pack(
         tensors: Tensors by name.
         version: The format version.
         kind: Tells files apart that count their versions separately.
+        sha256: Their `content_hash`, where it is known already.
     """
     text, stored = _stored(record, tensors)
-    metadata = {"format_version": str(version), "facts": text, "sha256": _digest(text, stored)}
+    digest = sha256 or _digest(text, stored)
+    metadata = {"format_version": str(version), "facts": text, "sha256": digest}
     return save(stored, metadata | ({"kind": kind} if kind else {}))
 
 

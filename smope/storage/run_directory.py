@@ -55,6 +55,11 @@ def check_run(path: Path, key: str = "RUN") -> None:
         )
 
 
+def model_file(path: Path) -> Path:
+    """The file of a model, of which `path` is the run directory or the file itself."""
+    return RunDirectory(path).model if path.is_dir() else path
+
+
 class RunDirectory:
     """Paths and writers of one run directory."""
 

@@ -101,8 +101,8 @@ class TaskImages(TaskAwareSupervisedClassificationDataset):
 
     def indices(self, items: Sequence[int] | None = None) -> numpy.ndarray:
         """The index in its split of each of these images, or of those at some positions."""
-        indices = numpy.asarray(self._selection.source_index)
-        return indices if items is None else indices[list(items)]
+        source = self._selection.source_index
+        return numpy.array(source if items is None else [source[item] for item in items], int)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentations are drawn from now on."""

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from smope.config.config import chosen_name
 from smope.config.hydra import compose
 from smope.config.overrides import Overrides, combinations
+from smope.config.signatures import chosen_name
 from smope.errors import UserError
 from smope.run.early_checks import check_tasks
 from smope.storage.sweep_manifest import write_manifest

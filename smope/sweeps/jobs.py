@@ -13,7 +13,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from smope.config.config import Config, chosen_name
+from smope.config.config import Config
+from smope.config.signatures import chosen_name
 from smope.errors import UserError
 from smope.storage.run_directory import RUNS_FOLDER, RunDirectory, tasks_done
 from smope.storage.sweep_manifest import LOGS, last_line

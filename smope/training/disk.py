@@ -80,7 +80,6 @@ def _expert_bytes(method: Method) -> tuple[int, int]:
     for bank, routing in zip(experts_of(method), routings_of(method), strict=True):
         heads, number, width = bank.keys.shape
         experts += heads * number * (2 * 4 * width + 8)
-        chosen = routing.expert_ids.shape[-1]
-        if chosen < number:
-            choices += heads * chosen * (1 if number <= 256 else 2)
+        if routing.by_images:
+            choices += heads * routing.num_chosen * (1 if number <= 256 else 2)
     return choices, experts

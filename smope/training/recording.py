@@ -101,10 +101,8 @@ class Recorder:
         """
         chosen: dict[str, Tensor] = {}
         for block, routing in enumerate(routings_of(method) if self.open else ()):
-            num_experts = routing.scores.shape[-1]
-            # what each token chooses would be N times as much
-            if routing.tokens is None and routing.num_chosen < num_experts:
-                small = torch.uint8 if num_experts <= 256 else torch.int32
+            if routing.by_images:  # what each token chooses would be N times as much
+                small = torch.uint8 if routing.scores.shape[-1] <= 256 else torch.int32
                 chosen[f"experts.{block}"] = collectives.gathered(routing.expert_ids.to(small))
         return chosen
 
@@ -152,14 +150,12 @@ class Recorder:
         arrays = {
             key: _as_array(torch.cat([batch[key] for batch in batches])) for key in batches[0]
         }
+        top = self.record == "top"
         _write(
             directory.analysis / f"task-{span.index + 1:03d}.safetensors",
             arrays | _expert_arrays(method),
-            *(
-                []
-                if "logits" in arrays
-                else [{"classes": str(span.stop)}, TOP_LOGITS_FORMAT_VERSION]
-            ),
+            {"classes": str(span.stop)} if top else None,
+            TOP_LOGITS_FORMAT_VERSION if top else SNAPSHOT_FORMAT_VERSION,
         )
         mistakes, about = mistakes_file(self.stream, arrays, span.index + 1)
         _write(directory.analysis / "mistakes.safetensors", mistakes, about)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from smope.streams.stream import Stream
 from smope.training.settings import Record
+from smope.training.spans import task_spans
 
 TOP = 10
 MOST_BYTES = 100_000_000  # of all logits over a run; CIFAR-100 in 10 tasks takes 8,000,000
@@ -22,11 +23,10 @@ LARGEST_FLOAT16 = 65504.0
 
 def bytes_of_all_logits(stream: Stream) -> int:
     """Bytes of a logit for each class so far of each test image so far, over all tasks."""
-    images = classes = total = 0
-    for task in stream.tasks:
+    images = total = 0
+    for span, task in zip(task_spans(stream), stream.tasks, strict=True):
         images += len(task.test)
-        classes = max(classes, task.classes[-1] + 1)
-        total += BYTES_OF_A_LOGIT * images * classes
+        total += BYTES_OF_A_LOGIT * images * span.stop
     return total
 
 

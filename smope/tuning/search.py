@@ -12,8 +12,9 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from smope.config.config import Config, chosen_name, replaced
+from smope.config.config import Config, replaced
 from smope.config.identity import flatten, may_move
+from smope.config.signatures import chosen_name
 from smope.errors import UserError
 from smope.metrics.accuracy_matrix import Matrix
 from smope.metrics.scores import SCORES

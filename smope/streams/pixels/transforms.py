@@ -119,6 +119,11 @@ class Evaluation:
     def is_random(self) -> bool:
         return False
 
+    @property
+    def shorter_side(self) -> int:
+        """What the shorter side is resized to, in pixels."""
+        return round(self.image_size / self.eval_crop)
+
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise UserError(
@@ -132,9 +137,8 @@ class Evaluation:
             )
 
     def window(self, height: int, width: int, generator: random.Random) -> Window:
-        shorter_side = round(self.image_size / self.eval_crop)
-        resized_height = int(shorter_side * height / min(height, width))
-        resized_width = int(shorter_side * width / min(height, width))
+        resized_height = int(self.shorter_side * height / min(height, width))
+        resized_width = int(self.shorter_side * width / min(height, width))
         offset_top = round((resized_height - self.image_size) / 2)
         offset_left = round((resized_width - self.image_size) / 2)
         return Window(0, 0, height, width, resized_height, resized_width, offset_top, offset_left)
