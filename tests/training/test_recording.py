@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +343,11 @@ def test_a_run_broken_off_and_resumed_leaves_the_same_files(
     ours, usual = read(tmp_path / "run"), read(folder(seen))
     assert ours.keys() == usual.keys()
     assert all(same(ours[name], usual[name]) for name in usual)
+
+
+def test_a_task_whose_classes_were_all_forgotten_has_no_logits() -> None:
+    stream = tiny_stream(num_tasks=2)
+    first, second = stream.tasks
+    emptied = replace(stream, tasks=[first, replace(second, classes=(), test=[])])
+    images, classes = len(first.test), len(first.classes)
+    assert bytes_of_all_logits(emptied) == 2 * 2 * images * classes
