@@ -18,10 +18,19 @@ class Noise:
     Attributes:
         noisy: (B, H, E), the logits with noise, with gradient.
         std: (B, H, E), or a number for all, the standard deviation of the noise.
+        available: As in ExpertState.
     """
 
     noisy: Tensor
     std: Tensor | float
+    available: Tensor | None = None
+
+    def chance(self, logits: Tensor, threshold: Tensor) -> Tensor:
+        """The probability (B, H, E) that an expert exceeds the threshold if its noise is drawn
+        again; 0 for one that is not available. Logits (B, H, E) without noise.
+        """
+        chance = torch.special.ndtr((logits - threshold) / self.std)
+        return chance if self.available is None else chance * self.available
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from smope.routers.base import ExpertState, Noise, Router, Routing, best, proxy_
 from smope.routers.gate import GateMatrix, gated_weights
 
 LEAST_STD = 1e-2  # as in the authors' code, so that the load has a gradient
+FAR_BELOW = -1e6  # every logit; minus infinity would make gradients nan
 
 
 class NoisyTopK(Router):
@@ -65,7 +66,7 @@ class NoisyTopK(Router):
         if self.training:
             std = F.softplus(self.spread(query)) + LEAST_STD
             noisy = logits + std * noises.normal(logits)
-            drawn = Noise(noisy, std)
+            drawn = Noise(noisy, std, state.available)
         expert_ids = best(noisy.detach(), self.top_k, state.available)
         log_gates = noisy.gather(-1, expert_ids).log_softmax(-1)
         weights = gated_weights(log_gates, scores.gather(-1, expert_ids), keys.shape[-1] ** -0.5)
@@ -81,11 +82,15 @@ class NoisyTopK(Router):
         """As in `Router.load`: a chosen expert stays as long as it is above the largest that is not
         chosen; another one has to exceed the smallest that is.
         """
-        assert routing.noise is not None and routing.logits is not None
-        largest = routing.noise.noisy.topk(self.top_k + 1, dim=-1).values
+        noise = routing.noise
+        assert noise is not None and routing.logits is not None
+        ranking = noise.noisy
+        if noise.available is not None:
+            ranking = ranking.masked_fill(~noise.available, FAR_BELOW)
+        largest = ranking.topk(self.top_k + 1, dim=-1).values
         smallest_chosen, largest_other = largest[..., -2:-1], largest[..., -1:]
         threshold = torch.where(routing.chosen, largest_other, smallest_chosen)
-        return torch.special.ndtr((routing.logits - threshold) / routing.noise.std)
+        return noise.chance(routing.logits, threshold)
 
     def begin_task(self) -> None:
         if self.next_task == "reset":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor
 
 from smope.declare.ranges import AtLeast, NotNegative
@@ -56,7 +55,7 @@ class SoftmaxTopK(GatedRouter):
         if self.training and self.noise > 0:
             std = self.noise / keys.shape[1]
             noisy = logits + std * noises.normal(logits)
-            drawn = Noise(noisy, std)
+            drawn = Noise(noisy, std, state.available)
         expert_ids = best(noisy.detach(), self.top_k, state.available)
         log_gates = noisy.log_softmax(-1).gather(-1, expert_ids)
         weights = gated_weights(log_gates, scores.gather(-1, expert_ids), keys.shape[-1] ** -0.5)
@@ -66,4 +65,4 @@ class SoftmaxTopK(GatedRouter):
         """As in `Router.load`."""
         assert routing.noise is not None and routing.logits is not None
         threshold = routing.noise.noisy.gather(-1, routing.expert_ids[..., -1:])
-        return torch.special.ndtr((routing.logits - threshold) / routing.noise.std)
+        return routing.noise.chance(routing.logits, threshold)

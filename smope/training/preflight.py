@@ -72,9 +72,8 @@ def check_batch_split(method: Method, stream: Stream, settings: TrainerSettings)
     dependence = method.needs_whole_batch()
     if parts > 1 and dependence is not None:
         raise UserError(
-            f"{steps}: with {dependence.setting} the loss of an image depends on the others of its "
-            f"batch, which must stay whole; write trainer.gradient_accumulation_steps=1 or "
-            f"{dependence.instead}"
+            f"{steps}: with {dependence.setting} the loss of a batch is not the mean over its "
+            f"parts; write trainer.gradient_accumulation_steps=1 or {dependence.instead}"
         )
     dependence = method.needs_one_process()
     if world > 1 and dependence is not None:

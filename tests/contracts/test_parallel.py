@@ -236,7 +236,7 @@ def test_a_batch_in_parts_teaches_the_same(name: str, one: Any, tmp_path: Path) 
 def test_what_mixes_images_is_not_taken_in_parts(name: str) -> None:
     with pytest.raises(
         UserError,
-        match=r"with method\.\w+=\S+ the loss of an image depends on the others of its batch",
+        match=r"with method\.\w+=\S+ the loss of a batch is not the mean over its parts",
     ):
         train(name, None, bug="reshape", gradient_accumulation_steps=2)
 

@@ -201,6 +201,20 @@ def test_v_moe_s_load_by_hand() -> None:
     assert load.flatten().tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_an_expert_that_dropped_out_has_no_load_and_bars_nobody() -> None:
+    """Expert 1, which has the largest noisy logit, is not available: the other two always win."""
+    logits = torch.tensor([[[0.0, 5.0, -1.0]]], requires_grad=True)
+    std = torch.ones(1, 1, 3, requires_grad=True)
+    noise = Noise(logits + 0.5, std, torch.tensor([[True, False, True]]))
+    expert_ids = torch.tensor([[[0, 2]]])
+    routing = Routing(logits, expert_ids, logits.gather(-1, expert_ids), logits, noise)
+    load = NoisyTopK(2).load(routing)
+    assert load.flatten().tolist() == [1, 0, 1]
+    load.sum().backward()
+    assert logits.grad.isfinite().all() and std.grad.isfinite().all()
+    assert SoftmaxTopK(2).load(routing)[0, 0, 1] == 0
+
+
 def test_shazeer_s_load_is_how_often_an_expert_is_chosen() -> None:
     """With one expert's noise drawn anew many times, the share of draws in which it is chosen."""
     routing, draws = noisy_routing([0, 2]), random(100_000)
