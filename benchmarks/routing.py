@@ -1,6 +1,7 @@
 """What routing costs: alone, by the number of experts, chosen experts and tokens; and in a step.
 
     python benchmarks/routing.py --out benchmarks/results/routing_cost.md
+    python benchmarks/routing.py --only steps --batch 8 --seconds 200
 
 Routing alone is the pooled query, the choice, and the backward pass of the weights, for 32 images
 and 3 heads of width 64 (ViT-Ti). All routers take turns; seconds are medians. The exponent in E, K
@@ -104,13 +105,13 @@ def alone(rounds: int) -> list[str]:
     return lines
 
 
-def steps(limit: float) -> list[str]:
+def steps(batch: int, limit: float) -> list[str]:
     """The table of whole steps, training and inference, as ratios to the plain ViT."""
     names = [name for name in ROUTERS if name != "adaptive_noise"]
     variants = [PLAIN, SPARSE, *(replace(SPARSE, router=name) for name in names)]
     found: dict[str, list[float]] = {}
     for phase in ("train", "infer"):
-        setting = Setting("vit_tiny_patch16_224", 32, phase=phase)
+        setting = Setting("vit_tiny_patch16_224", batch, phase=phase)
         for row in measure(setting, variants, limit):
             if row["variant"] != "plain":
                 found.setdefault(row["router"], []).append(row["ratio_to_plain"])
@@ -123,7 +124,9 @@ def steps(limit: float) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", choices=["alone", "steps"], help="one of the two tables")
     parser.add_argument("--rounds", type=int, default=30, help="of routing alone, at each size")
+    parser.add_argument("--batch", type=int, default=32, help="images of a whole step")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each phase of whole steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, help="write a Markdown file")
@@ -131,7 +134,9 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     prefer_onednn()
-    tables = [*alone(options.rounds), "", *steps(options.seconds)]
+    tables = [] if options.only == "steps" else [*alone(options.rounds), ""]
+    if options.only != "alone":
+        tables += steps(options.batch, options.seconds)
     if options.out:
         command = " ".join(["python benchmarks/routing.py", *sys.argv[1:]])
         head = f"`{command}`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, "
