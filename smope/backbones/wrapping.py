@@ -1,6 +1,7 @@
 """Wrappers around parts of a timm ViT's blocks, and how they are put in and taken out.
 
-A part is named by its path in the block: the attention `attn`, its projection `attn.qkv`, or `mlp`.
+A part is named by its path in the block: the attention `attn`, its projection `attn.qkv`, `mlp`, or
+one of the linear layers of that, `mlp.fc1` and `mlp.fc2`.
 
 Shapes: B batch, N tokens, C width.
 """
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from smope.backbones.held import is_linear
 from smope.errors import UserError
 
-Part = Literal["attn", "attn.qkv", "mlp"]
-PARTS: tuple[Part, ...] = ("attn", "attn.qkv", "mlp")
+Part = Literal["attn", "attn.qkv", "mlp", "mlp.fc1", "mlp.fc2"]
+PARTS: tuple[Part, ...] = ("attn", "attn.qkv", "mlp", "mlp.fc1", "mlp.fc2")
 
 
 class Wrapper(nn.Module):
@@ -124,16 +125,23 @@ def _plain_part(block: nn.Module, number: int, part: Part) -> nn.Module:
                 f"vit_base_patch16_224"
             )
         return mlp
+    if part in ("mlp.fc1", "mlp.fc2"):
+        holder, name = _holder(block, part)
+        return _plain_linear(getattr(holder, name, holder), f"{part} of block {number}")
     attention = plain_attention(getattr(block, "attn", block), f"the attention of block {number}")
     if part == "attn":
         return attention
-    if not is_linear(attention.qkv):
+    return _plain_linear(attention.qkv, f"the qkv projection of block {number}")
+
+
+def _plain_linear(layer: object, where: str) -> nn.Module:
+    """`layer` itself if LoRA can join it; UserError if it is no plain linear layer."""
+    if not (isinstance(layer, nn.Module) and is_linear(layer)):
         raise UserError(
-            f"backbone: the qkv projection of block {number} is a {type(attention.qkv).__name__}; "
-            f"LoRA experts need a plain linear layer; choose a plain ViT such as "
-            f"vit_base_patch16_224"
+            f"backbone: {where} is a {type(layer).__name__}; LoRA experts need a plain linear "
+            f"layer; choose a plain ViT such as vit_base_patch16_224"
         )
-    return attention.qkv
+    return layer
 
 
 def _holder(block: nn.Module, part: Part) -> tuple[nn.Module | None, str]:

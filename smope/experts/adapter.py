@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from smope.experts.low_rank import LowRankExperts
+from smope.experts.low_rank import SCALE, LowRankExperts
 
 
 class Adapters(LowRankExperts):
-    """E adapters that read what the MLP reads: 0.1 · ReLU(x · downᵀ) · up, without biases.
+    """E adapters that read what the MLP reads: scale · ReLU(x · downᵀ) · up, without biases.
 
     down and up are (E, r, C): 2·E·r·C parameters.
 
@@ -19,10 +19,11 @@ class Adapters(LowRankExperts):
         num_experts: E.
         rank: r.
         width: C.
+        scale: 0.1 in AdaptFormer.
     """
 
-    def __init__(self, num_experts: int, rank: int, width: int) -> None:
-        super().__init__(num_experts, rank, width, width)
+    def __init__(self, num_experts: int, rank: int, width: int, scale: float = SCALE) -> None:
+        super().__init__(num_experts, rank, width, width, scale)
 
     def activation(self, hidden: Tensor) -> Tensor:
         """ReLU."""

@@ -10,8 +10,8 @@ from smope.experts.low_rank import LowRankExperts
 
 
 class LoRA(LowRankExperts):
-    """E changes of rank r to the weight (W, C) of a linear layer: 0.1 · x · downᵀ · up.
+    """E changes of rank r to the weight (W, C) of a linear layer: scale · x · downᵀ · up.
 
-    In the letters of the paper, down is A (E, r, C), up is Bᵀ (E, r, W), and alpha = r / 10. On
-    qkv, W = 3C: 4·E·r·C parameters.
+    In the letters of the paper, down is A (E, r, C), up is Bᵀ (E, r, W), and alpha = scale · r.
+    On qkv, W = 3C: 4·E·r·C parameters.
     """

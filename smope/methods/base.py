@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from smope.backbones.vit import Backbone
 from smope.backbones.wrapping import is_wrapped
 from smope.losses.classification import task_cross_entropy
-from smope.methods._shared.class_statistics import ClassStatistics, class_noise
+from smope.methods._shared.class_statistics import ClassStatistics, class_noise, drawn
 
 Batches = Callable[[Literal["train", "plain"]], Iterator[tuple[Tensor, Tensor]]]
 """Batches of the current task's training images and labels, on the method's device.
@@ -144,11 +144,12 @@ class Method(nn.Module):
     The backbone is frozen unless a subclass unfreezes it. For each task the trainer calls
 
         begin_task
-        for each of phases(): begin_phase, then losses() and end_step on every batch
+        for each of phases(): begin_phase
+            for each epoch: begin_epoch, then losses() and end_step on every batch
         end_task
 
-    and then, for each of recorded(), records class statistics, and retrains the classifier on them
-    if it is one of aligned(). What a method remembers is a Parameter or a buffer, so that
+    and then records class statistics for each of recorded(), and retrains the classifier of each of
+    aligned() on them. What a method remembers is a Parameter or a buffer, so that
     trained_state() is all of it.
 
     Several processes with a share of every batch each compute what one process does if losses are
@@ -292,6 +293,12 @@ class Method(nn.Module):
     def begin_phase(self, phase: Phase) -> None:
         """Called before the first step of a phase."""
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch, and where a resumed run continues within one.
+
+        `epoch` is counted from 0 in each phase.
+        """
+
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
         """The losses of one batch; their sum is minimised.
 
@@ -335,8 +342,8 @@ class Method(nn.Module):
         return [self] if self.align else []
 
     def recorded(self) -> Sequence[AlignableClassifier]:
-        """Whose class statistics are recorded after each task: what is aligned, and what needs them
-        otherwise.
+        """Whose class statistics are recorded after each task: what is aligned, unless end_task has
+        recorded them, and what needs them otherwise.
         """
         return self.aligned()
 
@@ -354,7 +361,7 @@ class Method(nn.Module):
         if not len(labels):
             return None
         noise = class_noise(labels, count, mean.shape[-1]).to(mean)
-        features = mean.unsqueeze(1) + deviation.unsqueeze(1) * noise
+        features = drawn(mean, deviation, noise)
         return Recollection(
             self.classify(features.flatten(0, 1)),
             labels.repeat_interleave(count),

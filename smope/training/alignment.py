@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smope.methods._shared.class_statistics import drawn
 from smope.methods.base import AlignableClassifier, TaskSpan
 from smope.training.phase import make_optimizer
 from smope.training.schedule import alignment_cosine
@@ -49,7 +50,7 @@ def align_classifier(
     batches = task.start if settings.alignment_batches == "old_classes" else len(mean)
     for epoch, (noise, order) in enumerate(_ahead(draws, settings.alignment_epochs)):
         chosen = order[: batches * batch_size].to(mean.device, non_blocking=True)
-        features = mean.unsqueeze(1) + deviation.unsqueeze(1) * noise.to(mean, non_blocking=True)
+        features = drawn(mean, deviation, noise.to(mean, non_blocking=True))
         shuffled = zip(
             features.flatten(0, 1)[chosen].split(batch_size),
             labels[chosen].split(batch_size),

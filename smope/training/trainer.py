@@ -255,6 +255,7 @@ class Trainer:
     def _train_epoch(self, running: RunningPhase, bar: Bar, log: StepLog) -> None:
         """One epoch, or what is left of it."""
         started, first = time.perf_counter(), running.done % running.steps
+        self.method.begin_epoch(running.done // running.steps)
         batches = self.loader.shuffled(
             self.training_images(running.span), running.span.index, first, running.steps
         )
@@ -307,7 +308,6 @@ class Trainer:
             method.end_task(span, lambda kind: self._batches(span, kind))
         self.outputs.remark(self._title(span), method.remarks())
         self._stopwatch.add_to(self.history, "train")
-        aligned = method.aligned()
         augmented = self.settings.statistics_images == "train"
         for part in method.recorded():
             method.eval()
@@ -315,11 +315,11 @@ class Trainer:
             record_class_statistics(
                 part, span, batches, precision=self.settings.precision, seed=self.seed
             )
-            if span.index > 0 and part in aligned:
-                method.train()
-                seed = stable_seed(self.seed, "alignment", span.index)
-                align_classifier(part, span, self.settings, seed)
-            self._stopwatch.add_to(self.history, "align")
+        for part in method.aligned() if span.index > 0 else ():
+            method.train()
+            seed = stable_seed(self.seed, "alignment", span.index)
+            align_classifier(part, span, self.settings, seed)
+        self._stopwatch.add_to(self.history, "align")
         # Processes on different machines may have rounded differently.
         collectives.copy_from_first(method.trained_state().values())
 

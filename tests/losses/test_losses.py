@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from smope.losses import prototype
-from smope.losses.classification import task_cross_entropy
+from smope.losses.classification import (
+    symmetric_cross_entropy,
+    task_cosface,
+    task_cross_entropy,
+)
 from smope.losses.prototype import find_prototypes, prototype_loss, prototype_mass_loss
+from smope.losses.representation import pair_loss
 from smope.losses.router import router_loss, router_mass_loss
 from smope.routers.base import Routing
 
@@ -35,6 +40,42 @@ def test_only_the_task_s_classes_compete() -> None:
     assert task_cross_entropy(logits, torch.tensor([2, 3]), (2, 3)).item() == close(
         (LN(4 / 3) + LN(4)) / 2
     )
+
+
+def test_cosface_lowers_the_true_cosine_alone() -> None:
+    """Cosines 0.6 and 0.2, scale 10, margin 0.4: the true class ties with the other."""
+    logits = 10 * torch.tensor([[0.9, 0.6, 0.2]])
+    labels = torch.tensor([1])
+    assert task_cosface(logits, labels, (1, 2), 10, 0.4).item() == close(LN(2))
+    plain = task_cross_entropy(logits, labels, (1, 2))
+    assert torch.equal(task_cosface(logits, labels, (1, 2), 10, 0.0), plain)
+
+
+def test_symmetric_cross_entropy_equals_the_sum_over_classes() -> None:
+    """Written as in SLDC's code: labels clamped to at least 1e-4."""
+    logits = torch.tensor([[9.0, 1.0, 2.0, 0.5], [0.0, 3.0, -1.0, 0.0]], dtype=torch.float64)
+    labels, classes = torch.tensor([2, 3]), (1, 2, 3)
+    shares = logits[:, 1:].softmax(-1)
+    one_hot = torch.eye(3, dtype=torch.float64)[labels - 1].clamp(min=1e-4)
+    forward = -(one_hot.round() * shares.log()).sum(-1).mean()
+    reverse = -(shares * one_hot.log()).sum(-1).mean()
+    value = symmetric_cross_entropy(logits, labels, classes)
+    torch.testing.assert_close(value, 0.5 * forward + 0.5 * reverse)
+
+
+def test_pairs_equal_a_loop() -> None:
+    features = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, alike, apart = torch.tensor([0, 1, 0, 2, 1, 0]), [], []
+    for i in range(6):
+        for j in range(6):
+            cosine = torch.cosine_similarity(features[i], features[j], dim=0)
+            if labels[i] != labels[j]:
+                apart.append((cosine - 0.1).relu())
+            elif i != j:
+                alike.append(1 - cosine)
+    expected = torch.stack(alike).mean() + 1.5 * torch.stack(apart).mean()
+    torch.testing.assert_close(pair_loss(features, labels, 1.5, 0.1), expected)
+    assert pair_loss(features[:1], labels[:1], 1.5, 0.1) == 0
 
 
 def test_the_task_s_classes_may_have_gaps() -> None:

@@ -83,12 +83,12 @@ class ClassStatistics(nn.Module):
         """
         labels, mean, deviation = self.gaussians()
         noise = torch.randn(len(labels), count, mean.shape[-1], generator=generator).to(mean)
-        features = mean.unsqueeze(1) + deviation.unsqueeze(1) * noise
+        features = drawn(mean, deviation, noise)
         return features.flatten(0, 1), labels.repeat_interleave(count)
 
     def gaussians(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `sample` draws from: label (n,), mean and standard deviation (n, C) of each known
-        centroid.
+        """What `sample` draws from: label (n,), mean (n, C) and deviation of each known centroid.
+        The deviation is the standard one (n, C); see `drawn` for others.
         """
         labels, index = self.known.nonzero(as_tuple=True)
         return (
@@ -96,6 +96,23 @@ class ClassStatistics(nn.Module):
             self.mean[labels, index],
             (self.variance[labels, index] + VARIANCE_FLOOR).sqrt(),
         )
+
+
+def drawn(mean: Tensor, deviation: Tensor, noise: Tensor) -> Tensor:
+    """Features from normal numbers.
+
+    Args:
+        mean: of each Gaussian, (n, C).
+        deviation: standard deviation of each channel, (n, C); or (n, C, C), R with R·Rᵀ the
+            covariance.
+        noise: standard normal, (n, count, C).
+
+    Returns:
+        (n, count, C).
+    """
+    full = deviation.ndim == 3
+    spread = noise @ deviation.mT if full else deviation.unsqueeze(1) * noise
+    return mean.unsqueeze(1) + spread
 
 
 def class_noise(labels: Tensor, count: int, width: int) -> Tensor:

@@ -39,7 +39,10 @@ class OnePass(Method):
 
 
 def features_of(
-    method: Method, batches: Batches, device: torch.device
+    method: Method,
+    batches: Batches,
+    device: torch.device,
+    compute: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The features of a task's training images, each image once, through the evaluation transform.
 
@@ -49,6 +52,7 @@ def features_of(
         method: computes the features.
         batches: the argument of Method.end_task.
         device: where features and labels are put.
+        compute: images -> features, if not those of the method.
 
     Returns:
         Features (n, C) in float64 and labels (n,), batch by batch.
@@ -57,7 +61,7 @@ def features_of(
         UserError: a feature is not a finite number.
     """
     for images, labels in batches("plain"):
-        features = collectives.gathered(method.features(images))
+        features = collectives.gathered((compute or method.features)(images))
         labels = collectives.gathered(labels)
         if not features.isfinite().all():
             raise UserError(

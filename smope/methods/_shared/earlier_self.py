@@ -1,0 +1,50 @@
+"""The network as it was before the current task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EarlierSelf(nn.Module):
+    """Copies of trained parameters, with which the network can be run again as it was.
+
+    Buffers: one for each parameter. A method lists it in `learning_only`.
+
+    Args:
+        trained: gives the parameters, always in the same order.
+    """
+
+    def __init__(self, trained: Callable[[], Iterable[nn.Parameter]]) -> None:
+        super().__init__()
+        self._trained = trained
+        for index, parameter in enumerate(trained()):
+            self.register_buffer(str(index), parameter.detach().clone())
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Copy the parameters as they are now."""
+        for earlier, parameter in self._pairs():
+            earlier.copy_(parameter)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """The network is as it was, without gradients, within the context.
+
+        Values change and not tensors, because a compiled graph reads the same memory each time.
+        """
+        with torch.no_grad():
+            present = [parameter.clone() for parameter in self._trained()]
+            for earlier, parameter in self._pairs():
+                parameter.copy_(earlier)
+            try:
+                yield
+            finally:
+                for value, parameter in zip(present, self._trained(), strict=True):
+                    parameter.copy_(value)
+
+    def _pairs(self) -> Iterator[tuple[Tensor, nn.Parameter]]:
+        return zip(self.buffers(), self._trained(), strict=True)
