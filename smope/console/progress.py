@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from smope.console.colour import has_colour
 from smope.console.encoding import SHOW_ANY_NAME
+
+BAR_DELAY_SECONDS = 1.0  # what takes less shows no bar of images
 
 
 class Bar:
@@ -21,6 +25,12 @@ class Bar:
 
     def update(self) -> None:
         if self._bar is not None:
+            self._bar.update()
+
+    def skip(self) -> None:
+        """Count a step that was done before and takes no time now."""
+        if self._bar is not None:
+            self._bar.initial += 1
             self._bar.update()
 
     def note(self, text: str) -> None:
@@ -78,3 +88,40 @@ class Progress:
             dynamic_ncols=True,
         ) as bar:
             yield Bar(bar)
+
+
+@contextmanager
+def image_bar(total: int, description: str) -> Iterator[Bar]:
+    """A bar with images a second, beside output: on standard error, if that is a terminal.
+
+    It appears after a second and stays when it ends. Where standard output is piped into another
+    program, which may use the terminal as well, there is none.
+
+    Args:
+        total: Number of images.
+        description: The text in front of the bar.
+    """
+    if not sys.stderr.isatty() or _is_pipe(sys.stdout):
+        yield Bar(None)
+        return
+    with tqdm(
+        total=total,
+        desc=description,
+        unit=" images",
+        delay=BAR_DELAY_SECONDS,
+        file=sys.stderr,
+        dynamic_ncols=True,
+    ) as bar:
+        yield Bar(bar)
+
+
+def above_bars() -> AbstractContextManager[None]:
+    """Within it, what is printed stands above the bars on the terminal."""
+    return tqdm.external_write_mode(file=sys.stdout)
+
+
+def _is_pipe(file: object) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)  # pyright: ignore[reportAttributeAccessIssue]
+    except (AttributeError, OSError, ValueError):  # no file of the operating system's
+        return False

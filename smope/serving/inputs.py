@@ -18,8 +18,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from smope.errors import UserError
-from smope.serving.files import find_images
-from smope.streams.layouts.listing import LeftOut
+from smope.serving.files import NotRead, find_images
 from smope.streams.pixels.decode import decode
 
 _log = logging.getLogger(__name__)
@@ -41,7 +40,10 @@ def single_images(images: Iterable[SingleInput] | SingleInput) -> Iterator[Singl
     """
     for image in [images] if isinstance(images, SingleInput) else images:
         if isinstance(image, Path | str) and Path(image).is_dir():
-            yield from find_images([Path(image)], _warn_of_not_read)
+            not_read = NotRead()
+            yield from find_images([Path(image)], not_read)
+            for text in not_read.warnings():
+                _log.warning("%s", text)
         elif isinstance(image, Path | str | bytes | Image):
             yield image
         elif isinstance(image, Tensor):
@@ -98,8 +100,3 @@ def _as_bytes(pixels: numpy.ndarray) -> numpy.ndarray:
             f"divide bytes by 255, or convert to uint8"
         )
     return (255 * pixels + 0.5).astype(numpy.uint8)
-
-
-def _warn_of_not_read(left_out: LeftOut) -> None:
-    for text in left_out.warnings():
-        _log.warning("%s", text)

@@ -6,9 +6,11 @@ Letters: B batch, S image side.
 from __future__ import annotations
 
 import logging
+import os
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,7 +35,7 @@ from smope.training.device import prefer_onednn, resolve_device
 from smope.training.precision import evaluated, full_precision
 
 _log = logging.getLogger(__name__)
-READER_THREADS = 4  # images that are decoded at a time
+MOST_WORKERS = 16  # threads that decode images, where nobody says how many
 DEVICE = Device()
 UNKNOWN = "unknown"  # the class name of an image whose best guess is not probable enough
 UNUSED_GENERATOR = random.Random(0)  # the evaluation transform draws nothing
@@ -121,8 +123,12 @@ class Classifier:
         min_probability: float = 0.0,
         batch_size: int = 64,
         on_broken: Callable[[UserError], object] | None = None,
+        workers: int | None = None,
     ) -> Iterator[Prediction]:
         """Classify images; they are resized and cropped as the run's test images were.
+
+        Any number of images can be classified: two batches are held at most, one that is classified
+        and one that is decoded meanwhile.
 
         Args:
             images: one of these or any number: image files, folders of them, bytes of a file,
@@ -134,6 +140,7 @@ class Classifier:
             batch_size: images that are classified at a time.
             on_broken: called with the error of an image that cannot be read, which is then left
                 out; None raises that error.
+            workers: threads that decode images; None: one for each CPU core, 16 at most.
 
         Returns:
             A prediction for each image, in order, as soon as its batch is done.
@@ -154,7 +161,12 @@ class Classifier:
             raise UserError(
                 f"batch_size must be at least 1, got {batch_size}; lower it only for lack of memory"
             )
-        batches = self._batches(single_images(images), batch_size, on_broken or _raise)
+        if workers is not None and workers < 1:
+            raise UserError(
+                f"workers must be at least 1, got {workers}; leave it out for all cores"
+            )
+        decoded = self._decoded(single_images(images), batch_size, workers or usable_cores())
+        batches = _batches(decoded, batch_size, on_broken or _raise)
         return (guess for batch in batches for guess in self._guess(batch, top, min_probability))
 
     def learn(
@@ -231,25 +243,32 @@ class Classifier:
         method = rebuild(artefact, self.device, self.dtype, self._weights)
         return Classifier(artefact, method, self.device, self.dtype, self._weights)
 
-    def _batches(
-        self,
-        images: Iterator[SingleInput],
-        batch_size: int,
-        on_broken: Callable[[UserError], object],
-    ) -> Iterator[list[tuple[Path | None, Tensor]]]:
-        """Batches of images that can be read, each with its path if it has one."""
-        with ThreadPoolExecutor(READER_THREADS) as pool:
-            while batch := list(islice(images, batch_size)):
-                inputs: list[tuple[Path | None, Tensor]] = []
-                for image, pixels in zip(batch, pool.map(self._prepare, batch), strict=True):
-                    if isinstance(pixels, UserError):
-                        on_broken(pixels)
-                    else:
-                        inputs.append(
-                            (Path(image) if isinstance(image, Path | str) else None, pixels)
-                        )
-                if inputs:
-                    yield inputs
+    def _decoded(
+        self, images: Iterator[SingleInput], batch_size: int, workers: int
+    ) -> Iterator[tuple[Path | None, Tensor | UserError]]:
+        """Images in order, each with its path if it has one.
+
+        Args:
+            images: what is decoded, by threads that work a batch ahead; of a batch of one nothing
+                is taken ahead, so that whoever gives images sees each answer first.
+            batch_size: images that are taken at a time.
+            workers: threads.
+        """
+        most = 2 * batch_size if batch_size > 1 else 1
+        ahead: deque[tuple[SingleInput, Future[Tensor | UserError]]] = deque()
+        pool = ThreadPoolExecutor(workers)
+        try:
+            while True:
+                for image in islice(images, most - len(ahead)):
+                    ahead.append((image, pool.submit(self._prepare, image)))
+                if not ahead:
+                    return
+                for _ in range(min(batch_size, len(ahead))):
+                    image, pixels = ahead.popleft()
+                    path = Path(image) if isinstance(image, Path | str) else None
+                    yield path, pixels.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _prepare(self, image: SingleInput) -> Tensor | UserError:
         """An image as the backbone reads it, (3, S, S) in [0, 1]. Photographs may be large, so this
@@ -286,6 +305,29 @@ class Classifier:
 
 def _raise(error: UserError) -> None:
     raise error
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use, `MOST_WORKERS` at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MOST_WORKERS, cores or 1)
+
+
+def _batches(
+    decoded: Iterator[tuple[Path | None, Tensor | UserError]],
+    batch_size: int,
+    on_broken: Callable[[UserError], object],
+) -> Iterator[list[tuple[Path | None, Tensor]]]:
+    """Batches of images that can be read, each with its path if it has one."""
+    while batch := list(islice(decoded, batch_size)):
+        inputs: list[tuple[Path | None, Tensor]] = []
+        for path, pixels in batch:
+            if isinstance(pixels, UserError):
+                on_broken(pixels)
+            else:
+                inputs.append((path, pixels))
+        if inputs:
+            yield inputs
 
 
 def load(path: Path | str, device: str = "auto", weights: Path | str | None = None) -> Classifier:

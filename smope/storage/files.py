@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from smope.errors import UserError
 
@@ -31,7 +31,7 @@ def lock_file(path: Path, *, wait: bool = False) -> IO[str] | None:
     return None
 
 
-def try_lock(file: IO[str], path: Path, *, wait: bool = False) -> bool:
+def try_lock(file: IO[Any], path: Path, *, wait: bool = False) -> bool:
     """Try to lock an open file.
 
     Args:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -256,6 +254,11 @@ def test_broken_images_are_named_and_left_out(
         ([".", ".", "--csv", "."], r"--csv=\.: must be a file"),
         ([".", ".", "--csv", "-", "--json"], r"--csv - and --json both print; leave one of"),
         ([".", "-", "-"], r"IMAGE=-: standard input can be read once"),
+        ([".", ".", "--workers", "0"], r"--workers=0: must be in 1\.\.256; leave it out for"),
+        ([".", ".", "--resume"], r"--resume: continues a table; name it with --csv FILE or"),
+        ([".", ".", "--resume", "--csv", "-"], r"--resume: continues a table; name it with"),
+        ([".", ".", "--csv", "a", "--parquet", "b"], r"--csv and --parquet: a table is written"),
+        ([".", ".", "--parquet", "no/where.parquet"], r"--parquet=no/where\.parquet: must be a fi"),
         (
             [".", ".", "--min-probability", "80"],
             r"--min-probability=80: must be in 0\.\.1; write for example --min-probability 0\.8",
@@ -277,20 +280,6 @@ def test_more_guesses_than_classes(run_dir: Path, pictures: Path, capsys: Captur
     assert (
         "top must be in 1..4, for as many classes have been seen, got 5" in capsys.readouterr().err
     )
-
-
-def test_a_table_that_cannot_be_written(
-    run_dir: Path, pictures: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> NoReturn:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("smope.cli.predict_output.write_atomically", full)
-    capsys.readouterr()
-    assert main(["predict", str(run_dir), str(pictures), "--csv", str(tmp_path / "out.csv")]) == 1
-    told = capsys.readouterr()
-    assert "out.csv: cannot be written (No space left on device); name another file" in told.err
-    assert len(told.out.splitlines()) == 20, "what was found is told all the same"
 
 
 def test_an_unfinished_run_says_what_it_knows(

@@ -104,10 +104,10 @@ def test_words_of_users_are_no_service_names(name: str) -> None:
 
 
 def test_predict_skips_the_same(root: Path, write_image: Write) -> None:
-    clean = find_images([root])
+    clean = list(find_images([root]))
     litter(root / "train" / "cat", write_image)
     litter(root, write_image)
-    assert find_images([root]) == clean
+    assert list(find_images([root])) == clean
 
 
 def test_patterns_of_the_user(root: Path, write_image: Write) -> None:
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_read_is_named(
     if "more" in level:
         assert len(folder.load(str(root), exclude=["more"]).test) == 2
     with pytest.raises(UserError, match=rf"IMAGE={root}: folder {root / level} cannot be read"):
-        find_images([root])
+        list(find_images([root]))
 
 
 def test_data_check_names_a_folder_that_cannot_be_read(
@@ -202,7 +202,7 @@ def test_files_and_folders_agree_on_what_is_read(
     kind = Image.registered_extensions()[suffix]
     picture = Image.fromarray(pixels(0)).convert("L" if mode == "F" else "RGB").convert(mode)
     picture.save(path, format=kind)
-    assert find_images([tmp_path]) == [path]
+    assert list(find_images([tmp_path])) == [path]
     if mode != "F":
         assert decode(path).size == (32, 32)
 
@@ -237,7 +237,7 @@ def test_a_class_of_pictures_that_are_not_read(root: Path, without_heif: None) -
     with pytest.raises(UserError, match=r"has no image files .*1 picture is not read: .heic 1 \("):
         folder.load(str(root))
     with pytest.raises(UserError, match=r"no image file in this folder .* .heic 1 \(pip install"):
-        find_images([root / "test" / "dog"])
+        list(find_images([root / "test" / "dog"]))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_heif_is_read_with_its_plugin(tmp_path: Path, pixels: Callable[..., Any]
 
     assert ".heic" in formats.suffixes()
     Image.fromarray(pixels(0)).save(tmp_path / "a.HEIC", quality=90)
-    assert find_images([tmp_path]) == [tmp_path / "a.HEIC"]
+    assert list(find_images([tmp_path])) == [tmp_path / "a.HEIC"]
     assert decode(tmp_path / "a.HEIC").size == (32, 32)
 
 
