@@ -16,6 +16,7 @@ speed:     steps and inference beside the plain ViT's, in turns (measuring.py): 
 profile:   which kernels a step's time goes to, and how much of it the device waits.
 run:       a whole run by part (timed_run.py), and from it one of CIFAR-100's size, which is
            computed and not measured.
+images:    training batches of images that are on the device, beside those that are loaded.
 accuracy:  rows that the pages in results/ lack.
 
 CIFAR: any part of CIFAR-100 (small_cifar.py makes one). CIFAR_20K: 200 training and all test images

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from gpu_images import batches
 from gpu_runs import RUN_BASE, RUN_TINY, Place, cuda_tests, missing_rows, whole_run
 from kernels import count, profile_step
 from measuring import PLAIN, SPARSE, Setting, Variant, build, measure
@@ -189,6 +190,7 @@ def all_jobs() -> list[Job]:
         Job("run", "ViT-B, random weights", 45, functools.partial(whole_run, RUN_BASE), ("data",)),
         Job("run", "ViT-Ti", 45, functools.partial(whole_run, RUN_TINY), ("data", "weights")),
     ]
+    found.append(Job("images", "batches of 128", 40, batches))
     graphs = [*compiled, GRAPHS]
     found += [
         _speed("ViT-Ti bfloat16 train CUDA graphs", tiny, graphs, 100),
@@ -221,9 +223,17 @@ REHEARSED = (
     "ViT-B bfloat16 infer",
     "ViT-B bfloat16",
     "ViT-Ti",
+    "batches of 128",
     "ViT-B bfloat16 train compiled",
     "ViT-Ti bfloat16 train CUDA graphs",
     "missing rows",
 )
-MOST = {"tests": 150.0, "speed": 180.0, "profile": 60.0, "run": 90.0, "accuracy": 420.0}
+MOST = {
+    "tests": 150.0,
+    "speed": 180.0,
+    "profile": 60.0,
+    "run": 90.0,
+    "images": 60.0,
+    "accuracy": 420.0,
+}
 """Seconds that a job of a stage may take at most."""

@@ -27,6 +27,7 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> str:
         "speed": _speed,
         "profile": _profile,
         "run": _runs,
+        "images": _images,
         "accuracy": _accuracy,
     }
     sections = [_machine(line) for line in lines if line["stage"] == "machine"][:1]
@@ -186,6 +187,29 @@ def _projected(part: str, projected: Mapping[str, float | None]) -> float | None
         return projected.get(part)
     computing, waiting = projected["computing"], projected["waiting"]
     return None if computing is None or waiting is None else computing + waiting
+
+
+def _images(line: Mapping[str, Any]) -> str:
+    heads = [
+        "pictures",
+        "images are",
+        "images/s",
+        "ms a batch",
+        "ms of the CPU",
+        "MB on the device",
+    ]
+    rows = [
+        [
+            row["pictures"],
+            row["way"],
+            _number(row["batch"] / row["seconds"], 0),
+            _number(row["seconds"], 2, 1e3),
+            _number(row["host_seconds"], 2, 1e3),
+            _number(row["bytes"], 0, 1e-6),
+        ]
+        for row in line["rows"]
+    ]
+    return f"### {line['name']}\n\n{table(heads, rows)}"
 
 
 def _accuracy(line: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ def lines(file: Path) -> dict[str, list[dict[str, Any]]]:
 @pytest.mark.slow
 def test_every_stage_is_rehearsed(rehearsed: Path) -> None:
     found = lines(rehearsed)
-    assert list(found) == ["machine", "tests", "speed", "profile", "run", "accuracy"]
+    assert list(found) == ["machine", "tests", "speed", "profile", "run", "images", "accuracy"]
     assert not [line["error"] for stage in found.values() for line in stage if "error" in line]
     assert sum(row["failed"] for row in found["tests"][0]["rows"]) == 0
     [train, infer, compiled, graphs] = found["speed"]
@@ -82,6 +82,8 @@ def test_every_stage_is_rehearsed(rehearsed: Path) -> None:
     assert run["exit_code"] == 0, run["said"]
     assert run["status"] == "finished" and run["tasks"] == run["work"]["tasks_done"] == 2
     assert run["projection"]["whole"] > run["whole"]
+    ways = [(row["pictures"], row["way"]) for row in found["images"][0]["rows"]]
+    assert len(ways) == 4 and all(row["seconds"] > 0 for row in found["images"][0]["rows"])
     assert found["accuracy"][0]["rows"][0]["final_average_accuracy"] > 0.3
 
 
@@ -99,7 +101,13 @@ def test_what_the_file_holds_is_not_done_again(
 def test_the_tables(rehearsed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load("gpu").main(["--table", str(rehearsed)])
     text = capsys.readouterr().out
-    for head in ("## Tests", "### ViT-B bfloat16 train\n", "| dearest kernels |", "| alignment |"):
+    for head in (
+        "## Tests",
+        "### ViT-B bfloat16 train\n",
+        "| dearest kernels |",
+        "| alignment |",
+        "| on the device |",
+    ):
         assert head in text
     assert "| rehearsed | finished | 2 |" in text
 
@@ -189,7 +197,14 @@ def test_a_line_that_was_cut_short(tmp_path: Path) -> None:
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     load("gpu").main(["--list"])
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert names[0] == "tests" and set(names) == {"tests", "speed", "profile", "run", "accuracy"}
+    assert names[0] == "tests" and set(names) == {
+        "tests",
+        "speed",
+        "profile",
+        "run",
+        "images",
+        "accuracy",
+    }
 
 
 def test_overrides_of_the_runs_are_known(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ NOT_HASHED_IN_TRAINER = (
     "device",
     "eval_batch_size",
     "num_workers",
+    "images_on_device",
     "activation_checkpointing",
     "gradient_accumulation_steps",
     "checkpoint_minutes",

@@ -312,6 +312,9 @@ class Method(nn.Module):
         """
         return {"cross_entropy": task_cross_entropy(self(images), labels, task.classes)}
 
+    def abandon_step(self) -> None:
+        """Forget what losses() collected since the last end_step: the step begins again."""
+
     def end_step(self) -> None:
         """Called after each optimizer step, in all processes."""
 

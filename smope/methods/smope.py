@@ -244,9 +244,7 @@ class SMoPE(Method):
 
     def begin_phase(self, phase: Phase) -> None:
         self.dense = phase.name == "dense"
-        self._dropout.end_step()
-        for router in self._routers:
-            clear_step_sums(router)
+        self.abandon_step()
 
     def losses(self, images: Tensor, labels: Tensor, task: TaskSpan) -> dict[str, Tensor]:
         self._dropout.draw(self.experts)
@@ -256,6 +254,11 @@ class SMoPE(Method):
             "cross_entropy": task_cross_entropy(logits, labels, task.classes),
             **self._auxiliary_losses(routings, task),
         }
+
+    def abandon_step(self) -> None:
+        self._dropout.end_step()
+        for router in self._routers:
+            clear_step_sums(router)
 
     def end_step(self) -> None:
         self._dropout.end_step()

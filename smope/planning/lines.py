@@ -30,6 +30,7 @@ class Plan:
             run.
         hardware: the name that --hardware gave.
         free_memory: bytes of the device that a run may use; None: not known.
+        images: bytes of decoded images that the run keeps on the device.
     """
 
     title: str
@@ -42,13 +43,14 @@ class Plan:
     resident: int | None
     hardware: str | None
     free_memory: float | None = None
+    images: int = 0
 
     @property
     def run_memory(self) -> int:
         """Bytes of a whole run on its device, libraries included."""
         if self.resident is None:
-            return self.step_memory + LIBRARY_BYTES
-        return self.resident + self.step_memory - self.work.memory["weights"]
+            return self.step_memory + self.images + LIBRARY_BYTES
+        return self.resident + self.step_memory + self.images - self.work.memory["weights"]
 
     @property
     def runs(self) -> int:
@@ -79,6 +81,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "a_run": plan.estimate.total + plan.start,
         },
         "estimated_step_bytes": plan.step_memory,
+        "image_bytes_on_device": plan.images,
         "assumptions": list(plan.estimate.assumptions),
     }
 
@@ -200,8 +203,9 @@ def _memory_lines(plan: Plan) -> list[str]:
             f"it measured here with everything built and {megabytes(more)} counted for a step; "
             f"passes need more for moments"
         ]
+    images = f" and {megabytes(plan.images)} of decoded images" if plan.images else ""
     text = (
-        f"memory on the device: {megabytes(step)} counted; its libraries (about "
+        f"memory on the device: {megabytes(step)} counted{images}; its libraries (about "
         f"{LIBRARY_BYTES / 1e9:g} GB) and passes need more, its attention may keep less than the "
         f"one counted here"
     )

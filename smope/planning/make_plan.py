@@ -15,10 +15,13 @@ from smope.metrics.cost import peak_memory
 from smope.planning.estimate import from_measured, from_peak, from_run
 from smope.planning.hardware import UTILISATION, choose, peak
 from smope.planning.lines import Plan
-from smope.planning.measuring import Measured, free_memory, measure
+from smope.planning.measuring import Measured, measure
 from smope.planning.paper_stream import PaperStream
 from smope.run.dry_run import summary
 from smope.run.prepare import prepare
+from smope.training.device import free_memory
+from smope.training.device_images import AUTO_SHARE, decoded_bytes
+from smope.training.trainer import Trainer
 from smope.training.workload import count
 
 
@@ -52,6 +55,7 @@ def make_plan(
     """
     elsewhere = record is not None or hardware is not None
     started = time.perf_counter()
+    setting = config.trainer["images_on_device"] if paper is None else False
     config = _counted_here(config) if elsewhere else config
     if paper is not None:
         config = replaced(
@@ -84,6 +88,7 @@ def make_plan(
         resident=None if elsewhere or trainer.device.type == "cuda" else resident,
         hardware=hardware,
         free_memory=free,
+        images=_image_bytes(trainer, setting, hardware, free),
     )
 
 
@@ -96,9 +101,27 @@ def _free_memory(device: torch.device, hardware: str | None) -> float | None:
     return free if math.isfinite(free) else None
 
 
+def _image_bytes(
+    trainer: Trainer, setting: bool | str, hardware: str | None, free: float | None
+) -> int:
+    """Bytes of the images that a run keeps on its device: here, or on hardware with so much
+    memory.
+    """
+    if hardware is None or free is None or setting is False:
+        return trainer.loader.on_device.bytes
+    size = decoded_bytes(trainer.stream) or 0
+    return size if setting is True or size <= AUTO_SHARE * free else 0
+
+
 def _counted_here(config: Config) -> Config:
-    """The configuration in a form that can be counted on any CPU: without float16 and compiler."""
-    changes: dict[str, Any] = {"trainer.device": "cpu", "trainer.compile": False}
+    """The configuration in a form that can be counted on any CPU: without float16, compiler and
+    images on the device.
+    """
+    changes: dict[str, Any] = {
+        "trainer.device": "cpu",
+        "trainer.compile": False,
+        "trainer.images_on_device": False,
+    }
     if config.trainer["precision"] == "float16":
         changes["trainer.precision"] = "bfloat16"
     return replaced(config, changes)

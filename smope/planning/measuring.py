@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,8 @@ from torch import Tensor
 from smope.errors import UserError
 from smope.methods.base import Phase, TaskSpan
 from smope.training.alignment import align_classifier
-from smope.training.loading import choose_workers, load, ordered_batches, shuffled_batches
+from smope.training.device import free_memory
+from smope.training.loading import ordered_batches, shuffled_batches
 from smope.training.phase import RunningPhase
 from smope.training.precision import autocast
 from smope.training.trainer import Trainer
@@ -152,16 +152,6 @@ def _reduce_batches(trainer: Trainer, work: Workload) -> tuple[float, list[str]]
     return settings.batch_size / batch, [note]
 
 
-def free_memory(device: torch.device) -> float:
-    """Free memory in bytes; infinite if the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
-
-
 def _time_phases(trainer: Trainer, span: TaskSpan, kind: Kind) -> list[StepTiming]:
     trainer.method.begin_task(span)
     return [_time_phase(trainer, span, phase, kind) for phase, _ in trainer.steps_of_phases(span)]
@@ -196,7 +186,6 @@ def _time_phase(trainer: Trainer, span: TaskSpan, phase: Phase, kind: Kind) -> S
 def _endless_batches(
     trainer: Trainer, images: TaskImages, *, shuffle: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    workers = choose_workers(trainer.settings.num_workers, images, trainer.device)
     settings, epoch = trainer.settings, 0
     while True:
         images.set_epoch(epoch)
@@ -204,7 +193,7 @@ def _endless_batches(
             batches = shuffled_batches(len(images), settings.batch_size, epoch)
         else:
             batches = ordered_batches(len(images), settings.eval_batch_size)
-        yield from load(images, batches, trainer.device, trainer.dtype, workers)
+        yield from trainer.loader.read(images, batches)
         epoch += 1
 
 

@@ -41,10 +41,12 @@ def _memory_advice(trainer: Trainer) -> str:
 
 
 def _training_advice(trainer: Trainer, settings: TrainerSettings) -> str:
-    """What needs less memory in training, the cheapest first. A resumed run may change the first
-    two settings.
+    """What needs less memory in training, the cheapest first. A resumed run may change
+    these settings, up to the size of the batch.
     """
     options: list[str] = []
+    if trainer.loader.on_device.bytes:
+        options.append("with trainer.images_on_device=false")
     if not settings.activation_checkpointing:
         options.append("with trainer.activation_checkpointing=true")
     parts = 2 * settings.gradient_accumulation_steps

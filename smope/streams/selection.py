@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from smope.seeding import stable_seed
-from smope.streams.pixels.transforms import Transform, Window, collate, cut, resample
+from smope.streams.pixels.transforms import (
+    Part,
+    Transform,
+    Window,
+    collate,
+    cut,
+    resample,
+    shown_part,
+)
 from smope.streams.source import ImageSet
 
 
@@ -62,9 +70,12 @@ class Selection(Dataset):
         return len(self.targets)
 
     def __getitem__(self, item: int) -> tuple[UntransformedImage, int]:
-        index = self.source_index[item]
-        seed = stable_seed(self.seed, self.epoch, self.earlier_images + index)
-        return UntransformedImage(self.images.pixels(index), seed), self.targets[item]
+        pixels = self.images.pixels(self.source_index[item])
+        return UntransformedImage(pixels, self.drawing_seed(item)), self.targets[item]
+
+    def drawing_seed(self, item: int) -> int:
+        """The seed of everything that is drawn for an image in this epoch."""
+        return stable_seed(self.seed, self.epoch, self.earlier_images + self.source_index[item])
 
     def choose(self, items: Sequence[int]) -> Selection:
         """The selected images at these positions, in this order, at epoch 0."""
@@ -100,6 +111,20 @@ class UnresampledImages(Dataset):
     def __getitem__(self, item: int) -> tuple[numpy.ndarray, Window, int]:
         image, label = self._selection[item]
         return *cut(image.pixels, self._transform, random.Random(image.seed)), label
+
+    def shown_part(self, item: int, height: int, width: int) -> tuple[Part, Window]:
+        """What is shown of an image whose pixels are elsewhere.
+
+        Args:
+            item: its position.
+            height: of the image.
+            width: of the image.
+
+        Returns:
+            The part that the result depends on, and the window.
+        """
+        generator = random.Random(self._selection.drawing_seed(item))
+        return shown_part(height, width, self._transform, generator)
 
 
 class FreshlyDrawn:

@@ -61,6 +61,13 @@ class ImageSet:
             return image
         return numpy.asarray(decode(image, self.name(index)))
 
+    def decoded_size(self, index: int) -> tuple[int, int] | None:
+        """Height and width of image `index`; None if it is not decoded yet."""
+        image = self.images[index]
+        if isinstance(image, CachedImage):
+            return image.size
+        return image.shape[:2] if isinstance(image, numpy.ndarray) else None
+
     def choose(self, indices: Sequence[int]) -> ImageSet:
         """The images of these indices, in this order."""
         return replace(

@@ -116,7 +116,8 @@ def compile_backbone(
 ) -> None:
     """Run the backbone through torch.compile from now on.
 
-    If compiling its forward pass fails, the log says so once and the backbone runs as it is.
+    If compiling its forward pass fails, the log says so once and the backbone runs as it is. The
+    backward pass is compiled later, in a training step: see RunningPhase.
 
     Args:
         backbone: changed in place.
@@ -134,15 +135,30 @@ def compile_backbone(
         try:
             features = compiled(*inputs, **options)
         except _compiler_errors() as error:
-            backbone._compiled_call_impl = None
-            cause = getattr(error, "inner_exception", error)
-            reason = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
-            _log.warning("trainer.compile: compiling failed (%s); the run is not compiled", reason)
+            stop_compiling(backbone, error)
             return backbone(*inputs, **options)
         return features.clone() if mode else features
 
     # What Module.compile sets, and what Module.__call__ calls.
     backbone._compiled_call_impl = call
+
+
+def is_compiled(backbone: nn.Module) -> bool:
+    """Whether the backbone runs through torch.compile."""
+    return backbone._compiled_call_impl is not None
+
+
+def stop_compiling(backbone: nn.Module, error: BaseException) -> None:
+    """Run the backbone as it is from now on, and say why in the log.
+
+    Args:
+        backbone: changed in place.
+        error: of the compiler.
+    """
+    backbone._compiled_call_impl = None
+    cause = getattr(error, "inner_exception", error)
+    reason = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
+    _log.warning("trainer.compile: compiling failed (%s); the run is not compiled", reason)
 
 
 def _compiler_errors() -> tuple[type[BaseException], ...]:

@@ -113,6 +113,16 @@ def prepare_backbone(method: Method, settings: TrainerSettings) -> None:
     method.backbone.recompute = settings.activation_checkpointing
 
 
+def free_memory(device: torch.device) -> float:
+    """Free memory in bytes; infinite if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
 def fetch(scalar: Tensor) -> Callable[[], float]:
     """Start copying a scalar to the CPU.
 

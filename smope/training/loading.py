@@ -17,6 +17,7 @@ from smope.streams.pixels.transforms import Batch, collate, resample
 
 if TYPE_CHECKING:
     from smope.streams.task_images import TaskImages
+from smope.training.device_images import DeviceImages, DeviceSplit
 from smope.training.frozen_features import FrozenFeatures
 from smope.training.interruption import Interruption
 from smope.training.settings import TrainerSettings
@@ -35,6 +36,7 @@ class TaskLoader:
         precision: trainer.precision.
         epoch: passes over training images in the current task, over all its phases.
         frozen: gives the features of a batch that are known.
+        on_device: the images that need no loading.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class TaskLoader:
         dtype: torch.dtype,
         interruption: Interruption,
         frozen: FrozenFeatures,
+        on_device: DeviceImages,
     ) -> None:
         self.epoch = 0
         self.frozen = frozen
@@ -55,6 +58,7 @@ class TaskLoader:
         self.device = device
         self._dtype = dtype
         self._interruption = interruption
+        self.on_device = on_device
 
     def shuffled(
         self, images: TaskImages, task_index: int, first: int = 0, last: int | None = None
@@ -100,18 +104,30 @@ class TaskLoader:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of each batch; `keep` the features that are computed meanwhile."""
         shares = [collectives.share(batch) for batch in batches]
-        for items, (pixels, labels) in zip(shares, self._read(images, shares), strict=True):
+        for items, (pixels, labels) in zip(shares, self.read(images, shares), strict=True):
             self._interruption.agree()
             with self.frozen.batch(images, items, pixels, keep):
                 yield pixels, labels
 
-    def _read(
-        self, images: TaskImages, shares: Sequence[list[int]]
+    def read(
+        self, images: TaskImages, batches: Sequence[list[int]]
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches as they are, from wherever their pixels are fastest to get.
+
+        Args:
+            images: where the indices point.
+            batches: indices of each batch.
+
+        Returns:
+            Images (B, 3, S, S) and labels (B,), batch by batch.
+        """
         if self.frozen.alone and self.frozen.holds(images):
-            return without_pixels(images, shares, self.device)
+            return without_pixels(images, batches, self.device)
+        split = self.on_device.split_of(images)
+        if split is not None:
+            return gathered(images, batches, split, self._dtype)
         workers = choose_workers(self._settings.num_workers, images, self.device)
-        return load(images, shares, self.device, self._dtype, workers)
+        return load(images, batches, self.device, self._dtype, workers)
 
 
 def ordered_batches(count: int, size: int, least: int = 1) -> list[list[int]]:
@@ -206,9 +222,36 @@ def load(
     )
     for batch in _with_plain_errors(loader):
         pixels = batch.pixels.to(device, non_blocking=True)
-        with torch.autocast(device.type, enabled=False):  # pixels keep their precision
-            resized = resample(batch._replace(pixels=pixels), images.transform.image_size, dtype)
-        yield resized, batch.labels.to(device, non_blocking=True)
+        labels = batch.labels.to(device, non_blocking=True)
+        yield _resampled(Batch(pixels, batch.windows, labels), images, dtype)
+
+
+def gathered(
+    images: TaskImages,
+    batches: Sequence[list[int]],
+    split: DeviceSplit,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As load(), for images that are on the device.
+
+    Args:
+        images: where the indices point.
+        batches: indices of each batch.
+        split: that the images are of.
+        dtype: of the pixels.
+
+    Returns:
+        Images (B, 3, S, S) in [0, 1] and labels (B,), batch by batch.
+    """
+    targets = torch.tensor(list(images.targets))
+    for items in batches:
+        yield _resampled(split.batch(images, items, targets[items]), images, dtype)
+
+
+def _resampled(batch: Batch, images: TaskImages, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What a method is given of a batch: images and labels."""
+    with torch.autocast(batch.pixels.device.type, enabled=False):  # pixels keep their precision
+        return resample(batch, images.transform.image_size, dtype), batch.labels
 
 
 def without_pixels(

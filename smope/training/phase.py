@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from smope.distributed import collectives
 from smope.errors import UserError
 from smope.methods.base import Method, Phase, TaskSpan
+from smope.training.compiling import is_compiled, stop_compiling
 from smope.training.device import fetch
 from smope.training.precision import AUTOCAST_DTYPES, autocast
+from smope.training.randomness import generator_states, restore_generators
 from smope.training.schedule import make_schedule
 from smope.training.settings import TrainerSettings
 
@@ -124,7 +126,7 @@ class RunningPhase:
             step = self.phase.start * self.steps + self.done
             group["lr"] = self._schedule(base, step, step // self.steps)
         self._optimizer.zero_grad()
-        own_losses, fetched = self._backward(images, labels)
+        own_losses, fetched = self._gradients(images, labels)
         losses = collectives.sum_gradients(self._trained, own_losses)
         # The step is taken only once its loss is known. An accelerator knows it long before the
         # last gradient.
@@ -137,6 +139,32 @@ class RunningPhase:
         self._sums = _added(self._sums, losses)
         self.done += 1
         return losses
+
+    def _gradients(
+        self, images: Tensor, labels: Tensor
+    ) -> tuple[dict[str, Tensor], Callable[[], float]]:
+        """As _backward(). If compiling the backbone fails on the way, in either pass, the step
+        begins again without it: gradients, random numbers and what routers collect are those of a
+        step that was never compiled.
+        """
+        backbone = self.method.backbone
+        if not is_compiled(backbone):
+            return self._backward(images, labels)
+        generators = generator_states(self.device)
+        try:
+            outcome = self._backward(images, labels)
+        except (UserError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # the compiler of the backward pass has errors of any class
+            if is_compiled(backbone):
+                stop_compiling(backbone, error)
+        else:
+            if is_compiled(backbone):
+                return outcome
+        restore_generators(*generators, self.device)
+        self.method.abandon_step()
+        self._optimizer.zero_grad()
+        return self._backward(images, labels)
 
     def _backward(
         self, images: Tensor, labels: Tensor

@@ -46,6 +46,9 @@ class TrainerSettings:
         precision: float32, bfloat16 and float16 (autocast) or float64.
         num_workers: processes that decode images; 0 decodes in the main process. None: 0 on a CPU
             and for images in memory, up to 4 elsewhere.
+        images_on_device: hold all decoded images on the device and make batches there; no number
+            changes. "auto": on a CUDA device, where they take at most an eighth of its free memory.
+            See training/device_images.py.
         deterministic: use only kernels whose results repeat (a CPU's always do). Slower on
             accelerators.
         compile: run the backbone through torch.compile. Takes a minute or two at the start and is
@@ -86,6 +89,7 @@ class TrainerSettings:
     device: Annotated[str, Device()] = "auto"
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     num_workers: Annotated[int | None, Range(0, 256)] = None
+    images_on_device: bool | Literal["auto"] = "auto"
     deterministic: bool = False
     compile: bool | Literal["auto", "graphs"] = False
     activation_checkpointing: bool = False

@@ -25,6 +25,7 @@ from smope.training.checkpointing import CheckpointWriter, restore_within
 from smope.training.class_statistics import record_class_statistics
 from smope.training.compiling import compile_as_set
 from smope.training.device import prepare_backbone
+from smope.training.device_images import DeviceImages
 from smope.training.evaluation import measure_accuracy, passed_batches
 from smope.training.expert_counts import ExpertCounts
 from smope.training.feature_cache import FeatureCache
@@ -118,6 +119,7 @@ class Trainer:
             dtype=self.dtype,
             interruption=self.interruption,
             frozen=self.frozen,
+            on_device=DeviceImages(settings.images_on_device, stream, device),
         )
         self.checkpoints = CheckpointWriter(method, stream, settings, device)
         self._recorder = Recorder(settings.record, stream)

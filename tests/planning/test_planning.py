@@ -335,6 +335,17 @@ def test_a_sweep_is_planned_by_kind_and_priced(
     assert not os.listdir()
 
 
+@pytest.mark.parametrize(("setting", "size"), [("auto", 1797 * 32 * 32 * 3), ("false", 0)])
+def test_images_on_the_device_are_part_of_a_plan(
+    setting: str, size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counted for hardware that is elsewhere; this machine has no such device."""
+    key = f"trainer.images_on_device={setting}"
+    assert main(["plan", *SMALL, key, "--hardware", "t4", "--json"]) == 0
+    [plan] = json.loads(capsys.readouterr().out)
+    assert plan["image_bytes_on_device"] == size
+
+
 def test_a_sweep_of_conf_is_planned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     from smope.planning import lines, make_plan
 

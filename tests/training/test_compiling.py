@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_compiler
+from torch._dynamo.backends.common import aot_autograd
 
 from smope.config.config import validate
 from smope.config.hydra import compose
@@ -13,6 +15,7 @@ from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from smope.methods.finetune import Finetune
 from smope.methods.smope import SMoPE
+from smope.routers.aux_free import AuxFree
 from smope.routers.topk import TopK
 from smope.training import compiling
 from smope.training.trainer import Trainer
@@ -131,3 +134,61 @@ def test_where_compiling_fails_the_run_continues_and_says_so_once(
         "trainer.compile: compiling failed (RuntimeError: no such instruction); the run is not "
         "compiled"
     ]
+
+
+def broken_backward(times: list[int]) -> Any:
+    """A compiler whose backward graphs fail; `times` counts the attempts."""
+
+    def fail(*_: Any) -> Any:
+        times.append(1)
+        raise RuntimeError("no such instruction")
+
+    return aot_autograd(fw_compiler=make_boxed_compiler(lambda graph, _: graph), bw_compiler=fail)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_whose_backward_pass_cannot_be_compiled_begins_again(
+    parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The router draws noise and collects the load, and experts drop out: a step that was taken
+    twice, or with other random numbers, would end elsewhere.
+    """
+    torch.compiler.reset()
+    warnings, times, states = list[str](), list[int](), []
+    monkeypatch.setattr(compiling, "COMPILER", broken_backward(times))
+    monkeypatch.setattr(
+        compiling._log, "warning", lambda text, *values: warnings.append(text % values)
+    )
+    stream = tiny_stream(num_tasks=2)
+    for on in (False, True):
+        torch.manual_seed(0)
+        router = AuxFree(2, bias_rate=0.1)
+        method = SMoPE(tiny_backbone(), 4, router, num_experts=6, expert_dropout=0.3)
+        settings = tiny_settings(
+            compile=on, epochs=1, dense_epochs=0, gradient_accumulation_steps=parts
+        )
+        trainer = Trainer(method, stream, settings, seed=0, device=CPU)
+        trainer.fit()
+        states.append({**method.trained_state(), "steps": torch.tensor(trainer.history.steps)})
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert len(times) == 1
+    assert warnings == [
+        "trainer.compile: compiling failed (RuntimeError: no such instruction); the run is not "
+        "compiled"
+    ]
+
+
+def test_an_error_of_the_method_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes again in the step that is not compiled."""
+
+    def losses(*_: Any) -> Any:
+        raise ValueError("labels of another task")
+
+    monkeypatch.setattr(compiling, "COMPILER", "eager")
+    method = Finetune(tiny_backbone(), 4)
+    monkeypatch.setattr(method, "losses", losses)
+    settings = tiny_settings(compile=True, epochs=1)
+    trainer = Trainer(method, tiny_stream(), settings, seed=0, device=CPU)
+    with pytest.raises(ValueError, match="labels of another task"):
+        trainer.fit()

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import mmap
 import os
 import secrets
@@ -121,9 +122,13 @@ class PixelFile:
         """Bytes of all decoded images, whether their pixels are in the file or not."""
         return 3 * int((self._index["height"].astype(numpy.uint64) * self._index["width"]).sum())
 
+    def size(self, row: int) -> tuple[int, int]:
+        """Height and width of one image."""
+        return int(self._index["height"][row]), int(self._index["width"][row])
+
     def nbytes(self, row: int) -> int:
         """Bytes of one decoded image."""
-        return 3 * int(self._index["height"][row]) * int(self._index["width"][row])
+        return 3 * math.prod(self.size(row))
 
     def pixels(self, row: int) -> numpy.ndarray | None:
         """(height, width, 3) uint8, read-only. None if they are not in the file or are damaged; a
@@ -163,6 +168,11 @@ class CachedImage:
     file: PixelFile
     row: int
     original: Path | bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.file.size(self.row)
 
     def pixels(self, name: str) -> numpy.ndarray:
         """(height, width, 3) uint8; `name` is what errors call the image."""

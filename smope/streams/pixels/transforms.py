@@ -77,6 +77,15 @@ class Window(NamedTuple):
         return Axis(self.width, self.resized_width, self.offset_left, side)
 
 
+class Part(NamedTuple):
+    """A rectangle of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
 class Batch(NamedTuple):
     """Cut-out pictures before resampling.
 
@@ -197,6 +206,30 @@ class Training:
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
+def shown_part(
+    height: int, width: int, transform: Transform, generator: random.Random
+) -> tuple[Part, Window]:
+    """What `transform` shows of a picture, without its pixels.
+
+    Args:
+        height: of the picture.
+        width: of the picture.
+        transform: chooses the window.
+        generator: where random numbers come from.
+
+    Returns:
+        The part of the picture that the result depends on, and the window.
+    """
+    window = transform.window(height, width, generator)
+    rows, columns = (0, window.height), (0, window.width)
+    if window.is_long:
+        rows = source_range(window.rows(transform.image_size))
+        columns = source_range(window.columns(transform.image_size))
+        window = window._replace(first_row=rows[0], first_column=columns[0])
+    top, left = window.top + rows[0], window.left + columns[0]
+    return Part(top, left, rows[1] - rows[0], columns[1] - columns[0]), window
+
+
 def cut(
     pixels: numpy.ndarray, transform: Transform, generator: random.Random
 ) -> tuple[numpy.ndarray, Window]:
@@ -211,17 +244,9 @@ def cut(
         The pixels of the window, not resampled yet, and the window. Of a long picture only the
         pixels that the result depends on.
     """
-    window = transform.window(pixels.shape[0], pixels.shape[1], generator)
-    rows, columns = (0, window.height), (0, window.width)
-    if window.is_long:
-        rows = source_range(window.rows(transform.image_size))
-        columns = source_range(window.columns(transform.image_size))
-        window = window._replace(first_row=rows[0], first_column=columns[0])
-    part = pixels[
-        window.top + rows[0] : window.top + rows[1],
-        window.left + columns[0] : window.left + columns[1],
-    ]
-    return part, window
+    part, window = shown_part(pixels.shape[0], pixels.shape[1], transform, generator)
+    rows = slice(part.top, part.top + part.height)
+    return pixels[rows, part.left : part.left + part.width], window
 
 
 def collate(items: Sequence[tuple[numpy.ndarray, Window, int]]) -> Batch:
@@ -284,11 +309,11 @@ def _resample_padded(pixels: Tensor, windows: Tensor, side: int, dtype: torch.dt
     field = dict(zip(Window._fields, windows.cpu().double().unbind(1), strict=True))
     vertical = (field[name] for name in ("height", "resized_height", "offset_top", "first_row"))
     horizontal = (field[name] for name in ("width", "resized_width", "offset_left", "first_column"))
-    rows = _weights(*vertical, longest=height, side=side, device=pixels.device)
-    columns = _weights(*horizontal, longest=width, side=side, device=pixels.device)
-    rows, columns = rows.to(dtype), columns.to(dtype)
-    flip = field["flip"].bool().to(pixels.device)
-    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    numbers = [*_geometry(*vertical), *_geometry(*horizontal), field["flip"].float()]
+    numbers = sent(torch.stack(numbers), pixels.device)
+    rows = _weights(numbers[0:3], height, side).to(dtype)
+    columns = _weights(numbers[3:6], width, side).to(dtype)
+    columns = torch.where(numbers[6].bool()[:, None, None], columns.flip(1), columns)
     resized = rows @ pixels.to(dtype).flatten(2)  # (B, S, w·3)
     resized = (
         resized.view(count, side, width, 3).permute(0, 3, 1, 2).reshape(count, 3 * side, width)
@@ -296,38 +321,50 @@ def _resample_padded(pixels: Tensor, windows: Tensor, side: int, dtype: torch.dt
     return (resized @ columns.transpose(1, 2)).view(count, 3, side, side) / 255
 
 
-def _weights(
-    sizes: Tensor,
-    resized: Tensor,
-    offsets: Tensor,
-    firsts: Tensor,
-    *,
-    longest: int,
-    side: int,
-    device: torch.device,
-) -> Tensor:
-    """The weight of each pixel along one side of a picture for each pixel of the result.
+def _geometry(
+    sizes: Tensor, resized: Tensor, offsets: Tensor, firsts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the weights along one side of pictures depend on.
 
     Args:
         sizes: (B,) float64 on the CPU, of the windows along this side.
         resized: (B,), what they are resized to.
         offsets: (B,), where the result starts in the resized pictures.
         firsts: (B,), where the pixels of the batch start in the windows.
+
+    Returns:
+        Three times (B,) float32: pixels of a window for a pixel of the result, where the result
+        starts in the pixels of the batch, and where the window ends there.
+    """
+    # In float64, since offsets may be millions, and as float32 before it moves: not every
+    # accelerator has wider types.
+    steps = (sizes / resized).float()
+    starts = (offsets * sizes / resized - firsts).float()
+    return steps, starts, (sizes - firsts).float()
+
+
+def _weights(geometry: Tensor, longest: int, side: int) -> Tensor:
+    """The weight of each pixel along one side of a picture for each pixel of the result.
+
+    Args:
+        geometry: (3, B), see _geometry.
         longest: pixels of the batch along this side.
         side: S.
-        device: of the result.
 
     Returns:
         (B, S, longest) float32; rows sum to 1.
     """
-    # In float64, since offsets may be millions, and as float32 before it moves: not every
-    # accelerator has wider types.
-    steps = (sizes / resized).float().to(device)[:, None]
-    starts = (offsets * sizes / resized - firsts).float().to(device)[:, None]
-    sizes = (sizes - firsts).float().to(device)
-    result = torch.arange(side, device=device) + 0.5
-    pixel = torch.arange(longest, device=device) + 0.5
+    steps, starts, ends = geometry[0, :, None], geometry[1, :, None], geometry[2]
+    result = torch.arange(side, device=geometry.device) + 0.5
+    pixel = torch.arange(longest, device=geometry.device) + 0.5
     centres = starts + result * steps  # (B, S)
     distance = (pixel - centres[:, :, None]).abs() / steps.clamp(min=1)[:, :, None]
-    weights = (1 - distance).clamp(min=0) * (pixel < sizes[:, None, None])
+    weights = (1 - distance).clamp(min=0) * (pixel < ends[:, None, None])
     return weights / weights.sum(-1, keepdim=True)
+
+
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for what the device has to do before."""
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
