@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import (
     Attention,  # pyright: ignore[reportPrivateImportUsage]
@@ -62,11 +63,9 @@ def cls_and_tokens(
     whole_last_block: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As `cls_features`; returns (B, C), and the tokens that enter the last block, (B, N, C)."""
-    if type(vit).forward_features is not VisionTransformer.forward_features or not _made_of(
-        vit, VIT | HEAD
-    ):
+    if not _runs_in_parts(vit):
         return _observed(vit, pixels)
-    x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixels))))
+    x = _embedded(vit, pixels)
     *blocks, last = vit.blocks
     for block in blocks:
         # Nothing is kept below the first block that learns, so there is nothing to recompute.
@@ -76,6 +75,55 @@ def cls_and_tokens(
             x = run_block(block, x)
     rows = run_block(last, x) if whole_last_block else run_cls_row(last, x)
     return vit.norm(rows)[:, 0], x
+
+
+def cls_of_last_blocks(vit: VisionTransformer, pixels: Tensor, count: int) -> Tensor:
+    """The CLS row that each of the last blocks gives, before the ViT's norm.
+
+    Args:
+        vit: A timm ViT with a CLS token.
+        pixels: (B, 3, S, S), normalised.
+        count: How many blocks; at most as many as there are.
+
+    Returns:
+        (B, count, C), in the order of the blocks.
+    """
+    if not _runs_in_parts(vit):
+        return _observed_cls(vit, pixels, count)
+    x = _embedded(vit, pixels)
+    *blocks, last = vit.blocks
+    rows = []
+    for block in blocks:
+        x = run_block(block, x)
+        rows.append(x[:, 0])
+    rows.append(run_cls_row(last, x)[:, 0])
+    return torch.stack(rows[-count:], dim=1)
+
+
+def _runs_in_parts(vit: VisionTransformer) -> bool:
+    """Whether this file may run the ViT block by block."""
+    own = type(vit).forward_features is not VisionTransformer.forward_features
+    return not own and _made_of(vit, VIT | HEAD)
+
+
+def _embedded(vit: VisionTransformer, pixels: Tensor) -> Tensor:
+    """The tokens that enter the first block, (B, N, C)."""
+    return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixels))))
+
+
+def _observed_cls(vit: VisionTransformer, pixels: Tensor, count: int) -> Tensor:
+    """As `cls_of_last_blocks`, for a ViT that is called as a whole."""
+    rows: list[Tensor] = []
+    observers = [
+        block.register_forward_hook(lambda _, __, out: rows.append(out[:, 0]))
+        for block in vit.blocks[-count:]
+    ]
+    try:
+        vit.forward_features(pixels)
+    finally:
+        for observer in observers:
+            observer.remove()
+    return torch.stack(rows, dim=1)
 
 
 def _observed(vit: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:

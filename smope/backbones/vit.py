@@ -25,7 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from smope.backbones.files import AUTHORS_FILES, hub_file, tags, weight_file
-from smope.backbones.forward import cls_and_tokens, cls_features
+from smope.backbones.forward import cls_and_tokens, cls_features, cls_of_last_blocks
 from smope.backbones.held import hold_frozen_weights
 from smope.backbones.known_features import KnownFeatures
 from smope.backbones.options import check_names, check_options
@@ -136,6 +136,18 @@ class Backbone(nn.Module):
         features, tokens = cls_and_tokens(self.vit, self._pixels(images), **self._options)
         mean = tokens[:, self.vit.num_prefix_tokens :].mean(1)
         return torch.cat([features, F.layer_norm(mean, (self.embed_dim,))], -1)
+
+    def cls_of_last_blocks(self, images: Tensor, count: int) -> Tensor:
+        """The CLS row that each of the last blocks gives, from one pass.
+
+        Args:
+            images: (B, 3, S, S), pixels in [0, 1]; UserError for bytes.
+            count: How many blocks, at most as many as there are.
+
+        Returns:
+            (B, count, C), before the ViT's norm, in the order of the blocks.
+        """
+        return cls_of_last_blocks(self.vit, self._pixels(images), count)
 
     def _pixels(self, images: Tensor) -> Tensor:
         self._range.check(images)

@@ -29,7 +29,7 @@ TASKS = 2  # of the stream that methods are tried on
 every_method = pytest.mark.parametrize("name", VARIANTS)
 # Prompts in proportion to the 17 tokens of a tiny image, and where a size meant for real images
 # would take seconds
-SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64}
+SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64, "layers": 2}
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 from .conftest import METHODS, every_method, make_method
 
 CPU = torch.device("cpu")
-FROM_THE_FIRST_TASK = {"fecam", "finetune", "linear_probe", "ncm", "ridge", "slda"}
+OF_THE_BACKBONE = {"fecam", "finetune", "linear_probe", "ncm", "ridge", "slda"}
+FROM_THE_FIRST_TASK = OF_THE_BACKBONE | {"layup"}
 AFTER_THE_FIRST_TASK = {"ranpac", "smope_plus"}
 FINAL = sorted(FROM_THE_FIRST_TASK | AFTER_THE_FIRST_TASK)
 
@@ -113,7 +114,7 @@ def test_which_methods_say_so(stream: Stream) -> None:
     final = {name for name, method in made.items() if method.features_are_final(first)}
     assert final == set(FINAL)
     plain = {name for name, method in made.items() if method.features_are_the_backbones}
-    assert plain == FROM_THE_FIRST_TASK
+    assert plain == OF_THE_BACKBONE
     joint = make_method("joint", tiny_backbone(), 4, trained="classifier")
     assert joint.features_are_final(first)
 

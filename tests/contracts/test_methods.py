@@ -293,6 +293,6 @@ def test_features_that_are_not_finite_are_not_learned_from(name: str, stream: St
     """Methods that learn in closed form would store them, and predict one class for ever."""
     method = make_method(name, tiny_backbone(), 4)
     with torch.no_grad():
-        method.backbone.vit.norm.weight.fill_(float("nan"))
+        method.backbone.vit.cls_token.fill_(float("nan"))
     with pytest.raises(UserError, match=r"became nan|not finite numbers"):
         trainer_of(method, stream).fit()
