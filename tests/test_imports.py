@@ -190,8 +190,8 @@ QUICK = (
     "smope.config", "smope.cli", "smope.console", "smope.sweeps.driver",
     "smope.sweeps.process", "smope.tuning.settings", "smope.tuning.space", "smope.run.plan",
     "smope.planning.hardware", "smope.reproduction.published", "smope.reproduction.report",
-    "smope.reproduction.run", "smope.analysis.run", "smope.analysis.loading",
-    "smope.analysis.labels", "smope.analysis.tables", "smope.analysis.rendering",
+    "smope.reproduction.rows", "smope.reproduction.run", "smope.analysis.run",
+    "smope.analysis.loading", "smope.analysis.labels", "smope.analysis.tables", "smope.analysis.rendering",
     "smope.analysis.run_list", "smope.trackers.base", "smope.trackers.wandb",
 )  # fmt: skip
 # Imported by a command once its arguments are checked.

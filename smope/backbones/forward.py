@@ -77,13 +77,16 @@ def cls_and_tokens(
     return vit.norm(rows)[:, 0], x
 
 
-def cls_of_last_blocks(vit: VisionTransformer, pixels: Tensor, count: int) -> Tensor:
+def cls_of_last_blocks(
+    vit: VisionTransformer, pixels: Tensor, count: int, *, whole_last_block: bool = False
+) -> Tensor:
     """The CLS row that each of the last blocks gives, before the ViT's norm.
 
     Args:
         vit: A timm ViT with a CLS token.
         pixels: (B, 3, S, S), normalised.
         count: How many blocks; at most as many as there are.
+        whole_last_block: Compute the unused rows of the last block too, to count what they cost.
 
     Returns:
         (B, count, C), in the order of the blocks.
@@ -96,8 +99,8 @@ def cls_of_last_blocks(vit: VisionTransformer, pixels: Tensor, count: int) -> Te
     for block in blocks:
         x = run_block(block, x)
         rows.append(x[:, 0])
-    rows.append(run_cls_row(last, x)[:, 0])
-    return torch.stack(rows[-count:], dim=1)
+    x = run_block(last, x) if whole_last_block else run_cls_row(last, x)
+    return torch.stack([*rows, x[:, 0]][-count:], dim=1)
 
 
 def _runs_in_parts(vit: VisionTransformer) -> bool:

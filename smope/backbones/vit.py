@@ -147,7 +147,8 @@ class Backbone(nn.Module):
         Returns:
             (B, count, C), before the ViT's norm, in the order of the blocks.
         """
-        return cls_of_last_blocks(self.vit, self._pixels(images), count)
+        whole = self.whole_last_block
+        return cls_of_last_blocks(self.vit, self._pixels(images), count, whole_last_block=whole)
 
     def _pixels(self, images: Tensor) -> Tensor:
         self._range.check(images)

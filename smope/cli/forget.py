@@ -18,8 +18,8 @@ from smope.training.device_presence import refuse_absent_device
 EPILOG = """\
 The classes are predicted no more: their logits, rows and statistics are removed, and their names
 from the record of what was learned. With --images, those that they were learned from, a method with
-sums that all classes share (ridge, ranpac, smope_plus, slda, fecam with a shared covariance) is
-afterwards as if it had never seen them. What remains otherwise is printed.
+sums that all classes share (such as ridge, slda, ranpac and smope_plus) is afterwards as if it had
+never seen them. What remains otherwise is printed.
 
 MODEL is not changed: the new model is written to a file of its own, by default the next version
 beside it. MODEL itself still knows the classes: delete it where they must be forgotten.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 The model has to be learnable: train with trainer.keep=learnable, or see `smope pack --help`. The
 images of before are not needed. The new ones are learned as the next task of the run that made the
-model; a method in closed form (ncm, slda, fecam, ridge, and ranpac and smope_plus after their first
+model; a method in closed form (such as ncm and ridge, and ranpac and smope_plus after their first
 task) takes one pass over them and no training step.
 
 NEW_CLASSES_DIR holds a folder of images for each class, or is itself the folder of one class. Five

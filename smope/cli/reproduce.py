@@ -1,4 +1,4 @@
-"""`smope reproduce ROW`: train a row of the paper, compare it with the published numbers."""
+"""`smope reproduce ROW`: train a published row, compare it with the published numbers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from smope.config.config import MISSING
 from smope.console.markup import aligned
 from smope.errors import UserError
 from smope.metrics.scores import SCORES
-from smope.reproduction.published import ROWS, PublishedRow
+from smope.reproduction.published import PublishedRow
 from smope.reproduction.report import CHECKOUT, checkout_state, make_card, screen, write_card
+from smope.reproduction.rows import ROWS
 from smope.reproduction.run import (
     changes_of_runs,
     digest,
@@ -88,7 +89,7 @@ def _print_line(text: str) -> None:
 def _parser() -> Parser:
     parser = Parser(
         "smope reproduce",
-        "Run a row of the paper for each seed, compare the scores with the published ones, and "
+        "Run a published row for each seed, compare the scores with the published ones, and "
         "write a card.",
         EPILOG,
     )
@@ -136,14 +137,15 @@ def _listing(config_dir: str | None) -> str:
     lines = [
         ["row", "data", "tasks", "backbone"]
         + [SCORES[name].short for name in LISTED_SCORES]
-        + ["needs"]
+        + ["source", "needs"]
     ]
     for name, row in ROWS.items():
         settings = row_settings(name, config_dir)
         needs = [key for key in reversed(settings) if settings[key] == MISSING]
         published = [str(row.paper.get(score, "-")) for score in LISTED_SCORES]
         stream = [str(settings[f"stream.{key}"]) for key in ("name", "num_tasks")]
-        lines.append([name, *stream, settings["backbone.name"], *published, ", ".join(needs)])
+        cells = [name, *stream, settings["backbone.name"], *published, row.source]
+        lines.append([*cells, ", ".join(needs)])
     return f"{aligned(lines)}\n\n{LISTED}"
 
 

@@ -22,7 +22,7 @@ from smope.methods.ridge import Ridge
 
 
 class LayUP(Ridge):
-    """A ridge classifier, without random features, on the CLS rows of the last blocks, side by side.
+    """A ridge classifier on the CLS rows of the last blocks, side by side; no random features.
 
     The rows are those before the ViT's last norm.
 

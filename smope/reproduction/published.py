@@ -1,7 +1,7 @@
-"""The published numbers of the paper, and the rule by which a repeat is compared with them.
+"""What a published number is, and the rule by which a repeat is compared with it; rows.py has the
+numbers.
 
-Numbers are in percent and standard deviations over seeds have ddof 0, as the paper prints them.
-Imports no torch. Source: Le et al. 2026 (arXiv 2509.24483), seeds 0-4.
+Numbers are in percent and standard deviations over seeds have ddof 0. Imports no torch.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ class SeedMean:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a table of the paper.
+    """One row of a table of a paper.
 
     data:   the images in words.
     paper:  the published scores, by the names of `metrics.scores.SCORES`.
     repeat: the scores of an independent repeat.
     facts:  what run.json says of the stream if its images are those of the paper.
     note:   what a reader of a card has to know.
+    source: the paper, in short.
     """
 
     title: str
@@ -59,74 +60,7 @@ class PublishedRow:
     repeat: Mapping[str, SeedMean] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
-
-
-def _imagenet_r(
-    tasks: int, backbone: str, paper: Mapping[str, SeedMean], note: str = ""
-) -> PublishedRow:
-    title = f"SMoPE on ImageNet-R, {tasks} tasks, {backbone}"
-    return PublishedRow(
-        title, _IMAGENET_R, 24_000, 6_000, paper, facts={"split": "published lists"}, note=note
-    )
-
-
-_IMAGENET_R = (
-    "ImageNet-R with the split lists published with CODA-Prompt, imagenet-r_train.yaml and "
-    "imagenet-r_test.yaml, in stream.root or in stream.split_lists=<folder>"
-)
-_NO_NUMBER = (
-    "No published number for this row is recorded here, so there is nothing to compare with."
-)
-_NO_SETTINGS = (
-    "The authors published no settings for this backbone, so those of the Sup-1K row are used; no "
-    "standard deviation is recorded here."
-)
-# The names are those of conf/experiment/.
-ROWS: dict[str, PublishedRow] = {
-    "paper_cifar100": PublishedRow(
-        "SMoPE on CIFAR-100, 10 tasks, Sup-1K",
-        "CIFAR-100",
-        50_000,
-        10_000,
-        {
-            "final_average_accuracy": SeedMean(89.23, 0.12),
-            "cumulative_average_accuracy": SeedMean(93.67),
-        },
-        {
-            "final_average_accuracy": SeedMean(88.88),
-            "cumulative_average_accuracy": SeedMean(92.78),
-            "forgetting": SeedMean(4.30),
-        },
-        note="The independent repeat's FAA is itself 0.35 below the paper's, outside by the "
-        "paper's own spread.",
-    ),
-    "paper_cub200": PublishedRow(
-        "SMoPE on CUB-200, 10 tasks, Sup-21K",
-        "CUB-200-2011 with its train_test_split.txt",
-        5_994,
-        5_794,
-        {
-            "final_average_accuracy": SeedMean(87.43, 0.39),
-            "cumulative_average_accuracy": SeedMean(91.11),
-        },
-    ),
-    "paper_imagenet_r_5": _imagenet_r(5, "Sup-1K", {}, _NO_NUMBER),
-    "paper_imagenet_r_10": _imagenet_r(
-        10,
-        "Sup-1K",
-        {
-            "final_average_accuracy": SeedMean(79.32, 0.42),
-            "cumulative_average_accuracy": SeedMean(84.39),
-        },
-    ),
-    "paper_imagenet_r_20": _imagenet_r(20, "Sup-1K", {}, _NO_NUMBER),
-    "paper_imagenet_r_10_ibot": _imagenet_r(
-        10, "iBOT", {"final_average_accuracy": SeedMean(72.17)}, _NO_SETTINGS
-    ),
-    "paper_imagenet_r_10_dino": _imagenet_r(
-        10, "DINO", {"final_average_accuracy": SeedMean(68.61)}, _NO_SETTINGS
-    ),
-}
+    source: str = "Le et al. 2026"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from smope.cli.main import main
 from smope.cli.reproduce import parse_seeds
 from smope.errors import UserError
 from smope.reproduction import report
-from smope.reproduction.published import ROWS, PublishedRow, SeedMean
+from smope.reproduction.published import PublishedRow, SeedMean
+from smope.reproduction.rows import ROWS
 
 FAA = "final_average_accuracy"
 TINY = """\
@@ -67,7 +68,7 @@ def test_the_list_needs_no_torch() -> None:
     )
     assert not {"torch", "timm", "numpy", "torchvision"} & set(done.stderr.split())
     assert re.search(
-        r"^paper_cifar100 +cifar100 +10 .* 89\.23 ± 0\.12 +93\.67 +stream\.root$",
+        r"^paper_cifar100 +cifar100 +10 .* 89\.23 ± 0\.12 +93\.67 +Le et al\. 2026 +stream\.root$",
         done.stdout,
         re.MULTILINE,
     )

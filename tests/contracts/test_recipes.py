@@ -25,6 +25,7 @@ HASHES = {
     "hide": ("a04d79a89675", "e4625ebd4dc3", "1d6360204874"),
     "joint": ("047e1dfc3cc0", "e57f92607426", "cfb1a1e16555"),
     "l2p": ("832281792e51", "6dfcd71ea5bf", "949d66a3ac5c"),
+    "layup": ("ef57dcfb6733", "7811435f901b", "d227b580a9b1"),
     "linear_probe": ("bc2ad7601cc5", "06d53cf4f8be", "7fd27bf5626d"),
     "ncm": ("e5faa29f6bc0", "4025f98f9ddc", "bf45eb5cfdbb"),
     "norga": ("7472192c98d4", "e4347dea5352", "21777ecf37cd"),

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from smope.config.conf_files import conf_dir
+from smope.config.conf_files import choices, conf_dir
 from smope.config.config import MISSING
 from smope.config.hydra import compose_values
 from smope.config.identity import flatten
 from smope.config.overrides import read_overrides
 from smope.reproduction.published import (
-    ROWS,
     PublishedRow,
     SeedMean,
     allowed_difference,
@@ -25,6 +24,7 @@ from smope.reproduction.published import (
     verdict,
 )
 from smope.reproduction.report import make_card, markdown
+from smope.reproduction.rows import OF_PEERS, OF_THE_PAPER, ROWS
 
 FAA, CAA, FORGETTING = "final_average_accuracy", "cumulative_average_accuracy", "forgetting"
 
@@ -183,7 +183,7 @@ def test_other_images_are_named() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_rows_have_the_published_settings(name: str) -> None:
     """Those of the authors' scripts, row by row."""
     table = {
@@ -226,9 +226,26 @@ def test_rows_have_the_published_settings(name: str) -> None:
 
 
 def test_every_row_of_conf_is_published() -> None:
-    assert sorted(path.stem for path in (conf_dir() / "experiment").glob("paper_*.yaml")) == sorted(
-        ROWS
-    )
+    names = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
+    assert {name for name in names if name.startswith("paper_")} == set(OF_THE_PAPER)
+    methods, benchmarks = (choices(group, [conf_dir()]) for group in ("method", "benchmark"))
+    of_peers = {f"{method}_{benchmark}" for method in methods for benchmark in benchmarks}
+    assert names & of_peers == set(OF_PEERS)
+
+
+@pytest.mark.parametrize("name", OF_PEERS)
+def test_rows_of_peers_are_a_method_on_a_benchmark(name: str) -> None:
+    """With the settings of its recipe; a number that is compared is printed for the row's backbone,
+    which the title names.
+    """
+    benchmark = next(text for text in choices("benchmark", [conf_dir()]) if name.endswith(text))
+    method = name.removesuffix(f"_{benchmark}")
+    row = flatten(compose_values(read_overrides([f"experiment={name}"])))
+    plain = flatten(compose_values(read_overrides([f"benchmark={benchmark}", f"method={method}"])))
+    differing = {key for key in row if row[key] != plain.get(key)}
+    assert {key for key in differing if not key.startswith("backbone.")} == {"name"}
+    assert row["name"] == name and str(row["stream.num_tasks"]) in ROWS[name].title
+    assert ROWS[name].note and ROWS[name].source
 
 
 def test_a_card_keeps_the_last_part_of_paths() -> None:

@@ -1,0 +1,124 @@
+"""The rows that `smope reproduce` knows: those of the paper, and of methods beside it.
+
+The paper is Le et al. 2026 (arXiv 2509.24483), seeds 0-4. Rows of other methods have their
+published settings on the paper's benchmarks. Where these are not those of a printed number, the
+number is in the note, and not compared. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from smope.reproduction.published import PublishedRow, SeedMean
+
+
+def _imagenet_r(
+    tasks: int, backbone: str, paper: Mapping[str, SeedMean], note: str = ""
+) -> PublishedRow:
+    title = f"SMoPE on ImageNet-R, {tasks} tasks, {backbone}"
+    return PublishedRow(
+        title, _IMAGENET_R, 24_000, 6_000, paper, facts={"split": "published lists"}, note=note
+    )
+
+
+_IMAGENET_R = (
+    "ImageNet-R with the split lists published with CODA-Prompt, imagenet-r_train.yaml and "
+    "imagenet-r_test.yaml, in stream.root or in stream.split_lists=<folder>"
+)
+_NO_NUMBER = (
+    "No published number for this row is recorded here, so there is nothing to compare with."
+)
+_NO_SETTINGS = (
+    "The authors published no settings for this backbone, so those of the Sup-1K row are used; no "
+    "standard deviation is recorded here."
+)
+# The names are those of conf/experiment/.
+OF_THE_PAPER: dict[str, PublishedRow] = {
+    "paper_cifar100": PublishedRow(
+        "SMoPE on CIFAR-100, 10 tasks, Sup-1K",
+        "CIFAR-100",
+        50_000,
+        10_000,
+        {
+            "final_average_accuracy": SeedMean(89.23, 0.12),
+            "cumulative_average_accuracy": SeedMean(93.67),
+        },
+        {
+            "final_average_accuracy": SeedMean(88.88),
+            "cumulative_average_accuracy": SeedMean(92.78),
+            "forgetting": SeedMean(4.30),
+        },
+        note="The independent repeat's FAA is itself 0.35 below the paper's, outside by the "
+        "paper's own spread.",
+    ),
+    "paper_cub200": PublishedRow(
+        "SMoPE on CUB-200, 10 tasks, Sup-21K",
+        "CUB-200-2011 with its train_test_split.txt",
+        5_994,
+        5_794,
+        {
+            "final_average_accuracy": SeedMean(87.43, 0.39),
+            "cumulative_average_accuracy": SeedMean(91.11),
+        },
+    ),
+    "paper_imagenet_r_5": _imagenet_r(5, "Sup-1K", {}, _NO_NUMBER),
+    "paper_imagenet_r_10": _imagenet_r(
+        10,
+        "Sup-1K",
+        {
+            "final_average_accuracy": SeedMean(79.32, 0.42),
+            "cumulative_average_accuracy": SeedMean(84.39),
+        },
+    ),
+    "paper_imagenet_r_20": _imagenet_r(20, "Sup-1K", {}, _NO_NUMBER),
+    "paper_imagenet_r_10_ibot": _imagenet_r(
+        10, "iBOT", {"final_average_accuracy": SeedMean(72.17)}, _NO_SETTINGS
+    ),
+    "paper_imagenet_r_10_dino": _imagenet_r(
+        10, "DINO", {"final_average_accuracy": SeedMean(68.61)}, _NO_SETTINGS
+    ),
+}
+
+
+def _peer(
+    method: str, source: str, note: str, paper: Mapping[str, Mapping[str, SeedMean]] | None = None
+) -> dict[str, PublishedRow]:
+    """The rows of a method on the three benchmarks, by name.
+
+    Args:
+        method: its name as conf/method has it, and a blank, and its title.
+        source: the paper, in short.
+        note: for every card of the method.
+        paper: printed scores by benchmark.
+    """
+    name, _, title = method.partition(" ")
+    return {
+        f"{name}_{benchmark}": PublishedRow(
+            f"{title} on {data}, 10 tasks",
+            images,
+            train,
+            test,
+            (paper or {}).get(benchmark, {}),
+            facts=facts,
+            note=note,
+            source=source,
+        )
+        for benchmark, (data, images, train, test, facts) in _BENCHMARKS.items()
+    }
+
+
+# By the names of conf/benchmark/.
+_BENCHMARKS: dict[str, tuple[str, str, int, int, dict[str, str]]] = {
+    "cifar100": ("CIFAR-100", "CIFAR-100", 50_000, 10_000, {}),
+    "cub200": ("CUB-200", "CUB-200-2011 with its train_test_split.txt", 5_994, 5_794, {}),
+    "imagenet_r_10": ("ImageNet-R", _IMAGENET_R, 24_000, 6_000, {"split": "published lists"}),
+}
+OF_PEERS: dict[str, PublishedRow] = {
+    **_peer(
+        "layup LayUP",
+        "Ahrens et al. 2024",
+        "No number is recorded here. Those of the paper have a first session, which adapts the "
+        "backbone to the first task, and which is not part of this row.",
+    ),
+}
+ROWS = {**OF_THE_PAPER, **OF_PEERS}
