@@ -1,9 +1,9 @@
 """Ridge regression on random features of the frozen backbone (RanPAC, McDonnell et al. 2023, arXiv
 2307.02251).
 
-ACIL (Zhuang et al. 2022, arXiv 2205.14922) is the same classifier: its recursion over the inverse of
-gram + λ I gives the weights that are solved for here from the sums themselves. So it has no file of
-its own.
+ACIL (Zhuang et al. 2022, arXiv 2205.14922) is the same classifier: its recursion over the inverse
+of gram + λ I gives the weights that are solved for here from the sums themselves. So it has no file
+of its own.
 """
 
 from __future__ import annotations
