@@ -192,7 +192,8 @@ QUICK = (
     "smope.planning.hardware", "smope.reproduction.published", "smope.reproduction.report",
     "smope.reproduction.rows", "smope.reproduction.run", "smope.analysis.run",
     "smope.analysis.loading", "smope.analysis.labels", "smope.analysis.tables",
-    "smope.analysis.rendering", "smope.analysis.run_list", "smope.trackers.base", "smope.trackers.wandb",
+    "smope.analysis.rendering", "smope.analysis.run_list", "smope.trackers.base",
+    "smope.trackers.wandb",
 )  # fmt: skip
 # Imported by a command once its arguments are checked.
 LATE = ("smope.cli.data_report", "smope.cli.predict_output")
