@@ -51,13 +51,16 @@ def from_measured(work: Workload, measured: Measured, tasks: int) -> Estimate:
     """
     step = {(timing.tasks, timing.name): timing.seconds for timing in measured.phases}
     passes = work.train_images * measured.pass_seconds
+    steps = sum(phase.steps * step[phase.tasks, phase.name] for phase in work.phases)
+    bare = measured.eval_seconds * work.frozen_gflops / work.infer_gflops
     return Estimate(
         {
-            "training": sum(phase.steps * step[phase.tasks, phase.name] for phase in work.phases),
+            "training": max(steps - work.frozen.in_training * bare, 0.0),
             "passes after training": passes * measured.passes + tasks * measured.end_seconds,
             "statistics and alignment": passes * work.statistics
+            - work.frozen.in_statistics * bare
             + work.alignment_steps * (measured.alignment_step or 0.0),
-            "evaluation": work.evaluated * measured.eval_seconds,
+            "evaluation": work.evaluated * measured.eval_seconds - work.frozen.in_evaluation * bare,
         },
         (
             "a step takes as long throughout as the median of the few that were measured",
@@ -101,7 +104,7 @@ def from_run(work: Workload, record: Mapping[str, Any], path: str) -> Estimate:
         {
             "training": work.train_gflops / (train * rates["train"]) if work.steps else 0.0,
             "statistics and alignment": align_seconds * work.train_images * image_ratio,
-            "evaluation": work.evaluated / rates["infer"] * image_ratio,
+            "evaluation": work.eval_gflops / (infer * rates["infer"]),
         },
         (
             f"rates of {path}, measured there on {record.get('device')}: "
@@ -133,10 +136,12 @@ def from_peak(work: Workload, operations: float, utilisation: float, where: str)
             "training": work.train_gflops / rate,
             "passes after training": work.train_images * work.infer_gflops / rate,
             "statistics and alignment": (
-                (passes - work.train_images) * work.infer_gflops + work.alignment_gflops
+                (passes - work.train_images) * work.infer_gflops
+                - work.frozen.in_statistics * work.frozen_gflops
+                + work.alignment_gflops
             )
             / rate,
-            "evaluation": work.evaluated * work.infer_gflops / rate,
+            "evaluation": work.eval_gflops / rate,
         },
         (
             f"{where}: NOTHING WAS MEASURED; {operations / 1e12:g} TFLOP/s at their peak, of "

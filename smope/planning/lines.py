@@ -151,8 +151,20 @@ def _counted(plan: Plan) -> list[str]:
         f"{work.statistics}",
         f"evaluation: {work.evaluated:,} images, {work.infer_gflops:.2f} GFLOPs each",
         f"alignment: {work.alignment_steps:,} steps of the classifier",
+        *_frozen(work),
         f"memory of a step of {work.batch} images: {memory}",
         f"disk: {_disk(work)}",
+    ]
+
+
+def _frozen(work: Workload) -> list[str]:
+    """What is not computed again, if anything."""
+    passes = work.frozen.in_training + work.frozen.in_statistics + work.frozen.in_evaluation
+    if not passes:
+        return []
+    return [
+        f"features of the frozen backbone, kept for {work.frozen.images:,} images, save "
+        f"{passes:,} passes of an image, {work.frozen_gflops:.2f} GFLOPs each"
     ]
 
 
@@ -161,7 +173,7 @@ def _disk(work: Workload) -> str:
     names = {
         "checkpoints": "checkpoints and model",
         "analysis": "analysis/",
-        "features": "features of test images while it runs",
+        "features": "features of images while it runs",
     }
     return ", ".join(f"{names[what]} {megabytes(size)}" for what, size in work.disk.items() if size)
 

@@ -8,6 +8,8 @@ from smope.methods.base import Method
 from smope.metrics.cost import stored_bytes
 from smope.training.checkpoint import CHECKPOINTS_KEPT
 from smope.training.feature_store import BYTES_IN_MEMORY
+from smope.training.frozen_work import count_frozen_work
+from smope.training.precision import AUTOCAST_DTYPES
 from smope.training.recording import EXAMPLE_SIDE_PIXELS, EXAMPLES_PER_TASK
 from smope.training.top_logits import TOP
 from smope.training.trainer import Trainer
@@ -23,7 +25,7 @@ def disk_bytes(trainer: Trainer) -> dict[str, int]:
 
     Returns:
         checkpoints: those that are kept, and the model beside them; optimizer state comes on top
-        while a task is learned. analysis: what trainer.record keeps. features: of test images,
+        while a task is learned. analysis: what trainer.record keeps. features: of images,
         on disk only while the run lasts and only beyond the bound in memory.
     """
     state = stored_bytes(trainer.method) + growth_bytes(trainer)
@@ -42,13 +44,15 @@ def growth_bytes(trainer: Trainer) -> int:
 
 
 def feature_bytes(trainer: Trainer) -> int:
-    """Bytes of the file of test features, where features are final and do not fit into memory."""
+    """Bytes of the file of features that do not fit into memory: those of test images where they
+    are final, and those of the frozen backbone that are needed again.
+    """
     method, spans = trainer.method, trainer.spans
-    if not method.features_are_final(spans[-1]):
-        return 0
-    images = sum(len(task.test) for task in trainer.stream.tasks)
-    size = images * method.backbone.embed_dim * trainer.dtype.itemsize
-    return max(size - BYTES_IN_MEMORY, 0)
+    half = AUTOCAST_DTYPES.get(trainer.settings.precision, trainer.dtype)
+    numbers = count_frozen_work(trainer).images * half.itemsize
+    if method.features_are_final(spans[-1]):
+        numbers += sum(len(task.test) for task in trainer.stream.tasks) * trainer.dtype.itemsize
+    return max(numbers * method.backbone.embed_dim - BYTES_IN_MEMORY, 0)
 
 
 def analysis_bytes(trainer: Trainer) -> int:

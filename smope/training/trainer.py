@@ -159,12 +159,12 @@ class Trainer:
         """Test images that pass through the network in the evaluation after a task: those whose
         features are not known from the task before, in a run without a break.
         """
-        first, last = 0, self._evaluated_tasks(span)
+        first, last = 0, self.evaluated_tasks(span)
         if span.index > 0 and self.method.features_are_final(self.spans[span.index - 1]):
-            first = self._evaluated_tasks(self.spans[span.index - 1])
+            first = self.evaluated_tasks(self.spans[span.index - 1])
         return sum(len(task.test) for task in self.stream.tasks[first:last])
 
-    def _evaluated_tasks(self, span: TaskSpan) -> int:
+    def evaluated_tasks(self, span: TaskSpan) -> int:
         """How many tasks are evaluated after a task, those for the record included."""
         return span.index + 1 + len(self._recorder.later_tasks(span))
 

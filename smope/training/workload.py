@@ -12,6 +12,7 @@ import torch
 from smope.methods.base import Method, Phase, TaskSpan
 from smope.metrics.cost import count_flops, count_phases, saved_bytes, step_state_bytes
 from smope.training.disk import disk_bytes, growth_bytes
+from smope.training.frozen_work import FrozenWork, count_frozen_work
 from smope.training.precision import autocast
 from smope.training.settings import TrainerSettings
 from smope.training.trainer import Trainer
@@ -53,6 +54,8 @@ class Workload:
             for its backward pass.
         disk: bytes that the run writes; see training/disk.py.
         alignment_gflops: of the matrix products of all steps of the classifier.
+        frozen: passes through the frozen backbone that steps and evaluations do not repeat.
+        frozen_gflops: of one of them.
     """
 
     batch: int
@@ -65,6 +68,8 @@ class Workload:
     memory: dict[str, int]
     disk: dict[str, int] = field(default_factory=dict)
     alignment_gflops: float = 0.0
+    frozen: FrozenWork = field(default_factory=FrozenWork)
+    frozen_gflops: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -73,13 +78,22 @@ class Workload:
     @property
     def train_gflops(self) -> float:
         """GFLOPs of all training steps."""
-        return self.batch * sum(phase.steps * phase.gflops for phase in self.phases)
+        stepped = self.batch * sum(phase.steps * phase.gflops for phase in self.phases)
+        return stepped - self.frozen.in_training * self.frozen_gflops
+
+    @property
+    def eval_gflops(self) -> float:
+        """GFLOPs of all evaluations."""
+        repeated = self.frozen.in_evaluation * self.frozen_gflops
+        return self.evaluated * self.infer_gflops - repeated
 
 
 def count(trainer: Trainer) -> Workload:
     """The workload of a trainer's run. Its method keeps its state, but not its gradients."""
     method, settings, tasks = trainer.method, trainer.settings, trainer.stream.tasks
     aligned = len(method.aligned())
+    flops = count_flops(method, trainer.spans[0])
+    infer_gflops = flops["infer_gflops"]["torch"]
     return Workload(
         batch=settings.batch_size,
         phases=tuple(count_training(trainer)),
@@ -88,11 +102,13 @@ def count(trainer: Trainer) -> Workload:
         evaluated=sum(trainer.test_passes(span) for span in trainer.spans),
         alignment_steps=aligned
         * sum(alignment_steps(span, settings) for span in trainer.spans[1:]),
-        infer_gflops=count_flops(method, trainer.spans[0])["infer_gflops"]["torch"],
+        infer_gflops=infer_gflops,
         memory=_memory(trainer),
         disk=disk_bytes(trainer),
         alignment_gflops=aligned
         * sum(alignment_gflops(span, settings, method) for span in trainer.spans[1:]),
+        frozen=count_frozen_work(trainer),
+        frozen_gflops=infer_gflops - flops["beyond_plain"]["torch"],
     )
 
 

@@ -21,6 +21,7 @@ from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 from smope.training import frozen_features
 from smope.training.checkpoint import last_checkpoint
+from smope.training.frozen_work import count_frozen_work
 from smope.training.loading import TaskLoader
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
@@ -58,6 +59,7 @@ def computed_anew() -> Iterator[None]:
     """Nothing is remembered."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frozen_features.FrozenFeatures, "_applies", lambda *_: False)
+        patch.setattr("smope.training.trainer.compute_ahead", lambda *_: None)
         yield
 
 
@@ -134,6 +136,28 @@ def test_the_query_of_an_image_is_computed_once(name: str, stream: Stream) -> No
     with bare_passes() as passes:
         assert trainer_of(name, stream).reference_matrix() is not None
     assert images_in(passes) == trained + tested
+
+
+@pytest.mark.parametrize("stream_kind", ["plain", "augmented"])
+@every_method
+def test_what_is_saved_is_counted_before(
+    name: str, stream_kind: str, stream: Stream, augmented: Stream
+) -> None:
+    """Passes through the frozen backbone that a run does not take, and images whose features it
+    keeps.
+    """
+    images = {"plain": stream, "augmented": augmented}[stream_kind]
+    trainer = trainer_of(name, images)
+    counted = count_frozen_work(trainer)
+    with bare_passes() as passes:
+        trainer.fit()
+    with computed_anew(), bare_passes() as all_passes:
+        trainer_of(name, images).fit()
+    if name in TWO_PASSES:
+        saved = counted.in_training + counted.in_statistics + counted.in_evaluation
+        assert images_in(all_passes) - images_in(passes) == saved > 0
+    sets = trainer.frozen._sets.values()
+    assert counted.images == sum(int((rows._batch >= 0).sum()) for rows in sets)
 
 
 @pytest.mark.parametrize("name", [*TWO_PASSES, *ON_FEATURES])
