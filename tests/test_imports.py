@@ -64,6 +64,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "backbones.known_features",  # features of a batch that the trainer knows already
         "methods",
         "metrics",
+        "routers.base",  # margins are in units of the score range that routers use
         "streams",
         "trackers",
     ),
@@ -76,6 +77,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "storage",
         "distributed",
         "backbones",
+        "routers.base",
         "methods",
         "metrics",
         "streams",
@@ -143,7 +145,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "training",
         "run",
     ),
-    "sweeps": ("errors", "storage", "config", "run"),
+    "sweeps": ("errors", "storage", "config", "run", "planning.memory"),  # runs that share a GPU
     "cli": (
         "errors",
         "version",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from smope.cli.chosen_run import chosen_run
 from smope.cli.parser import Parser
 from smope.config.config import Config
 from smope.config.hydra import compose, with_sweep
-from smope.config.identity import flatten, immaterial
 from smope.config.overrides import Overrides, combinations, read_overrides
-from smope.config.value_types import shown
 from smope.errors import UserError
 from smope.planning.hardware import UTILISATION, listing, peak
+from smope.planning.same_work import work_key
 from smope.storage.run_directory import RunDirectory
 
 EPILOG = f"""\
@@ -44,14 +43,6 @@ PAPER_OPTIONS = {
     "tasks": "its tasks",
     "test-images": "its test images; 50 for each class by default",
 }
-# These do not decide about a run's results, but about its time and memory.
-WORK_KEYS = (
-    "trainer.device",
-    "trainer.record",
-    "trainer.activation_checkpointing",
-    "stream.root",
-    "stream.table",
-)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -89,7 +80,10 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps([as_dict(item) for item in plans], indent=1, ensure_ascii=False))
     else:
-        fits = [at_once_line(plans, options.at_once)] if options.at_once else []
+        fits = []
+        if options.at_once:
+            start = f"hydra/launcher=one_gpu hydra.launcher.n_jobs={options.at_once}"
+            fits = [f"{at_once_line(plans, options.at_once)}; start them with {start}"]
         print("\n".join([*total(plans, options.price), *fits, "nothing was trained or written"]))
     return 0
 
@@ -187,21 +181,9 @@ def _groups(overrides: Overrides) -> list[tuple[Config, list[str]]]:
         config = compose(single)
         texts = [text.lstrip("+") for text in single.texts]
         label = " ".join(text for text in texts if text.partition("=")[0] in swept)
-        _, labels = groups.setdefault(_work(config), (config, []))
+        _, labels = groups.setdefault(work_key(config), (config, []))
         labels.append(label or "as given")
     return list(groups.values())
-
-
-def _work(config: Config) -> str:
-    """The settings that decide how much a run computes, as one text."""
-    flat: Mapping[str, Any] = flatten(config.as_dict())
-    return shown(
-        [
-            f"{key}={shown(value)}"
-            for key, value in flat.items()
-            if not immaterial(key, flat) or key in WORK_KEYS
-        ]
-    )
 
 
 def _record(path: Path) -> dict[str, Any]:

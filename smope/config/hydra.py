@@ -103,10 +103,26 @@ def _no_idle_workers(config: Any, jobs: int) -> None:
     """Have no more of joblib's workers than jobs: an idle worker would die of Ctrl-C."""
     from omegaconf import open_dict, read_write
 
-    wanted = config.hydra.launcher.get("n_jobs", 1)
-    if (wanted if wanted > 0 else os.cpu_count() or 1) > jobs:
+    if _workers(config) > jobs:
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.launcher.n_jobs = jobs
+
+
+def _workers(config: Any) -> int:
+    """Jobs at once of a launcher of joblib; 1 for another."""
+    wanted = config.hydra.launcher.get("n_jobs", 1)
+    return wanted if wanted > 0 else os.cpu_count() or 1
+
+
+def workers(overrides: Overrides) -> int:
+    """How many jobs of a multirun the chosen launcher runs at once, if it is one of joblib."""
+    from hydra.types import RunMode
+
+    with hydra_session(overrides) as (hydra, texts):
+        config = hydra.compose_config(
+            "train", texts, RunMode.MULTIRUN, from_shell=False, with_log_configuration=False
+        )
+        return _workers(config)
 
 
 def _callbacks(config: Any) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LAUNCHERS = {
     "basic": None,
     "joblib": ("hydra_joblib_launcher", "joblib"),
+    "one_gpu": ("hydra_joblib_launcher", "joblib"),
     "submitit_local": ("hydra_submitit_launcher", "slurm"),
     "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
     "ray": ("hydra_ray_launcher", "ray"),

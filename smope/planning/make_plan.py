@@ -12,7 +12,7 @@ import torch
 
 from smope.config.config import Config, replaced
 from smope.metrics.cost import peak_memory
-from smope.planning.estimate import from_measured, from_peak, from_run
+from smope.planning.estimate import Estimate, from_measured, from_peak, from_run
 from smope.planning.hardware import UTILISATION, choose, peak
 from smope.planning.lines import Plan
 from smope.planning.measuring import Measured, measure
@@ -33,6 +33,7 @@ def make_plan(
     hardware: str | None,
     utilisation: float | None,
     paper: PaperStream | None = None,
+    timed: bool = True,
 ) -> Plan:
     """Build a run, count what it computes, and estimate its seconds.
 
@@ -46,6 +47,7 @@ def make_plan(
         hardware: a name of planning/hardware.py.
         utilisation: share of the hardware's peak rate; None: the default.
         paper: sizes of the stream, of which there are no images; nothing can be measured then.
+        timed: False for what is counted alone, without seconds.
 
     Returns:
         The plan.
@@ -67,7 +69,9 @@ def make_plan(
     work = count(trainer)
     free = _free_memory(trainer.device, hardware) if record is None else None
     measured: Measured | None = None
-    if record is not None:
+    if not timed:
+        estimate = Estimate({}, ())
+    elif record is not None:
         estimate = from_run(work, record, str(source))
     elif hardware is not None:
         rate = peak(hardware, config.trainer["precision"])

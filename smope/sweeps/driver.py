@@ -8,16 +8,17 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
 from smope.config.config import Config
-from smope.config.hydra import compose_values, launch_jobs, run_sweeper, with_sweep
+from smope.config.hydra import compose_values, launch_jobs, run_sweeper, with_sweep, workers
 from smope.config.overrides import Overrides, chosen_launcher, combinations, sweeper_decides
 from smope.errors import Interrupted, UserError, one_line
 from smope.storage.commands import command as command_line
 from smope.storage.run_directory import RUNS_FOLDER
+from smope.sweeps import one_gpu
 from smope.sweeps.expand import expand_jobs, write_manifests
 from smope.sweeps.job_runner import JobFailed, JobRunner, job_key
 from smope.sweeps.jobs import Job, State, at_its_folder, inspect_job
@@ -63,8 +64,11 @@ def run_sweep(
             print(f"\n{job.path}:")
             describe(job.config, job.path)
         return 0
-    write_manifests(jobs, command)
     todo = [job for job, state, _ in states if state not in (State.FINISHED, State.IN_USE)]
+    if todo and chosen_launcher(overrides) == one_gpu.LAUNCHER:
+        at_once = min(workers(overrides), len(todo))
+        print(one_gpu.check_memory([job.config for job in todo], at_once), flush=True)
+    write_manifests(jobs, command)
     trouble = _run_jobs(overrides, todo, command) if todo else None
     return _summarise(jobs, {job.label for job in todo}, len(impossible), trouble)
 
@@ -94,7 +98,7 @@ def _run_jobs(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str])
     task = JobRunner(Path.cwd(), stop, {job_key(job.config): job for job in jobs})
     name = chosen_launcher(overrides)
     trouble = None
-    with _watched(stop, name, command):
+    with _watched(stop, name, command), _sharing(name, jobs):
         if name.startswith("submitit"):
             print(
                 f"{len(jobs)} jobs go to {name}, whose files are in {stop.parent / '.submitit'}",
@@ -109,6 +113,12 @@ def _run_jobs(overrides: Overrides, jobs: Sequence[Job], command: Sequence[str])
         ) as error:  # a launcher's worker that died is met with its library's own class
             trouble = f"the launcher stopped: {type(error).__name__}: {one_line(error)}"
     return trouble
+
+
+def _sharing(launcher: str, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+    """What jobs that share a GPU need beside their launcher."""
+    on_gpu = any(job.config.trainer["device"] != "cpu" for job in jobs)
+    return one_gpu.mps() if launcher == one_gpu.LAUNCHER and on_gpu else nullcontext()
 
 
 @contextmanager

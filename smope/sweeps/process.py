@@ -50,7 +50,7 @@ def run_apart(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    process = _context().Process(
+    process = process_context().Process(
         target=_child,
         args=(
             config,
@@ -84,7 +84,7 @@ def stopped(code: int) -> bool:
     return code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
-def _context() -> Any:
+def process_context() -> Any:
     """Processes from a server with all imports done; on Windows, without a server, new ones."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
