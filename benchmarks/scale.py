@@ -48,11 +48,17 @@ class ComputedAnew(NearestClassMean):
 
 @dataclass(frozen=True)
 class Size:
-    """Of a stream; `images` are those of a class, for training and again for testing."""
+    """Of a stream; `images` are those of a class, for training and, without `tested`, again for
+    testing.
+    """
 
     classes: int = 60
     images: int = 2
     tasks: int = 5
+    tested: int | None = None
+
+
+MANY_CLASSES = Size(classes=3000, images=3, tasks=30, tested=1)
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,14 @@ def made_stream(size: Size, **options: Any) -> Stream:
     draw = numpy.random.default_rng(0)
     means = draw.integers(60, 196, (size.classes, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
 
-    def images() -> ImageSet:
-        targets = [index % size.classes for index in range(size.images * size.classes)]
+    def images(number: int) -> ImageSet:
+        targets = [index % size.classes for index in range(number * size.classes)]
         noise = draw.normal(0, 25, (len(targets), 32, 32, 3))
         pixels = numpy.clip(noise + means[targets], 0, 255).astype(numpy.uint8)
         return ImageSet(targets, list(pixels))
 
     names = tuple(f"class {number}" for number in range(size.classes))
-    source = Source("noise", names, images(), images())
+    source = Source("noise", names, images(size.images), images(size.tested or size.images))
     return build_stream(source, image_size=32, seed=0, num_tasks=size.tasks, flip=False, **options)
 
 
@@ -195,6 +201,24 @@ def table(smallest: Size, rounds: int) -> list[str]:
     return lines
 
 
+def many_classes(size: Size) -> list[str]:
+    """One run on many small classes, in seconds and bytes."""
+    run = measure(NearestClassMean, size, made_stream(size))
+    images = f"{size.images} training images and {size.tested or size.images} test image(s)"
+    head = ("what", "measured")
+    rows = (
+        ("the run", f"{run.seconds:.1f} s"),
+        ("evaluation", f"{run.evaluation:.1f} s"),
+        ("features of test images", f"{run.features / 1e6:.2f} MB"),
+        ("analysis/", f"{run.record / 1e6:.2f} MB"),
+        ("checkpoints", f"{run.checkpoints / 1e6:.2f} MB"),
+    )
+    lines = [f"{size.classes:,} classes in {size.tasks} tasks, {images} of each, method=ncm.", ""]
+    lines += [f"| {' | '.join(cells)} |" for cells in (head, ("---", "---"), *rows)]
+    print("\n".join(lines), flush=True)
+    return lines
+
+
 def _cells(row: dict[str, float]) -> list[str]:
     sizes = [f"{row[key] / 1e6:.3f} MB" for key in ("features", "record", "checkpoints")]
     seconds = [f"{row[key]:.2f} s" for key in ("seconds", "evaluation")]
@@ -207,12 +231,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=Size.images, help="of each class")
     parser.add_argument("--tasks", type=int, default=Size.tasks, help="of the smallest stream")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each kind, in turns")
-    parser.add_argument("--only", nargs="+", choices=("ncm", "ridge"), help="one of the tables")
+    parser.add_argument(
+        "--only", nargs="+", choices=("ncm", "ridge", "many_classes"), help="some parts"
+    )
     parser.add_argument("--out", type=Path, help="write a Markdown file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sizes = Size(options.classes, options.images, options.tasks)
-    parts = {"ncm": lambda: table(sizes, options.rounds), "ridge": lambda: _ridge(options.rounds)}
+    parts = {
+        "ncm": lambda: table(sizes, options.rounds),
+        "ridge": lambda: _ridge(options.rounds),
+        "many_classes": lambda: many_classes(MANY_CLASSES),
+    }
     lines = [line for name in options.only or parts for line in ["", *parts[name]()]]
     if options.out:
         command = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from scale import RidgeSize, Size, compared, exponent, made_stream, ridge_table
+from scale import RidgeSize, Size, compared, exponent, made_stream, many_classes, ridge_table
 
 
 def test_the_stream_has_the_size_asked_for() -> None:
@@ -33,3 +33,11 @@ def test_a_ridge_classifier_is_measured_with_both_rules() -> None:
     lines = ridge_table(RidgeSize(classes=2, images=8, tasks=1, width=4), rounds=1)
     rows = [line for line in lines if line.endswith("times |")]
     assert len(rows) == 12 and sum(line.startswith("| exponent in") for line in lines) == 4
+
+
+def test_many_classes_are_one_run() -> None:
+    size = Size(classes=8, images=2, tasks=4, tested=1)
+    assert [len(task.test) for task in made_stream(size).tasks] == [2, 2, 2, 2]
+    lines = many_classes(size)
+    assert lines[0].startswith("8 classes in 4 tasks, 2 training images and 1 test image(s)")
+    assert "| features of test images | 0.00 MB |" in lines
