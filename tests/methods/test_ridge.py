@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from smope.console.progress import Progress
-from smope.methods._shared.ridge_head import _held_out
+from smope.methods._shared import ridge_sums
+from smope.methods._shared.ridge_head import RidgeHead, _held_out
 from smope.methods._shared.ridge_sums import (
     GCV_FACTORS,
     Sums,
@@ -136,7 +137,25 @@ def test_generalised_error_is_that_of_the_hat_matrix(count):
             sums.solve(factor * unit, sums.system()), expected, rtol=1e-8, atol=1e-10
         )
     best = min(slow, key=slow.__getitem__)
-    assert sums.best_by_generalised_error() == pytest.approx(best * unit)
+    penalty, weights = sums.best_by_generalised_error()
+    assert penalty == pytest.approx(best * unit)
+    assert torch.equal(weights, sums.solve(penalty, sums.system()))
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_each_penalty_is_factorised_once(count, monkeypatch):
+    """The weights come from the factorisation that the choice of the penalty has made."""
+    tried, factor = [], ridge_sums._factor
+
+    def counted(system, penalty):
+        tried.append(penalty)
+        return factor(system, penalty)
+
+    head = RidgeHead(8, 4, 50, (0, 1), "gcv")
+    features, targets = images_of(count, 8)
+    monkeypatch.setattr(ridge_sums, "_factor", counted)
+    head.fit([(features, targets.argmax(1))])
+    assert float(head.sums.penalty) in tried and len(tried) == len(set(tried)) >= 2
 
 
 def test_candidates_are_half_decades():

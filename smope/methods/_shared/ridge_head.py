@@ -106,10 +106,9 @@ class RidgeHead(nn.Module):
         if self._by_generalised_error:
             for hidden, targets in self._chunks(features, labels):
                 self.sums.add(hidden, targets)
-            self.sums.penalty.fill_(self.sums.best_by_generalised_error())
         else:
             self._add_and_hold_out(features, labels)
-        self.weight.copy_(self._solve_raised().T)
+        self._solve()
 
     @torch.no_grad()
     def recollect(self) -> Recollection | None:
@@ -139,9 +138,7 @@ class RidgeHead(nn.Module):
         hidden = self._hidden(features.to(self.sums.penalty.device))
         refuse_other_images(self.sums.class_sums()[:, label], hidden.sum(0))
         self.sums.remove(hidden, label)
-        if self._by_generalised_error:
-            self.sums.penalty.fill_(self.sums.best_by_generalised_error())
-        self.weight.copy_(self._solve_raised().T)
+        self._solve()
 
     @property
     def _by_generalised_error(self) -> bool:
@@ -156,6 +153,14 @@ class RidgeHead(nn.Module):
             self.sums.penalty.fill_(self._best_penalty(features[held_out], labels[held_out]))
         for hidden, targets in self._chunks(features[held_out], labels[held_out]):
             self.sums.add(hidden, targets)
+
+    def _solve(self) -> None:
+        """Solve for the weights; with penalty_rule="gcv", choose λ first."""
+        weights = None
+        if self._by_generalised_error:
+            penalty, weights = self.sums.best_by_generalised_error()
+            self.sums.penalty.fill_(penalty)
+        self.weight.copy_((self._solve_raised() if weights is None else weights).T)
 
     def _solve_raised(self) -> Tensor:
         """W (M, K); λ is raised tenfold until the system can be solved."""

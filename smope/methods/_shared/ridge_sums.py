@@ -139,12 +139,20 @@ class Sums(FixedPrecision):
             (M, K); None if λ is too small for the rounding errors of the sums.
         """
         factor = _factor(system, penalty)
-        if factor is None:
-            return None
-        # With H the rows and T their targets, (H'H + λI)^-1 H'T = H' (HH' + λI)^-1 T.
-        if self.in_rows:
-            return self.rows.T @ torch.cholesky_solve(self.targets, factor)
-        return torch.cholesky_solve(self.classes, factor)
+        return None if factor is None else self._weights(self._solved(factor))
+
+    def _solved(self, factor: Tensor) -> Tensor:
+        """The penalised system's inverse, by its Cholesky factor, times the targets of the rows,
+        (r, K), or the sums of the classes, (M, K).
+        """
+        return torch.cholesky_solve(self.targets if self.in_rows else self.classes, factor)
+
+    def _weights(self, solved: Tensor) -> Tensor:
+        """(M, K) of what _solved() gives.
+
+        With H the rows and T their targets, (H'H + λI)^-1 H'T = H' (HH' + λI)^-1 T.
+        """
+        return self.rows.T @ solved if self.in_rows else solved
 
     def generalised_error(self, penalty: float, system: Tensor) -> float:
         """The generalised cross-validation error of λ (Golub, Heath and Wahba 1979).
@@ -159,39 +167,49 @@ class Sums(FixedPrecision):
         Returns:
             The error; infinite if λ is too small to solve with.
         """
+        return self._generalised_fit(penalty, system)[0]
+
+    def _generalised_fit(self, penalty: float, system: Tensor) -> tuple[float, Tensor | None]:
+        """The generalised_error of λ, and what _solved() gives; None if there is no solution."""
         factor = _factor(system, penalty)
         if factor is None:
-            return float("inf")
+            return float("inf"), None
+        solved = self._solved(factor)
         trace = float(triangular_inverse(factor).square().sum())  # of the inverse of the system
         if self.in_rows:
             # Here n - df = λ·trace and the error of an image is λ times its dual variable.
-            return float(torch.cholesky_solve(self.targets, factor).square().sum()) / trace**2
-        weights, images = torch.cholesky_solve(self.classes, factor), int(self.images)
-        fitted = float((weights * self.classes).sum() + penalty * weights.square().sum())
+            return float(solved.square().sum()) / trace**2, solved
+        images = int(self.images)
+        fitted = float((solved * self.classes).sum() + penalty * solved.square().sum())
         freedom = images - self.width + penalty * trace
-        return (images - fitted) / freedom**2
+        return (images - fitted) / freedom**2, solved
 
-    def best_by_generalised_error(self) -> float:
-        """The candidate λ with the smallest generalised_error.
+    def best_by_generalised_error(self) -> tuple[float, Tensor | None]:
+        """The candidate λ with the smallest generalised_error, and what solve() gives for it.
 
         The search goes downhill from the middle of GCV_FACTORS.
         """
         system = self.system()
         unit = float(system.diagonal().sum()) / int(self.images)
         errors: dict[int, float] = {}
+        solved: dict[int, Tensor | None] = {}
 
         def error(step: int) -> float:
             if step not in errors:
-                errors[step] = self.generalised_error(GCV_FACTORS[step] * unit, system)
+                fit = self._generalised_fit(GCV_FACTORS[step] * unit, system)
+                errors[step], solved[step] = fit
             return errors[step]
 
         best, last = len(GCV_FACTORS) // 2, len(GCV_FACTORS) - 1
         while True:
             near = range(max(best - 1, 0), min(best + 1, last) + 1)
             better = min(near, key=lambda step: (error(step), step != best))
+            solved = {better: solved[better]}  # the others are not needed again
             if better == best:
                 self.at_the_edge = best in (0, last)
-                return GCV_FACTORS[best] * unit
+                solution = solved[best]
+                weights = None if solution is None else self._weights(solution)
+                return GCV_FACTORS[best] * unit, weights
             best = better
 
     def adopt_state(self, state: dict[str, Tensor], prefix: str) -> None:
