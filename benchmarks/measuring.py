@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import timm
 import torch
-from hydra.utils import get_object
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,6 +33,7 @@ from smope.methods.smope import SMoPE
 from smope.methods.smope_plus import SMoPEPlus
 from smope.metrics.cost import saved_bytes
 from smope.routers.base import Router
+from smope.run.build import make_router
 from smope.training.compiling import compile_backbone
 from smope.training.device import prefer_onednn
 from smope.training.phase import make_optimizer
@@ -134,10 +134,9 @@ def _plain(vit: nn.Module, images: Tensor, setting: Setting) -> Callable[[], Any
     return train if setting.phase == "train" else infer
 
 
-def make_router(name: str, top_k: int) -> Router:
+def router_of(name: str, top_k: int) -> Router:
     """The router of conf/router/<name>.yaml with K = `top_k`."""
-    values = dict(compose(read_overrides([f"router={name}"])).router)
-    return get_object(values.pop("_target_"))(**values | {"top_k": top_k})
+    return make_router(compose(read_overrides([f"router={name}", f"router.top_k={top_k}"])).router)
 
 
 def _method(setting: Setting, variant: Variant) -> SMoPE:
@@ -146,7 +145,7 @@ def _method(setting: Setting, variant: Variant) -> SMoPE:
         setting.device
     )
     _share_weights(backbone.vit, setting)
-    router = make_router(variant.router, variant.top_k or 5)
+    router = router_of(variant.router, variant.top_k or 5)
     kind = SMoPEPlus if variant.variant == "smope_plus" else SMoPE
     method = kind(backbone, CLASSES, router, num_experts=variant.num_experts or 25).to(
         setting.device

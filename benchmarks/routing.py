@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measuring import PLAIN, SPARSE, Setting, make_router, measure
+from measuring import PLAIN, SPARSE, Setting, measure, router_of
 from scale import exponent
 
 from smope.config.conf_files import choices, conf_dir
@@ -54,7 +54,7 @@ SIZES = {
 
 def routing(name: str, size: Size) -> Callable[[], None]:
     """The choice of experts and its backward pass, ready to be called again and again."""
-    router = make_router(name, size.chosen)
+    router = router_of(name, size.chosen)
     router.build(HEADS, size.experts, WIDTH)
     router.train()
     queries = torch.randn(IMAGES, HEADS, size.tokens, WIDTH)

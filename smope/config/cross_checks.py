@@ -15,6 +15,7 @@ from smope.config.signatures import Key, chosen_name, class_attribute
 from smope.config.value_types import shown
 from smope.declare.balance import LOSSES, RouterFacts, obstacle
 from smope.declare.collapse import SETTINGS, no_effect
+from smope.declare.placement import placement_obstacle
 from smope.errors import UserError
 
 
@@ -127,18 +128,17 @@ def _whole_batch(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
 
 def _placement(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:
     placement, target = flat.get("method.placement", "prefix"), flat.get("router._target_")
-    if placement == "prefix" or target is None:
+    if target is None:
         return
-    if class_attribute(target, "reads_tokens"):
-        raise UserError(
-            f"method.placement={placement}: router={chosen_name(target)} reads the queries of "
-            f"attention's tokens; write method.placement=prefix, or choose another router"
-        )
-    if flat.get("method.similarity_loss_weight"):
-        raise UserError(
-            f"method.placement={placement}: method.similarity_loss_weight compares the values of "
-            f"prefix experts; write method.similarity_loss_weight=0 or method.placement=prefix"
-        )
+    problem = placement_obstacle(
+        placement,
+        chosen_name(target),
+        reads_tokens=bool(class_attribute(target, "reads_tokens")),
+        sparse=class_attribute(target, "sparse") is not False,
+        similarity_loss=bool(flat.get("method.similarity_loss_weight")),
+    )
+    if problem:
+        raise UserError(problem)
 
 
 def _tasks(flat: Mapping[str, Any], _: Mapping[str, Key]) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 
 from smope.backbones.wrapping import Part, wrap
 from smope.backbones.wrapping import unwrap as detach
-from smope.errors import UserError
 from smope.experts.attention import PromptedAttention
 from smope.experts.bank import ExpertBank
 from smope.experts.beside import ExpertsBeside
@@ -40,7 +39,8 @@ def attach(
     Args:
         vit: Changed in place.
         blocks: Numbers of the blocks, from 0.
-        router: Each block gets its own copy, built for its sizes.
+        router: Each block gets its own copy, built for its sizes; declare/placement.py says which
+            fit a placement.
         make_bank: Builds the experts of one block from the part that they join.
         placement: Where they are: "prefix" in attention, "mlp" beside the MLP, "lora" beside the
             joint projection to q, k and v.
@@ -49,15 +49,8 @@ def attach(
         The wrappers, in the order of `blocks`.
 
     Raises:
-        UserError: As backbones/wrapping.py says, or the router chooses for each token and experts
-            are not in attention; then nothing is changed.
+        UserError: As backbones/wrapping.py says; then nothing is changed.
     """
-    if placement != "prefix" and router.reads_tokens and router.sparse:
-        raise UserError(
-            f"router={router.name} chooses for each token, which experts with "
-            f"method.placement={placement} do not; write method.placement=prefix or another "
-            f"router, such as router=topk"
-        )
     part, wrapper = WRAPPERS[placement]
 
     def wrapped(layer: nn.Module) -> RoutedWrapper:

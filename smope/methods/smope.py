@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone
 from smope.declare.collapse import no_effect
+from smope.declare.placement import placement_obstacle
 from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Range, Share
 from smope.errors import UserError
 from smope.experts.adapter import Adapters
@@ -142,12 +143,15 @@ class SMoPE(Method):
             problem = value and no_effect(setting, router.name, router.sparse, router.top_k)
             if problem:
                 raise UserError(f"method.{setting}={value:g}: {problem}")
-        if similarity_loss_weight and placement != "prefix":
-            raise UserError(
-                f"method.similarity_loss_weight={similarity_loss_weight:g} compares the values of "
-                f"prefixes, and with method.placement={placement} an expert has none; write "
-                f"method.similarity_loss_weight=0 or method.placement=prefix"
-            )
+        problem = placement_obstacle(
+            placement,
+            router.name,
+            reads_tokens=router.reads_tokens,
+            sparse=router.sparse,
+            similarity_loss=similarity_loss_weight > 0,
+        )
+        if problem:
+            raise UserError(problem)
         self.similarity_loss_weight = similarity_loss_weight
         self.reinitialise_unused = reinitialise_unused
         self._dropout = ExpertDropout(expert_dropout, router.top_k)

@@ -118,7 +118,7 @@ def proxy_scores(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def score_range(scores: Tensor) -> Tensor:
-    """Largest minus smallest score per image and head, (B, H, E) -> (B, H, 1), without gradient."""
+    """Largest minus smallest score per image and head, (..., E) -> (..., 1), without gradient."""
     smallest, largest = scores.detach().aminmax(dim=-1, keepdim=True)
     return largest - smallest
 

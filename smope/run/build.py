@@ -14,6 +14,7 @@ from smope.config.config import Config
 from smope.config.signatures import keys_of
 from smope.errors import UserError
 from smope.methods.base import Method
+from smope.routers.base import Router
 from smope.run.build_source import arguments, make_source
 from smope.seeding import stable_seed
 from smope.streams.source import Source
@@ -91,10 +92,15 @@ def make_method(
     objects: dict[str, Any] = {"backbone": backbone, "num_classes": num_classes}
     parameters = inspect.signature(get_object(method["_target_"])).parameters
     if "router" in parameters:
-        objects["router"] = _call(router)
+        objects["router"] = make_router(router)
     if "total_tasks" in parameters:
         objects["total_tasks"] = total_tasks
     return _call(method, **objects)
+
+
+def make_router(group: dict[str, Any]) -> Router:
+    """The router of the group `router` of a configuration."""
+    return _call(group)
 
 
 def settings_for_tasks(group: dict[str, Any], total_tasks: int, more: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from smope.distributed import collectives
 from smope.methods._shared.routed_method import routings_of
 from smope.methods.base import Method
 from smope.metrics.expert_use import summarise_use
+from smope.routers.base import score_range
 
 
 class Choices(NamedTuple):
@@ -63,9 +64,8 @@ def top_k_margin(scores: Tensor, chosen: int) -> Tensor:
         (...), in [0, 1]; 0 where all scores are equal.
     """
     best = scores.topk(chosen + 1, dim=-1).values
-    smallest, largest = scores.aminmax(dim=-1)
-    score_range = (largest - smallest).clamp(min=torch.finfo(scores.dtype).tiny)
-    return (best[..., -2] - best[..., -1]) / score_range
+    width = score_range(scores)[..., 0].clamp(min=torch.finfo(scores.dtype).tiny)
+    return (best[..., -2] - best[..., -1]) / width
 
 
 class ExpertCounts:

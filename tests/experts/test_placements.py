@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from smope.backbones.vit import load_backbone
 from smope.backbones.wrapping import is_wrapped, without_wrappers
+from smope.config.config import replaced
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from smope.experts.adapter import Adapters
 from smope.experts.inject import WRAPPERS, Placement, detach
@@ -264,9 +268,39 @@ def test_experts_that_no_task_has_used_are_drawn_again(placement: str) -> None:
     assert not bank.experts.up[:2].any()
 
 
+def refusal(make: Callable[[], object]) -> str:
+    """What is refused, in words; "" for nothing."""
+    try:
+        make()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_the_command_line_refuses_what_python_refuses(router: str) -> None:
+    """In the same words, for every placement, with and without the loss that compares values."""
+    config = compose(read_overrides([f"router={router}", "backbone=glyph_vit"]))
+    for placement in PLACEMENTS:
+        for weight in (0.0, 1.0):
+            options = {"placement": placement, "similarity_loss_weight": weight}
+            words = {f"method.{key}": value for key, value in options.items()}
+            written = refusal(lambda words=words: replaced(config, words))
+            made = refusal(
+                lambda options=options: make_method(
+                    "smope", tiny_backbone(), 4, router=router, **options
+                )
+            )
+            assert bool(written) == bool(made), (options, written, made)
+            assert weight or written == made
+            assert weight or bool(made) == ((router, placement) in REFUSED)
+
+
 @beside
 def test_similar_values_are_of_prefixes(placement: str) -> None:
-    with pytest.raises(UserError, match=rf"similarity_loss_weight=1 .*placement={placement}"):
+    with pytest.raises(
+        UserError, match=rf"similarity_loss_weight compares .*placement={placement}"
+    ):
         make(placement, similarity_loss_weight=1.0)
 
 
