@@ -104,6 +104,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "declare",
         "console",  # learning shows its progress
         "storage",  # which run a folder or the word `latest` means
+        "metrics.expert_use",  # the numbers of the blocks with experts
         "backbones",
         "routers",
         "experts.bank",  # the authors' program has experts of one kind alone
@@ -112,6 +113,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "config",
         "training",
         "run",
+    ),
+    "server": (
+        "errors",
+        "version",
+        "storage",
+        "streams",  # uploads are decoded as images for training are
+        "run.artefact",
+        "serving",
     ),
     "audit": (
         "errors",
@@ -161,6 +170,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "reproduction",
         "run",
         "serving",
+        "server",
         "audit",
         "planning",
         "tuning",
@@ -185,6 +195,8 @@ KNOWN_BY = {
     "torchvision": ("smope.streams",),
     "sklearn": ("smope.streams.digits", "smope.methods._shared.class_statistics", "smope.analysis"),
     "pandas": ("smope.analysis", "smope.report"),
+    "starlette": ("smope.server",),
+    "uvicorn": ("smope.server",),
     "matplotlib": ("smope.report", "smope.streams.glyphs", "smope.streams.pixels.glyph_rendering"),
 }  # fmt: skip
 # What is imported before the first answer of a command.

@@ -22,6 +22,7 @@ REQUIRED = (
 OPTIONAL = {
     "pyarrow": "reads data sets in parquet files: pip install 'smope[parquet]'",
     "optuna": "searches hyper-parameters: pip install 'smope[tune]'",
+    "uvicorn": "serves a model as a web page: pip install 'smope[serve]'",
     "hydra-joblib-launcher": "runs several jobs of a sweep at once: pip install 'smope[joblib]'",
     "hydra-submitit-launcher": "runs sweeps on Slurm: pip install 'smope[slurm]'",
     "hydra-ray-launcher": "runs sweeps on Ray: pip install 'smope[ray]'",

@@ -26,6 +26,7 @@ COMMANDS = {
     "learn": "teach a trained model more classes, without the images of before",
     "forget": "withdraw classes from a trained model, or undo its last lesson",
     "pack": "write the model of a run to a file, for classifying or for learning more classes",
+    "serve": "serve a trained model as a web page and as JSON, and teach it there",
     "export": "write a trained model as a graph for other programs: ONNX, torch.export",
     "import": "make a model of a class.pth that the authors' program wrote",
     "push": "put a trained model with its model card on the Hugging Face Hub",

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from smope.backbones.vit import Backbone
 from smope.backbones.wrapping import is_wrapped
 from smope.losses.classification import task_cross_entropy
-from smope.methods._shared.class_statistics import ClassStatistics, class_noise, drawn
+from smope.methods._shared.class_statistics import (
+    ClassStatistics,
+    class_noise,
+    drawn,
+    mean_cosines,
+)
 
 Batches = Callable[[Literal["train", "plain"]], Iterator[tuple[Tensor, Tensor]]]
 """Batches of the current task's training images and labels, on the method's device.
@@ -370,6 +375,20 @@ class Method(nn.Module):
             labels.repeat_interleave(count),
             f"{count} samples of each class's statistics",
         )
+
+    @torch.no_grad()
+    def class_cosines(self, features: Tensor) -> Tensor | None:
+        """How near images are to what is remembered of each class.
+
+        Args:
+            features: (B, C), those of `features`.
+
+        Returns:
+            The cosine of feature and mean feature of each class, (B, num_classes), minus infinity
+            for classes of which no mean is remembered; None where there is none at all.
+        """
+        labels, means, _ = self.statistics.gaussians()
+        return mean_cosines(features, labels, means, self.num_classes)
 
     @property
     def shares_sums(self) -> bool:

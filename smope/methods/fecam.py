@@ -104,6 +104,11 @@ class FeCAM(OnePass):
         origin = f"{count} samples of each class's Gaussian"
         return Recollection(logits, labels.to(logits.device), origin)
 
+    @torch.no_grad()
+    def class_cosines(self, features: Tensor) -> Tensor | None:
+        """Of normalised features, as the moments are."""
+        return self.moments.class_cosines(self._normalised(features))
+
     def classify(self, features: Tensor) -> Tensor:
         return self._compare(self._normalised(features))
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
+from smope.methods._shared.class_statistics import mean_cosines
 from smope.methods._shared.closed_form import CLASS_MEANS, OnePass, features_of
 from smope.methods.base import Batches, Recollection, Reference, TaskSpan
 
@@ -57,6 +58,11 @@ class NearestClassMean(OnePass):
         if not len(labels):
             return None
         return Recollection(self.classify(self.means[labels]), labels, CLASS_MEANS)
+
+    @torch.no_grad()
+    def class_cosines(self, features: Tensor) -> Tensor | None:
+        labels = self.counts.nonzero()[:, 0]
+        return mean_cosines(features, labels, self.means[labels], self.num_classes)
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:

@@ -51,6 +51,9 @@ class Ridge(OnePass):
     def recollect(self, count: int) -> Recollection | None:
         return self.classifier.recollect()
 
+    def class_cosines(self, features: Tensor) -> Tensor | None:
+        return self.classifier.class_cosines(features)
+
     @property
     def shares_sums(self) -> bool:
         return True

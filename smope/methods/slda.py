@@ -57,6 +57,10 @@ class StreamingLDA(OnePass):
         return Recollection(logits, labels.to(logits.device), origin)
 
     @torch.no_grad()
+    def class_cosines(self, features: Tensor) -> Tensor | None:
+        return self.moments.class_cosines(features)
+
+    @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         moments = self.moments
         for features, labels in features_of(self, batches, moments.means.device):

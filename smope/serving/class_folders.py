@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from smope.errors import UserError
 from smope.streams.folder import has_layout, named_folders, shortened
 from smope.streams.layouts.listing import Listing, unreadable_text
 from smope.streams.layouts.names import as_text
+from smope.streams.layouts.service_names import service_name
 from smope.streams.pixels.formats import COMMON_SUFFIXES, is_readable
 
+LONGEST_NAME = 255  # bytes of a folder's name
 FEW_IMAGES = 5  # a class with fewer is often not recognised
 _log = logging.getLogger(__name__)
 
@@ -23,13 +26,15 @@ class ClassFolders:
 
     Attributes:
         key: what errors call the folder, such as DIR=photos.
-        files: of each class.
+        files: of each class, or their contents.
         directory: that was given.
+        image_names: what errors call contents that came without a file; None for files.
     """
 
     key: str
-    files: Mapping[str, list[Path]]
+    files: Mapping[str, Sequence[Path | bytes]]
     directory: Path
+    image_names: Mapping[str, Sequence[str]] | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -70,6 +75,31 @@ def class_folders(directory: Path, key: str) -> ClassFolders:
     for text in listing.left_out.warnings():
         _log.warning("%s: %s", named, text)
     return ClassFolders(named, files, directory)
+
+
+def class_name(text: str, key: str) -> str:
+    """A class name that was typed, by the rules that names of class folders obey.
+
+    Args:
+        text: what was typed.
+        key: what errors call it.
+
+    Raises:
+        UserError: no folder of a class is called so.
+    """
+    name = as_text(text.strip())
+    problem = ""
+    if not name:
+        problem = "is empty"
+    elif "/" in name or any(unicodedata.category(character) == "Cc" for character in name):
+        problem = "has a slash or a control character"
+    elif len(name.encode()) > LONGEST_NAME:
+        problem = f"is longer than {LONGEST_NAME} bytes"
+    elif service_name(name):
+        problem = "is a name of service files, which are left out"
+    if problem:
+        raise UserError(f"{key}={name[:40]!r}: {problem}; write a name that a folder may have")
+    return name
 
 
 def _refuse_empty(named: str, files: Mapping[str, list[Path]], listing: Listing) -> None:

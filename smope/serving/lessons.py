@@ -14,6 +14,7 @@ from smope.streams.source import ImageSet, Source
 
 STREAM_NAME = "new images"
 SKIP_BROKEN = "set stream.broken_images=skip"  # in the error of a stream
+LEAVE_OUT = "leave it out with --skip-broken"
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,14 @@ def decoded(
     number = {name: index for index, name in enumerate(class_names)}
     targets = [number[name] for name, files in folders.files.items() for _ in files]
     files = [file for files in folders.files.values() for file in files]
-    source = Source(STREAM_NAME, tuple(class_names), ImageSet(targets, files), ImageSet([], []))
+    names = None
+    if folders.image_names is not None:
+        names = [name for of_class in folders.files for name in folders.image_names[of_class]]
+    images = ImageSet(targets, files, names)
+    source = Source(STREAM_NAME, tuple(class_names), images, ImageSet([], []))
     try:
         preloaded = preload_images(source, broken_images)
     except UserError as error:
         text = str(error).removeprefix(f"stream {STREAM_NAME}: ")
-        raise UserError(text.replace(SKIP_BROKEN, "leave it out with --skip-broken")) from error
+        raise UserError(text.replace(SKIP_BROKEN, LEAVE_OUT)) from error
     return preloaded.source.train, preloaded.content_hash

@@ -58,6 +58,21 @@ def without_names(
     ]
 
 
+def last_lesson(artefact: Artefact) -> dict[str, Any]:
+    """The entry of the lesson that a model learned last; UserError if anything else came last."""
+    last = artefact.lineage[-1] if artefact.lineage else None
+    if not isinstance(last, dict) or last.get("action") != "learn":
+        happened = "this model is as its run left it" if last is None else "it has forgotten since"
+        raise UserError(f"--undo: the last thing that happened was no lesson: {happened}")
+    return last
+
+
+def parent_of(lesson: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Hash and file name of the model before a lesson, where the file holds them."""
+    parent = lesson.get("parent")
+    return parent if isinstance(parent, dict) else {}
+
+
 def before_last_lesson(artefact: Artefact, parent: Path | None) -> Artefact:
     """The model before the last lesson, read from its own file.
 
@@ -69,12 +84,7 @@ def before_last_lesson(artefact: Artefact, parent: Path | None) -> Artefact:
         UserError: the last thing that happened to the model was no lesson, or the file is not
             there or not the one that it learned from.
     """
-    last = artefact.lineage[-1] if artefact.lineage else None
-    if not isinstance(last, dict) or last.get("action") != "learn":
-        happened = "this model is as its run left it" if last is None else "it has forgotten since"
-        raise UserError(f"--undo: the last thing that happened was no lesson: {happened}")
-    before = last.get("parent")
-    before = before if isinstance(before, dict) else {}
+    before = parent_of(last_lesson(artefact))
     name = before.get("file")
     if parent is None:
         assert artefact.file is not None

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy
 import torch
@@ -24,6 +24,7 @@ from smope.declare.texts import Device
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.run.artefact import Artefact, read_model, write_artefact
+from smope.serving.explanation import Explanation, explained
 from smope.serving.hub import download, is_hub_reference
 from smope.serving.inputs import SingleInput, picture, single_images
 from smope.serving.rebuild import rebuild
@@ -32,7 +33,11 @@ from smope.storage.run_search import finished_run
 from smope.streams.pixels.bit_depth import ASSUMED, WAY_OUT
 from smope.streams.pixels.transforms import Evaluation, collate, cut, resample
 from smope.training.device import prefer_onednn, resolve_device
-from smope.training.precision import evaluated, full_precision
+from smope.training.precision import evaluated_features, full_precision
+
+if TYPE_CHECKING:
+    from smope.serving.learning import Pupil
+    from smope.serving.lessons import Lesson
 
 _log = logging.getLogger(__name__)
 MOST_WORKERS = 16  # threads that decode images, where nobody says how many
@@ -58,12 +63,14 @@ class Prediction:
                    higher for images that are like no class seen. `smope.analysis.open_set_scores`
                    says how well it and the probability tell such images apart in a run.
     is_unknown:    whether the best probability is below `min_probability` of `predict`.
+    explanation:   where `predict` was asked for it.
     """
 
     path: Path | None
     top: tuple[Guess, ...]
     unknown_score: float
     is_unknown: bool = False
+    explanation: Explanation | None = None
 
     @property
     def class_name(self) -> str:
@@ -85,9 +92,12 @@ class Classifier:
         device: torch.device,
         dtype: torch.dtype,
         weights: str | None = None,
+        *,
+        remembers: bool = False,
     ) -> None:
         self.artefact = artefact
         self._weights = weights
+        self._remembers = remembers
         self.method = method
         self.device = device
         self.dtype = dtype
@@ -109,11 +119,14 @@ class Classifier:
             len(images) and not (images.min() >= 0 and images.max() <= 1)
         ):
             raise UserError("images must be numbers in [0, 1]; divide bytes by 255")
-        return self._logits(images.to(self.device, self.dtype))
+        return self._classified(self._features(images.to(self.device, self.dtype)))
 
-    def _logits(self, images: Tensor) -> Tensor:
-        precision = _precision(self.artefact, self.device)
-        return evaluated(self.method, images, precision)[:, : len(self.class_names)]
+    def _features(self, images: Tensor) -> Tensor:
+        return evaluated_features(self.method, images, _precision(self.artefact, self.device))
+
+    @torch.no_grad()
+    def _classified(self, features: Tensor) -> Tensor:
+        return self.method.classify(features)[:, : len(self.class_names)]
 
     def predict(
         self,
@@ -124,6 +137,7 @@ class Classifier:
         batch_size: int = 64,
         on_broken: Callable[[UserError], object] | None = None,
         workers: int | None = None,
+        explain: bool = False,
     ) -> Iterator[Prediction]:
         """Classify images; they are resized and cropped as the run's test images were.
 
@@ -141,6 +155,7 @@ class Classifier:
             on_broken: called with the error of an image that cannot be read, which is then left
                 out; None raises that error.
             workers: threads that decode images; None: one for each CPU core, 16 at most.
+            explain: whether each prediction says which experts and classes it is due to.
 
         Returns:
             A prediction for each image, in order, as soon as its batch is done.
@@ -167,7 +182,11 @@ class Classifier:
             )
         decoded = self._decoded(single_images(images), batch_size, workers or usable_cores())
         batches = _batches(decoded, batch_size, on_broken or _raise)
-        return (guess for batch in batches for guess in self._guess(batch, top, min_probability))
+        return (
+            prediction
+            for batch in batches
+            for prediction in self._guess(batch, top, min_probability, explain)
+        )
 
     def learn(
         self,
@@ -195,7 +214,6 @@ class Classifier:
             UserError: the model is not learnable (trainer.keep=learnable), or an argument is wrong.
         """
         from smope.serving.class_folders import class_folders
-        from smope.serving.learning import Pupil
         from smope.serving.lessons import prepare_lesson
 
         held_out = None
@@ -208,8 +226,18 @@ class Classifier:
             more_images=more_images,
             broken_images=broken_images,
         )
-        pupil = Pupil(self.artefact, lesson, self.device, self._weights, quiet)
-        return self._with(pupil.learn())
+        return self.of_version(self.pupil(lesson, quiet).learn())
+
+    def pupil(self, lesson: Lesson, quiet: bool = True) -> Pupil:
+        """This model, about to learn a lesson.
+
+        Args:
+            lesson: what it will learn.
+            quiet: whether to print nothing meanwhile.
+        """
+        from smope.serving.learning import Pupil
+
+        return Pupil(self.artefact, lesson, self.device, self._weights, quiet)
 
     def forget(self, class_names: Sequence[str], images: Path | str | None = None) -> Classifier:
         """Withdraw classes; `smope forget` does the same.
@@ -232,16 +260,20 @@ class Classifier:
         smaller, notes = forget(self.artefact, class_names, self.device, self._weights, folders)
         for note in notes:
             _log.info("%s", note)
-        return self._with(smaller)
+        return self.of_version(smaller)
 
     def save(self, path: Path | str) -> None:
         """Write the model to a new file, which `load` reads. FileExistsError if there is one."""
         self.artefact = write_artefact(self.artefact, Path(path).expanduser())
 
-    def _with(self, artefact: Artefact) -> Classifier:
-        """A classifier of another artefact, on the same backbone and device."""
-        method = rebuild(artefact, self.device, self.dtype, self._weights)
-        return Classifier(artefact, method, self.device, self.dtype, self._weights)
+    def of_version(self, artefact: Artefact) -> Classifier:
+        """A classifier of another version of the model, on the same backbone and device."""
+        method = rebuild(
+            artefact, self.device, self.dtype, self._weights, remembers=self._remembers
+        )
+        return Classifier(
+            artefact, method, self.device, self.dtype, self._weights, remembers=self._remembers
+        )
 
     def _decoded(
         self, images: Iterator[SingleInput], batch_size: int, workers: int
@@ -287,20 +319,30 @@ class Classifier:
         return resample(batch, self.transform.image_size, self.dtype)[0]
 
     def _guess(
-        self, inputs: Sequence[tuple[Path | None, Tensor]], top: int, min_probability: float
+        self,
+        inputs: Sequence[tuple[Path | None, Tensor]],
+        top: int,
+        min_probability: float,
+        explain: bool,
     ) -> Iterator[Prediction]:
-        logits = self._logits(torch.stack([image for _, image in inputs])).cpu().double()
+        features = self._features(torch.stack([image for _, image in inputs]))
+        explanations: Sequence[Explanation | None] = [None] * len(inputs)
+        if explain:
+            explanations = explained(self.artefact, self.method, features)
+        logits = self._classified(features).cpu().double()
         best = logits.softmax(-1).topk(top)
-        for (path, _), probabilities, labels, largest in zip(
+        for (path, _), probabilities, labels, largest, explanation in zip(
             inputs,
             best.values.tolist(),
             best.indices.tolist(),
             logits.amax(-1).tolist(),
+            explanations,
             strict=True,
         ):
             names = [self.class_names[label] for label in labels]
             guesses = tuple(map(Guess, names, probabilities))
-            yield Prediction(path, guesses, -largest, guesses[0].probability < min_probability)
+            is_unknown = guesses[0].probability < min_probability
+            yield Prediction(path, guesses, -largest, is_unknown, explanation)
 
 
 def _raise(error: UserError) -> None:
@@ -346,7 +388,30 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
     if is_hub_reference(path):
         path = download(str(path))
     model = finished_run(Path(path).expanduser(), _log.info)
-    artefact = read_model(model)
+    return classifier_of(read_model(model), model, device, weights)
+
+
+def classifier_of(
+    artefact: Artefact,
+    model: Path,
+    device: str = "auto",
+    weights: Path | str | None = None,
+    *,
+    remembers: bool = False,
+) -> Classifier:
+    """The classifier of an artefact.
+
+    Args:
+        artefact: what was read.
+        model: its file or run directory, beside which weights may lie.
+        device: auto, cpu, cuda, cuda:N or mps.
+        weights: where the backbone's weights are now; None for where the run read them.
+        remembers: whether it also holds what only learning reads, of a learnable artefact. Its
+            explanations name the nearest classes then.
+
+    Raises:
+        UserError: the device is absent or too coarse, or the weights are others.
+    """
     torch_device = resolve_device(device, "device")
     dtype = full_precision(artefact.precision)
     if dtype == torch.float64 and torch_device.type == "mps":
@@ -356,8 +421,8 @@ def load(path: Path | str, device: str = "auto", weights: Path | str | None = No
     if torch_device.type == "cpu":
         prefer_onednn()  # as the run did
     source = weights_now(model, artefact.backbone.get("weights"), weights)
-    method = rebuild(artefact, torch_device, dtype, source)
-    return Classifier(artefact, method, torch_device, dtype, source)
+    method = rebuild(artefact, torch_device, dtype, source, remembers=remembers)
+    return Classifier(artefact, method, torch_device, dtype, source, remembers=remembers)
 
 
 def _precision(artefact: Artefact, device: torch.device) -> str:

@@ -8,12 +8,17 @@ from smope.backbones.vit import Backbone, BackboneIdentity
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.routers.base import Router
-from smope.run.artefact import Artefact, restore
+from smope.run.artefact import Artefact, restore, restore_all
 from smope.run.build import check_target, make_backbone, make_method
 
 
 def rebuild(
-    artefact: Artefact, device: torch.device, dtype: torch.dtype, weights: str | None = None
+    artefact: Artefact,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: str | None = None,
+    *,
+    remembers: bool = False,
 ) -> Method:
     """Rebuild a method in evaluation mode. The caller's random generators are left as they were.
 
@@ -22,12 +27,16 @@ def rebuild(
         device: where it is rebuilt.
         dtype: of its parameters.
         weights: where the backbone's weights are now; None for where the run read them.
+        remembers: whether the method also gets what only learning reads, of a learnable artefact.
 
     Raises:
         UserError: the weights are others, or the artefact does not fit what is installed.
     """
     method = new_method(artefact, device, dtype, weights)
-    restore(method, artefact)
+    if remembers and artefact.learning is not None:
+        restore_all(method, artefact)
+    else:
+        restore(method, artefact)
     return method.eval()
 
 

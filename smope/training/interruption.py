@@ -65,6 +65,14 @@ class Interruption:
         if self._noted is not None and collectives.world() == 1:
             self._stop(self._noted)
 
+    def request(self, number: int) -> None:
+        """Stop at the end of the step that another thread is in, as a signal would.
+
+        Args:
+            number: of the signal that asks for it.
+        """
+        self._noted = number
+
     def agree(self) -> None:
         """Stop here if any process has noted a signal; all processes call this at the same
         place.

@@ -6,6 +6,7 @@ Methods with classifier alignment keep them instead of images.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 VARIANCE_FLOOR = 1e-4  # added to every variance when sampling, as in the authors' code
@@ -130,6 +131,27 @@ def class_noise(labels: Tensor, count: int, width: int) -> Tensor:
     for row, label in zip(noise, labels.tolist(), strict=True):
         row.normal_(generator=torch.Generator().manual_seed(label))
     return noise
+
+
+def mean_cosines(
+    features: Tensor, labels: Tensor, means: Tensor, num_classes: int
+) -> Tensor | None:
+    """How near images are to classes: the cosine of feature and mean feature.
+
+    Args:
+        features: (B, C), of images.
+        labels: (n,), the class of each mean.
+        means: (n, C); of a class with several means the nearest counts.
+        num_classes: K.
+
+    Returns:
+        (B, K), minus infinity for a class without a mean; None where there are no means.
+    """
+    if not len(labels):
+        return None
+    cosines = F.normalize(features.to(means), dim=-1) @ F.normalize(means, dim=-1).T
+    nearest = cosines.new_full((len(features), num_classes), -torch.inf)
+    return nearest.scatter_reduce(1, labels.expand_as(cosines), cosines, "amax")
 
 
 def _assign(features: Tensor, centroids: int, seed: int) -> Tensor:

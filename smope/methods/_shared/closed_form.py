@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from smope.backbones.vit import Backbone
 from smope.distributed import collectives
 from smope.errors import UserError
-from smope.methods._shared.class_statistics import class_noise
+from smope.methods._shared.class_statistics import class_noise, mean_cosines
 from smope.methods.base import Batches, Method, Phase, TaskSpan
 
 SAME_IMAGES = 1e-3  # relative difference of sums of features that another machine may cause
@@ -201,6 +201,11 @@ class ClassMoments(FixedPrecision):
             for label, drawn in zip(labels.tolist(), noise, strict=True)
         ]
         return torch.cat(samples), labels.repeat_interleave(count)
+
+    def class_cosines(self, features: Tensor) -> Tensor | None:
+        """Features (B, C) -> cosines (B, K) with the class means; see `mean_cosines`."""
+        labels = self.counts.nonzero()[:, 0]
+        return mean_cosines(features, labels, self.means[labels], len(self.counts))
 
     def covariance(self, group: int) -> Tensor:
         """The unbiased covariance of one group, (C, C) float64; zero if no class has two images."""

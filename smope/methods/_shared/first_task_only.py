@@ -38,6 +38,9 @@ class FirstSession(Method):
     def recollect(self, count: int) -> Recollection | None:
         return self.ridge.recollect()
 
+    def class_cosines(self, features: Tensor) -> Tensor | None:
+        return self.ridge.class_cosines(features)
+
     @property
     def shares_sums(self) -> bool:
         return True

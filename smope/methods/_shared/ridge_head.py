@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smope.methods._shared.class_statistics import mean_cosines
 from smope.methods._shared.closed_form import CLASS_MEANS, joined, refuse_other_images
 from smope.methods._shared.ridge_sums import GCV_FACTORS, UNKNOWN, Sums
 from smope.methods.base import Recollection
@@ -120,6 +121,16 @@ class RidgeHead(nn.Module):
         # Without a bias, the length of h changes no order of logits.
         means = F.normalize(sums[labels], dim=-1).to(self.weight)
         return Recollection(F.linear(means, self.weight), labels.to(means.device), CLASS_MEANS)
+
+    @torch.no_grad()
+    def class_cosines(self, features: Tensor) -> Tensor | None:
+        """Features (n, C) -> cosines (n, K) of h with the mean h of each class; None before the
+        first `fit`.
+        """
+        sums = self.sums.class_sums().T
+        labels = sums.any(1).nonzero()[:, 0]
+        hidden = self._hidden(features.to(sums))
+        return mean_cosines(hidden, labels, sums[labels], len(self.weight))
 
     @torch.no_grad()
     def withdraw(self, label: int, features: Tensor) -> None:

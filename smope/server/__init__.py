@@ -1,0 +1,1 @@
+"""`smope serve`: a trained model as a web page and a JSON endpoint."""
