@@ -159,7 +159,8 @@ async def _mistake(request: Request, error: UserError) -> Response:
 
 async def _failure(request: Request, error: Exception) -> Response:
     """A full disk, or too little memory."""
-    return error_answer(error, 507)
+    text = error.strerror if isinstance(error, OSError) else str(error)
+    return error_answer(Refusal(507, text or type(error).__name__))
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
-from PIL.Image import DecompressionBombWarning
 from starlette.types import ASGIApp
 
 from smope.errors import UserError
@@ -94,8 +93,9 @@ def serve(
         on_ready: called when requests are answered.
         on_stop: called in the handler of the signal, so that what is being computed ends.
     """
-    # the limits of limits.py are lower than the number of pixels at which Pillow warns
-    warnings.simplefilter("ignore", DecompressionBombWarning)
+    # Pillow's remarks about files of clients say nothing to whoever started the server, and its
+    # bound on pixels, at which it warns, is above that of limits.py.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     config = uvicorn.Config(
         application,

@@ -6,6 +6,7 @@ takes the model's place at the end. Every version is a file of its own, as `smop
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from smope.errors import Interrupted, UserError
+from smope.errors import Interrupted, UserError, one_line
 from smope.run.artefact import Artefact, sha256
 from smope.server.limits import Limits, Upload
 from smope.server.refusal import Refusal
@@ -191,7 +192,8 @@ class Session:
                 else:
                     earlier = before_last_lesson(self.artefact, None)
             except UserError as error:
-                raise Refusal(409, str(error).removeprefix("--undo: ")) from error
+                text = self._without_folder(error).removeprefix("--undo: ")
+                raise Refusal(409, text.partition("; say where it is")[0]) from error
             self._serve(earlier, "undo", lesson["classes"])
         return lesson["classes"]
 
@@ -201,6 +203,10 @@ class Session:
         pupil = self._pupil
         if pupil is not None:
             pupil.trainer.interruption.request(signal.SIGINT)
+
+    def _without_folder(self, error: Exception) -> str:
+        """An error's message, without the folders of this machine, which are not for clients."""
+        return one_line(error).replace(f"{self._latest.parent}{os.sep}", "")
 
     def refuse_unless_teaching(self) -> None:
         """Refusal where clients may not change the model."""
@@ -247,7 +253,10 @@ class Session:
 
     def _serve(self, artefact: Artefact, how: str, lesson: dict[str, int]) -> None:
         """Write a version, and serve it from now on."""
-        written = write_version(artefact, self._latest, None)
+        try:
+            written = write_version(artefact, self._latest, None)
+        except OSError as error:
+            raise Refusal(507, self._without_folder(error)) from error
         assert written.file is not None
         classifier = self._classifier.of_version(written)
         version = Version(written.file.path.name, how, lesson, len(written.class_names))

@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,9 @@ class Browser:
         message, _, self._unread = self._unread.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path, width: int = 1200, height: int = 900, **media: str) -> None:
-        """Load a file in a window of `width` x `height` pixels; media: features such as
-        prefers_color_scheme="dark".
+    def open(self, page: Path | str, width: int = 1200, height: int = 900, **media: str) -> None:
+        """Load a file or an address in a window of `width` x `height` pixels; media: features such
+        as prefers_color_scheme="dark".
         """
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -100,7 +101,7 @@ class Browser:
         ]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
@@ -109,6 +110,20 @@ class Browser:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def wait_for(self, expression: str, seconds: float = 60) -> Any:
+        """The value of JavaScript as soon as it is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(expression)):
+            assert time.monotonic() < end, f"not within {seconds} s: {expression}"
+            time.sleep(0.05)
+        return value
+
+    def choose_files(self, selector: str, paths: Sequence[Path]) -> None:
+        """Choose files in the input of a form, as its dialogue does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """One stroke of a key in KEYS."""

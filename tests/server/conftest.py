@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +18,7 @@ from smope.run.artefact import write_artefact
 from smope.server.application import web_application
 from smope.server.limits import Limits
 from smope.server.session import Session
-from smope.serving.predict import classifier_of
+from smope.serving.predict import Classifier, classifier_of
 from tests.serving.colours import Run, draw_colours, part, runs_on
 
 HOSTILE = "<img src=x onerror=document.title='hacked'>"
@@ -43,16 +44,27 @@ def trained(colours: Path) -> Callable[..., Run]:
     return cache(lambda method: train(method, 2, four))
 
 
+@pytest.fixture(scope="session")
+def classifier(trained: Callable[..., Run]) -> Callable[..., Classifier]:
+    """(method) -> the classifier of its run."""
+
+    @cache
+    def make(method: str) -> Classifier:
+        return classifier_of(trained(method).artefacts[-1], Path(), "cpu", remembers=True)
+
+    return make
+
+
 @pytest.fixture
-def session_of(trained: Callable[..., Run], tmp_path: Path) -> Callable[..., Session]:
+def session_of(classifier: Callable[..., Classifier], tmp_path: Path) -> Callable[..., Session]:
     """(method, max_bytes, options of Session) -> a session; its model is in the folder `model`."""
 
     def make(method: str = "ncm", max_bytes: int = 2 * MEGABYTE, **options: Any) -> Session:
         file = tmp_path / "model" / "model.safetensors"
         file.parent.mkdir(exist_ok=True)
-        artefact = write_artefact(trained(method).artefacts[-1], file)
-        classifier = classifier_of(artefact, file, "cpu", remembers=True)
-        return Session(classifier, file, Limits(max_bytes), **options)
+        served = copy.copy(classifier(method))
+        served.artefact = write_artefact(served.artefact, file)
+        return Session(served, file, Limits(max_bytes), **options)
 
     return make
 

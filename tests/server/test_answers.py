@@ -9,11 +9,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 
 import smope
 from smope.server import application
 from smope.server.session import Session
-from tests.serving.colours import Run
 
 from .conftest import HOSTILE, Serve, client_of, files_of, upload
 
@@ -90,11 +90,12 @@ def test_the_model(serve: Serve) -> None:
 
 
 def test_numbers_that_are_none_are_null(
-    session_of: Callable[..., Session], colours: Path, trained: Callable[..., Run]
+    session_of: Callable[..., Session], colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model with damaged weights gives an answer that is JSON."""
     session = session_of()
-    session._classifier.method.classifier.weight.fill_(float("nan"))
+    nothing = torch.full((1, 4), torch.nan)
+    monkeypatch.setattr(session._classifier, "_classified", lambda features: nothing)
     answer = client_of(session).post("/predict", files=files_of(colours / "test", 1))
     assert answer.status_code == 200
     assert documented(answer.json(), "Predictions")["images"][0]["probability"] is None

@@ -1,0 +1,114 @@
+"""`smope serve` from a shell: the line that it prints, mistakes, and how it ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smope.cli.main import main
+from smope.errors import UserError
+from smope.run.artefact import write_artefact
+from smope.server import listen
+from smope.serving.packing import for_inference
+from tests.serving.colours import Run
+
+LINE = r"(http://127\.0\.0\.1:\d+) serves model\.safetensors \(NearestClassMean, 4 classes, "
+
+
+@pytest.fixture
+def model(trained: Callable[..., Run], tmp_path: Path) -> Path:
+    return write_artefact(trained("ncm").artefacts[-1], tmp_path / "model.safetensors").file.path  # pyright: ignore
+
+
+def test_it_says_its_address_and_ends_with_a_line(model: Path) -> None:
+    command = [sys.executable, "-m", "smope", "serve", str(model), "--learn", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        line = server.stdout.readline()
+        match = re.fullmatch(LINE + r"learning on\); Ctrl-C stops it\n", line)
+        assert match, line + server.stderr.read()
+        with urllib.request.urlopen(f"{match[1]}/model") as answer:
+            assert json.load(answer)["learning"] is True
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0
+        assert (server.stdout.read(), server.stderr.read()) == ("stopped\n", "")
+
+
+def test_another_port_where_the_default_one_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        monkeypatch.setattr(listen, "DEFAULT_PORT", taken)
+        with listen.open_socket("127.0.0.1", None) as listening:
+            assert listening.getsockname()[1] != taken
+        message = rf"--port={taken}: is in use; choose another, or leave --port out for a free one"
+        with pytest.raises(UserError, match=message):
+            listen.open_socket("127.0.0.1", taken)
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "203.0.113.7", "a" * 300, "\udcff"])
+def test_hosts_that_are_not_here(host: str) -> None:
+    with pytest.raises(UserError, match=r"--host=.*leave it out for 127\.0\.0\.1"):
+        listen.open_socket(host, 0)
+
+
+def test_which_hosts_are_this_machine_alone() -> None:
+    loopback = ("127.0.0.1", "127.3.4.5", "::1", "localhost")
+    assert all(map(listen.is_loopback, loopback))
+    assert not any(map(listen.is_loopback, ("0.0.0.0", "::", "10.0.0.1", "lab-7", "")))
+    assert listen.names_of("lab-7")[0] == "lab-7"
+    assert listen.names_of("localhost") == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], r"RUN=nowhere|MODEL=nowhere: no such file or directory"),
+        ([], r"required: MODEL; see `smope serve --help`"),
+        ([".", "--port", "70000"], r"--port=70000: must be in 0\.\.65535"),
+        ([".", "--min-probability", "80"], r"--min-probability=80: must be in 0\.\.1"),
+        ([".", "--max-upload", "0"], r"--max-upload=0: must be above 0"),
+        ([".", "--max-upload", "nan"], r"--max-upload=nan: must be above 0"),
+        ([".", "--out", "."], r"--out is for what --learn writes; leave it out, or add --learn"),
+        ([".", "--learn", "--out", "no"], r"--out=no: is no folder; make it, or name another"),
+        (["hf://me/birds", "--learn"], r"MODEL=hf://me/birds: new versions .*; add --out DIR"),
+        ([".", "--lern"], r"did you mean --learn\?"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str, mistake: Any) -> None:
+    assert re.search(message, mistake("serve", *words))
+
+
+def test_the_extra_that_is_missing(mistake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name)
+    )
+    line = mistake("serve", "nowhere")
+    assert line.endswith(
+        'smope serve needs uvicorn, which is not installed; pip install "smope[serve]"'
+    )
+
+
+def test_a_model_that_cannot_learn(
+    trained: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = write_artefact(for_inference(trained("ncm").artefacts[-1]), tmp_path / "small.st")
+    capsys.readouterr()
+    assert main(["serve", str(tmp_path / "small.st"), "--learn", "--port", "0"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert small.learning is None
+    assert "make a learnable one of its run with `smope pack RUN --learnable --out FILE`" in line
