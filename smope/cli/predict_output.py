@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from smope.cli.predict_table import Table, csv_line, shown_path
 from smope.console.progress import above_bars
-from smope.serving.predict import UNKNOWN, Classifier, Prediction
+from smope.serving.predict import Classifier
+from smope.serving.prediction import UNKNOWN, Prediction
 
 MAX_COLUMN_WIDTH = 60
 

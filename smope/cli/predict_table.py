@@ -26,7 +26,7 @@ from smope.errors import UserError
 from smope.storage.files import try_lock, write_atomically
 
 if TYPE_CHECKING:
-    from smope.serving.predict import Prediction
+    from smope.serving.prediction import Prediction
 
 NO_PATH = "-"  # of an image that came through a pipe
 ROW_END = b"\r\n"

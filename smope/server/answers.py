@@ -13,7 +13,7 @@ from smope.errors import UserError, one_line
 from smope.server.limits import Upload
 from smope.server.refusal import Refusal
 from smope.server.session import Session, Version
-from smope.serving.predict import Prediction
+from smope.serving.prediction import Prediction
 
 UNREADABLE = 422
 

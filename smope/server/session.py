@@ -25,11 +25,12 @@ from smope.serving.class_folders import FEW_IMAGES, ClassFolders, class_name
 from smope.serving.learning import Pupil
 from smope.serving.lessons import LEAVE_OUT, Lesson, prepare_lesson
 from smope.serving.lineage import before_last_lesson, last_lesson, parent_of
-from smope.serving.predict import Classifier, Prediction
+from smope.serving.predict import Classifier
+from smope.serving.prediction import Prediction
 from smope.serving.versions import write_version
 from smope.storage.run_directory import model_file
 
-BATCH = 8  # images that are decoded and classified at a time
+BATCH = 4  # images that are decoded and classified at a time
 STOPPED = "the server was stopped before the lesson was learned; nothing was written"
 
 

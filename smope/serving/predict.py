@@ -11,10 +11,9 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy
 import torch
@@ -27,6 +26,7 @@ from smope.run.artefact import Artefact, read_model, write_artefact
 from smope.serving.explanation import Explanation, explained
 from smope.serving.hub import download, is_hub_reference
 from smope.serving.inputs import SingleInput, picture, single_images
+from smope.serving.prediction import Guess, Prediction
 from smope.serving.rebuild import rebuild
 from smope.serving.weights_beside import weights_now
 from smope.storage.run_search import finished_run
@@ -42,44 +42,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 MOST_WORKERS = 16  # threads that decode images, where nobody says how many
 DEVICE = Device()
-UNKNOWN = "unknown"  # the class name of an image whose best guess is not probable enough
 UNUSED_GENERATOR = random.Random(0)  # the evaluation transform draws nothing
-
-
-class Guess(NamedTuple):
-    """A class, and its probability: the softmax over the logits of all classes seen."""
-
-    class_name: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What an image is taken for.
-
-    path:          of the image; None for pictures, arrays, tensors and bytes.
-    top:           the K most probable classes, best first.
-    unknown_score: the largest logit with a minus sign (Hendrycks et al. 2022, arXiv 1911.11132):
-                   higher for images that are like no class seen. `smope.analysis.open_set_scores`
-                   says how well it and the probability tell such images apart in a run.
-    is_unknown:    whether the best probability is below `min_probability` of `predict`.
-    explanation:   where `predict` was asked for it.
-    """
-
-    path: Path | None
-    top: tuple[Guess, ...]
-    unknown_score: float
-    is_unknown: bool = False
-    explanation: Explanation | None = None
-
-    @property
-    def class_name(self) -> str:
-        """The best class, or "unknown"; `top[0]` is the best guess even then."""
-        return UNKNOWN if self.is_unknown else self.top[0].class_name
-
-    @property
-    def probability(self) -> float:
-        return self.top[0].probability
 
 
 class Classifier:

@@ -26,7 +26,8 @@ from smope.cli.main import main
 from smope.cli.predict_table import Table, TableFile
 from smope.console import progress
 from smope.serving import files, standard_input
-from smope.serving.predict import Classifier, Prediction
+from smope.serving.predict import Classifier
+from smope.serving.prediction import Prediction
 from tests.disks import disk, remount
 
 Capture = pytest.CaptureFixture[str]
