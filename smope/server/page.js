@@ -95,12 +95,13 @@ function show(card) {
     box.replaceChildren(make("p", "soft", "waiting …"));
     return;
   }
-  const parts = [now.error ? make("p", "problem", now.error) : answer(now, before)];
+  const opened = box.querySelector("details")?.open ?? false;
+  const parts = [now.error ? make("p", "problem", now.error) : answer(now, before, opened)];
   if (before && !before.error) parts.push(earlier(before));
   box.replaceChildren(...parts);
 }
 
-function answer(now, before) {
+function answer(now, before, opened) {
   const changed = before && !before.error && before.class !== now.class;
   const box = make("div", "answer");
   if (before) box.append(make("p", "when", `now, ${now.version}`));
@@ -113,7 +114,7 @@ function answer(now, before) {
   }
   facts.push(`unknown score ${now.unknown_score === null ? "?" : now.unknown_score.toFixed(2)}`);
   for (const fact of facts) box.append(make("p", "soft", fact));
-  if (now.experts.length) box.append(experts(now.experts));
+  if (now.experts.length) box.append(experts(now.experts, opened));
   return box;
 }
 
@@ -130,9 +131,10 @@ function guess({class: name, probability}) {
   return make("li", "", "", make("span", "", name), make("span", "", percent(probability)), bar);
 }
 
-/** The chosen experts of each block: a row a head, a square an expert. */
-function experts(blocks) {
+/** The chosen experts of each block: a row for each head, a square for each expert. */
+function experts(blocks, opened) {
   const details = make("details", "", "", make("summary", "", "Experts that it used"));
+  details.open = opened;
   for (const {block, of, heads} of blocks) {
     details.append(make("p", "block", `block ${block}: ${counted(heads.length, "head")}, ${of} experts each`));
     details.append(squares(of, heads, block));

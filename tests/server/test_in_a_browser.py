@@ -26,6 +26,13 @@ WIDTHS = {"desktop": 1200, "phone": 360}
 PICTURES = os.environ.get("SMOPE_PAGE_PICTURES")
 
 
+WIDER = """[...document.querySelectorAll('main *')]
+    .filter(x => !x.closest('pre, summary') && x.parentElement.clientWidth)
+    .filter(x => x.getBoundingClientRect().right
+                 > x.parentElement.getBoundingClientRect().right + 0.5)
+    .map(x => x.outerHTML.slice(0, 80))"""
+
+
 @pytest.fixture
 def address(session_of: Callable[..., Session]) -> Iterator[str]:
     """Where a server that learns answers."""
@@ -75,6 +82,7 @@ def look(page: Browser, name: str, address: str) -> None:
             features = [{"name": "prefers-color-scheme", "value": scheme}]
             page.call("Emulation.setEmulatedMedia", features=features)
             assert page.run("document.documentElement.scrollWidth") <= width, (size, "scrolls down")
+            assert page.run(WIDER) == [], "nothing is wider than what it is in"
             if PICTURES:
                 Path(PICTURES, f"{name}-{size}-{scheme}.png").write_bytes(page.picture())
 
