@@ -1,6 +1,7 @@
 # make demo   train on the embedded default (ARGS="method=ncm seed=1" adds overrides)
 # make test   run the tests, several at once (ARGS="-k router" adds pytest's options; "-n 0": one after the other)
 # make lint   ruff and pyright
+# make docs   the documentation, into site/ (site/index.html opens in a browser)
 # make clean  remove caches and the environment; runs/ stays
 #
 # The environment is .venv, made with PYTHON and the versions of constraints.txt, once.
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/smope train --report $(ARGS)
@@ -30,12 +31,16 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -54,4 +59,8 @@ $(VENV)/.installed-test: $(PINS) | $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(PINS) | $(VENV)/.installed-test
 	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(PINS) | $(VENV)/.installed
+	$(INSTALL) --editable '.[docs]'
 	@touch $@

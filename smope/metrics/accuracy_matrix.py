@@ -1,6 +1,6 @@
 """The mathematics of scores: functions of the accuracy matrix A; scores.py has the list of scores.
 
-A[t][j] is the accuracy on the test images of task j after task t, a fraction. Rows may be short or
+A[t, j] is the accuracy on the test images of task j after task t, a fraction. Rows may be short or
 have None for what was not measured (j > t). Means over tasks are unweighted: each task counts once,
 whatever its number of images, except in the functions that take `test_images`. Definitions as in
 Le et al. 2026 (arXiv 2509.24483) and its code.
@@ -127,7 +127,7 @@ def intransigence(matrix: Matrix, joint: Sequence[float]) -> float:
 def forward_transfer(matrix: Matrix, untrained: Sequence[float]) -> float:
     """Mean over all tasks but the first of (accuracy right before learning it - untrained one).
 
-    Lopez-Paz and Ranzato 2017 (arXiv 1706.08840). It needs A[t-1][t], which class-incremental
+    Lopez-Paz and Ranzato 2017 (arXiv 1706.08840). It needs A[t-1, t], which class-incremental
     streams do not have, because the classes of a task are unknown before it. 0 for one task.
 
     Args:
