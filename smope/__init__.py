@@ -4,6 +4,10 @@
     record = smope.train("stream=digits", "method=smope", "run_dir=first_run")
     record["final_average_accuracy"]
     classifier = smope.load("first_run")
+    learner = smope.SMoPE(backbone="vit_base_patch16_224.augreg_in21k", num_classes=100)
+
+`train` does what the command does, `load` classifies with what it has learned. The methods, such as
+`SMoPE`, are modules for a training loop of your own: see `smope.Learner`.
 
 Importing this package imports no torch. Its parts are in smope.methods, smope.routers,
 smope.streams and so on.
@@ -11,15 +15,76 @@ smope.streams and so on.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smope.version import __version__
 
 if TYPE_CHECKING:
+    from smope.loops.learner import Learner
+    from smope.loops.methods import (
+        L2P,
+        OVOR,
+        CODAPrompt,
+        DeepL2P,
+        DualPrompt,
+        FeCAM,
+        Finetune,
+        FullFinetune,
+        HiDePrompt,
+        Joint,
+        LayUP,
+        LinearProbe,
+        NearestClassMean,
+        NoRGa,
+        RanPAC,
+        Ridge,
+        SMoPE,
+        SMoPEPlus,
+        StreamingLDA,
+        VQPrompt,
+    )
     from smope.serving.predict import Classifier
 
-__all__ = ["__version__", "load", "train"]
+__all__ = [
+    "L2P",
+    "OVOR",
+    "CODAPrompt",
+    "DeepL2P",
+    "DualPrompt",
+    "FeCAM",
+    "Finetune",
+    "FullFinetune",
+    "HiDePrompt",
+    "Joint",
+    "LayUP",
+    "Learner",
+    "LinearProbe",
+    "NearestClassMean",
+    "NoRGa",
+    "RanPAC",
+    "Ridge",
+    "SMoPE",
+    "SMoPEPlus",
+    "StreamingLDA",
+    "VQPrompt",
+    "__version__",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The modules for loops are imported when they are used first, since they import torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "smope.loops.learner" if name == "Learner" else "smope.loops.methods"
+    return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def train(*overrides: str) -> dict[str, Any]:

@@ -68,6 +68,16 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "streams",
         "trackers",
     ),
+    # methods for loops of other people: plain modules, so it knows no stream and no run
+    "loops": (
+        "errors",
+        "seeding",
+        "backbones",
+        "routers",
+        "methods",
+        "config",  # the names of backbones and routers, and the checks of arguments
+        "training",
+    ),
     "analysis": ("errors", "console", "storage", "config", "metrics"),
     "report": ("errors", "version", "console", "storage", "metrics.scores", "analysis"),
     "run": (
@@ -176,7 +186,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tuning",
         "sweeps",
     ),
-    "__init__": ("storage.launch", "version", "config.overrides", "run", "serving"),
+    "__init__": ("storage.launch", "version", "config.overrides", "run", "serving", "loops"),
     "__main__": ("cli",),
 }
 # Who may know a library.

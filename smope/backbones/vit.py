@@ -201,7 +201,7 @@ def load_backbone(
         "given": (tuple(mean or ()), tuple(std or ())),
     }[pixel_statistics]
     assert statistics is not None
-    source, sha256 = (loaded.source, loaded.sha256) if loaded else ("random", _tensors_sha256(vit))
+    source, sha256 = (loaded.source, loaded.sha256) if loaded else ("random", tensors_sha256(vit))
     return Backbone(vit, BackboneIdentity(name, source, sha256, *statistics))
 
 
@@ -232,7 +232,7 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
         raise UserError(
             f"backbone.name={name}: timm builds a {type(vit).__name__} for it; {REQUIREMENT}"
         )
-    _check_square(name, vit)
+    check_square(name, vit)
     current: Any = vit.pretrained_cfg
     if current.get("architecture", architecture) != architecture:
         new = f"{current['architecture']}.{current['tag']}"
@@ -242,7 +242,7 @@ def _create(name: str, image_size: int | None, options: dict[str, Any]) -> Visio
     return vit
 
 
-def _check_square(name: str, vit: VisionTransformer) -> None:
+def check_square(name: str, vit: VisionTransformer) -> None:
     """UserError unless images and patches are square, and patches cover an image."""
     for what in ("img_size", "patch_size"):
         height, width = getattr(vit.patch_embed, what)
@@ -359,7 +359,8 @@ def _own_statistics(name: str, loaded: Weights | None) -> tuple[Sequence[float],
     return tuple(config.mean), tuple(config.std)
 
 
-def _tensors_sha256(module: nn.Module) -> str:
+def tensors_sha256(module: nn.Module) -> str:
+    """A hash (hex) of all tensors of a module and their names."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())

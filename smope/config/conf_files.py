@@ -126,6 +126,33 @@ def files_of_choice(group: str, name: str, config_dirs: Sequence[Path]) -> list[
     return [path, *itertools.chain(*others)]
 
 
+def choice_values(group: str, name: str, config_dirs: Sequence[Path]) -> dict[str, Any]:
+    """The values of a choice's file and of those that it includes, whose values give way.
+
+    Args:
+        group: The group, such as backbone.
+        name: The choice.
+        config_dirs: The folders to look in, such as conf/; a later one wins.
+
+    Raises:
+        UserError: There is no such choice, or a file cannot be read.
+    """
+    known = choices(group, config_dirs)
+    if name not in known:
+        raise UserError(f"{group}={name} is no choice; {known_choices(group, name, known)}")
+    values: dict[str, Any] = {}
+    for path in reversed(files_of_choice(group, name, config_dirs)):
+        values |= read_mapping(path)
+    values.pop("defaults", None)
+    return values
+
+
+def default_choice(group: str) -> str:
+    """What `smope train` chooses of a group without an override."""
+    chosen = read_mapping(conf_dir() / "train.yaml", resolve=False)["defaults"]
+    return next(item[group] for item in chosen if isinstance(item, dict) and group in item)
+
+
 def read_mapping(path: Path, *, resolve: bool = True) -> dict[str, Any]:
     """The keys and values of a YAML file.
 

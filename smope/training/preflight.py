@@ -12,13 +12,13 @@ from smope.training.schedule import make_schedule
 from smope.training.settings import TrainerSettings
 
 
-def check_stream(method: Method, stream: Stream, spans: Sequence[TaskSpan]) -> None:
+def check_stream(method: Method, spans: Sequence[TaskSpan], name: str) -> None:
     """Check that the method can learn the stream.
 
     Args:
         method: what is trained.
-        stream: what it is trained on.
         spans: the classes of each task.
+        name: what the tasks are, for the error.
 
     Raises:
         UserError: it cannot, for instance since classes come again.
@@ -27,7 +27,7 @@ def check_stream(method: Method, stream: Stream, spans: Sequence[TaskSpan]) -> N
     centroids = method.statistics.mean.shape[1]
     if centroids > 1 and any(span.repeats for span in spans):
         raise UserError(
-            f"method.centroids must be 1 for stream {stream.name}, where classes come again in "
+            f"method.centroids must be 1 for {name}, where classes come again in "
             f"later tasks, got {centroids}; leave it at its default"
         )
 

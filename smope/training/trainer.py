@@ -19,10 +19,8 @@ from smope.seeding import stable_seed
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream, Task
 from smope.trackers.base import Tracker
-from smope.training.alignment import align_classifier
 from smope.training.checkpoint import Checkpoint, restore
 from smope.training.checkpointing import CheckpointWriter, restore_within
-from smope.training.class_statistics import record_class_statistics
 from smope.training.compiling import compile_as_set
 from smope.training.device import prepare_backbone
 from smope.training.device_images import DeviceImages
@@ -45,6 +43,7 @@ from smope.training.settings import Record, TrainerSettings
 from smope.training.spans import task_spans
 from smope.training.step_log import StepLog
 from smope.training.stopwatch import Stopwatch, timed_batches
+from smope.training.task_end import record_and_align
 
 if TYPE_CHECKING:
     from smope.streams.task_images import TaskImages
@@ -126,7 +125,7 @@ class Trainer:
         self._expert_counts = ExpertCounts()
         self._stopwatch = Stopwatch(device)
         self._resumed: Checkpoint | None = None
-        check_stream(method, stream, self.spans)
+        check_stream(method, self.spans, f"stream {stream.name}")
         check_batch_split(method, stream, settings)
         for span, task in zip(self.spans, stream.tasks, strict=True):
             check_schedule(task, self.phases(span), settings)
@@ -311,16 +310,10 @@ class Trainer:
         self.outputs.remark(self._title(span), method.remarks())
         self._stopwatch.add_to(self.history, "train")
         augmented = self.settings.statistics_images == "train"
-        for part in method.recorded():
-            method.eval()
-            batches = self.loader.in_order(task.train if augmented else task.train_plain)
-            record_class_statistics(
-                part, span, batches, precision=self.settings.precision, seed=self.seed
-            )
-        for part in method.aligned() if span.index > 0 else ():
-            method.train()
-            seed = stable_seed(self.seed, "alignment", span.index)
-            align_classifier(part, span, self.settings, seed)
+        images = task.train if augmented else task.train_plain
+        record_and_align(
+            method, span, lambda: self.loader.in_order(images), self.settings, self.seed
+        )
         self._stopwatch.add_to(self.history, "align")
         # Processes on different machines may have rounded differently.
         collectives.copy_from_first(method.trained_state().values())

@@ -1,0 +1,1 @@
+"""Methods for training loops of your own: plain nn.Modules that need no configuration."""

@@ -1,0 +1,413 @@
+"""A method as a plain nn.Module, for a training loop of your own.
+
+    learner = smope.SMoPE(backbone="vit_base_patch16_224.augreg_in21k", num_classes=100)
+    for classes, loader in tasks:                       # class ids, and images with class ids
+        learner.begin_task(classes)
+        for phase in learner.phases(epochs=20):         # none where a method takes no steps
+            optimizer = torch.optim.AdamW(learner.parameter_groups(lr=5e-3))
+            for _ in learner.epochs():
+                for images, labels in loader:
+                    optimizer.zero_grad()
+                    learner.loss(images, labels).backward()
+                    optimizer.step()
+        learner.end_task(loader)
+    learner.predict(images)
+
+Letters: B batch, S image side, N num_classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from smope.config.config import checked_group
+from smope.errors import UserError
+from smope.loops.class_ids import ClassIds
+from smope.loops.loaders import TaskBatches
+from smope.loops.steps import ignore_steps, watch_steps
+from smope.methods._shared.routed_method import RoutedMethod
+from smope.methods.base import Batches, Method, Phase, TaskSpan
+from smope.training.precision import AUTOCAST_DTYPES, autocast, evaluated
+from smope.training.preflight import check_stream
+from smope.training.settings import TrainerSettings
+from smope.training.task_end import record_and_align
+
+
+class Learner(nn.Module):
+    """A method that is told of tasks by class ids, and trained by anybody's loop.
+
+    Class ids are whole numbers in 0..N-1, as in `torch.nn.CrossEntropyLoss`; they may come in any
+    order, and again in later tasks. Images are (B, 3, S, S) with pixels in [0, 1]: the backbone
+    normalises them itself.
+
+    Nothing that is trained appears with a task: all parameters exist from the start, so an
+    optimizer that was made once trains them all. But its moments carry over from task to task, and
+    go on moving what an earlier task has learned and this one has no gradient for; the numbers of
+    `smope train` come from an optimizer that is new in each phase, with parameter_groups().
+
+    `state_dict` holds all of it: backbone, what was learned and remembered, tasks and class ids,
+    within a task as well. `method.trained_state()` is the part that was learned.
+
+    Args:
+        method: its backbone, prompts and classifier.
+        seed: of what alignment and k-means draw; that of `smope train`. None draws one from torch's
+            global generator.
+
+    Attributes:
+        method: as the trainer of `smope train` trains it; its labels are numbered as classes first
+            appear.
+    """
+
+    def __init__(self, method: Method, *, seed: int | None = None) -> None:
+        super().__init__()
+        self.method = method
+        self.seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self._ids = ClassIds(method.num_classes)
+        self._spans: list[TaskSpan] = []
+        self._learning = False
+        self._phase: Phase | None = None
+        self._chose_phase = False
+        self.register_load_state_dict_pre_hook(_adopt_state)
+
+    @property
+    def num_classes(self) -> int:
+        """N."""
+        return self.method.num_classes
+
+    @property
+    def classes_seen(self) -> tuple[int, ...]:
+        """The class ids of all tasks so far, ascending."""
+        return tuple(sorted(self._ids.of_labels))
+
+    @property
+    def trains(self) -> bool:
+        """Whether the current task takes training steps. Methods in closed form learn in end_task
+        alone.
+        """
+        return self._phase is not None
+
+    def begin_task(self, classes: Iterable[int] | Tensor) -> None:
+        """Begin a task, in training mode.
+
+        Args:
+            classes: the ids of its classes, new ones and such as have come before.
+
+        Raises:
+            UserError: the task before has not ended, an id is not in 0..N-1, or the method cannot
+                learn such a task.
+        """
+        if self._learning:
+            raise UserError(
+                f"begin_task: task {len(self._spans)} has not ended; call end_task(loader) first"
+            )
+        ids = self._ids.checked(classes)
+        span = self._ids.span(len(self._spans), ids)
+        check_stream(self.method, [*self._spans, span], "these tasks")
+        self._ids.add(ids)
+        self._spans.append(span)
+        self._learning = True
+        self.train()
+        self.method.begin_task(span)
+        self._chose_phase = False
+        phases = self.method.phases(span, 1)
+        self._begin_phase(phases[-1] if phases else None)
+
+    def phases(self, epochs: int, dense_epochs: int | None = None) -> Iterator[Phase]:
+        """The phases of the current task, each begun when the loop comes to it.
+
+        A loop that does without has one phase, the last one of the method. So SMoPE is trained
+        without its warm-up, and OVOR without outliers.
+
+        Args:
+            epochs: of the task, as trainer.epochs.
+            dense_epochs: of SMoPE's warm-up in the first task; None: half of `epochs`.
+
+        Returns:
+            Phases with `name` and `epochs`; none for a task without training steps.
+        """
+        span = self._current("phases")
+        if isinstance(self.method, RoutedMethod):
+            settings = TrainerSettings(epochs=epochs, dense_epochs=dense_epochs)
+            self.method.dense_epochs = settings.warm_up_epochs
+        self._chose_phase = True
+        for phase in self.method.phases(span, epochs):
+            self._begin_phase(phase)
+            yield phase
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs of the current phase, from 0, each begun when the loop comes to it.
+
+        A loop may also count by itself and call begin_epoch().
+        """
+        self._current("epochs")
+        if self._phase is None:
+            raise self._no_steps("epochs")
+        for epoch in range(self._phase.epochs):
+            self.begin_epoch(epoch)
+            yield epoch
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell the method that an epoch begins, counted from 0 in each phase. Some methods change
+        with it; without it, they stay in epoch 0.
+        """
+        self.method.begin_epoch(epoch)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Groups for an optimizer of torch, with the rates that the method gives to its parts.
+
+        `parameters()` works as well: all at one rate, and the frozen backbone among them.
+
+        Args:
+            lr: rate of the classifier.
+
+        Raises:
+            UserError: the method takes no training steps.
+        """
+        groups = self.method.parameter_groups(lr)
+        if not groups:
+            raise self._no_steps("parameter_groups")
+        return groups
+
+    def loss(
+        self, images: Tensor, labels: Tensor, competing: Literal["task", "seen"] = "task"
+    ) -> Tensor:
+        """The loss of a batch, a scalar with gradient: the sum of losses().
+
+        Args:
+            images: (B, 3, S, S) in [0, 1].
+            labels: class ids (B,) of the current task.
+            competing: "task": its classes. "seen": all classes so far, and labels of these, for
+                batches that hold images of earlier tasks as well, as from a replay buffer. Methods
+                that revisit earlier images, such as Joint, always do that.
+
+        Raises:
+            UserError: no task is current or it takes no steps, or images or labels do not fit.
+        """
+        return torch.stack(list(self.losses(images, labels, competing).values())).sum()
+
+    def losses(
+        self, images: Tensor, labels: Tensor, competing: Literal["task", "seen"] = "task"
+    ) -> dict[str, Tensor]:
+        """The parts of loss() by name, weighted; arguments and errors as there."""
+        span = self._current("loss")
+        if not self.trains:
+            raise self._no_steps("loss")
+        if not self._chose_phase and len(phases := self.method.phases(span, 1)) > 1:
+            names = " and then ".join(phase.name for phase in phases)
+            raise UserError(
+                f"loss: {type(self.method).__name__} learns a task in phases, {names}; train in "
+                f"`for phase in learner.phases(epochs):`"
+            )
+        if competing == "seen" or self.method.revisits:
+            span = replace(span, classes=tuple(range(span.stop)))
+        return self.method.losses(self._images(images), self._labels(labels, span), span)
+
+    def end_step(self) -> None:
+        """Called by itself after each step of an optimizer of torch.optim that has parameters of
+        the learner. After a step of anything else, call it.
+        """
+        self.method.end_step()
+
+    def end_task(
+        self,
+        loader: Iterable[Sequence[Any]],
+        plain_loader: Iterable[Sequence[Any]] | None = None,
+        **alignment: Any,
+    ) -> None:
+        """End the task: learn what the method learns without steps, record class statistics, and
+        from the second task on align the classifier. Ends in evaluation mode.
+
+        Args:
+            loader: the training images of the task, in batches (images, class ids, ...). SMoPE
+                counts on them which experts are used.
+            plain_loader: each of them once and without augmentation, for methods in closed form and
+                for class statistics. None: `loader`, so for methods in closed form it should not
+                augment, and for class statistics it must drop no class.
+            alignment: values for `alignment_epochs`, `alignment_samples_per_class`,
+                `alignment_learning_rate` and `alignment_batches`, if not those of TrainerSettings.
+
+        Raises:
+            UserError: no task is current, or the loader gives other classes or none.
+        """
+        span = self._current("end_task")
+        settings = _alignment(alignment)
+        plain = loader if plain_loader is None else plain_loader
+        batches = TaskBatches(loader, plain, lambda ids: self._labels(ids, span), self._device)
+        self.finish_task(batches, lambda: batches.of_every_class(span.classes), settings)
+
+    def finish_task(
+        self,
+        batches: Batches,
+        statistics: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+        settings: TrainerSettings,
+    ) -> None:
+        """end_task() for a loop that has its own batches for each purpose, with labels of the
+        method.
+
+        Args:
+            batches: see methods.base.Batches.
+            statistics: one pass over the images that class statistics describe.
+            settings: the keys alignment_*.
+        """
+        span, method = self._current("finish_task"), self.method
+        with self._own_autocast() as precision:
+            settings = replace(settings, precision=precision)
+            method.eval()
+            with torch.no_grad(), autocast(precision, self._device):
+                method.end_task(span, batches)
+            with torch.enable_grad():
+                record_and_align(method, span, statistics, settings, self.seed)
+        ignore_steps(self)
+        self._learning, self._phase = False, None
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of all classes.
+
+        Args:
+            images: (B, 3, S, S) in [0, 1].
+
+        Returns:
+            (B, N), a column for each class id; minus infinity for classes not seen yet.
+
+        Raises:
+            UserError: there was no task yet, or images do not fit.
+        """
+        self._refuse_without_classes()
+        return self._ids.columns(self.method(self._images(images)))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Classify images among the classes seen so far, as `smope train` evaluates.
+
+        Args:
+            images: (B, 3, S, S) in [0, 1].
+
+        Returns:
+            Class ids (B,). The mode, training or evaluation, is left as it was.
+        """
+        return self.evaluated(images).argmax(-1)
+
+    @torch.no_grad()
+    def evaluated(self, images: Tensor) -> Tensor:
+        """forward() in evaluation mode, without gradient, classified in full precision."""
+        self._refuse_without_classes()
+        training = self.training
+        self.eval()
+        try:
+            with self._own_autocast() as precision:
+                logits = evaluated(self.method, self._images(images), precision)
+        finally:
+            self.train(training)
+        return self._ids.columns(logits)
+
+    def get_extra_state(self) -> Tensor:
+        """Tasks and class ids, as JSON in a tensor: files of safetensors hold nothing else."""
+        record = {
+            "tasks": [[self._ids.of_labels[label] for label in s.classes] for s in self._spans],
+            "learning": self._learning,
+            "phase": self._phase and astuple(self._phase),
+            "chose_phase": self._chose_phase,
+            "seed": self.seed,
+        }
+        return torch.tensor(list(json.dumps(record).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """What get_extra_state() gave."""
+        record = json.loads(bytes(state.tolist()))
+        self._ids, self._spans = ClassIds(self.num_classes), []
+        for ids in record["tasks"]:
+            self._spans.append(self._ids.span(len(self._spans), ids))
+            self._ids.add(ids)
+        self._learning, self.seed = record["learning"], record["seed"]
+        self._chose_phase = record["chose_phase"]
+        ignore_steps(self)
+        self._phase = None
+        if self._learning:
+            self._begin_phase(record["phase"] and Phase(*record["phase"]))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.method.parameters()).device
+
+    def _begin_phase(self, phase: Phase | None) -> None:
+        self._phase = phase
+        if phase is None:
+            return
+        self.train()
+        self.method.begin_phase(phase)
+        self.begin_epoch(0)
+        groups = self.method.parameter_groups(1.0)
+        watch_steps(self, [parameter for group in groups for parameter in group["params"]])
+
+    def _current(self, name: str) -> TaskSpan:
+        if not self._learning:
+            raise UserError(f"{name}: there is no current task; call begin_task(classes) first")
+        return self._spans[-1]
+
+    def _no_steps(self, name: str) -> UserError:
+        return UserError(
+            f"{name}: {type(self.method).__name__} takes no training steps in this task; train in "
+            f"`for phase in learner.phases(epochs):`, or only where learner.trains, and call "
+            f"end_task(loader)"
+        )
+
+    def _refuse_without_classes(self) -> None:
+        if not self._spans:
+            raise UserError("there are no classes yet; call begin_task(classes) first")
+
+    def _images(self, images: Tensor) -> Tensor:
+        side = self.method.backbone.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, side, side):
+            raise UserError(
+                f"images must be (B, 3, {side}, {side}), got {tuple(images.shape)}; resize them"
+            )
+        return images.to(self._device, non_blocking=True)
+
+    def _labels(self, class_ids: Tensor, span: TaskSpan) -> Tensor:
+        return self._ids.labels(class_ids, span).to(self._device, non_blocking=True)
+
+    @contextmanager
+    def _own_autocast(self) -> Iterator[str]:
+        """The precision that the caller's autocast asks for, by its name, and no autocast."""
+        device = self._device.type
+        precision = "float32"
+        if next(self.method.parameters()).dtype == torch.float64:
+            precision = "float64"
+        elif torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            precision = next(name for name, value in AUTOCAST_DTYPES.items() if value == dtype)
+        with torch.autocast(device, enabled=False):
+            yield precision
+
+
+def _alignment(values: dict[str, Any]) -> TrainerSettings:
+    """Settings with other values for alignment."""
+    target = f"{TrainerSettings.__module__}.{TrainerSettings.__qualname__}"
+    wrong = [name for name in values if not name.startswith("alignment_")]
+    if wrong:
+        known = [name for name in vars(TrainerSettings()) if name.startswith("alignment_")]
+        raise UserError(f"end_task: {wrong[0]} is no argument; there are {', '.join(known)}")
+    try:
+        return TrainerSettings(**checked_group("trainer", {"_target_": target, **values}))
+    except UserError as error:
+        raise UserError(str(error).replace("trainer.", "")) from error
+
+
+def _adopt_state(learner: nn.Module, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
+    """Before a state is loaded: buffers that grow take their stored sizes."""
+    assert isinstance(learner, Learner)
+    inside = f"{prefix}method."
+    own = {key: value for key, value in state.items() if key.startswith(inside)}
+    for key in own:
+        del state[key]
+    adopted = learner.method.adopted(
+        {key.removeprefix(inside): value for key, value in own.items()}
+    )
+    state |= {inside + key: value for key, value in adopted.items()}

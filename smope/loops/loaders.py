@@ -1,0 +1,77 @@
+"""The images of a task, from a loader of the user's, as a method and the alignment want them.
+
+Letters: B batch, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from smope.errors import UserError
+
+ToLabels = Callable[[Tensor], Tensor]
+"""Checks class ids (B,) and translates them into labels (B,) on the device of the method."""
+
+
+class TaskBatches:
+    """Batches of a task's images and labels, for Method.end_task and for class statistics.
+
+    Args:
+        loader: gives images (B, 3, S, S), class ids (B,) and, if it likes, more; as often as it is
+            iterated over.
+        plain_loader: the same for each image once, without augmentation.
+        to_labels: for class ids of the task.
+        device: where images are put.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Sequence[Any]],
+        plain_loader: Iterable[Sequence[Any]],
+        to_labels: ToLabels,
+        device: torch.device,
+    ) -> None:
+        for name, argument in (("loader", loader), ("plain_loader", plain_loader)):
+            if isinstance(argument, Iterator) or not isinstance(argument, Iterable):
+                raise UserError(
+                    f"{name} must be something that can be iterated over several times, such as a "
+                    f"DataLoader or a list of batches, got a {type(argument).__name__}"
+                )
+        self._loaders = {"train": loader, "plain": plain_loader}
+        self._to_labels = to_labels
+        self._device = device
+
+    def __call__(self, kind: Literal["train", "plain"]) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass; see methods.base.Batches. UserError where there is no image."""
+        images_seen = 0
+        for images, class_ids in map(first_two, self._loaders[kind]):
+            images_seen += len(images)
+            yield images.to(self._device, non_blocking=True), self._to_labels(class_ids)
+        if images_seen == 0:
+            raise UserError("loader: gave no images; give the training images of the task")
+
+    def of_every_class(self, labels: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass over the plain images. UserError at its end if one of these labels had none."""
+        missing = set(labels)
+        for images, batch_labels in self("plain"):
+            missing -= set(batch_labels.tolist())
+            yield images, batch_labels
+        if missing:
+            raise UserError(
+                f"loader: gave no image of {len(missing)} of the task's {len(labels)} classes; "
+                f"give images of all classes of begin_task, none dropped (drop_last=False)"
+            )
+
+
+def first_two(batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Images and class ids of a batch, which may hold more."""
+    if not isinstance(batch, Sequence) or len(batch) < 2:
+        raise UserError(
+            f"loader: a batch must hold images and class ids, got a {type(batch).__name__}; give "
+            f"pairs (images, labels)"
+        )
+    return batch[0], torch.as_tensor(batch[1])

@@ -1,0 +1,31 @@
+"""What the README shows of Python is what there is, and it runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+import smope
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PYTHON = README.partition("\nIn Python, each method")[2].partition("\nOn the command line")[0]
+
+
+def test_all_that_is_public_is_documented() -> None:
+    named = {name.removeprefix("smope.") for name in re.findall(r"`(smope\.\w+|\w+)[`(]", PYTHON)}
+    assert set(smope.__all__) - named == {"__version__"}
+    assert {name for name in named if name[0].isupper()} <= set(smope.__all__)
+
+
+def test_the_loop_of_the_readme() -> None:
+    """As it is printed, but for a smaller backbone and fewer epochs."""
+    [code] = re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL)
+    name, epochs = "vit_base_patch16_224.augreg_in21k", "epochs=20"
+    assert name in code and epochs in code
+    images, labels = torch.rand(4, 3, 32, 32), torch.tensor([150, 7, 150, 7])
+    space = {"tasks": [((150, 7), [(images, labels)]), ((3, 4), [(images, (labels > 9) + 3)])]}
+    exec(code.replace(name, "glyph_vit").replace(epochs, "epochs=2"), space)
+    assert space["learner"].classes_seen == (3, 4, 7, 150)
+    assert set(space["class_ids"].tolist()) <= {3, 4, 7, 150}
