@@ -7,7 +7,8 @@
     learner = smope.SMoPE(backbone="vit_base_patch16_224.augreg_in21k", num_classes=100)
 
 `train` does what the command does, `load` classifies with what it has learned. The methods, such as
-`SMoPE`, are modules for a training loop of your own: see `smope.Learner`.
+`SMoPE`, are modules for a training loop of your own: see `smope.Learner`. In Avalanche, use
+`smope.avalanche.MethodStrategy`.
 
 Importing this package imports no torch. Its parts are in smope.methods, smope.routers,
 smope.streams and so on.
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         VQPrompt,
     )
     from smope.serving.predict import Classifier
+    from smope.training.settings import TrainerSettings
 
 __all__ = [
     "L2P",
@@ -68,19 +70,23 @@ __all__ = [
     "SMoPE",
     "SMoPEPlus",
     "StreamingLDA",
+    "TrainerSettings",
     "VQPrompt",
     "__version__",
     "load",
     "train",
 ]
 
+_MODULES = {"Learner": "smope.loops.learner", "TrainerSettings": "smope.training.settings"}
+
 
 def __getattr__(name: str) -> Any:
-    """The modules for loops are imported when they are used first, since they import torch."""
+    """What imports torch or Avalanche is imported when it is used first."""
+    if name == "avalanche":
+        return import_module("smope.avalanche")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "smope.loops.learner" if name == "Learner" else "smope.loops.methods"
-    return getattr(import_module(module), name)
+    return getattr(import_module(_MODULES.get(name, "smope.loops.methods")), name)
 
 
 def __dir__() -> list[str]:

@@ -78,6 +78,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "config",  # the names of backbones and routers, and the checks of arguments
         "training",
     ),
+    # the strategy; Avalanche itself is imported by its absolute name
+    "avalanche": ("errors", "seeding", "loops", "methods", "metrics", "streams", "training"),
     "analysis": ("errors", "console", "storage", "config", "metrics"),
     "report": ("errors", "version", "console", "storage", "metrics.scores", "analysis"),
     "run": (
@@ -186,7 +188,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tuning",
         "sweeps",
     ),
-    "__init__": ("storage.launch", "version", "config.overrides", "run", "serving", "loops"),
+    "__init__": (
+        "storage.launch",
+        "version",
+        "config.overrides",
+        "run",
+        "serving",
+        "loops",
+        "training",
+    ),
     "__main__": ("cli",),
 }
 # Who may know a library.
@@ -197,7 +207,7 @@ KNOWN_BY = {
     "optuna": ("smope.tuning",),
     "wandb": ("smope.trackers.wandb",),
     "tensorboard": ("smope.trackers.tensorboard",),
-    "avalanche": ("smope.streams",),
+    "avalanche": ("smope.streams", "smope.avalanche"),
     "timm": (
         "smope.backbones", "smope.experts", "smope.prompts", "smope.methods",
         "smope.reproduction.reference_numbers", "smope.run.quick_import",

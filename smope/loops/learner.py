@@ -236,11 +236,27 @@ class Learner(nn.Module):
         Raises:
             UserError: no task is current, or the loader gives other classes or none.
         """
-        span = self._current("end_task")
         settings = _alignment(alignment)
-        plain = loader if plain_loader is None else plain_loader
-        batches = TaskBatches(loader, plain, lambda ids: self._labels(ids, span), self._device)
-        self.finish_task(batches, lambda: batches.of_every_class(span.classes), settings)
+        batches = self.task_batches(loader, loader if plain_loader is None else plain_loader)
+        self.finish_task(batches, batches.of_every_class, settings)
+
+    def task_batches(
+        self, loader: Iterable[Sequence[Any]], plain_loader: Iterable[Sequence[Any]]
+    ) -> TaskBatches:
+        """Batches of the current task with labels of the method, for finish_task().
+
+        Args:
+            loader: as in end_task.
+            plain_loader: as there.
+        """
+        span = self._current("end_task")
+        return TaskBatches(
+            loader,
+            plain_loader,
+            lambda class_ids: self._labels(class_ids, span),
+            span.classes,
+            self._device,
+        )
 
     def finish_task(
         self,
@@ -281,7 +297,7 @@ class Learner(nn.Module):
             UserError: there was no task yet, or images do not fit.
         """
         self._refuse_without_classes()
-        return self._ids.columns(self.method(self._images(images)))
+        return self.columns(self.method(self._images(images)))
 
     def predict(self, images: Tensor) -> Tensor:
         """Classify images among the classes seen so far, as `smope train` evaluates.
@@ -305,6 +321,10 @@ class Learner(nn.Module):
                 logits = evaluated(self.method, self._images(images), precision)
         finally:
             self.train(training)
+        return self.columns(logits)
+
+    def columns(self, logits: Tensor) -> Tensor:
+        """Logits of the method (B, N), a column for each of its labels, as forward() gives them."""
         return self._ids.columns(logits)
 
     def get_extra_state(self) -> Tensor:

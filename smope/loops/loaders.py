@@ -25,6 +25,7 @@ class TaskBatches:
             iterated over.
         plain_loader: the same for each image once, without augmentation.
         to_labels: for class ids of the task.
+        classes: the labels of the task.
         device: where images are put.
     """
 
@@ -33,6 +34,7 @@ class TaskBatches:
         loader: Iterable[Sequence[Any]],
         plain_loader: Iterable[Sequence[Any]],
         to_labels: ToLabels,
+        classes: Sequence[int],
         device: torch.device,
     ) -> None:
         for name, argument in (("loader", loader), ("plain_loader", plain_loader)):
@@ -43,6 +45,7 @@ class TaskBatches:
                 )
         self._loaders = {"train": loader, "plain": plain_loader}
         self._to_labels = to_labels
+        self._classes = classes
         self._device = device
 
     def __call__(self, kind: Literal["train", "plain"]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -54,16 +57,17 @@ class TaskBatches:
         if images_seen == 0:
             raise UserError("loader: gave no images; give the training images of the task")
 
-    def of_every_class(self, labels: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """A pass over the plain images. UserError at its end if one of these labels had none."""
-        missing = set(labels)
-        for images, batch_labels in self("plain"):
-            missing -= set(batch_labels.tolist())
-            yield images, batch_labels
+    def of_every_class(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A pass over the plain images. UserError at its end if a class of the task had none."""
+        missing = set(self._classes)
+        for images, labels in self("plain"):
+            missing -= set(labels.tolist())
+            yield images, labels
         if missing:
             raise UserError(
-                f"loader: gave no image of {len(missing)} of the task's {len(labels)} classes; "
-                f"give images of all classes of begin_task, none dropped (drop_last=False)"
+                f"loader: gave no image of {len(missing)} of the task's {len(self._classes)} "
+                f"classes; give images of all classes of begin_task, none dropped "
+                f"(drop_last=False)"
             )
 
 

@@ -58,7 +58,7 @@ def make(name: str, **settings: Any) -> MethodLearner:
 def learn(learner: Learner, images: Tensor, labels: Tensor, classes: Any = None) -> None:
     """A task in three steps, with a batch of all images."""
     learner.begin_task(labels.unique() if classes is None else classes)
-    for phase in learner.phases(epochs=2):
+    for _ in learner.phases(epochs=2):
         optimizer = torch.optim.AdamW(learner.parameter_groups(lr=1e-2))
         for _ in learner.epochs():
             optimizer.zero_grad()
