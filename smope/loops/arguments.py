@@ -23,6 +23,7 @@ from smope.errors import UserError
 from smope.methods.base import Method
 from smope.routers.base import Router
 from smope.seeding import stable_seed
+from smope.training.settings import TrainerSettings
 
 
 def make_method(
@@ -112,6 +113,22 @@ def to_router(router: Router | str | None) -> Router:
         f"router must be a name or a router, got a {type(router).__name__}; write for example "
         f"router='topk' or router=smope.routers.topk.TopK(top_k=3)"
     )
+
+
+def alignment_settings(values: Mapping[str, Any]) -> TrainerSettings:
+    """Settings of training with these values for alignment.
+
+    UserError for a name that does not begin with alignment_, and for a value that does not fit.
+    """
+    target = f"{TrainerSettings.__module__}.{TrainerSettings.__qualname__}"
+    wrong = [name for name in values if not name.startswith("alignment_")]
+    if wrong:
+        known = [name for name in vars(TrainerSettings()) if name.startswith("alignment_")]
+        raise UserError(f"end_task: {wrong[0]} is no argument; there are {', '.join(known)}")
+    try:
+        return TrainerSettings(**checked_group("trainer", {"_target_": target, **values}))
+    except UserError as error:
+        raise UserError(str(error).replace("trainer.", "")) from error
 
 
 def public_parameters(kind: type[Method]) -> Iterator[Parameter]:

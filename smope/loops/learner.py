@@ -20,21 +20,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import astuple, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from smope.config.config import checked_group
 from smope.errors import UserError
+from smope.loops.arguments import alignment_settings
 from smope.loops.class_ids import ClassIds
 from smope.loops.loaders import TaskBatches
 from smope.loops.steps import ignore_steps, watch_steps
 from smope.methods._shared.routed_method import RoutedMethod
 from smope.methods.base import Batches, Method, Phase, TaskSpan
-from smope.training.precision import AUTOCAST_DTYPES, autocast, evaluated
+from smope.training.precision import autocast, callers_precision, evaluated
 from smope.training.preflight import check_stream
 from smope.training.settings import TrainerSettings
 from smope.training.task_end import record_and_align
@@ -236,7 +235,7 @@ class Learner(nn.Module):
         Raises:
             UserError: no task is current, or the loader gives other classes or none.
         """
-        settings = _alignment(alignment)
+        settings = alignment_settings(alignment)
         batches = self.task_batches(loader, loader if plain_loader is None else plain_loader)
         self.finish_task(batches, batches.of_every_class, settings)
 
@@ -273,7 +272,7 @@ class Learner(nn.Module):
             settings: the keys alignment_*.
         """
         span, method = self._current("finish_task"), self.method
-        with self._own_autocast() as precision:
+        with callers_precision(self._dtype, self._device) as precision:
             settings = replace(settings, precision=precision)
             method.eval()
             with torch.no_grad(), autocast(precision, self._device):
@@ -317,7 +316,7 @@ class Learner(nn.Module):
         training = self.training
         self.eval()
         try:
-            with self._own_autocast() as precision:
+            with callers_precision(self._dtype, self._device) as precision:
                 logits = evaluated(self.method, self._images(images), precision)
         finally:
             self.train(training)
@@ -351,6 +350,10 @@ class Learner(nn.Module):
         self._phase = None
         if self._learning:
             self._begin_phase(record["phase"] and Phase(*record["phase"]))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.method.parameters()).dtype
 
     @property
     def _device(self) -> torch.device:
@@ -392,32 +395,6 @@ class Learner(nn.Module):
 
     def _labels(self, class_ids: Tensor, span: TaskSpan) -> Tensor:
         return self._ids.labels(class_ids, span).to(self._device, non_blocking=True)
-
-    @contextmanager
-    def _own_autocast(self) -> Iterator[str]:
-        """The precision that the caller's autocast asks for, by its name, and no autocast."""
-        device = self._device.type
-        precision = "float32"
-        if next(self.method.parameters()).dtype == torch.float64:
-            precision = "float64"
-        elif torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            precision = next(name for name, value in AUTOCAST_DTYPES.items() if value == dtype)
-        with torch.autocast(device, enabled=False):
-            yield precision
-
-
-def _alignment(values: dict[str, Any]) -> TrainerSettings:
-    """Settings with other values for alignment."""
-    target = f"{TrainerSettings.__module__}.{TrainerSettings.__qualname__}"
-    wrong = [name for name in values if not name.startswith("alignment_")]
-    if wrong:
-        known = [name for name in vars(TrainerSettings()) if name.startswith("alignment_")]
-        raise UserError(f"end_task: {wrong[0]} is no argument; there are {', '.join(known)}")
-    try:
-        return TrainerSettings(**checked_group("trainer", {"_target_": target, **values}))
-    except UserError as error:
-        raise UserError(str(error).replace("trainer.", "")) from error
 
 
 def _adopt_state(learner: nn.Module, state: dict[str, Any], prefix: str, *arguments: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +26,26 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     """
     dtype = AUTOCAST_DTYPES.get(precision)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+@contextmanager
+def callers_precision(dtype: torch.dtype, device: torch.device) -> Iterator[str]:
+    """Name the precision that a caller's autocast asks for. Within the context autocast is off, so
+    that each part of the work decides for itself.
+
+    Args:
+        dtype: of the parameters.
+        device: where they are.
+
+    Returns:
+        A precision, by its name.
+    """
+    precision = "float64" if dtype == torch.float64 else "float32"
+    if precision == "float32" and torch.is_autocast_enabled(device.type):
+        names = {value: name for name, value in AUTOCAST_DTYPES.items()}
+        precision = names[torch.get_autocast_dtype(device.type)]
+    with torch.autocast(device.type, enabled=False):
+        yield precision
 
 
 def hold_frozen(method: Method, precision: str) -> None:

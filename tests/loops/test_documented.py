@@ -14,9 +14,8 @@ PYTHON = README.partition("\nIn Python, each method")[2].partition("\nOn the com
 
 
 def test_all_that_is_public_is_documented() -> None:
-    named = {name.removeprefix("smope.") for name in re.findall(r"`(smope\.\w+|\w+)[`(]", PYTHON)}
-    assert set(smope.__all__) - named == {"__version__"}
-    assert {name for name in named if name[0].isupper()} <= set(smope.__all__)
+    assert set(smope.__all__) - set(re.findall(r"\w+", PYTHON)) == {"__version__"}
+    assert set(re.findall(r"`(?:smope\.)?([A-Z]\w+)`", PYTHON)) <= set(smope.__all__)
 
 
 def test_the_loop_of_the_readme() -> None:
