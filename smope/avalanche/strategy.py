@@ -64,6 +64,9 @@ class MethodStrategy(SupervisedTemplate):
     Adam's moments from task to task. Learning rates follow `settings`, not a scheduler plugin.
     Batches from a replay plugin hold earlier classes; then all classes so far compete in the loss.
 
+    Avalanche's WandBLogger and its save_checkpoint fail with today's wandb and torch: use another
+    logger, and keep `model.state_dict()`.
+
     Avalanche's metrics stand beside ours, and these differ:
         Top1_Acc_Stream weighs images equally; final_average_accuracy of scores() weighs tasks
             equally (its twin is sample_weighted_accuracy). It is over all experiences that
