@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,10 +53,18 @@ def run(argv: Sequence[str]) -> int:
     _check(options)
     refuse_absent_device(options.device, "--device")
     model = chosen_model(options.model)
-    from smope.server.listen import address_of, is_loopback, names_of, open_socket, serve
+    from smope.server.listen import (
+        DEFAULT_PORT,
+        address_of,
+        is_loopback,
+        names_of,
+        open_socket,
+        serve,
+    )
 
-    listening = open_socket(options.host, options.port)
-    with listening:
+    with open_socket(options.host, options.port) as listening:
+        if options.port is None and listening.getsockname()[1] != DEFAULT_PORT:
+            print(f"port {DEFAULT_PORT} is in use; another one is taken", file=sys.stderr)
         with quick_imports():
             from smope.server.application import web_application
 
@@ -68,10 +77,9 @@ def run(argv: Sequence[str]) -> int:
                 file=sys.stderr,
             )
         line = f"{address_of(listening)} serves {_title(session)}; Ctrl-C stops it"
-        try:
+        with suppress(KeyboardInterrupt):
             serve(application, listening, lambda: print(line, flush=True), session.stop)
-        except KeyboardInterrupt:
-            print("stopped", flush=True)
+        print("stopped", flush=True)
     return 0
 
 

@@ -55,7 +55,7 @@ def open_socket(host: str, port: int | None) -> socket.socket:
 
 
 def _no_host(host: str, problem: str) -> UserError:
-    return UserError(f"--host={host}: {problem}; leave it out for 127.0.0.1, or write 0.0.0.0")
+    return UserError(f"--host={host}: {problem}; leave it out for this machine alone (127.0.0.1)")
 
 
 def is_loopback(host: str) -> bool:

@@ -31,10 +31,12 @@ def model(trained: Callable[..., Run], tmp_path: Path) -> Path:
     return write_artefact(trained("ncm").artefacts[-1], tmp_path / "model.safetensors").file.path  # pyright: ignore
 
 
-def test_it_says_its_address_and_ends_with_a_line(model: Path) -> None:
+@pytest.mark.parametrize("start", [None, lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)])
+def test_it_says_its_address_and_ends_with_a_line(model: Path, start: Any) -> None:
+    """Also where a script has started it in the background, with Ctrl-C ignored."""
     command = [sys.executable, "-m", "smope", "serve", str(model), "--learn", "--port", "0"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=start
     ) as server:
         assert server.stdout is not None
         assert server.stderr is not None
@@ -59,9 +61,25 @@ def test_another_port_where_the_default_one_is_in_use(monkeypatch: pytest.Monkey
             listen.open_socket("127.0.0.1", taken)
 
 
+def test_what_is_unusual_is_said(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another port, and other machines."""
+    monkeypatch.setattr(listen, "serve", lambda *_: None)
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        monkeypatch.setattr(listen, "DEFAULT_PORT", other.getsockname()[1])
+        capsys.readouterr()
+        assert main(["serve", str(model), "--host", "0.0.0.0"]) == 0
+        port = other.getsockname()[1]
+    assert capsys.readouterr().err.splitlines() == [
+        f"port {port} is in use; another one is taken",
+        "--host=0.0.0.0: other machines can use the model; there is no password",
+    ]
+
+
 @pytest.mark.parametrize("host", ["nowhere.invalid", "203.0.113.7", "a" * 300, "\udcff"])
 def test_hosts_that_are_not_here(host: str) -> None:
-    with pytest.raises(UserError, match=r"--host=.*leave it out for 127\.0\.0\.1"):
+    with pytest.raises(UserError, match=r"--host=.*leave it out for this machine"):
         listen.open_socket(host, 0)
 
 
