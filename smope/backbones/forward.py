@@ -154,7 +154,7 @@ def run_cls_row(block: Any, x: Tensor) -> Tensor:
     """block(x)[:, :1], (B, N, C) -> (B, 1, C)."""
     if (
         not takes_apart(block)
-        or isinstance(block.mlp, Wrapper)  # it may read all tokens
+        or (isinstance(block.mlp, Wrapper) and not block.mlp.token_by_token)
         or not is_linear(block.attn.qkv)
         or not _made_of(block.attn.qkv, set())
     ):

@@ -23,7 +23,13 @@ PARTS: tuple[Part, ...] = ("attn", "attn.qkv", "mlp", "mlp.fc1", "mlp.fc2")
 
 
 class Wrapper(nn.Module):
-    """Stands where `layer`, a part of a block, was, and keeps it unchanged."""
+    """Stands where `layer`, a part of a block, was, and keeps it unchanged.
+
+    Attributes:
+        token_by_token: its output for a token does not depend on the other tokens.
+    """
+
+    token_by_token: bool = False
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

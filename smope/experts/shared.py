@@ -24,6 +24,8 @@ class SharedModules(Wrapper):
     for each task. `used` says which take part: output = layer(x) + Σ over them of module(x).
     """
 
+    token_by_token = True
+
     def __init__(self, layer: nn.Module, modules_beside: LowRankExperts) -> None:
         super().__init__(layer)
         self.modules_beside = modules_beside

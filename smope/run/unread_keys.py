@@ -35,6 +35,8 @@ BLURRY = ("stream.blurry_images",)
 CACHE = ("stream.cache_dir",)
 RANK = ("method.rank",)
 PREFIX = ("method.expert_space", "method.expert_init")
+LINEAR_TRANSPORT = ("method.penalty", "method.patience")
+NONLINEAR_TRANSPORT = ("method.bend_penalty", "method.transport_steps")
 
 
 def unread_keys(given: Collection[str], experiment: Experiment, trainer: Trainer) -> str:
@@ -68,6 +70,7 @@ def _unread(experiment: Experiment, trainer: Trainer) -> Iterator[tuple[str, str
     trains = any(trainer.phases(span) for span in trainer.spans)
     records = bool(method.recorded())
     placement = values.get("method.placement", "prefix")
+    transport = values.get("method.transport")
     rules = [
         (takes(target, "router"), ROUTER, f"{name} has no router"),
         (trains, TRAINING_STEPS, f"{name} takes no training steps"),
@@ -80,6 +83,8 @@ def _unread(experiment: Experiment, trainer: Trainer) -> Iterator[tuple[str, str
         (values["stream.cache_gb"] > 0, CACHE, "stream.cache_gb=0"),
         (placement != "prefix", RANK, f"method.placement={placement}"),
         (placement == "prefix", PREFIX, f"method.placement={placement}"),
+        (transport != "weakly_nonlinear", LINEAR_TRANSPORT, f"method.transport={transport}"),
+        (transport != "linear", NONLINEAR_TRANSPORT, f"method.transport={transport}"),
     ]
     for is_read, patterns, reason in rules:
         if not is_read:

@@ -26,10 +26,19 @@ METHODS = choices("method", [conf_dir()])
 # With experts elsewhere it is another method for every contract
 VARIANTS = [*METHODS, "smope placement=mlp", "smope placement=lora"]
 TASKS = 2  # of the stream that methods are tried on
+# Of few samples: enough for a classifier that was trained to wide margins
+ALIGNMENT = {"alignment_epochs": 20, "alignment_learning_rate": 1e-2}
 every_method = pytest.mark.parametrize("name", VARIANTS)
 # Prompts in proportion to the 17 tokens of a tiny image, and where a size meant for real images
 # would take seconds
-SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64, "layers": 2}
+SIZES = {
+    "length": 4,
+    "e_length": 4,
+    "top_k": 2,
+    "width": 64,
+    "layers": 2,
+    "transport_steps": 500,
+}
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +68,8 @@ def method(name: str, trained: Callable[[str], Trainer]) -> Method:
 
 
 def trainer_of(method: Method, stream: Stream) -> Trainer:
-    return Trainer(method, stream, tiny_settings(), seed=0, device=torch.device("cpu"))
+    settings = tiny_settings(**ALIGNMENT)
+    return Trainer(method, stream, settings, seed=0, device=torch.device("cpu"))
 
 
 def make_router(name: str = "adaptive_noise", **changes: Any) -> Router:

@@ -31,6 +31,8 @@ LEARNING = (
     "moments.means",
     "old_keys",
     "old_values",
+    "earlier.",
+    "projector.",
 )
 
 

@@ -32,6 +32,7 @@ def test_passes_the_audit(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
     keys = read_mapping(conf_dir() / "method" / f"{name}.yaml", resolve=False)
     small = ["method.width=64"] if "width" in keys else []
+    small += ["method.transport_steps=50"] if "transport_steps" in keys else []
     assert (
         main(
             ["train", *quick, f"method={name}", *small, "trainer.device=cpu", f"run_dir={run_dir}"]

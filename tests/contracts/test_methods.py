@@ -23,7 +23,7 @@ from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from smope.training.trainer import Trainer
 from tests.tiny import shades, tiny_backbone, tiny_settings, tiny_source, tiny_stream, tiny_vit
 
-from .conftest import every_method, make_method, trainer_of
+from .conftest import ALIGNMENT, every_method, make_method, trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_learns_where_classes_come_again(name: str, which: str) -> None:
 @every_method
 def test_learns_in_bfloat16(name: str, stream: Stream) -> None:
     method = make_method(name, tiny_backbone(), 4)
-    settings = tiny_settings(precision="bfloat16")
+    settings = tiny_settings(precision="bfloat16", **ALIGNMENT)
     trainer = Trainer(method, stream, settings, seed=0, device=torch.device("cpu"))
     final = trainer.fit().accuracy_matrix[-1]
     assert sum(final) / 2 > 0.6, "four classes: chance is 0.25"

@@ -222,7 +222,7 @@ def test_a_batch_in_parts_teaches_the_same(name: str, one: Any, tmp_path: Path) 
     if make_method(name, tiny_backbone(), 4).needs_whole_batch():
         with pytest.raises(
             UserError,
-            match=r"gradient_accumulation_steps=3: with method\.\w+=.+ the loss of an image",
+            match=r"gradient_accumulation_steps=3: with method\.\w+=.+ the loss of a batch",
         ):
             train(name, directory, gradient_accumulation_steps=3)
         return

@@ -30,10 +30,13 @@ HASHES = {
     "ncm": ("e5faa29f6bc0", "4025f98f9ddc", "bf45eb5cfdbb"),
     "norga": ("7472192c98d4", "e4347dea5352", "21777ecf37cd"),
     "ovor": ("b20424760ef8", "8a5a6b41745d", "7f6f9ec7e05e"),
+    "rsiat": ("c3d89de60e7b", "2fbb9b31ba92", "142a9aeb15a9"),
     "smope": ("fc0be1fef7ce", "c5f1b1b35008", "1be30ca725ac"),
     "ranpac": ("04e8dcf8b57d", "1f42b6121e6b", "bdaa8ff20041"),
     "ridge": ("868d8efb09e7", "c85a382bacf8", "262414731af4"),
+    "slca": ("0d72ef87d39d", "45b7d2b6b6e5", "28db1009e256"),
     "slda": ("39fd3a7f5ad9", "7f667d0573e3", "056f8be49514"),
+    "sldc": ("fa4ad099ab7c", "28165dbd9943", "6fcdcc52275a"),
     "vq": ("be44e0cc5a52", "639011395930", "c4762f642711"),
 }
 # Rows of the paper that are no benchmark of their own.

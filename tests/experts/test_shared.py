@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from smope.backbones.wrapping import unwrap
 from smope.experts.shared import SharedModules, add_adapters, add_lora
-from tests.tiny import tiny_vit
+from tests.tiny import frozen, tiny_vit
 
 
 def learned(wrappers: list[SharedModules]) -> list[SharedModules]:
@@ -42,6 +42,17 @@ def test_lora_is_a_change_of_the_weight() -> None:
         with torch.no_grad():
             plain.blocks[4].get_submodule(name).weight += change
     torch.testing.assert_close(vit(images()), plain(images()), rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_block_may_compute_its_class_token_alone() -> None:
+    vit = tiny_vit()
+    learned(add_adapters(vit, [5, 6], 1, 4, 0.1) + add_lora(vit, [4], ["mlp.fc1"], 1, 2, 0.8))
+    backbone = frozen(vit)
+    short = backbone(images())
+    backbone.whole_last_block = True
+    torch.testing.assert_close(short, backbone(images()))
+    unwrap(vit)
+    assert (short - backbone(images())).abs().max() > 0.01
 
 
 def test_of_several_modules_those_in_use_add_up() -> None:

@@ -126,15 +126,15 @@ def fit_weakly_nonlinear(
     fitted = WeaklyNonlinearMap(before.shape[1], generator).to(before)
     x, y = F.normalize(before, dim=-1), F.normalize(after, dim=-1)
     batches = torch.randint(len(x), (steps, min(BATCH, len(x))), generator=generator).to(x.device)
-    optimizer = torch.optim.Adam(fitted.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps), LAST_RATE)
+    optimizer = torch.optim.Adam(fitted.parameters(), lr=LEARNING_RATE, fused=True)
     with torch.enable_grad():
-        for rows in batches:
+        for step, rows in enumerate(batches):
+            share = (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.param_groups[0]["lr"] = LAST_RATE + share * (LEARNING_RATE - LAST_RATE)
             error = F.mse_loss(fitted.turned(x[rows]), y[rows])
             optimizer.zero_grad()
             (error + penalty * fitted.nonlinearity()).backward()
             optimizer.step()
-            schedule.step()
     return fitted.requires_grad_(False)
 
 
