@@ -5,7 +5,9 @@ Images are small, so that this takes minutes and not hours; nothing else is chan
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import os
 import re
 import shlex
@@ -13,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +56,25 @@ def run(command: list[str], folder: Path, added: list[str]) -> str:
     return result.stdout
 
 
+def exported_answers(graph: Path, folder: Path, paths: list[str]) -> dict[str, str]:
+    """The class of each image by the README's lines for onnxruntime, which know no smope."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    [example] = re.findall(
+        r"^```python\n(import json, numpy, onnxruntime.*?)^```", README, re.M | re.S
+    )
+    load, answer = example.split("picture = ")
+    names: dict[str, Any] = {}
+    exec(load.replace('"model.onnx"', repr(str(graph))), names)
+    assert isinstance(names["session"], onnxruntime.InferenceSession)
+    answers = {}
+    for path in paths:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec("picture = " + answer.replace('"photo.jpg"', repr(str(folder / path))), names)
+        answers[path] = printed.getvalue().strip()
+    return answers
+
+
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """`photos`, one folder with a folder for each of eight classes, and `new`, unsorted ones."""
@@ -88,7 +110,7 @@ def test_a_photographer_teaches_a_model(photographs: Path) -> None:
 
 
 def test_a_model_is_taught_and_forgets(photographs: Path) -> None:
-    train, predict, learn, predict_again, forget = commands("### Use it")
+    train, predict, learn, predict_again, forget, export = commands("### Use it")
     (photographs / "new_classes").mkdir()
     for name in ("beaver", "binocular"):
         taught = shutil.move(photographs / "photos" / name, photographs / "new_classes" / name)
@@ -107,6 +129,13 @@ def test_a_model_is_taught_and_forgets(photographs: Path) -> None:
     text = run(forget, photographs, [])
     assert "as if it had never seen" in text
     assert "model-v3.safetensors: 7 classes" in text
+    run(export, photographs, [])
+    expected = run([*predict_again[:2], "pets/model-v3.safetensors", "new"], photographs, [])
+    answers = {line.split()[0]: line.split()[1] for line in expected.splitlines()}
+    exported = exported_answers(photographs / "pets.onnx", photographs, list(answers))
+    agreeing = sum(exported[path] == name for path, name in answers.items())
+    assert agreeing >= len(answers) - 1, "the graph resizes without rounding to bytes"
+    assert "beaver" not in exported.values()
 
 
 def test_a_researcher_compares_three_methods(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from smope.serving.hub import download, is_hub_reference
+from smope.errors import UserError
+from smope.serving.hub import SCHEME, download, is_hub_reference, repository_id
 from smope.storage.run_directory import check_run
 from smope.storage.run_search import finished_run
 
@@ -16,7 +17,15 @@ def chosen_run(path: Path, key: str = "RUN") -> Path:
     Args:
         path: What the user wrote.
         key: What errors call it.
+
+    Raises:
+        UserError: No run is finished, or this is a model on the Hub.
     """
+    if is_hub_reference(path):
+        raise UserError(
+            f"{key}={SCHEME}{Path(*path.parts[1:])}: is a model on the Hub, and this needs a run "
+            "directory; name a run on this machine"
+        )
     return finished_run(
         path.expanduser(), lambda line: print(line, file=sys.stderr, flush=True), key
     )
@@ -34,3 +43,18 @@ def chosen_model(text: str, key: str = "MODEL") -> Path:
     path = chosen_run(Path(text), key)
     check_run(path, key)
     return path
+
+
+def check_out(out: Path | None, text: str, key: str = "MODEL") -> None:
+    """UserError if a new model would go beside a downloaded one, into the Hub's cache.
+
+    Args:
+        out: The file of --out; None for one beside the model.
+        text: The model that the user wrote.
+        key: What errors call it.
+    """
+    if not is_hub_reference(text):
+        return
+    repository_id(text, key)
+    if out is None:
+        raise UserError(f"{key}={text}: what is made of it needs a file: name one with --out FILE")

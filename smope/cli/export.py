@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smope.cli.chosen_run import chosen_model
+from smope.cli.chosen_run import check_out, chosen_model
 from smope.cli.parser import Parser
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
@@ -41,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
     """Write the graph, and print the lines of Python that classify with it."""
     options = _parser().parse_args(argv)
     _check(options)
+    check_out(options.out, options.model)
     model = chosen_model(options.model)
     file = options.out or model_file(model).with_suffix(SUFFIXES[options.format])
     if not file.parent.is_dir():

@@ -6,13 +6,13 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from smope.cli.chosen_run import chosen_run
-from smope.cli.learn import written_line
+from smope.cli.chosen_run import check_out, chosen_model
+from smope.cli.learn import print_other_versions, written_line
 from smope.cli.parser import Parser
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
 from smope.storage.files import check_new_file
-from smope.storage.run_directory import check_run, model_file
+from smope.storage.run_directory import model_file
 from smope.training.device_presence import refuse_absent_device
 
 EPILOG = """\
@@ -37,10 +37,10 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     _check(options)
     refuse_absent_device(options.device, "--device")
-    source = chosen_run(options.model, "MODEL")
-    check_run(source, "MODEL")
+    check_out(options.out, options.model)
     if options.out is not None:
         check_new_file(options.out, "--out")
+    source = chosen_model(options.model)
     return _undo(source, options) if options.undo else _forget(source, options)
 
 
@@ -65,6 +65,8 @@ def _forget(source: Path, options: Namespace) -> int:
     print("\n".join([f"forgotten: {', '.join(dict.fromkeys(options.classes))}", *notes]))
     print(written_line(written))
     print(f"{model_file(source)} still knows them: delete it where they must be forgotten")
+    if options.out is None:
+        print_other_versions(model_file(source), written)
     return 0
 
 
@@ -88,7 +90,9 @@ def _parser() -> Parser:
         "smope forget", "Withdraw classes from a trained model, or undo its last lesson.", EPILOG
     )
     parser.add_argument(
-        "model", metavar="MODEL", type=Path, help="a model.safetensors, a run directory, or latest"
+        "model",
+        metavar="MODEL",
+        help="a model.safetensors, a run directory, latest, or hf://OWNER/NAME",
     )
     parser.add_argument("classes", metavar="CLASS", nargs="*", help="what is forgotten")
     parser.add_argument(

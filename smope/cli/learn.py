@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smope.cli.chosen_run import chosen_run
+from smope.cli.chosen_run import check_out, chosen_model
 from smope.cli.parser import Parser
 from smope.run.quick_import import quick_imports
 from smope.storage.files import check_new_file
-from smope.storage.run_directory import check_run, model_file
+from smope.storage.run_directory import model_file
 from smope.training.device_presence import refuse_absent_device
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ examples:
 def run(argv: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     refuse_absent_device(options.device, "--device")
-    source = chosen_run(options.model, "MODEL")
-    check_run(source, "MODEL")
+    if not options.dry_run:
+        check_out(options.out, options.model)
     if options.out is not None:
         check_new_file(options.out, "--out")
+    source = chosen_model(options.model)
     from smope.serving.class_folders import class_folders
 
     folders = class_folders(options.folder, "NEW_CLASSES_DIR")
@@ -79,6 +80,8 @@ def run(argv: Sequence[str]) -> int:
     written = write_version(learned, model_file(source), options.out)
     print("\n".join(_result_lines(learned.lineage[-1]["accuracy"])))
     print(written_line(written))
+    if options.out is None:
+        print_other_versions(model_file(source), written)
     return 0
 
 
@@ -87,7 +90,9 @@ def _parser() -> Parser:
         "smope learn", "Teach a trained model more classes, without the images of before.", EPILOG
     )
     parser.add_argument(
-        "model", metavar="MODEL", type=Path, help="a model.safetensors, a run directory, or latest"
+        "model",
+        metavar="MODEL",
+        help="a model.safetensors, a run directory, latest, or hf://OWNER/NAME",
     )
     parser.add_argument(
         "folder", metavar="NEW_CLASSES_DIR", type=Path, help="a folder of images for each class"
@@ -118,6 +123,24 @@ def written_line(artefact: Artefact) -> str:
     assert artefact.file is not None
     size = artefact.file.path.stat().st_size / 1e6
     return f"{artefact.file.path}: {len(artefact.class_names)} classes, {size:.1f} MB"
+
+
+def print_other_versions(parent: Path, written: Artefact) -> None:
+    """Say which versions of a model are beside the new one and not part of it.
+
+    Args:
+        parent: The model that the new one was made of.
+        written: The new one.
+    """
+    from smope.serving.versions import versions_before
+
+    assert written.file is not None
+    others = [path.name for path in versions_before(parent, written.file.path)]
+    if others:
+        print(
+            f"it was made of {parent.name} and has nothing of {', '.join(others)}: to add to the "
+            "latest, give that as MODEL"
+        )
 
 
 def _plan_lines(source: Path, artefact: Artefact, lesson: Lesson, pupil: Pupil) -> list[str]:

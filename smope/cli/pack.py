@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from smope.cli.chosen_run import chosen_run
+from smope.cli.chosen_run import chosen_model
 from smope.cli.parser import Parser
 from smope.run.quick_import import quick_imports
 from smope.storage.files import check_new_file
-from smope.storage.run_directory import check_run
 
 EPILOG = """\
 Without --learnable the file holds what classifying images needs and no more. With it, it also holds
@@ -27,9 +26,9 @@ examples:
 
 def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    source, out = chosen_run(options.run), options.out
-    check_run(source)
+    out = options.out
     check_new_file(out, "--out")
+    source = chosen_model(options.run, "RUN")
 
     with quick_imports():
         from smope.run.artefact import read_model, write_artefact
@@ -50,7 +49,9 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("smope pack", "Write the model of a run to a file of its own.", EPILOG)
     parser.add_argument(
-        "run", metavar="RUN", type=Path, help="a run directory, a model.safetensors, or latest"
+        "run",
+        metavar="RUN",
+        help="a run directory, a model.safetensors, latest, or hf://OWNER/NAME",
     )
     parser.add_argument(
         "--learnable", action="store_true", help="with what learning more classes needs"

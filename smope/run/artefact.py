@@ -23,8 +23,9 @@ from torch import Tensor
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.run.model_card import model_card
+from smope.run.record_check import refusing_nonsense, senseless
 from smope.storage.commands import resume_command
-from smope.storage.files import write_atomically, write_new
+from smope.storage.files import write_new, write_together
 from smope.storage.hashed_safetensors import OtherFormat, content_hash, pack, unlike, unpack
 from smope.storage.run_directory import RunDirectory, check_run, model_file, tasks_done
 from smope.training.checkpoint import last_checkpoint
@@ -179,8 +180,12 @@ def write_model(directory: RunDirectory, method: Method, record: Mapping[str, An
     state = method.trained_state() if learnable else method.inference_state()
     artefact = describe(record, tasks_done(record), state, method.backbone.image_size, learnable)
     try:
-        write_atomically(directory.model, to_bytes(artefact))
-        write_atomically(directory.model_card, model_card(artefact, record).encode())
+        write_together(
+            {
+                directory.model: to_bytes(artefact),
+                directory.model_card: model_card(artefact, record).encode(),
+            }
+        )
     except OSError as error:
         raise OSError(
             f"{directory.model}: cannot be written ({error.strerror}); make room, then resume"
@@ -271,6 +276,12 @@ def read_model(path: Path) -> Artefact:
         else:
             way_out = "give a run directory, or the model.safetensors of one"
         raise UserError(f"{error}; {way_out}") from error
+    wrong = list(senseless(contents.record))
+    if wrong:
+        raise UserError(
+            f"model {file}: its record makes no sense ({', '.join(wrong)}); get the file from "
+            "where it was trained"
+        )
     keys = [key for key in (*RECORD_TYPES, *OPTIONAL_TYPES) if key in contents.record]
     return Artefact(
         **{key: contents.record[key] for key in keys},
@@ -342,13 +353,14 @@ def restore_all(method: Method, artefact: Artefact) -> None:
         UserError: the state does not fit the method.
     """
     fresh = method.trained_state()
-    state = {
-        key: _grown(value, fresh[key]) if key in fresh else value
-        for key, value in artefact.state.items()
-    }
-    state = method.adopted(state)
-    _refuse_unlike(method, method.trained_state(), state, artefact)
-    method.load_trained_state(state)
+    with refusing_nonsense():
+        state = {
+            key: _grown(value, fresh[key]) if key in fresh else value
+            for key, value in artefact.state.items()
+        }
+        state = method.adopted(state)
+        _refuse_unlike(method, method.trained_state(), state, artefact)
+        method.load_trained_state(state)
 
 
 def _grown(value: Tensor, fresh: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from smope.run.artefact import Artefact, to_bytes
 from smope.run.build import make_backbone, make_method
 from smope.run.model_card import model_card
 from smope.serving.weights_beside import STEM
-from smope.storage.files import write_atomically
+from smope.storage.files import write_atomically, write_together
 from smope.storage.run_directory import RunDirectory
 from smope.training.precision import full_precision
 from smope.version import __version__
@@ -134,9 +135,10 @@ def import_authors(
     """
     from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     weights = (folder / f"{STEM}.safetensors").absolute()
-    write_atomically(weights, save({k: t.contiguous() for k, t in checkpoint.backbone.items()}))
+    with _named_errors(weights):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(weights, save({k: t.contiguous() for k, t in checkpoint.backbone.items()}))
     values = {**config.backbone, "weights": str(weights)}
     num_classes = len(checkpoint.classifier[1])
     total_tasks = config.stream.get("num_tasks") or 1
@@ -167,9 +169,25 @@ def import_authors(
         state=method.inference_state(),
     )
     directory = RunDirectory(folder)
-    write_atomically(directory.model, to_bytes(artefact))
-    write_atomically(directory.model_card, model_card(artefact).encode())
+    card = model_card(artefact).encode()
+    try:
+        with _named_errors(directory.model):
+            write_together({directory.model: to_bytes(artefact), directory.model_card: card})
+    except OSError:
+        weights.unlink()
+        raise
     return artefact
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """What the operating system says about a file that cannot be written, with its name."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror}); make room, or name another file"
+        ) from error
 
 
 def _plain(method: Method) -> tuple[SMoPE, list[PrefixBank]]:
@@ -245,4 +263,5 @@ def write_authors(method: Method, path: Path) -> None:
     """Write a class.pth."""
     file = io.BytesIO()
     torch.save(authors_state(method), file)
-    write_atomically(path, file.getvalue())
+    with _named_errors(path):
+        write_atomically(path, file.getvalue())

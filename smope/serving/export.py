@@ -26,7 +26,7 @@ from smope.errors import UserError
 from smope.methods.base import Method
 from smope.serving.graph import Graph
 from smope.serving.predict import Classifier
-from smope.storage.files import write_atomically
+from smope.storage.files import write_together
 
 OPSET = 17
 TOLERANCE = 1e-4  # of logits, relative to the largest
@@ -91,8 +91,12 @@ def export_model(
             "`smope predict` classifies with it"
         )
     description = file.with_name(f"{file.name}.json")
-    write_atomically(file, content)
-    write_atomically(description, (json.dumps(facts, indent=1) + "\n").encode())
+    try:
+        write_together({file: content, description: (json.dumps(facts, indent=1) + "\n").encode()})
+    except OSError as error:
+        raise OSError(
+            f"{file}: cannot be written ({error.strerror}); make room, or name another file"
+        ) from error
     return Exported(file, description, difference)
 
 

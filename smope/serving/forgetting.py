@@ -14,7 +14,8 @@ from torch import Tensor
 from smope.errors import UserError
 from smope.methods._shared.closed_form import features_of, joined
 from smope.methods.base import Method, TaskSpan
-from smope.run.artefact import Artefact, restore_all
+from smope.run.artefact import Artefact, restore, restore_all
+from smope.run.record_check import refusing_nonsense
 from smope.serving.class_folders import ClassFolders
 from smope.serving.growth import LearningRecord, learning_record
 from smope.serving.lessons import decoded
@@ -58,14 +59,17 @@ def forget(
     method = new_method(artefact, device, dtype, "random" if images is None else weights)
     shapes = {key: value.shape for key, value in method.trained_state().items()}
     state = artefact.state
-    if record is not None:
+    if record is None:
+        restore(method, artefact)  # refuses a state of other sizes
+    else:
         restore_all(method, artefact)
         learned = None
         if images is not None and method.shares_sums:
             learned = _learned(images, (artefact.learning or {}).get("split") or {})
         for label in labels:
             features = learned and _features(method, artefact, record, label, learned)
-            method.withdraw(label, features)
+            with refusing_nonsense():
+                method.withdraw(label, features)
         state = method.trained_state()
     smaller = _without(artefact, labels)
     small = new_method(smaller, torch.device("cpu"), dtype, "random").trained_state()

@@ -18,6 +18,7 @@ from smope.errors import UserError
 from smope.methods.base import Method, TaskSpan
 from smope.run.artefact import Artefact, restore_all
 from smope.run.memory_advice import memory_advised
+from smope.run.record_check import refusing_nonsense
 from smope.seeding import stable_seed
 from smope.serving.growth import learning_record, with_room
 from smope.serving.lessons import Lesson
@@ -111,8 +112,13 @@ class Pupil:
     def learn(self) -> Artefact:
         """Learn the lesson, and return the artefact of what is known then."""
         trainer, span = self.trainer, self.span
-        before = self._accuracies(span.start)
-        with memory_advised(trainer), trainer.interruption.watching():
+        # statistics of a file may be of no images at all
+        with (
+            refusing_nonsense(torch.linalg.LinAlgError),  # pyright: ignore[reportPrivateImportUsage]
+            memory_advised(trainer),
+            trainer.interruption.watching(),
+        ):
+            before = self._accuracies(span.start)
             trainer.learn_task(span)
         after = self._accuracies(span.stop)
         task = {"classes": list(span.classes), "images": len(self._lesson.images)}

@@ -9,6 +9,7 @@ import torch
 
 from smope.errors import UserError
 from smope.run.artefact import Artefact, megabytes, of_checkpoint, read_model
+from smope.run.record_check import refusing_nonsense
 from smope.serving.rebuild import new_method
 from smope.storage.commands import command
 from smope.storage.run_directory import RunDirectory
@@ -42,7 +43,8 @@ def for_inference(artefact: Artefact) -> Artefact:
     """The same without what only learning needs."""
     dtype = full_precision(artefact.precision)
     method = new_method(artefact, torch.device("cpu"), dtype, "random")
-    state = method.adopted(artefact.state)
+    with refusing_nonsense():
+        state = method.adopted(artefact.state)
     names = method.inference_state().keys() & state.keys()
     return replace(
         artefact, state={name: state[name] for name in sorted(names)}, learning=None, file=None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from smope.backbones.vit import Backbone, BackboneIdentity
+from smope.config.config import checked_group
 from smope.errors import UserError
 from smope.methods.base import Method
 from smope.routers.base import Router
 from smope.run.artefact import Artefact, restore, restore_all
 from smope.run.build import check_target, make_backbone, make_method
+from smope.run.record_check import refusing_nonsense
 
 
 def rebuild(
@@ -61,19 +63,16 @@ def new_method(
     Raises:
         UserError: the weights are others, or the artefact does not fit what is installed.
     """
-    for group, kind in (
-        (artefact.backbone, Backbone),
-        (artefact.method, Method),
-        (artefact.router, Router),
-    ):
-        check_target(group, kind)
-    with torch.random.fork_rng(devices=[]):  # weights are drawn first, and then replaced
+    for name, kind in (("backbone", Backbone), ("method", Method), ("router", Router)):
+        check_target(getattr(artefact, name), kind)
+        checked_group(name, getattr(artefact, name))
+    with torch.random.fork_rng(devices=[]), refusing_nonsense():  # weights are drawn first
         backbone = _backbone(artefact, weights)
         torch.default_generator.manual_seed(seed)
         method = make_method(
             artefact.method, artefact.router, backbone, artefact.num_classes, artefact.total_tasks
         )
-    return method.to(device, dtype)
+        return method.to(device, dtype)
 
 
 def _backbone(artefact: Artefact, weights: str | None) -> Backbone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from smope.run.artefact import Artefact, write_artefact
@@ -18,6 +19,17 @@ def later_versions(path: Path) -> Iterator[Path]:
     while True:
         number += 1
         yield path.with_name(f"{stem}-v{number}{path.suffix}")
+
+
+def versions_before(parent: Path, written: Path) -> list[Path]:
+    """The versions of a model that are there and come before a new one of it.
+
+    Args:
+        parent: the model that the new one was made of.
+        written: the new one, beside it.
+    """
+    earlier = takewhile(lambda path: path != written, later_versions(parent))
+    return [path for path in earlier if path.exists()]
 
 
 def write_version(artefact: Artefact, parent: Path, out: Path | None) -> Artefact:

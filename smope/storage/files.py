@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,12 +98,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         path: The file to write or replace.
         content: All of its bytes.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """As write_atomically, for files that belong together: all of them, or none where one fails.
+
+    Args:
+        contents: All bytes of each file.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     try:
-        _write(temporary, content)
-        temporary.replace(path)
+        for path, content in contents.items():
+            _write(temporary[path], content)
+        for path in contents:
+            temporary[path].replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up(
         elif where == "metrics":
             monkeypatch.setattr(run_directory.csv, "DictWriter", full)
         elif where == "model":
-            monkeypatch.setattr(artefact, "write_atomically", full)
+            monkeypatch.setattr(artefact, "write_together", full)
         else:
             monkeypatch.setattr(run_directory, "write_atomically", full)
 

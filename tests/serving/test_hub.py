@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from huggingface_hub import constants
 
 import smope
 from smope.cli.main import main
+
+from .colours import Run, loaded
 
 Capture = pytest.CaptureFixture[str]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -143,6 +146,46 @@ def test_weights_of_a_file_go_along_when_asked(
     Path(weights).unlink()
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(smope.load("hf://me/with")(images), smope.load(run_dir)(images))
+
+
+def test_pushed_it_learns_forgets_and_is_exported(
+    hub: FakeHub,
+    colour_run: Callable[..., Run],
+    colours: Path,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    """Into a file that is named; nothing is written beside the download."""
+    model = loaded(colour_run("ncm").artefacts[1], tmp_path / "model").artefact.file
+    assert model is not None
+    assert main(["push", str(model.path), "me/colours"]) == 0
+    cached = sorted(hub.cache.rglob("*"))
+    reference, new = "hf://me/colours", str(colours / "train" / "emerald")
+    device, out = ["--device", "cpu"], str(tmp_path / "out.safetensors")
+    for words in (["learn", reference, new], ["forget", reference, "amber"], ["export", reference]):
+        assert (
+            f"MODEL={reference}: what is made of it needs a file: name one with --out"
+            in main_err(words, capsys)
+        )
+    assert main(["learn", reference, new, "--dry-run", *device]) == 0
+    assert main(["learn", reference, new, "--out", out, *device]) == 0
+    assert "emerald" in smope.load(out).class_names
+    assert main(["forget", reference, "amber", "--out", out + "2", *device]) == 0
+    assert main(["pack", reference, "--out", out + "3"]) == 0
+    graph = ["--format", "torch", "--out", str(tmp_path / "out.pt2")]
+    assert main(["export", reference, *graph]) == 0
+    assert sorted(hub.cache.rglob("*")) == cached
+    for command in ("eval", "audit"):
+        line = main_err([command, reference], capsys)
+        assert f"={reference}: is a model on the Hub, and this needs a run directory" in line
+
+
+def main_err(words: list[str], capsys: Capture) -> str:
+    """The one line of a mistake."""
+    capsys.readouterr()
+    assert main(words) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    return line
 
 
 def test_offline_is_one_line(hub: FakeHub, capsys: Capture) -> None:

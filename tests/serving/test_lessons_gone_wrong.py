@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
 
 from smope.cli.main import main
 from smope.errors import UserError
-from smope.run import artefact as artefacts
 from smope.run.artefact import read_model, write_artefact
 from smope.serving.versions import write_version
+from tests.disks import disk
 from tests.test_properties import mutated
 
 from .colours import Run, loaded, part
@@ -158,18 +159,88 @@ def test_mutated_models_are_refused_or_unharmed(model: Path, tmp_path: Path) -> 
     assert len(refusals) > 200
 
 
+COMMANDS = {
+    "learn": ["--device", "cpu"],
+    "forget": ["--device", "cpu"],
+    "pack": [],
+    "export": ["--format", "torch"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk(
-    model: Path, new: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    command: str, model: Path, new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: Any) -> NoReturn:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    """What was there is there, and no half of a file."""
+    last = {"learn": [str(new)], "forget": ["amber"]}.get(command, [])
+    with disk(tmp_path / "small", "64k") as small:
+        copy = Path(shutil.copy(model, small))
+        out = small / ("out.pt2" if command == "export" else "out.safetensors")
+        if command == "export":
+            out.write_bytes(b"the one before")
+        (small / "ballast").write_bytes(bytes(_room(small)))
+        before = contents(small)
+        capsys.readouterr()
+        words = [command, str(copy), *last, "--out", str(out), *COMMANDS[command]]
+        assert main(words) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"{out}: cannot be written (No space left on device); make room" in line
+        assert contents(small) == before
 
-    monkeypatch.setattr(artefacts, "write_new", full)
-    line = refused("learn", model, new, code=1)
-    assert "model-v2.safetensors: cannot be written (No space left on device); make room" in line
+
+def _room(folder: Path) -> int:
+    """Bytes that are free on a disk, but for its last page."""
+    room = os.statvfs(folder)
+    return (room.f_bavail - 1) * room.f_bsize
 
 
-def test_two_at_a_time_write_two_files(model: Path) -> None:
+def test_two_processes_on_one_model(model: Path, new: Path, colours: Path, tmp_path: Path) -> None:
+    """Each writes a file, none the other's, and the second says what it has nothing of."""
+    (folders := tmp_path / "both").mkdir()
+    for name in ("emerald", "fuchsia"):
+        shutil.copytree(new / name, folders / name / name)
+    before = model.read_bytes()
+    words = [
+        ["learn", str(model), str(folders / "emerald"), "--device", "cpu"],
+        ["learn", str(model), str(folders / "fuchsia"), "--device", "cpu"],
+        ["forget", str(model), "amber", "--device", "cpu"],
+    ]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "smope", *each],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for each in words
+    ]
+    printed = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], printed
+    assert [err for _, err in printed] == ["", "", ""]
+    files = [model.with_name(f"model-v{number}.safetensors") for number in (2, 3, 4)]
+    assert set(model.parent.iterdir()) == {model, *files}
+    assert model.read_bytes() == before
+    parent = read_model(model).file
+    assert parent is not None
+    known = {tuple(read_model(file).class_names) for file in files}
+    four = ("amber", "blue", "coral", "dark")
+    assert known == {(*four, "emerald"), (*four, "fuchsia"), four[1:]}
+    for file in files:
+        assert read_model(file).lineage[0]["parent"]["sha256"] == parent.sha256
+    notes = {
+        line
+        for out, _ in printed
+        for line in out.splitlines()
+        if line.startswith("it was made of model.safetensors and has nothing of ")
+    }
+    assert notes == {
+        f"it was made of model.safetensors and has nothing of {others}: to add to the latest, give "
+        "that as MODEL"
+        for others in ("model-v2.safetensors", "model-v2.safetensors, model-v3.safetensors")
+    }
+
+
+def test_several_at_a_time_write_a_file_each(model: Path) -> None:
     """And nothing that exists is overwritten."""
     before = model.read_bytes()
     artefact = read_model(model)

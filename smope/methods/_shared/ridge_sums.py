@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from smope.errors import UserError
 from smope.methods._shared.closed_form import FixedPrecision
 
 # Candidates for λ in units of the mean squared length of h: half decades from 0.005 to 5.
@@ -228,7 +229,22 @@ class Sums(FixedPrecision):
         for name in ("rows", "targets", "triangle", "classes"):
             stored = state.get(f"{prefix}{name}")
             if stored is not None:
-                setattr(self, name, torch.empty_like(stored, device=self.penalty.device))
+                setattr(self, name, self.penalty.new_empty(stored.shape))
+        self._refuse_other_sizes()
+
+    def _refuse_other_sizes(self) -> None:
+        """UserError where a stored state, which may be anybody's, has other sizes than any sums."""
+        images, width, classes = len(self.rows), self.width, self.num_classes
+        in_rows = {"triangle": (0,), "classes": (0, classes)}
+        whole = {"triangle": (width * (width + 1) // 2,), "classes": (width, classes)}
+        expected = {"rows": (images, width), "targets": (images, classes)}
+        expected |= in_rows if self.in_rows else whole
+        for name, shape in expected.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise UserError(
+                    f"model: its sums make no sense ({name} is {tuple(getattr(self, name).shape)} "
+                    f"and not {shape}); get the file from where it was trained"
+                )
 
 
 def _factor(system: Tensor, penalty: float) -> Tensor | None:
