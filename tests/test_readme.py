@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,26 @@ def exported_answers(graph: Path, folder: Path, paths: list[str]) -> dict[str, s
     return answers
 
 
+def served_answers(command: list[str], folder: Path, paths: list[str]) -> dict[str, str]:
+    """The class of each image by the JSON endpoint, which ends with Ctrl-C."""
+    program = [sys.executable, "-m", *command]
+    with subprocess.Popen(program, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[0]
+        head = '--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n'
+        parts = [head.encode() + (folder / path).read_bytes() + b"\r\n" for path in paths]
+        request = urllib.request.Request(
+            f"{address}/predict",
+            b"".join(parts) + b"--x--\r\n",
+            {"Content-Type": "multipart/form-data; boundary=x"},
+        )
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            images = json.load(answer)["images"]
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0
+    return {path: image["class"] for path, image in zip(paths, images, strict=True)}
+
+
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """`photos`, one folder with a folder for each of eight classes, and `new`, unsorted ones."""
@@ -110,7 +133,7 @@ def test_a_photographer_teaches_a_model(photographs: Path) -> None:
 
 
 def test_a_model_is_taught_and_forgets(photographs: Path) -> None:
-    train, predict, learn, predict_again, forget, export = commands("### Use it")
+    train, predict, learn, predict_again, forget, export, serve = commands("### Use it")
     (photographs / "new_classes").mkdir()
     for name in ("beaver", "binocular"):
         taught = shutil.move(photographs / "photos" / name, photographs / "new_classes" / name)
@@ -136,6 +159,8 @@ def test_a_model_is_taught_and_forgets(photographs: Path) -> None:
     agreeing = sum(exported[path] == name for path, name in answers.items())
     assert agreeing >= len(answers) - 1, "the graph resizes without rounding to bytes"
     assert "beaver" not in exported.values()
+    served = served_answers([*serve, "--port", "0"], photographs, list(answers))
+    assert served == answers
 
 
 def test_a_researcher_compares_three_methods(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from smope.cli.chosen_run import chosen_model
 from smope.cli.parser import Parser
-from smope.console.progress import above_bars, image_bar
+from smope.console.progress import Bar, above_bars, image_bar
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
 from smope.training.device_presence import refuse_absent_device
@@ -108,24 +108,20 @@ def _classify(
     table = Table(
         options.top, with_unknown=options.min_probability is not None, with_score=options.unknown
     )
-    finished, broken = Finished(), list[str]()
+    finished, broken, count = Finished(), list[str](), 0
     with image_bar(inputs.count, "images") as bar:
 
-        def unfinished() -> Iterator[Path | bytes]:
-            for image in inputs:
-                if len(finished) and str(image) in finished:
-                    bar.skip()
-                else:
-                    yield image
-
         def report_broken(error: UserError) -> None:
-            broken.append(str(error))
+            nonlocal count
+            count += 1
+            if options.json:
+                broken.append(str(error))
             with above_bars():
                 print(error, file=sys.stderr)
             bar.update()
 
         predictions = classifier.predict(
-            unfinished(),
+            _unfinished(inputs, finished, bar),
             top=options.top,
             min_probability=options.min_probability or 0.0,
             on_broken=report_broken,
@@ -142,7 +138,16 @@ def _classify(
                 if file is not None:
                     file.add(prediction)
                 bar.update()
-    return len(broken)
+    return count
+
+
+def _unfinished(inputs: Inputs, finished: Finished, bar: Bar) -> Iterator[Path | bytes]:
+    """The images that the table has no row of."""
+    for image in inputs:
+        if len(finished) and str(image) in finished:
+            bar.skip()
+        else:
+            yield image
 
 
 @contextmanager
