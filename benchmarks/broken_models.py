@@ -1,7 +1,7 @@
 """Damages models at random and gives them to the commands that read them.
 
     python benchmarks/broken_models.py --count 10000            # an hour or two on one core
-    python benchmarks/broken_models.py --count 60 --only learn  # one command, a minute
+    python benchmarks/broken_models.py --count 60 --only learn  # one command, minutes
 
 Models: a small run of each method in METHODS on pictures of four colours, learnable, and the same
 for classifying alone. Of each copy one thing is changed: bytes of the file, as by a crash, a bad
@@ -336,20 +336,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--count", type=int, default=10_000, help="damaged files, of all commands")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=COMMANDS, help="one command alone")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, help="these commands alone")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.folder:
-        one_process(options.folder, options.only, options.count, options.seed)
+        one_process(options.folder, options.only[0], options.count, options.seed)
         return 0
-    commands = [options.only] if options.only else list(COMMANDS)
+    commands = options.only or list(COMMANDS)
+    shares = sum(COMMANDS[command] for command in commands)
     totals: dict[str, Counter[str]] = {}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         trained_models(Path(name))
         for command in commands:
-            share = 100 if options.only else COMMANDS[command]
-            count = options.count * share // 100
+            count = options.count * COMMANDS[command] // shares
             words = ["--count", str(count), "--seed", str(options.seed), "--only", command]
             totals[command] = _counted([*words, "--folder", name], count)
     print(f"{time.monotonic() - start:.0f} s")

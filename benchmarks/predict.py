@@ -6,6 +6,9 @@ The loop: what `smope predict RUN IMAGES --csv FILE` does once its model is load
 files to the last row of the table. The backbone: the plain ViT on the same images, decoded before,
 in batches of the same size. The method: what the loop calls for a batch, on the same tensors.
 They take turns; a ratio is the time of one divided by that of the other in the same round.
+
+The backbone has one thread unless --threads says otherwise: several threads that wait for each
+other lose most where other programs run, and the loop, with its decoders, least.
 """
 
 from __future__ import annotations
@@ -129,8 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", default="vit_tiny", help="a choice of conf/backbone")
     parser.add_argument("--count", type=int, default=256, help="images (default: 256)")
     parser.add_argument("--rounds", type=int, default=7, help="(default: 7)")
+    parser.add_argument("--threads", type=int, default=1, help="of the backbone (default: 1)")
     parser.add_argument("--out", type=Path, help="the file for the table")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     images = list(find_images([options.images]))
     images = images[:: max(1, len(images) // options.count)][: options.count]
     sizes = sum(image.stat().st_size for image in images) / len(images) / 1e3
