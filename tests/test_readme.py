@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 def commands(heading: str) -> list[list[str]]:
     """The commands of the first fenced block under a heading, without their comments."""
     _, _, section = README.partition(f"\n{heading}\n")
-    block = re.search(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    block = re.search(r"^```(?:bash)?(?: [^\n]*)?\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert block, f"README has no commands under {heading!r}"
     joined = block[1].replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip()]
@@ -63,7 +63,7 @@ def exported_answers(graph: Path, folder: Path, paths: list[str]) -> dict[str, s
     """The class of each image by the README's lines for onnxruntime, which know no smope."""
     onnxruntime = pytest.importorskip("onnxruntime")
     [example] = re.findall(
-        r"^```python\n(import json, numpy, onnxruntime.*?)^```", README, re.M | re.S
+        r"^```python[^\n]*\n(import json, numpy, onnxruntime.*?)^```", README, re.M | re.S
     )
     load, answer = example.split("picture = ")
     names: dict[str, Any] = {}
