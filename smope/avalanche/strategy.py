@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +145,7 @@ class MethodStrategy(SupervisedTemplate):
         self._tasks_done = 0
         self._dtype = dtype
         self._rates: Callable[[], None] | None = None
+        self._competing: Literal["task", "seen"] = "task"
         self._training_loss = torch.zeros(())
         self._right: list[Tensor] = []
         self._rows: dict[int, dict[int, float]] = {}
@@ -206,6 +207,7 @@ class MethodStrategy(SupervisedTemplate):
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         steps = len(self.dataloader)  # pyright: ignore[reportArgumentType]
+        self._competing = self._competing_classes()
         for phase in self.model.phases(self.train_epochs, self.settings.dense_epochs):
             self.make_optimizer()
             self._rates = self._schedule(phase, steps)
@@ -304,16 +306,14 @@ class MethodStrategy(SupervisedTemplate):
                     return self.model.columns(logits)
             return self.model.evaluated(images)  # a phase that trains another classifier
 
-    @property
-    def _competing(self) -> Any:
-        """Whether all classes so far compete, since batches hold images of earlier ones."""
+    def _competing_classes(self) -> Literal["task", "seen"]:
+        """Which classes compete in the loss: all so far, if batches hold images of earlier ones."""
+        task = set(classes_of(self._experience))
+        if set(self.model.classes_seen) <= task:
+            return "task"
         data: Any = self.adapted_dataset
-        if self._has_replaced_loader or data is not self._experience.dataset:
-            task = set(classes_of(self._experience))
-            earlier = set(self.model.classes_seen) - task
-            if earlier and (self._has_replaced_loader or not set(map(int, data.targets)) <= task):
-                return "seen"
-        return "task"
+        others = self._has_replaced_loader or not set(map(int, data.targets)) <= task
+        return "seen" if others else "task"
 
     def _evaluated(self, images: Tensor) -> Tensor:
         if self.model.classes_seen:

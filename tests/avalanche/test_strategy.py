@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +22,11 @@ from torch.utils.data import TensorDataset
 
 import smope
 from smope.avalanche import MethodStrategy
+from smope.config.hydra import compose
+from smope.config.overrides import read_overrides
 from smope.errors import UserError
 from smope.methods.ncm import NearestClassMean
+from smope.run.build import build, make_backbone
 from smope.streams.stream import Stream
 from smope.training.device import prefer_onednn
 from smope.training.settings import TrainerSettings
@@ -107,6 +111,20 @@ def test_a_stream_of_ours_has_the_numbers_of_smope_train(
     assert strategy.scores() == history.scores()
     ours, theirs = strategy.model.method.trained_state(), again.method.trained_state()
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.mark.slow
+def test_a_run_of_the_command_line_has_the_same_numbers(tmp_path: Path) -> None:
+    """`smope train experiment=smoke`: the default stream and method in their smallest form."""
+    words = ["experiment=smoke", "trainer.device=cpu", "trainer.reference=none", "seed=3"]
+    record = smope.train(*words, f"run_dir={tmp_path / 'run'}")
+    run = build(compose(read_overrides(words)))
+    learner = smope.SMoPE(make_backbone(run.config.backbone), num_classes=10, seed=3)
+    strategy = fit(strategy_of(learner, run.settings), run.stream.benchmark)
+    assert strategy.accuracy_matrix == [
+        row[: t + 1] for t, row in enumerate(record["accuracy_matrix"])
+    ]
+    assert strategy.scores()["forgetting"] == record["forgetting"]
 
 
 class Order(SupervisedPlugin):
