@@ -72,6 +72,22 @@ def tiny_source(classes: int = 4, train: int = 12, test: int = 5) -> Source:
     return Source("colours", tuple("abcdefgh"[:classes]), images(train), images(test))
 
 
+# height and width; two are very long, so that the part of them that is shown is cut out
+UNEVEN = [(32, 32), (48, 40), (33, 90), (360, 40), (40, 400), (32, 32)]
+
+
+def uneven_source() -> Source:
+    """Pictures of noise in several sizes, of four classes."""
+    draw = numpy.random.default_rng(0)
+
+    def images(number: int) -> ImageSet:
+        shapes = [UNEVEN[index % len(UNEVEN)] for index in range(4 * number)]
+        pixels = [draw.integers(0, 256, (*shape, 3), dtype=numpy.uint8) for shape in shapes]
+        return ImageSet([index % 4 for index in range(4 * number)], pixels)
+
+    return Source("uneven", tuple("abcd"), images(12), images(5))
+
+
 def shades(source: Source, tasks: int = 2) -> Source:
     """The images of each class dealt out to so many domains, each darker than the one before."""
 

@@ -56,7 +56,8 @@ def learning_record(artefact: Artefact, device: str) -> LearningRecord:
     if learning is None:
         raise not_learnable(artefact)
     try:
-        trainer = {**learning["trainer"], "device": device, "compile": False}
+        elsewhere = {"device": device, "compile": False, "images_on_device": "auto"}
+        trainer = {**learning["trainer"], **elsewhere}
         check_target(trainer, TrainerSettings)
         settings = TrainerSettings(**checked_group("trainer", trainer))
         tasks = tuple(_task(task, len(artefact.class_names)) for task in learning["tasks"])

@@ -77,35 +77,45 @@ def mps() -> Iterator[None]:
     if control is None or PIPES in os.environ or (DEFAULT_PIPES / "control").exists():
         yield
         return
+    added = [name for name in (PIPES, LOGS) if name not in os.environ]
     with tempfile.TemporaryDirectory(prefix="smope-mps-") as folder:
-        os.environ |= {PIPES: folder, LOGS: folder}
-        started = _start(control)
+        os.environ |= dict.fromkeys(added, folder)
+        started = _start(control, Path(folder))
+        if not started:
+            _remove(added)
         try:
-            if not started:
-                _forget_folder()
             yield
         finally:
             if started:
                 _stop(control)
-                _forget_folder()
+                _remove(added)
 
 
-def _start(control: str) -> bool:
-    """Start the daemon; a line says so where that fails."""
+def _start(control: str, folder: Path) -> bool:
+    """Start the daemon; a line says so where that fails.
+
+    Args:
+        control: the program.
+        folder: takes what it prints: the daemon may hold a pipe open for as long as it runs.
+    """
+    output = folder / "start.txt"
     try:
-        done = subprocess.run(
-            [control, "-d"], capture_output=True, text=True, timeout=START_SECONDS, check=False
-        )
-        problem = (done.stderr or done.stdout).strip() if done.returncode else ""
-        failed = done.returncode != 0
-    except (OSError, subprocess.TimeoutExpired) as error:
-        problem, failed = one_line(error), True
-    if failed:
-        reason = problem.splitlines()[0] if problem else "no reason given"
+        with output.open("w") as file:
+            subprocess.run(
+                [control, "-d"],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                timeout=START_SECONDS,
+                check=True,
+            )
+    except (OSError, subprocess.SubprocessError) as error:
+        lines = output.read_text(errors="replace").split("\n")
+        reason = lines[0].strip() or one_line(error)
         print(f"MPS did not start ({reason}): the runs take turns on the GPU", flush=True)
-    else:
-        print("MPS was started for this sweep and ends with it", flush=True)
-    return not failed
+        return False
+    print("MPS was started for this sweep and ends with it", flush=True)
+    return True
 
 
 def _stop(control: str) -> None:
@@ -122,6 +132,6 @@ def _stop(control: str) -> None:
         print(f"MPS did not end ({one_line(error)}): echo quit | {CONTROL}", flush=True)
 
 
-def _forget_folder() -> None:
-    for name in (PIPES, LOGS):
+def _remove(variables: Sequence[str]) -> None:
+    for name in variables:
         os.environ.pop(name, None)

@@ -11,7 +11,7 @@ import torch
 
 from smope.streams.stream import Stream
 from smope.training.trainer import Trainer
-from tests.tiny import tiny_backbone, tiny_settings
+from tests.tiny import tiny_backbone, tiny_settings, tiny_stream, uneven_source
 
 from .conftest import every_method, make_method
 
@@ -37,6 +37,21 @@ def test_the_numbers_are_those_of_a_cpu(name: str, stream: Stream) -> None:
     for key, value in expected.items():
         assert state[key].device.type == "cuda"
         torch.testing.assert_close(state[key].cpu(), value, rtol=1e-5, atol=1e-7)
+
+
+def test_batches_of_images_on_the_device_are_those_that_are_loaded() -> None:
+    """To the bit, with crops and flips of pictures of several sizes."""
+    stream = tiny_stream(source=uneven_source(), crop_scale=[0.1, 1.0], flip=True, eval_crop=0.875)
+    task, batches = stream.tasks[0], []
+    for on in (False, True):
+        settings = tiny_settings(device="cuda", images_on_device=on)
+        method = make_method("ncm", tiny_backbone(), 4)
+        trainer = Trainer(method, stream, settings, seed=0, device=torch.device("cuda"))
+        loaded = (trainer.loader.shuffled(task.train, 0), trainer.loader.of_test(task.test))
+        batches.append([batch for each in loaded for batch in each])
+    for (images, labels), (own_images, own_labels) in zip(*batches, strict=True):
+        assert own_images.device.type == own_labels.device.type == "cuda"
+        assert torch.equal(images, own_images) and torch.equal(labels, own_labels)
 
 
 @every_method

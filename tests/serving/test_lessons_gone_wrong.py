@@ -21,6 +21,7 @@ import torch
 from smope.cli.main import main
 from smope.errors import UserError
 from smope.run.artefact import read_model, write_artefact
+from smope.serving.growth import learning_record
 from smope.serving.versions import write_version
 from tests.disks import disk
 from tests.test_properties import mutated
@@ -139,6 +140,17 @@ def test_a_record_of_learning_that_makes_no_sense(
     bad = model.with_name("bad.safetensors")
     write_artefact(replace(good, learning={**good.learning, **changes}), bad)
     assert "model: its record of learning makes no sense (" in refused("learn", bad, new)
+
+
+def test_what_only_the_training_machine_could_do_is_not_asked_of_another(model: Path) -> None:
+    """A lesson may be on a device without a compiler, and with too little memory for images."""
+    trained = read_model(model)
+    assert trained.learning is not None
+    settings = {**trained.learning["trainer"], "images_on_device": True, "compile": True}
+    record = learning_record(
+        replace(trained, learning={**trained.learning, "trainer": settings}), "cpu"
+    )
+    assert record.settings.images_on_device == "auto" and record.settings.compile is False
 
 
 def test_mutated_models_are_refused_or_unharmed(model: Path, tmp_path: Path) -> None:

@@ -22,25 +22,11 @@ from smope.training import device_images
 from smope.training.checkpoint import last_checkpoint
 from smope.training.device_images import DeviceImages, decoded_bytes
 from smope.training.trainer import Trainer
-from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream
+from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream, uneven_source
 from tests.two_processes import in_two_processes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 AUGMENTED: dict[str, Any] = {"crop_scale": [0.1, 1.0], "flip": True, "eval_crop": 0.875}
-# 40 by 9 times as long as wide: of it the part that is shown is cut out
-SHAPES = [(32, 32), (48, 40), (33, 90), (360, 40), (40, 400), (32, 32)]
-
-
-def uneven_source() -> Source:
-    """Pictures of several sizes, two of them very long."""
-    draw = numpy.random.default_rng(0)
-
-    def images(number: int) -> ImageSet:
-        shapes = [SHAPES[index % len(SHAPES)] for index in range(4 * number)]
-        pixels = [draw.integers(0, 256, (*shape, 3), dtype=numpy.uint8) for shape in shapes]
-        return ImageSet([index % 4 for index in range(4 * number)], pixels)
-
-    return Source("uneven", tuple("abcd"), images(12), images(5))
 
 
 def trainer_of(stream: Stream, on: bool, path: Path | None = None, **changes: Any) -> Trainer:
