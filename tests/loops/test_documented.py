@@ -20,7 +20,7 @@ def test_all_that_is_public_is_documented() -> None:
 
 def test_the_loop_of_the_readme() -> None:
     """As it is printed, but for a smaller backbone and fewer epochs."""
-    [code] = re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL)
+    [code] = re.findall(r"```python[^\n]*\n(.*?)```", PYTHON, re.DOTALL)
     name, epochs = "vit_base_patch16_224.augreg_in21k", "epochs=20"
     assert name in code and epochs in code
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([150, 7, 150, 7])

@@ -1,6 +1,8 @@
-"""The commands of the README, as they are written there, for a photographer and for a researcher.
+"""The tutorials on real photographs and digits, for a photographer and for a researcher: what they
+promise comes out.
 
-Images are small, so that this takes minutes and not hours; nothing else is changed.
+test_running.py runs every block on made images. Here images are real, and small, so that this takes
+minutes and not hours; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ import pytest
 
 from smope.storage.run_directory import RunDirectory
 from smope.storage.run_search import finished_run
+from tests.documents.fences import fences
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 DATA = Path(os.environ.get("SMOPE_DATA", "no such folder"))
 WEIGHTS = DATA / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 SMALL_PHOTOS = [f"backbone.weights={WEIGHTS}", "backbone.image_size=96"]
@@ -34,13 +36,11 @@ SMALL_DIGITS = ["experiment=smoke", "name=digits", "backbone.image_size=8", "tra
 pytestmark = pytest.mark.slow
 
 
-def commands(heading: str) -> list[list[str]]:
-    """The commands of the first fenced block under a heading, without their comments."""
-    _, _, section = README.partition(f"\n{heading}\n")
-    block = re.search(r"^```(?:bash)?(?: [^\n]*)?\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    assert block, f"README has no commands under {heading!r}"
-    joined = block[1].replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.strip()]
+def commands(tutorial: str) -> list[list[str]]:
+    """The commands of a tutorial's first block of commands, without their comments."""
+    page = fences(f"docs/tutorials/{tutorial}.md")
+    block = next(fence for fence in page if fence.language == "bash" and fence.runs)
+    return [shlex.split(line, comments=True) for line in block.commands()]
 
 
 def run(command: list[str], folder: Path, added: list[str]) -> str:
@@ -60,11 +60,10 @@ def run(command: list[str], folder: Path, added: list[str]) -> str:
 
 
 def exported_answers(graph: Path, folder: Path, paths: list[str]) -> dict[str, str]:
-    """The class of each image by the README's lines for onnxruntime, which know no smope."""
+    """The class of each image by the guide's lines for onnxruntime, which know no smope."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    [example] = re.findall(
-        r"^```python[^\n]*\n(import json, numpy, onnxruntime.*?)^```", README, re.M | re.S
-    )
+    page = fences("docs/how-to/predict.md")
+    [example] = [fence.text for fence in page if "InferenceSession" in fence.text]
     load, answer = example.split("picture = ")
     names: dict[str, Any] = {}
     exec(load.replace('"model.onnx"', repr(str(graph))), names)
@@ -113,7 +112,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_a_photographer_teaches_a_model(photographs: Path) -> None:
-    check, train, predict, report = commands("### Your own photographs")
+    check, train, predict, report = commands("photographs")
     assert "8 classes" in run(check, photographs, [])
     run(train, photographs, SMALL_PHOTOS)
     directory = finished_run(photographs / "runs", print)
@@ -133,7 +132,7 @@ def test_a_photographer_teaches_a_model(photographs: Path) -> None:
 
 
 def test_a_model_is_taught_and_forgets(photographs: Path) -> None:
-    train, predict, learn, predict_again, forget, export, serve = commands("### Use it")
+    train, predict, learn, predict_again, forget, export = commands("teach")
     (photographs / "new_classes").mkdir()
     for name in ("beaver", "binocular"):
         taught = shutil.move(photographs / "photos" / name, photographs / "new_classes" / name)
@@ -159,12 +158,13 @@ def test_a_model_is_taught_and_forgets(photographs: Path) -> None:
     agreeing = sum(exported[path] == name for path, name in answers.items())
     assert agreeing >= len(answers) - 1, "the graph resizes without rounding to bytes"
     assert "beaver" not in exported.values()
-    served = served_answers([*serve, "--port", "0"], photographs, list(answers))
+    serve = ["smope", "serve", "pets/model-v3.safetensors", "--port", "0"]
+    served = served_answers(serve, photographs, list(answers))
     assert served == answers
 
 
 def test_a_researcher_compares_three_methods(tmp_path: Path) -> None:
-    train, collect, report = commands("### Comparing methods")
+    train, collect, report = commands("compare")
     run(train, tmp_path, SMALL_DIGITS)
     table = run(collect, tmp_path, [])
     for method in ("smope", "ridge", "ncm"):
