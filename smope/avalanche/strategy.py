@@ -24,6 +24,7 @@ from smope.avalanche.experiences import (
 )
 from smope.avalanche.outputs import outputs_of
 from smope.errors import UserError
+from smope.loops.arguments import trainer_settings
 from smope.loops.learner import Learner
 from smope.methods.base import Method, Phase
 from smope.metrics.scores import all_scores
@@ -117,10 +118,9 @@ class MethodStrategy(SupervisedTemplate):
             "epochs": train_epochs,
             "eval_batch_size": eval_mb_size,
         }
-        self._frozen_steps_follow = settings is None
-        settings = replace(
-            settings or TrainerSettings(), **{k: v for k, v in sizes.items() if v is not None}
-        )
+        follow = {"frozen_steps": AUTO} if settings is None else {}
+        given = {name: value for name, value in sizes.items() if value is not None}
+        settings = trainer_settings({**vars(settings or TrainerSettings()), **follow, **given})
         where = resolve_device(str(device or settings.device), "device")
         _refuse(learner, settings)
         if where.type == "cpu":
@@ -242,9 +242,8 @@ class MethodStrategy(SupervisedTemplate):
                 f"train_mb_size={settings.batch_size} is larger than the number of training images "
                 f"of task {self._tasks_done + 1}, so that no whole batch is left; lower it"
             )
-        if self._frozen_steps_follow:
-            values = {"batch_size": 1, "frozen_steps": AUTO}
-            settings = replace(settings, **resolve(values, steps))
+        frozen_steps = {"batch_size": 1, "frozen_steps": settings.frozen_steps}
+        settings = replace(settings, **resolve(frozen_steps, steps))
         rate = make_schedule(settings, phase.schedule_epochs, steps)
         bases = [group["lr"] for group in self.optimizer.param_groups]
         done = phase.start * steps
@@ -377,6 +376,8 @@ def _refuse(learner: Learner, settings: TrainerSettings) -> None:
             f"method: {type(learner.method).__name__} trains on the images of all tasks so far, "
             f"and an experience holds those of one; use avalanche.training.JointTraining"
         )
+    if settings.batch_size == AUTO:
+        raise UserError("settings: batch_size=auto follows from a stream; give train_mb_size")
     for name, value in (("gradient_accumulation_steps", 1), ("compile", False)):
         if getattr(settings, name) != value:
             raise UserError(

@@ -96,7 +96,7 @@ def to_backbone(backbone: str | nn.Module) -> Backbone:
             f"backbone must be a name or a ViT of timm, got a {type(backbone).__name__}; write for "
             f"example backbone='vit_base_patch16_224.augreg_in21k'"
         )
-    if backbone in choices("backbone", [conf_dir()]):
+    if backbone != "timm" and backbone in choices("backbone", [conf_dir()]):
         return _chosen("backbone", backbone)
     return load_backbone(backbone)
 
@@ -115,20 +115,25 @@ def to_router(router: Router | str | None) -> Router:
     )
 
 
-def alignment_settings(values: Mapping[str, Any]) -> TrainerSettings:
-    """Settings of training with these values for alignment.
+def trainer_settings(values: Mapping[str, Any]) -> TrainerSettings:
+    """Settings of training with these values, and defaults for the others.
 
-    UserError for a name that does not begin with alignment_, and for a value that does not fit.
+    UserError for an unknown name, and for a value of another type or out of range.
     """
     target = f"{TrainerSettings.__module__}.{TrainerSettings.__qualname__}"
-    wrong = [name for name in values if not name.startswith("alignment_")]
-    if wrong:
-        known = [name for name in vars(TrainerSettings()) if name.startswith("alignment_")]
-        raise UserError(f"end_task: {wrong[0]} is no argument; there are {', '.join(known)}")
     try:
         return TrainerSettings(**checked_group("trainer", {"_target_": target, **values}))
     except UserError as error:
         raise UserError(str(error).replace("trainer.", "")) from error
+
+
+def alignment_settings(values: Mapping[str, Any]) -> TrainerSettings:
+    """Settings of training with these values for alignment. UserError for other names too."""
+    wrong = [name for name in values if not name.startswith("alignment_")]
+    if wrong:
+        known = [name for name in vars(TrainerSettings()) if name.startswith("alignment_")]
+        raise UserError(f"end_task: {wrong[0]} is no argument; there are {', '.join(known)}")
+    return trainer_settings(values)
 
 
 def public_parameters(kind: type[Method]) -> Iterator[Parameter]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,12 +34,13 @@ class ClassIds:
 
     def checked(self, classes: Iterable[int] | Tensor) -> list[int]:
         """The ids of a task, ascending, each once. UserError where one is not in 0..N-1."""
-        values = classes.tolist() if isinstance(classes, Tensor) else list(classes)
+        values: Any = classes.flatten().tolist() if isinstance(classes, Tensor) else classes
         try:
             ids = sorted({index(value) for value in values})
         except TypeError as error:
             raise UserError(
-                f"begin_task: class ids are whole numbers, got {values}; number your classes from 0"
+                f"begin_task: classes must be whole numbers, one for each class, got {values}; "
+                f"number your classes from 0, and write for example begin_task([0, 1])"
             ) from error
         if not ids:
             raise UserError("begin_task: got no class; name the ids of the task's classes")

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from smope.errors import UserError
-from smope.loops.arguments import alignment_settings
+from smope.loops.arguments import alignment_settings, trainer_settings
 from smope.loops.class_ids import ClassIds
 from smope.loops.loaders import TaskBatches
 from smope.loops.steps import ignore_steps, watch_steps
@@ -132,8 +132,8 @@ class Learner(nn.Module):
             Phases with `name` and `epochs`; none for a task without training steps.
         """
         span = self._current("phases")
+        settings = trainer_settings({"epochs": epochs, "dense_epochs": dense_epochs})
         if isinstance(self.method, RoutedMethod):
-            settings = TrainerSettings(epochs=epochs, dense_epochs=dense_epochs)
             self.method.dense_epochs = settings.warm_up_epochs
         self._chose_phase = True
         for phase in self.method.phases(span, epochs):

@@ -323,6 +323,10 @@ def test_what_cannot_run_is_refused_in_one_line(stream: Stream) -> None:
         strategy_of(make("Finetune"), tiny_settings(compile=True))
     with pytest.raises(UserError, match=r"precision=float16 needs scaled gradients"):
         strategy_of(make("Finetune"), tiny_settings(precision="float16"))
+    with pytest.raises(UserError, match=r"^epochs must be at least 1, got 0"):
+        strategy_of(make("Finetune"), train_epochs=0)
+    with pytest.raises(UserError, match=r"batch_size=auto follows from a stream"):
+        strategy_of(make("Finetune"), tiny_settings(batch_size="auto"))
     with pytest.raises(TypeError, match="eval_evry"):
         strategy_of(make("Finetune"), eval_evry=1)
     two = smope.Ridge(tiny_backbone(depth=2), 2, width=64)

@@ -355,12 +355,13 @@ def test_wrong_arguments_are_refused(name: str, settings: dict[str, Any], text: 
     ("backbone", "num_classes", "text"),
     [
         ("vit_tiny_patch16", 4, r"^backbone=vit_tiny_patch16: timm has no such model; close: "),
+        ("timm", 4, r"^backbone=timm: timm has no such model"),
         (torch.nn.Linear(2, 2), 4, r"^backbone: got a Linear; prompt experts need"),
         (3, 4, r"^backbone must be a name or a ViT of timm, got a int"),
         (tiny_vit(global_pool="avg"), 4, r"no norm before .*global_pool='token'"),
         (tiny_vit(), 0, r"^num_classes must be a whole number from 1 on, got 0"),
     ],
-    ids=["name", "module", "number", "pool", "classes"],
+    ids=["name", "group", "module", "number", "pool", "classes"],
 )
 def test_wrong_backbones_are_refused(backbone: Any, num_classes: Any, text: str) -> None:
     with pytest.raises(UserError, match=text):
@@ -374,12 +375,19 @@ def test_wrong_calls_are_refused(tasks: list[tuple[Tensor, Tensor]]) -> None:
     for use in (learner, learner.predict):
         with pytest.raises(UserError, match=r"no classes yet; call begin_task\(classes\)"):
             use(images)
-    for name, ids in (("in 0..3, got 4", [1, 4]), ("whole numbers", ["a"]), ("no class", [])):
+    for name, ids in (
+        ("in 0..3, got 4", [1, 4]),
+        ("whole numbers", ["a"]),
+        ("no class", []),
+        ("got 3;", 3),
+    ):
         with pytest.raises(UserError, match=name):
             learner.begin_task(ids)
     with pytest.raises(UserError, match=r"end_task: there is no current task"):
         learner.end_task([(images, labels)])
     learner.begin_task([0, 1])
+    with pytest.raises(UserError, match=r"^epochs must be at least 1, got 0"):
+        next(learner.phases(epochs=0))
     with pytest.raises(UserError, match=r"task 1 has not ended; call end_task"):
         learner.begin_task([2, 3])
     with pytest.raises(UserError, match=r"images must be \(B, 3, 32, 32\), got \(12, 3, 16, 16\)"):
