@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from smope.loops.methods import (
         L2P,
         OVOR,
+        RSIAT,
+        SLCA,
+        SLDC,
         CODAPrompt,
         DeepL2P,
         DualPrompt,
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
 __all__ = [
     "L2P",
     "OVOR",
+    "RSIAT",
+    "SLCA",
+    "SLDC",
     "CODAPrompt",
     "DeepL2P",
     "DualPrompt",

@@ -30,7 +30,10 @@ from smope.methods import (
     ovor,
     ranpac,
     ridge,
+    rsiat,
+    slca,
     slda,
+    sldc,
     smope,
     smope_plus,
     vq,
@@ -139,6 +142,18 @@ class RanPAC(MethodLearner):
 
 class Ridge(MethodLearner):
     method_class = ridge.Ridge
+
+
+class RSIAT(MethodLearner):
+    method_class = rsiat.RSIAT
+
+
+class SLCA(MethodLearner):
+    method_class = slca.SLCA
+
+
+class SLDC(MethodLearner):
+    method_class = sldc.SLDC
 
 
 class SMoPE(MethodLearner):

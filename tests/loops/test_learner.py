@@ -31,7 +31,7 @@ from tests.tiny import frozen, tiny_backbone, tiny_settings, tiny_stream, tiny_v
 TARGETS = choice_targets("method", [conf_dir()])
 NAMES = {method: target.rpartition(".")[2] for method, target in TARGETS.items()}
 # small, for images of 17 tokens
-SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64}
+SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64, "transport_steps": 100}
 every_method = pytest.mark.parametrize("name", sorted(NAMES.values()))
 
 
@@ -94,6 +94,7 @@ def trained(tasks: list[tuple[Tensor, Tensor]]) -> dict[str, MethodLearner]:
         ("Ridge", {}),
         ("HiDePrompt", {"identity_epochs": 1}),
         ("OVOR", {}),
+        ("RSIAT", {"rank": 4, "blocks": [0, 1]}),
     ],
     ids=lambda value: value if isinstance(value, str) else value.get("router", ""),
 )
@@ -184,7 +185,7 @@ def test_a_state_dict_is_all_of_it(
         fresh.loss(images, tasks[0][1])
 
 
-@pytest.mark.parametrize("name", ["SMoPE", "HiDePrompt", "CODAPrompt"])
+@pytest.mark.parametrize("name", ["SMoPE", "HiDePrompt", "CODAPrompt", "SLDC"])
 def test_a_state_dict_within_a_task(name: str, tasks: list[tuple[Tensor, Tensor]]) -> None:
     """As part of a larger module, too: its names have a prefix then."""
     learner = make(name)
