@@ -154,7 +154,8 @@ class MethodStrategy(SupervisedTemplate):
     @property
     def accuracy_matrix(self) -> list[list[float]]:
         """A row for each task learned, with the accuracy on the test images of each task so far as
-        a fraction. UserError unless `eval` was given these after every task.
+        a fraction. UserError unless `eval` was given these after every task. An evaluation
+        within a task (eval_every) does not count.
         """
         rows = [self._rows.get(task, {}) for task in range(self._tasks_done)]
         for task, row in enumerate(rows):
@@ -348,7 +349,8 @@ class MethodStrategy(SupervisedTemplate):
     def _after_eval_exp(self, **kwargs: Any) -> None:
         experience = self._experience
         stream = getattr(experience, "origin_stream", None)
-        if getattr(stream, "name", "") == TEST_STREAM and self._right and self._tasks_done:
+        is_of_matrix = self._tasks_done and not self.model.is_learning
+        if getattr(stream, "name", "") == TEST_STREAM and self._right and is_of_matrix:
             right, task = torch.cat(self._right), experience.current_experience
             row = self._rows.setdefault(self._tasks_done - 1, {})
             row[task] = int(right.sum()) / len(right)

@@ -86,6 +86,11 @@ class Learner(nn.Module):
         return tuple(sorted(self._ids.of_labels))
 
     @property
+    def is_learning(self) -> bool:
+        """Whether a task has begun and not ended."""
+        return self._learning
+
+    @property
     def trains(self) -> bool:
         """Whether the current task takes training steps. Methods in closed form learn in end_task
         alone.

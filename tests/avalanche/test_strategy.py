@@ -283,6 +283,16 @@ def test_early_stopping_ends_the_task(stream: Stream) -> None:
     assert strategy.model.classes_seen == (0, 1, 2, 3)
 
 
+def test_an_evaluation_within_a_task_is_in_no_row(stream: Stream) -> None:
+    strategy, benchmark = strategy_of(make("Finetune"), eval_every=1), stream.benchmark
+    strategy.train(benchmark.train_stream[0])
+    strategy.eval(benchmark.test_stream)
+    [after_first] = strategy.accuracy_matrix
+    strategy.train(benchmark.train_stream[1], eval_streams=[benchmark.test_stream])
+    strategy.eval(benchmark.test_stream)
+    assert strategy.accuracy_matrix[0] == after_first
+
+
 def test_the_optimizer_is_new_in_each_phase_and_has_no_frozen_weight(stream: Stream) -> None:
     made = []
 
