@@ -194,8 +194,8 @@ class TableFile:
             raise UserError(
                 f"{self._key}: is half written; continue it with --resume, or delete {self._rows}"
             )
+        self._file.truncate(0)  # first, so that the note never vouches for rows of another model
         self._write_note(complete=False)
-        self._file.truncate(0)
         self._write(self._table.head)
 
     def _continue(self, finished: Finished, is_empty: bool) -> None:
@@ -207,7 +207,8 @@ class TableFile:
                 "out --resume to begin anew"
             )
         self._refuse_differences(note["made_by"])
-        if self._is_parquet and is_empty and self._path.exists():
+        # a note that is not complete is of rows that were to replace those of the Parquet file
+        if self._is_parquet and is_empty and note["complete"] and self._path.exists():
             for cells in self._parquet_rows():
                 self._file.write(csv_line(cells))
             self._file.flush()

@@ -22,12 +22,14 @@ import pytest
 from pyarrow import parquet
 
 import smope
+from smope.cli import predict_table
 from smope.cli.main import main
-from smope.cli.predict_table import Table, TableFile
+from smope.cli.predict_table import Finished, Table, TableFile
 from smope.console import progress
 from smope.serving import files, standard_input
 from smope.serving.predict import Classifier
-from smope.serving.prediction import Prediction
+from smope.serving.prediction import Guess, Prediction
+from smope.storage.files import write_atomically
 from tests.disks import disk, remount
 
 Capture = pytest.CaptureFixture[str]
@@ -470,3 +472,30 @@ def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: Captu
             bar.update()
         monkeypatch.undo()
     assert terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_rows_of_another_model_are_never_continued(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is killed when it begins to replace a whole table by that of another model."""
+    path = tmp_path / f"t.{suffix}"
+
+    def table_of(model: str) -> TableFile:
+        made_by = {"the model of sha256": model}
+        return TableFile(path, "--csv=t", Table(1, with_unknown=False), suffix != "csv", made_by)
+
+    with table_of("first").opened(False, Finished()) as file:
+        file.add(Prediction(Path("a.png"), (Guess("blue", 0.9),), 0.0))
+
+    def killed(*arguments: Any) -> None:
+        write_atomically(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_table, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            table_of("second").opened(False, Finished()).__enter__()
+    finished = Finished()
+    with table_of("second").opened(True, finished):
+        assert "a.png" not in finished
