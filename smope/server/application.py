@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -121,17 +122,30 @@ async def _read_form(request: Request, limits: Limits) -> tuple[list[Upload], di
         raise Refusal(415, "Content-Type: must be multipart/form-data; see /openapi.json")
     uploads: list[Upload] = []
     fields: dict[str, str] = {}
-    async with request.form(max_files=limits.images, max_fields=MAX_FIELDS) as form:
-        for key, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if key != "images":
-                    raise Refusal(400, f"{_shown(key)}: files are sent as `images`")
-                uploads.append(Upload(_shown(value.filename or "image"), await value.read()))
-            else:
-                fields[key] = value
+    form = await _parsed(request, limits)
+    for key, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if key != "images":
+                raise Refusal(400, f"{_shown(key)}: files are sent as `images`")
+            uploads.append(Upload(_shown(value.filename or "image"), await value.read()))
+            await value.close()
+        else:
+            fields[key] = value
     if not uploads:
         raise Refusal(400, "images: send at least one image file under this name")
     return uploads, fields
+
+
+async def _parsed(request: Request, limits: Limits) -> FormData:
+    """A form whose files stay in memory: request.form() writes those of 1 MB to a disk."""
+    parser = MultiPartParser(
+        request.headers, request.stream(), max_files=limits.images, max_fields=MAX_FIELDS
+    )
+    parser.spool_max_size = 0  # no bound of its own; the guard counts the bytes of a request
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        raise Refusal(400, error.message) from error
 
 
 def _shown(name: str) -> str:

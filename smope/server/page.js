@@ -201,7 +201,8 @@ async function change(text, action) {
     clearInterval(clock);
     showModel(result.model);
     say("taught", result.text, "good");
-    await inTurn(() => classifyAll(cards));
+    // those that have an answer: others wait for their own turn, and more may come meanwhile
+    await inTurn(() => classifyAll(cards.filter((card) => card.answers.length)));
   } catch (error) {
     clearInterval(clock);
     say("taught", error.message, "bad");

@@ -6,6 +6,7 @@ import asyncio
 import io
 import random
 import struct
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -267,3 +268,16 @@ def test_an_endless_body_is_read_up_to_the_limit(serve: Serve) -> None:
     asyncio.run(serve(max_bytes=300_000).app(scope, receive, send))  # pyright: ignore
     assert sent[0]["status"] == 413
     assert read < 600_000
+
+
+def test_images_stay_in_memory(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page promises: no image is written to a disk, however large it is."""
+
+    def rollover(file: Any) -> None:
+        raise AssertionError("an image is written to a disk")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", rollover)
+    file = io.BytesIO()
+    Image.frombytes("RGB", (700, 700), random.Random(0).randbytes(700 * 700 * 3)).save(file, "PNG")
+    assert len(file.getvalue()) > 2**20
+    assert serve().post("/predict", **upload("noise.png", file.getvalue())).status_code == 200

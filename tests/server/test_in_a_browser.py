@@ -32,6 +32,17 @@ WIDER = """[...document.querySelectorAll('main *')]
                  > x.parentElement.getBoundingClientRect().right + 0.5)
     .map(x => x.outerHTML.slice(0, 80))"""
 
+# an image is added while those that are there are classified again
+LATE = """{
+    const usual = classify;
+    let isFirst = true;
+    classify = async (card) => {
+        await usual(card);
+        if (isFirst) add([new File(["no image"], "late.png")]);
+        isFirst = false;
+    };
+}"""
+
 
 @pytest.fixture
 def address(session_of: Callable[..., Session]) -> Iterator[str]:
@@ -118,10 +129,12 @@ def test_a_class_is_taught_and_taken_back(
         assert "emerald" in " ".join(texts(page, ".guesses"))
         look(page, "taught", address)
 
+        page.run(LATE)
         page.run("document.querySelector('#undo').click()")
         page.wait_for("document.querySelector('h1').textContent === 'SMoPE, 4 classes'")
         page.wait_for("document.querySelectorAll('#versions li').length === 3")
         page.wait_for("document.querySelector('#undo').disabled")
+        page.wait_for("document.querySelectorAll('.card .problem').length === 2")
         assert texts(page, "#taught") == ["took back emerald"]
         assert page.run("document.title") == "SMoPE: 4 classes", "no name ran as a script"
         # the answer 422 about the broken image is in the console; nothing else is
