@@ -124,8 +124,9 @@ def _table(prefix: str, read: list[Row], declared: dict[str, Key]) -> str:
 
 
 def _takes(key: Key) -> str:
-    rules = [rule.text for rule in key.constraints if rule.text]
-    return _plain("; ".join([describe(key.kind), *rules]))
+    rules = [rule.text for rule in key.constraints if rule.text and not rule.word]
+    kind = re.sub(r"one of (\w+)$", r"\1", describe(key.kind))  # of a single word
+    return _plain("; ".join([kind, *rules]))
 
 
 def _plain(text: str) -> str:

@@ -1,8 +1,7 @@
 """The tutorials on real photographs and digits, for a photographer and for a researcher: what they
 promise comes out.
 
-test_running.py runs every block on made images. Here images are real, and small, so that this takes
-minutes and not hours; nothing else is changed.
+Images are small, so that this takes minutes and not hours; nothing else is changed.
 """
 
 from __future__ import annotations
