@@ -74,6 +74,7 @@ class Learner(nn.Module):
         self._phase: Phase | None = None
         self._chose_phase = False
         self.register_load_state_dict_pre_hook(_adopt_state)
+        self.register_load_state_dict_post_hook(Learner._watch_steps)
 
     @property
     def num_classes(self) -> int:
@@ -371,8 +372,18 @@ class Learner(nn.Module):
         self.train()
         self.method.begin_phase(phase)
         self.begin_epoch(0)
-        groups = self.method.parameter_groups(1.0)
-        watch_steps(self, [parameter for group in groups for parameter in group["params"]])
+        self._watch_steps()
+
+    def _watch_steps(self, *_arguments: Any) -> None:
+        """Again where the parameters are other objects: in a copy, or loaded with assign=True."""
+        if self._phase is not None:
+            groups = self.method.parameter_groups(1.0)
+            watch_steps(self, [parameter for group in groups for parameter in group["params"]])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Called for a copy, and for what pickle reads."""
+        super().__setstate__(state)
+        self._watch_steps()
 
     def _current(self, name: str) -> TaskSpan:
         if not self._learning:

@@ -207,6 +207,26 @@ def test_a_state_dict_within_a_task(name: str, tasks: list[tuple[Tensor, Tensor]
     assert fresh.classes_seen == (0, 1, 2, 3)
 
 
+@pytest.mark.parametrize("way", ["copied", "assigned"])
+def test_steps_of_a_copy_are_noticed(way: str, tasks: list[tuple[Tensor, Tensor]]) -> None:
+    """Its parameters are other objects than those that the task began with."""
+    learner = make("SMoPE", num_experts=7, router="aux_free")
+    learner.begin_task((0, 1))
+    next(learner.phases(epochs=4, dense_epochs=0))
+    if way == "copied":
+        other = copy.deepcopy(learner)
+    else:
+        other = make("SMoPE", num_experts=7, router="aux_free")
+        replaced = list(other.parameters())  # held, so that no new one has the id of an old one
+        other.load_state_dict(copy.deepcopy(learner.state_dict()), assign=True)
+        assert replaced[0] is not next(other.parameters())
+    optimizer = torch.optim.SGD(other.parameter_groups(lr=0.1))
+    other.loss(*tasks[0]).backward()
+    optimizer.step()
+    biases = [value for name, value in other.named_buffers() if name.endswith("router.bias")]
+    assert biases and all(bias.any() for bias in biases), "each router has seen the step"
+
+
 @every_method
 def test_nothing_that_is_trained_appears_with_a_task(
     name: str, trained: dict[str, MethodLearner]
