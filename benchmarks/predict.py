@@ -100,7 +100,7 @@ def measure(
     vit = load_backbone(name, str(options.weights)).vit.eval()
     parts = {
         "loop": loop(classifier, tree, folder / "table.csv"),
-        "method": lambda: in_batches(classifier._logits, pixels),
+        "method": lambda: in_batches(classifier, pixels),
         "backbone": lambda: in_batches(vit, pixels),
     }
     rounds = []
