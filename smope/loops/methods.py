@@ -14,6 +14,7 @@ from torch import nn
 from smope.loops.arguments import make_method, public_parameters
 from smope.loops.learner import Learner
 from smope.methods import (
+    anacp,
     coda,
     deep_l2p,
     dualprompt,
@@ -22,6 +23,7 @@ from smope.methods import (
     full_finetune,
     hide,
     joint,
+    klda,
     l2p,
     layup,
     linear_probe,
@@ -29,6 +31,7 @@ from smope.methods import (
     norga,
     ovor,
     ranpac,
+    rgda,
     ridge,
     rsiat,
     slca,
@@ -80,6 +83,10 @@ class MethodLearner(Learner):
 NOTE = "A module for a training loop of your own: see smope.Learner."
 
 
+class AnaCP(MethodLearner):
+    method_class = anacp.AnaCP
+
+
 class CODAPrompt(MethodLearner):
     method_class = coda.CODAPrompt
 
@@ -112,6 +119,10 @@ class Joint(MethodLearner):
     method_class = joint.Joint
 
 
+class KernelLDA(MethodLearner):
+    method_class = klda.KernelLDA
+
+
 class L2P(MethodLearner):
     method_class = l2p.L2P
 
@@ -138,6 +149,10 @@ class OVOR(MethodLearner):
 
 class RanPAC(MethodLearner):
     method_class = ranpac.RanPAC
+
+
+class RegularisedGDA(MethodLearner):
+    method_class = rgda.RegularisedGDA
 
 
 class Ridge(MethodLearner):

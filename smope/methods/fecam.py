@@ -1,12 +1,12 @@
 """FeCAM: Mahalanobis distance to class means, with a covariance for each class (Goswami et al.
 2023, arXiv 2309.14062).
 
-Letters: B batch, K classes, C features, G groups of classes with a covariance of their own.
+Letters: C features, G groups of classes with a covariance of their own.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +14,17 @@ from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import NotNegative, Positive, Share
-from smope.methods._shared.closed_form import ClassMoments, OnePass, features_of, joined
-from smope.methods.base import Batches, Recollection, Reference, TaskSpan
+from smope.methods._shared.class_distances import ClassDistances
+from smope.methods.base import Reference
 
 
-class FeCAM(OnePass):
+class FeCAM(ClassDistances):
     """Classifies by the smallest squared Mahalanobis distance; logits are minus that distance.
 
     Let z = x / |x| be the normalised feature, and m and S the mean and covariance of z in a class.
     The distance is (z - m)·R^-1 (z - m). R is the correlation matrix of S + diagonal·v I +
-    off_diagonal·w (1 - I), where v and w are the means of S on and off its diagonal.
-
-    If a class comes again, its mean and covariance become those of all its images.
+    off_diagonal·w (1 - I), where v and w are the means of S on and off its diagonal; the identity
+    where S is 0.
 
     Memory does not depend on the number of images: G·C² numbers in float32 for covariances, as much
     again for the matrices that distances need (0.94 GB in all for ViT-B/16, 200 classes and
@@ -44,8 +43,6 @@ class FeCAM(OnePass):
     reference = Reference(
         "Goswami et al. 2023, arXiv 2309.14062", "one pass over frozen features, nothing is trained"
     )
-    learning_only = ("moments.means",)  # distances need only the others
-    whitening: Tensor | None
 
     def __init__(
         self,
@@ -57,96 +54,25 @@ class FeCAM(OnePass):
         off_diagonal: Annotated[float, NotNegative()] = 0.0,
         tukey: Annotated[float | None, Share(with_0=False)] = None,
     ) -> None:
-        super().__init__(backbone, num_classes)
+        super().__init__(backbone, num_classes, covariance)
         self.diagonal = diagonal
         self.off_diagonal = off_diagonal
         self.tukey = tukey
-        self.moments = ClassMoments(num_classes, backbone.embed_dim, covariance, torch.float32)
-        # Follows from the moments: (G, C, C), made when first needed and not saved.
-        self.register_buffer("whitening", None, persistent=False)
-        self.register_load_state_dict_post_hook(_forget_whitening)
 
-    @torch.no_grad()
-    def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        moments = self.moments
-        # All images of a task at once: float32 sums of batches would depend on the order of images.
-        features, labels = joined(features_of(self, batches, moments.means.device))
-        moments.add(self._normalised(features), labels)
-        # The classifier holds the means; whitening and moments have the rest of the distance.
-        self.classifier.weight.copy_(moments.means)
-        self.classifier.bias.zero_()
-        self.whitening = None
-
-    def train(self, mode: bool = True) -> FeCAM:
-        """As torch's. In evaluation the whitening is there before a graph is exported."""
-        super().train(mode)
-        if not mode and self.whitening is None and self.moments.counts.any():
-            self.whitening = self._find_whitening().to(self.classifier.weight)
-        return self
-
-    @property
-    def shares_sums(self) -> bool:
-        return len(self.moments.scatter) == 1
-
-    @torch.no_grad()
-    def withdraw(self, label: int, features: Tensor | None) -> None:
-        if self.shares_sums:
-            self.moments.withdraw(label, None if features is None else self._normalised(features))
-            self.whitening = None
-
-    @torch.no_grad()
-    def recollect(self, count: int) -> Recollection | None:
-        """The samples are normalised features, as the moments are."""
-        if not self.moments.counts.any():
-            return None
-        features, labels = self.moments.sample(count)
-        logits = self._compare(F.normalize(features, dim=-1).to(self.classifier.weight))
-        origin = f"{count} samples of each class's Gaussian"
-        return Recollection(logits, labels.to(logits.device), origin)
-
-    @torch.no_grad()
-    def class_cosines(self, features: Tensor) -> Tensor | None:
-        """Of normalised features, as the moments are."""
-        return self.moments.class_cosines(self._normalised(features))
-
-    def classify(self, features: Tensor) -> Tensor:
-        return self._compare(self._normalised(features))
-
-    def _compare(self, normalised: Tensor) -> Tensor:
-        """Normalised features (B, C) -> logits (B, K)."""
-        if self.whitening is None:
-            self.whitening = self._find_whitening().to(normalised)
-        apart = normalised - self.classifier.weight.unsqueeze(1)  # (K, B, C)
-        return -(apart @ self.whitening.transpose(-2, -1)).square().sum(-1).T
-
-    def _normalised(self, features: Tensor) -> Tensor:
+    def mapped(self, features: Tensor) -> Tensor:
+        """features (B, C) -> z (B, C)."""
         if self.tukey is not None:
             features = features.sign() * features.abs().pow(self.tukey)
         return F.normalize(features, dim=-1)
 
-    @torch.no_grad()
-    def _find_whitening(self) -> Tensor:
-        """L^-1 with R = L·Lᵀ for each group, (G, C, C), so that a distance is |L^-1 (x - m)|²; the
-        identity where nothing is known.
+    def resampled(self, samples: Tensor) -> Tensor:
+        return F.normalize(samples, dim=-1)
 
-        The matrices together are the largest object in memory. So they are computed one at a time
-        in float64 and written into one tensor.
-        """
-        scatter = self.moments.scatter
-        identity = torch.eye(scatter.shape[-1], dtype=torch.float64, device=scatter.device)
-        whitening = torch.empty_like(scatter)
-        for group, matrix in enumerate(whitening):
-            if not scatter[group].any():
-                matrix.copy_(identity)
-                continue
-            correlation = self._correlation(self.moments.covariance(group), identity)
-            factor = torch.linalg.cholesky(correlation)
-            matrix.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
-        return whitening
-
-    def _correlation(self, covariance: Tensor, identity: Tensor) -> Tensor:
-        """R for one covariance (C, C)."""
+    def measure(self, covariance: Tensor) -> Tensor:
         width = len(covariance)
+        identity = torch.eye(width).to(covariance)
+        if not covariance.any():
+            return identity
         on = covariance.diagonal().mean()
         off = (covariance.sum() - covariance.trace()) / max(1, width * (width - 1))
         shrunk = (
@@ -154,7 +80,3 @@ class FeCAM(OnePass):
         )
         deviation = shrunk.diagonal().sqrt()
         return shrunk / torch.outer(deviation, deviation)
-
-
-def _forget_whitening(method: FeCAM, _: Any) -> None:
-    method.whitening = None

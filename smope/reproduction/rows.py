@@ -160,5 +160,23 @@ OF_PEERS: dict[str, PublishedRow] = {
         "No number is recorded here. Those of the paper have a first session, which adapts the "
         "backbone to the first task, and which is not part of this row.",
     ),
+    **_peer(
+        "klda KLDA, DINOv2",
+        "Momeni et al. 2025",
+        "No number is recorded here: the paper classifies texts, and later runs with images have "
+        "orders and splits of their own. The kernel's width is that of these runs, for DINOv2.",
+    ),
+    **_peer(
+        "rgda RGDA",
+        "Rao et al. 2026",
+        "No number is recorded here. Those of the paper are on features that are trained in every "
+        "task, which is not part of this row.",
+    ),
+    **_peer(
+        "anacp AnaCP, DINOv2",
+        "Momeni et al. 2025",
+        "No number is recorded here. Those of the code have a first session, which adapts the "
+        "backbone to the first task, and which is not part of this row.",
+    ),
 }
 ROWS = {**OF_THE_PAPER, **OF_PEERS}

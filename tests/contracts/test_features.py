@@ -25,7 +25,9 @@ from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 from .conftest import METHODS, every_method, make_method
 
 CPU = torch.device("cpu")
-OF_THE_BACKBONE = {"fecam", "finetune", "linear_probe", "ncm", "ridge", "slda"}
+OF_THE_BACKBONE = {
+    "anacp", "fecam", "finetune", "klda", "linear_probe", "ncm", "rgda", "ridge", "slda",
+}  # fmt: skip
 FROM_THE_FIRST_TASK = OF_THE_BACKBONE | {"layup"}
 AFTER_THE_FIRST_TASK = {"ranpac", "smope_plus"}
 FINAL = sorted(FROM_THE_FIRST_TASK | AFTER_THE_FIRST_TASK)

@@ -36,7 +36,9 @@ SMALL: dict[str, Any] = {
     "precision": "float64",
     "alignment_epochs": 1,
 }
-IN_CLOSED_FORM = ("fecam", "layup", "linear_probe", "ncm", "ridge", "slda")
+IN_CLOSED_FORM = (
+    "anacp", "fecam", "klda", "layup", "linear_probe", "ncm", "rgda", "ridge", "slda",
+)  # fmt: skip
 LEARNS_BY_STEPS = [name for name in VARIANTS if name not in IN_CLOSED_FORM]
 
 

@@ -16,6 +16,7 @@ BENCHMARKS = ("cifar100", "cub200", "imagenet_r_10")
 # published settings, or a key that is new in every configuration: see what
 # `smope train --dry-run` shows before and after, and say it in CHANGELOG.md.
 HASHES = {
+    "anacp": ("8e738db2cdc6", "c924151c80be", "cb92686f5aef"),
     "coda": ("b9f76047b7a0", "7cfde56ccd1e", "222f164d740a"),
     "deep_l2p": ("8777c95dc2ea", "7aafff55ea54", "2538622a568c"),
     "dualprompt": ("1dac869419c9", "1ede5afb5485", "6f1e8189f274"),
@@ -24,6 +25,7 @@ HASHES = {
     "full_finetune": ("9251d8f95476", "5aa94b7551fb", "4978779ec632"),
     "hide": ("a04d79a89675", "e4625ebd4dc3", "1d6360204874"),
     "joint": ("047e1dfc3cc0", "e57f92607426", "cfb1a1e16555"),
+    "klda": ("ec644d1492e9", "18908eb97519", "2d25037b16d2"),
     "l2p": ("832281792e51", "6dfcd71ea5bf", "949d66a3ac5c"),
     "layup": ("ef57dcfb6733", "7811435f901b", "d227b580a9b1"),
     "linear_probe": ("bc2ad7601cc5", "06d53cf4f8be", "7fd27bf5626d"),
@@ -33,6 +35,7 @@ HASHES = {
     "rsiat": ("c3d89de60e7b", "2fbb9b31ba92", "142a9aeb15a9"),
     "smope": ("fc0be1fef7ce", "c5f1b1b35008", "1be30ca725ac"),
     "ranpac": ("04e8dcf8b57d", "1f42b6121e6b", "bdaa8ff20041"),
+    "rgda": ("6c48c0f7baf6", "58f7d292d28b", "07c5fff81442"),
     "ridge": ("868d8efb09e7", "c85a382bacf8", "262414731af4"),
     "slca": ("0d72ef87d39d", "45b7d2b6b6e5", "28db1009e256"),
     "slda": ("39fd3a7f5ad9", "7f667d0573e3", "056f8be49514"),

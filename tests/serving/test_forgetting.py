@@ -24,6 +24,8 @@ EXACT = {
     "slda": [],
     "ncm": [],
     "fecam": ["method.covariance=shared"],
+    "layup": ["method.layers=2"],
+    "klda with random features": ["method.width=40"],
 }
 
 
