@@ -33,7 +33,10 @@ class KernelLDA(LinearDiscriminant):
         width: M.
         gamma: of the kernel, for features as the backbone gives them. The code has 1e-4 for DINOv2
             and 1e-2 for MoCo v3; its authors say that it has to be chosen for each backbone.
-        regularisation: added to the diagonal of Z.
+        regularisation: added to the diagonal of Z. The code has 1e-3 for DINOv2 and 1e-4 for MoCo
+            v3. That is too little where images are few: with 40 a class of 30 classes (ViT-Ti at 96
+            pixels, width 800) 1e-3 gives 40.0 % on held-out images, 0.1 gives 55.3, 1 gives 58.3,
+            and nearest class mean 54.0.
     """
 
     reference = Reference(
@@ -50,7 +53,7 @@ class KernelLDA(LinearDiscriminant):
         *,
         width: Annotated[int, AtLeast(1)] = 5000,
         gamma: Annotated[float, Positive()] = 1e-4,
-        regularisation: Annotated[float, Positive()] = 1e-3,
+        regularisation: Annotated[float, Positive()] = 1.0,
     ) -> None:
         super().__init__(backbone, num_classes, width)
         self.regularisation = regularisation
