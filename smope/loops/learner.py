@@ -18,7 +18,6 @@ Letters: B batch, S image side, N num_classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from smope.errors import UserError
 from smope.loops.arguments import alignment_settings, trainer_settings
 from smope.loops.class_ids import ClassIds
 from smope.loops.loaders import TaskBatches
+from smope.loops.saved_state import adopt_state, as_tensor, from_tensor
 from smope.loops.steps import ignore_steps, watch_steps
 from smope.methods._shared.routed_method import RoutedMethod
 from smope.methods.base import Batches, Method, Phase, TaskSpan
@@ -73,7 +73,7 @@ class Learner(nn.Module):
         self._learning = False
         self._phase: Phase | None = None
         self._chose_phase = False
-        self.register_load_state_dict_pre_hook(_adopt_state)
+        self.register_load_state_dict_pre_hook(adopt_state)
         self.register_load_state_dict_post_hook(Learner._watch_steps)
 
     @property
@@ -333,7 +333,7 @@ class Learner(nn.Module):
         return self._ids.columns(logits)
 
     def get_extra_state(self) -> Tensor:
-        """Tasks and class ids, as JSON in a tensor: files of safetensors hold nothing else."""
+        """Tasks, class ids and the phase: what state_dict() holds beside parameters and buffers."""
         record = {
             "tasks": [[self._ids.of_labels[label] for label in s.classes] for s in self._spans],
             "learning": self._learning,
@@ -341,11 +341,11 @@ class Learner(nn.Module):
             "chose_phase": self._chose_phase,
             "seed": self.seed,
         }
-        return torch.tensor(list(json.dumps(record).encode()), dtype=torch.uint8)
+        return as_tensor(record)
 
     def set_extra_state(self, state: Tensor) -> None:
         """What get_extra_state() gave."""
-        record = json.loads(bytes(state.tolist()))
+        record = from_tensor(state)
         self._ids, self._spans = ClassIds(self.num_classes), []
         for ids in record["tasks"]:
             self._spans.append(self._ids.span(len(self._spans), ids))
@@ -411,16 +411,3 @@ class Learner(nn.Module):
 
     def _labels(self, class_ids: Tensor, span: TaskSpan) -> Tensor:
         return self._ids.labels(class_ids, span).to(self._device, non_blocking=True)
-
-
-def _adopt_state(learner: nn.Module, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
-    """Before a state is loaded: buffers that grow take their stored sizes."""
-    assert isinstance(learner, Learner)
-    inside = f"{prefix}method."
-    own = {key: value for key, value in state.items() if key.startswith(inside)}
-    for key in own:
-        del state[key]
-    adopted = learner.method.adopted(
-        {key.removeprefix(inside): value for key, value in own.items()}
-    )
-    state |= {inside + key: value for key, value in adopted.items()}
