@@ -114,8 +114,8 @@ def test_null_keeps_timm_s_own_value() -> None:
 
 def test_a_model_that_is_not_square_by_itself() -> None:
     """Where timm's own name says so, and not an option."""
-    from smope.backbones.vit import _check_square
+    from smope.backbones.vit import check_square
 
     vit = VisionTransformer(img_size=(32, 64), patch_size=8, embed_dim=32, depth=1, num_heads=2)
     with pytest.raises(UserError, match=r"backbone\.name=oblong: its img_size is 32 x 64, and"):
-        _check_square("oblong", vit)
+        check_square("oblong", vit)

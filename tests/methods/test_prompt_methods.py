@@ -332,7 +332,7 @@ def test_without_alignment_the_contrastive_term_keeps_its_class_means(
     """Else method.align=false would change two things at once."""
     retrained: list[Any] = []
     monkeypatch.setattr(
-        "smope.training.trainer.align_classifier", lambda part, *_: retrained.append(part)
+        "smope.training.task_end.align_classifier", lambda part, *_: retrained.append(part)
     )
     given: list[int] = []
     monkeypatch.setattr(
