@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
             from smope.server.application import web_application
 
         session = _session(options, model)
-        application = web_application(session, names_of(options.host))
+        application = web_application(session, [*names_of(options.host), *options.name])
         if not is_loopback(options.host):
             print(
                 f"--host={options.host}: other machines can use the model"
@@ -125,6 +126,14 @@ def _parser() -> Parser:
     parser.add_argument(
         "--port", metavar="N", type=int, help="default: 8000, or a free one if that is in use"
     )
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a host name by which browsers reach it, such as that of a proxy in front of it that "
+        "passes on the Host header; may be repeated",
+    )
     parser.add_argument("--learn", action="store_true", help="let clients teach it classes")
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where new versions are written (default: beside)"
@@ -156,6 +165,11 @@ def _check(options: Namespace) -> None:
         )
     if options.port is not None and not 0 <= options.port <= 65535:
         raise UserError(f"--port={options.port}: must be in 0..65535; leave it out for 8000")
+    for name in options.name:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise UserError(
+                f"--name={name}: must be a host name alone; write for example --name models.lab"
+            )
     lowest = options.min_probability
     if lowest is not None and not 0 <= lowest <= 1:
         raise UserError(

@@ -72,7 +72,11 @@ class Guard:
     def _check(self, method: str, headers: Headers) -> None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            raise Refusal(403, "Host: is no address of this server; open it as it was printed")
+            raise Refusal(
+                403,
+                "Host: is not a name of this server; open the address that it printed, or start it "
+                "with --name NAME",
+            )
         if method not in SAFE_METHODS:
             origin = headers.get("origin")
             if origin is not None and origin.partition("://")[2].lower() != hosts[0].lower():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from smope.cli.main import main
 from smope.errors import UserError
@@ -22,6 +23,8 @@ from smope.run.artefact import write_artefact
 from smope.server import listen
 from smope.serving.packing import for_inference
 from tests.serving.colours import Run
+
+from .conftest import png, upload
 
 LINE = r"(http://127\.0\.0\.1:\d+) serves model\.safetensors \(NearestClassMean, 4 classes, "
 
@@ -59,6 +62,18 @@ def test_another_port_where_the_default_one_is_in_use(monkeypatch: pytest.Monkey
         message = rf"--port={taken}: is in use; choose another, or leave --port out for a free one"
         with pytest.raises(UserError, match=message):
             listen.open_socket("127.0.0.1", taken)
+
+
+def test_a_page_behind_a_proxy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the proxy's name, which --name gives."""
+    served = []
+    monkeypatch.setattr(listen, "serve", lambda application, *_: served.append(application))
+    assert main(["serve", str(model), "--port", "0", "--name", "Models.lab"]) == 0
+    for name, status in (("models.lab", 200), ("evil.example", 403)):
+        client = TestClient(served[0], f"https://{name}", raise_server_exceptions=False)
+        headers = {"origin": f"https://{name}", "sec-fetch-site": "same-origin"}
+        answer = client.post("/predict", headers=headers, **upload("a.png", png()))
+        assert answer.status_code == status
 
 
 def test_what_is_unusual_is_said(
@@ -100,6 +115,7 @@ def test_which_hosts_are_this_machine_alone() -> None:
         ([".", "--min-probability", "80"], r"--min-probability=80: must be in 0\.\.1"),
         ([".", "--max-upload", "0"], r"--max-upload=0: must be above 0"),
         ([".", "--max-upload", "nan"], r"--max-upload=nan: must be above 0"),
+        ([".", "--name", "https://models.lab"], r"--name=https://models\.lab: must be a host name"),
         ([".", "--out", "."], r"--out is for what --learn writes; leave it out, or add --learn"),
         ([".", "--learn", "--out", "no"], r"--out=no: is no folder; make it, or name another"),
         (["hf://me/birds", "--learn"], r"MODEL=hf://me/birds: new versions .*; add --out DIR"),
