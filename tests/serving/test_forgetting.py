@@ -67,7 +67,9 @@ def test_with_its_images_a_class_was_never_there(
     assert six.class_names == tuple(COLOURS)
 
 
-@pytest.mark.parametrize("method", ["ridge", "slda", "smope", "smope_plus", "coda", "hide"])
+@pytest.mark.parametrize(
+    "method", ["ridge", "slda", "smope", "smope_plus", "coda", "hide", "rsiat"]
+)
 def test_without_its_images_the_other_logits_stay(
     method: str,
     colour_run: Callable[..., Run],
