@@ -142,7 +142,7 @@ class MethodStrategy(SupervisedTemplate):
         self._make_optimizer = optimizer or _adamw(settings)
         self._own_images = OwnImages(settings, learner.seed, where, dtype)
         self._task_labels = TaskLabels()
-        self._tasks_done = 0
+        self._learned: list[int] = []  # the number of each experience, in the order of learning
         self._dtype = dtype
         self._rates: Callable[[], None] | None = None
         self._competing: Literal["task", "seen"] = "task"
@@ -159,17 +159,21 @@ class MethodStrategy(SupervisedTemplate):
         """
         rows = [self._rows.get(task, {}) for task in range(self._tasks_done)]
         for task, row in enumerate(rows):
-            if not set(range(task + 1)) <= row.keys():
+            if not set(self._learned[: task + 1]) <= row.keys():
                 raise UserError(
                     f"accuracy_matrix: the test stream was not evaluated after task {task + 1}; "
                     f"call strategy.eval(benchmark.test_stream) after each strategy.train"
                 )
-        return [[row[j] for j in range(task + 1)] for task, row in enumerate(rows)]
+        return [[row[j] for j in self._learned[: task + 1]] for task, row in enumerate(rows)]
 
     def scores(self) -> dict[str, float | None]:
         """The scores of `smope train`, by their names in run.json, as fractions."""
         matrix = self.accuracy_matrix
-        return all_scores(matrix, [self._test_images[task] for task in range(len(matrix))])
+        return all_scores(matrix, [self._test_images[number] for number in self._learned])
+
+    @property
+    def _tasks_done(self) -> int:
+        return len(self._learned)
 
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         """Images of ours draw their augmentation themselves, so they stay what they are."""
@@ -269,7 +273,7 @@ class MethodStrategy(SupervisedTemplate):
         statistics = learner.task_batches(shuffled, described)
         with autocast(self.settings.precision, self.device):
             learner.finish_task(batches, statistics.of_every_class, self.settings)
-        self._tasks_done += 1
+        self._learned.append(experience.current_experience)
 
     def _passes(self, dataset: Any) -> tuple[Any, Any, Any]:
         """Training images for the method's own end of a task, shuffled and plain, and those that
@@ -351,10 +355,10 @@ class MethodStrategy(SupervisedTemplate):
         stream = getattr(experience, "origin_stream", None)
         is_of_matrix = self._tasks_done and not self.model.is_learning
         if getattr(stream, "name", "") == TEST_STREAM and self._right and is_of_matrix:
-            right, task = torch.cat(self._right), experience.current_experience
+            right, number = torch.cat(self._right), experience.current_experience
             row = self._rows.setdefault(self._tasks_done - 1, {})
-            row[task] = int(right.sum()) / len(right)
-            self._test_images[task] = len(right)
+            row[number] = int(right.sum()) / len(right)
+            self._test_images[number] = len(right)
         super()._after_eval_exp(**kwargs)
 
     @property
@@ -373,6 +377,11 @@ def _adamw(settings: TrainerSettings) -> Callable[[list[dict[str, Any]]], Optimi
 
 def _refuse(learner: Learner, settings: TrainerSettings) -> None:
     """UserError for a method or settings that cannot be trained by this loop."""
+    if learner.classes_seen:
+        raise UserError(
+            f"method: this {type(learner).__name__} has begun to learn already, and a strategy "
+            f"counts tasks from its first; make a new one, or train it in a loop of your own"
+        )
     if learner.method.revisits:
         raise UserError(
             f"method: {type(learner.method).__name__} trains on the images of all tasks so far, "

@@ -188,9 +188,9 @@ def _check_folder(options: Namespace) -> None:
     if options.out is not None and not options.learn:
         raise UserError("--out is for what --learn writes; leave it out, or add --learn")
     if options.out is not None and not options.out.is_dir():
-        raise UserError(f"--out={options.out}: is no folder; make it, or name another")
+        raise UserError(f"--out={options.out}: is not a folder; make it, or name another")
     if options.out is not None and not os.access(options.out, os.W_OK):
-        raise UserError(f"--out={options.out}: may not be written; name another folder")
+        raise UserError(f"--out={options.out}: cannot be written to; name another folder")
     if options.learn and options.out is None and is_hub_reference(options.model):
         raise UserError(
             f"MODEL={options.model}: new versions of a model from the Hub need a folder of yours; "

@@ -40,7 +40,7 @@ from smope.training.task_end import record_and_align
 
 
 class Learner(nn.Module):
-    """A method that is told of tasks by class ids, and trained by anybody's loop.
+    """A method that learns tasks, given as class ids, in anybody's training loop.
 
     Class ids are whole numbers in 0..N-1, as in `torch.nn.CrossEntropyLoss`; they may come in any
     order, and again in later tasks. Images are (B, 3, S, S) with pixels in [0, 1]: the backbone
@@ -71,6 +71,7 @@ class Learner(nn.Module):
         self._ids = ClassIds(method.num_classes)
         self._spans: list[TaskSpan] = []
         self._learning = False
+        self._half_ended = False  # by an end_task that stopped with an error
         self._phase: Phase | None = None
         self._chose_phase = False
         self.register_load_state_dict_pre_hook(adopt_state)
@@ -239,7 +240,8 @@ class Learner(nn.Module):
                 `alignment_learning_rate` and `alignment_batches`, if not those of TrainerSettings.
 
         Raises:
-            UserError: no task is current, or the loader gives other classes or none.
+            UserError: no task is current, or the loader gives other classes or none. The task
+                cannot be ended again then, unless a state_dict() from before is loaded.
         """
         settings = alignment_settings(alignment)
         batches = self.task_batches(loader, loader if plain_loader is None else plain_loader)
@@ -278,6 +280,7 @@ class Learner(nn.Module):
             settings: the keys alignment_*.
         """
         span, method = self._current("finish_task"), self.method
+        self._half_ended = True
         with callers_precision(self._dtype, self._device) as precision:
             settings = replace(settings, precision=precision)
             method.eval()
@@ -286,7 +289,7 @@ class Learner(nn.Module):
             with torch.enable_grad():
                 record_and_align(method, span, statistics, settings, self.seed)
         ignore_steps(self)
-        self._learning, self._phase = False, None
+        self._learning, self._half_ended, self._phase = False, False, None
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -351,6 +354,7 @@ class Learner(nn.Module):
             self._spans.append(self._ids.span(len(self._spans), ids))
             self._ids.add(ids)
         self._learning, self.seed = record["learning"], record["seed"]
+        self._half_ended = False
         self._chose_phase = record["chose_phase"]
         ignore_steps(self)
         self._phase = None
@@ -388,6 +392,11 @@ class Learner(nn.Module):
     def _current(self, name: str) -> TaskSpan:
         if not self._learning:
             raise UserError(f"{name}: there is no current task; call begin_task(classes) first")
+        if self._half_ended:
+            raise UserError(
+                f"{name}: an earlier end_task stopped with an error and may have learned some of "
+                f"its images already; load the state_dict() from before it"
+            )
         return self._spans[-1]
 
     def _no_steps(self, name: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Methods are told of each step of any optimizer that trains them.
+"""Methods learn of each step of any optimizer that trains them.
 
 Some routers update what they remember after each optimizer step, and expert dropout draws anew.
 Loops of other people do not know that, so torch's hook for optimizers does it.

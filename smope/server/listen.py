@@ -51,7 +51,7 @@ def open_socket(host: str, port: int | None) -> socket.socket:
             raise UserError(
                 f"--port={port}: is for the administrator alone; choose one from 1024"
             ) from error
-        raise _no_host(host, "is no address of this machine") from error
+        raise _no_host(host, "is not an address of this machine") from error
 
 
 def _no_host(host: str, problem: str) -> UserError:
@@ -113,7 +113,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it is ready and when it is told to stop."""
+    """uvicorn's server, which says when it is ready and when it has to stop."""
 
     def __init__(
         self,

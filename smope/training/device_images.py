@@ -106,7 +106,10 @@ class DeviceSplit:
             part.top * line + part.left for (part, _), line in zip(shown, widths, strict=True)
         ]
         starts = self._ends[indices] - self._sizes[indices].prod(1) + numpy.array(corners)
-        first, line = sent(torch.from_numpy(numpy.stack([starts, widths])), self._device)
+        numbers = torch.from_numpy(numpy.stack([starts, widths]))
+        if len(self._pixels) + int(self._sizes.max()) ** 2 < 1 << 31:
+            numbers = numbers.int()  # half the memory for positions
+        first, line = sent(numbers, self._device)
         rows = first[:, None] + line[:, None] * torch.arange(height, device=self._device)
         columns = torch.arange(width, device=self._device)
         positions = (rows[:, :, None] + columns).clamp_(max=len(self._pixels) - 1)  # (B, h, w)

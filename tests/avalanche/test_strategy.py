@@ -31,7 +31,7 @@ from smope.streams.stream import Stream
 from smope.training.device import prefer_onednn
 from smope.training.settings import TrainerSettings
 from smope.training.trainer import Trainer
-from tests.loops.plain_loop import in_order
+from tests.loops.plain_loop import accuracy, in_order
 from tests.tiny import shades, tiny_backbone, tiny_settings, tiny_source, tiny_stream
 
 SMOPE = {"num_experts": 7, "blocks": [0, 1]}
@@ -293,6 +293,18 @@ def test_an_evaluation_within_a_task_is_in_no_row(stream: Stream) -> None:
     assert strategy.accuracy_matrix[0] == after_first
 
 
+def test_columns_follow_the_order_of_learning(stream: Stream) -> None:
+    """Experience 1 is learned first, so row 0 has the accuracy on its images, and no other."""
+    strategy, benchmark = strategy_of(make("NearestClassMean")), stream.benchmark
+    for number in (1, 0):
+        strategy.train(benchmark.train_stream[number])
+        strategy.eval(benchmark.test_stream)
+        newest = accuracy(strategy.model, stream.tasks[number])
+        assert strategy.accuracy_matrix[-1][-1] == newest
+    [_, row] = strategy.accuracy_matrix
+    assert row == [accuracy(strategy.model, stream.tasks[number]) for number in (1, 0)]
+
+
 def test_the_optimizer_is_new_in_each_phase_and_has_no_frozen_weight(stream: Stream) -> None:
     made = []
 
@@ -329,6 +341,10 @@ def test_what_cannot_run_is_refused_in_one_line(stream: Stream) -> None:
     benchmark = stream.benchmark
     with pytest.raises(UserError, match=r"Joint trains on the images of all tasks so far, and an"):
         strategy_of(make("Joint"))
+    begun = make("Finetune")
+    begun.begin_task([0])
+    with pytest.raises(UserError, match=r"this Finetune has begun to learn already, .* make a new"):
+        strategy_of(begun)
     with pytest.raises(UserError, match=r"settings: compile=True has no effect"):
         strategy_of(make("Finetune"), tiny_settings(compile=True))
     with pytest.raises(UserError, match=r"precision=float16 needs scaled gradients"):

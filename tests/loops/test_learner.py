@@ -430,8 +430,10 @@ def test_wrong_calls_are_refused(tasks: list[tuple[Tensor, Tensor]]) -> None:
     for use in (lambda: ridge.loss(images, labels), lambda: ridge.parameter_groups(0.1)):
         with pytest.raises(UserError, match=r"Ridge takes no training steps in this task"):
             use()
+    before = copy.deepcopy(ridge.state_dict())
     with pytest.raises(UserError, match=r"a batch must hold images and class ids, got a Tensor"):
         ridge.end_task([images])
+    ridge.load_state_dict(before)
     with pytest.raises(UserError, match=r"loader: gave no images"):
         ridge.end_task([])
 
@@ -460,3 +462,18 @@ def test_names_of_conf() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'SMoPPE'"):
         _ = smope.SMoPPE
     assert set(smope.__all__) <= set(dir(smope))
+
+
+def test_a_task_is_not_ended_again_after_an_error(tasks: list[tuple[Tensor, Tensor]]) -> None:
+    """The passes before the error may have counted already; a state from before undoes them."""
+    learner, (images, labels) = make("SMoPE", num_experts=7, blocks=[0]), tasks[0]
+    learner.begin_task(labels.unique())
+    before = copy.deepcopy(learner.state_dict())
+    one = labels == labels[0]
+    with pytest.raises(UserError):
+        learner.end_task([(images[one], labels[one])])
+    with pytest.raises(UserError, match=r"an earlier end_task stopped with an error .* load the"):
+        learner.end_task([(images, labels)])
+    learner.load_state_dict(before)
+    learner.end_task([(images, labels)], alignment_epochs=1)
+    assert set(learner.classes_seen) == set(labels.tolist())
