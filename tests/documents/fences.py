@@ -2,9 +2,10 @@
 
 One rule for all documents:
 
-- ```bash, ```console or a block without a language holds commands, ```text what they print.
-- ```python and ```yaml may have a title that is a file name: the file that they are.
-- `{.not-run title="Not run by the tests: REASON"}` after the language: it can only be parsed.
+- ```bash, ```console or a block without a language holds commands; ```text right after it is what
+  they print, where ... stands for anything.
+- ```python is run, ```yaml is read; with a title that is a file name they are written to that file.
+- `{.not-run title="Not run by the tests: REASON"}` after the language: the block is only parsed.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Fence:
         language: What follows the fence; "" where nothing does.
         options: What stands in braces after the language.
         text: The lines between the fences, without the indent of the fence.
+        follows_commands: Whether nothing but blank lines stands between it and a block of commands.
     """
 
     document: str
@@ -44,6 +46,7 @@ class Fence:
     language: str
     options: str
     text: str
+    follows_commands: bool
 
     @property
     def title(self) -> str:
@@ -77,7 +80,9 @@ def documents() -> list[str]:
 def fences(document: str) -> Iterator[Fence]:
     """The fenced blocks of a document, in their order."""
     text = (ROOT / document).read_text(encoding="utf-8")
+    end, language = 0, "none"
     for match in FENCE.finditer(text):
+        between = text[end : match.start()]
         indent = len(match["indent"])
         lines = [line[indent:] for line in match["text"].splitlines()]
         yield Fence(
@@ -86,7 +91,9 @@ def fences(document: str) -> Iterator[Fence]:
             language=match["language"],
             options=match["options"] or "",
             text="\n".join(lines) + "\n",
+            follows_commands=language in COMMANDS and not between.strip(),
         )
+        end, language = match.end(), match["language"]
 
 
 def smope_calls(command: str) -> list[list[str]]:
