@@ -121,3 +121,11 @@ def test_the_citation_names_the_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     version = Path(ROOT / "smope" / "version.py").read_text(encoding="utf-8")
     assert f'__version__ = "{citation["version"]}"' in version
+
+
+def test_the_chain_of_the_readme_is_that_of_the_tutorial() -> None:
+    """The tutorial's is run on real photographs, to the answers of the server."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Use it")[2]
+    tutorial = (ROOT / "docs" / "tutorials" / "teach.md").read_text(encoding="utf-8")
+    first = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+    assert first.findall(readme)[0] == first.findall(tutorial)[0]

@@ -15,7 +15,7 @@ import pytest
 import smope
 from smope.cli.main import main
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "predict.md"
 pytest.importorskip("onnxruntime")
 
 
@@ -70,11 +70,11 @@ def test_the_printed_example_classifies(
     assert facts["input"]["shape"] == (shape or ["batch", 3, 16, 16])
 
 
-def test_the_example_of_the_readme_is_the_printed_one(
+def test_the_example_of_the_guide_is_the_printed_one(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, code = exported(run_dir, tmp_path, capsys, "--with-preprocessing")
-    assert f"```python\n{code.replace(str(file), 'model.onnx')}```" in README
+    assert f"```python\n{code.replace(str(file), 'model.onnx')}```" in GUIDE.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
