@@ -101,7 +101,7 @@ def test_info_prints_how_it_is_composed(capsys: Capture) -> None:
     [
         ("smope tr", ["train"]),
         ("smope ", [*COMMANDS, "--help", "--version"]),
-        ("smope train method=s", ["method=slda", "method=smope", "method=smope_plus"]),
+        ("smope train method=sm", ["method=smope", "method=smope_plus"]),
         ("smope train trainer.ep", ["trainer.epochs="]),
         ("smope train method=coda method.pool", ["method.pool_size="]),
         ("smope train -m --dry-run seed=0,1 method=co", ["method=coda"]),
@@ -137,19 +137,19 @@ def test_the_user_s_own_choices_are_completed(tmp_path: Path) -> None:
     [
         (
             "bash",
-            'eval "$(smope train -sc install=bash)"; COMP_LINE="smope train method=s"; '
+            'eval "$(smope train -sc install=bash)"; COMP_LINE="smope train method=sm"; '
             'COMP_CWORD=2; COMP_POINT=20; hydra_bash_completion; printf "%s\\n" "${COMPREPLY[@]}"',
         ),
         (
             "fish",
             "smope train --shell-completion install=fish | source; "
-            'complete -C "smope train method=s"',
+            'complete -C "smope train method=sm"',
         ),
         (
             "zsh",
             'eval "$(smope train -sc install=zsh)"; '
-            'emulate ksh -c \'COMP_LINE="smope train method=s";'
-            ' COMP_CWORD=2; compgen -F hydra_bash_completion -- "method=s"\'',
+            'emulate ksh -c \'COMP_LINE="smope train method=sm";'
+            ' COMP_CWORD=2; compgen -F hydra_bash_completion -- "method=sm"\'',
         ),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_shell_completes(shell: str, program: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     words = [shell, *(["-f"] if shell == "zsh" else []), "-c", program]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.split() == ["method=slda", "method=smope", "method=smope_plus"], done.stderr
+    assert done.stdout.split() == ["method=smope", "method=smope_plus"], done.stderr
 
 
 def test_other_shells_are_named(mistake: Any) -> None:

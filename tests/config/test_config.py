@@ -90,7 +90,8 @@ MISTAKES = {
     rf"{ROUTERS}$",
     "router=qq": rf"router=qq is no choice; choose one of {ROUTERS}$",
     "stream=null": r"stream=null is no choice; choose one of",
-    "experiment=smok": r"no choice; did you mean experiment=smoke\? Choices are caltech100_",
+    "experiment=smok": r"no choice; did you mean experiment=smoke\? `smope train --help` "
+    r"lists all \d\d$",
     "variant=qq": r"no choice; choose one of ablation_1_.{80,200}, \.\.\.; `smope train "
     r"--help` lists all \d\d$",
     "experiment=full_finetune_imagenet_r_10": r"^experiment=full_finetune_imagenet_r_10 is no "

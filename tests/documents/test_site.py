@@ -19,12 +19,19 @@ DOCS = ROOT / "docs"
 
 
 def load(folder: str, name: str) -> Any:
-    """A module of docs/, which is no package."""
+    """A module of docs/, which is no package. Modules of the same names, such as the benchmarks',
+    stay what they are.
+    """
+    names = [path.stem for path in (DOCS / folder).glob("*.py")]
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(DOCS / folder))
     try:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(DOCS / folder))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(others)
 
 
 keys = load("hooks", "keys")

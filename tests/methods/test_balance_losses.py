@@ -123,7 +123,9 @@ def test_two_processes_learn_what_one_does(router: str, two: Path) -> None:
 @pytest.mark.parametrize("loss", ["importance", "balance"])
 def test_what_compares_images_is_not_taken_in_parts(loss: str) -> None:
     method, settings = with_losses(**{loss: 0.5}), tiny_settings(gradient_accumulation_steps=2)
-    with pytest.raises(UserError, match=rf"method\.{loss}_loss_weight=0\.5 .*must stay whole"):
+    with pytest.raises(
+        UserError, match=rf"method\.{loss}_loss_weight=0\.5 .*is not the mean over its parts"
+    ):
         check_batch_split(method, tiny_stream(), settings)
     check_batch_split(with_losses(router_z=0.5), tiny_stream(), settings)
 
@@ -132,7 +134,7 @@ def test_what_compares_images_is_not_taken_in_parts(loss: str) -> None:
 def test_what_is_drawn_for_a_batch_is_not_taken_in_parts(router: str) -> None:
     declared, settings = make_router(router), tiny_settings(gradient_accumulation_steps=2)
     if declared.random_in_training or declared.couples_batch:
-        with pytest.raises(UserError, match=rf"router={router} .*must stay whole"):
+        with pytest.raises(UserError, match=rf"router={router} .*is not the mean over its parts"):
             check_batch_split(with_losses(router), tiny_stream(), settings)
     else:
         check_batch_split(with_losses(router), tiny_stream(), settings)

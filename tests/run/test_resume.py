@@ -23,8 +23,7 @@ from smope.methods.finetune import Finetune
 from smope.storage.run_directory import RunDirectory
 from smope.streams.selection import UnresampledImages
 from smope.streams.stream import Stream
-from smope.training import checkpointing
-from smope.training import trainer as loop
+from smope.training import checkpointing, task_end
 from smope.training.checkpoint import last_checkpoint, list_checkpoints, read_checkpoint
 from smope.training.history import History
 from smope.training.interruption import Interrupted
@@ -212,8 +211,8 @@ def test_killed_in_a_step(step: int, stream: Stream, directory: RunDirectory, wh
 PLACES = [
     (Method, "begin_phase"),
     (Drawing, "end_task"),
-    (loop, "record_class_statistics"),
-    (loop, "align_classifier"),
+    (task_end, "record_class_statistics"),
+    (task_end, "align_classifier"),
     (Trainer, "_evaluate"),
     (Trainer, "accuracy"),
     (checkpointing, "save_checkpoint"),
