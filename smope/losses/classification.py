@@ -65,6 +65,7 @@ def task_cosface(
     Raises:
         UserError: As task_cross_entropy.
     """
+    _check_labels(labels, classes)
     if margin:
         true = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
         logits = logits - scale * margin * true

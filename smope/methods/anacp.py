@@ -47,7 +47,7 @@ class AnaCP(OnePass):
     Args:
         width: M.
         projections: H.
-        penalty: λ of both regressions.
+        ridge_penalty: λ of both regressions.
         samples_per_class: of each Gaussian; they are the same at every task.
         unwhitening: see spread_targets.
     """
@@ -68,12 +68,12 @@ class AnaCP(OnePass):
         *,
         width: Annotated[int, AtLeast(1)] = 5000,
         projections: Annotated[int, AtLeast(1)] = 3,
-        penalty: Annotated[float, Positive()] = 100.0,
+        ridge_penalty: Annotated[float, Positive()] = 100.0,
         samples_per_class: Annotated[int, AtLeast(1)] = 100,
         unwhitening: Unwhitening = "inverse",
     ) -> None:
         super().__init__(backbone, num_classes)
-        self.penalty = penalty
+        self.ridge_penalty = ridge_penalty
         self.samples_per_class = samples_per_class
         self.unwhitening: Unwhitening = unwhitening
         features = backbone.embed_dim
@@ -161,7 +161,7 @@ class AnaCP(OnePass):
 
     def _ridge(self, sums: Sums) -> Tensor:
         """Ridge weights of one-hot labels, (M, K)."""
-        weights = sums.solve(self.penalty, sums.system())
+        weights = sums.solve(self.ridge_penalty, sums.system())
         assert weights is not None, "the penalty is far above rounding errors"
         return weights
 

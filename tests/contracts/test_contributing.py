@@ -33,7 +33,9 @@ CONTRACT = [
 
 def blocks(language: str) -> list[str]:
     """The fenced blocks of a language, without the indentation of the list that they stand in."""
-    found = re.findall(rf"^ *```{language}\n(.*?)^ *```", TEXT, re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        rf"^ *```{language}(?: \{{[^\n]*\}})?\n(.*?)^ *```", TEXT, re.MULTILINE | re.DOTALL
+    )
     return [textwrap.dedent(block) for block in found]
 
 

@@ -16,7 +16,7 @@ BENCHMARKS = ("cifar100", "cub200", "imagenet_r_10")
 # published settings, or a key that is new in every configuration: see what
 # `smope train --dry-run` shows before and after, and say it in CHANGELOG.md.
 HASHES = {
-    "anacp": ("8e738db2cdc6", "c924151c80be", "cb92686f5aef"),
+    "anacp": ("3fe151176de9", "4a231693c817", "bb3e1c0f5302"),
     "coda": ("b9f76047b7a0", "7cfde56ccd1e", "222f164d740a"),
     "deep_l2p": ("8777c95dc2ea", "7aafff55ea54", "2538622a568c"),
     "dualprompt": ("1dac869419c9", "1ede5afb5485", "6f1e8189f274"),

@@ -117,7 +117,7 @@ def test_which_hosts_are_this_machine_alone() -> None:
         ([".", "--max-upload", "nan"], r"--max-upload=nan: must be above 0"),
         ([".", "--name", "https://models.lab"], r"--name=https://models\.lab: must be a host name"),
         ([".", "--out", "."], r"--out is for what --learn writes; leave it out, or add --learn"),
-        ([".", "--learn", "--out", "no"], r"--out=no: is no folder; make it, or name another"),
+        ([".", "--learn", "--out", "no"], r"--out=no: is not a folder; make it, or name another"),
         (["hf://me/birds", "--learn"], r"MODEL=hf://me/birds: new versions .*; add --out DIR"),
         ([".", "--lern"], r"did you mean --learn\?"),
     ],

@@ -20,7 +20,7 @@ from .colours import COLOURS, Run
 FORMS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "ncm": lambda method, features: features,
     "slda": lambda method, features: features,
-    "fecam": lambda method, features: method._normalised(features),
+    "fecam": lambda method, features: method.mapped(features),
     "ridge": lambda method, features: method.classifier._hidden(features),
     "smope_plus": lambda method, features: method.ridge._hidden(features),
 }
