@@ -24,7 +24,7 @@ import torch
 
 from smope import train
 from smope.methods.base import TaskSpan
-from smope.training import trainer as training
+from smope.training import task_end
 from smope.training.trainer import Trainer
 
 FULL = {
@@ -71,7 +71,7 @@ def follow(file: Path) -> None:
         ("record_class_statistics", "statistics"),
         ("align_classifier", "alignment"),
     ):
-        setattr(training, name, _timed(getattr(training, name), part, seconds))
+        setattr(task_end, name, _timed(getattr(task_end, name), part, seconds))
 
 
 def _timed(run: Callable[..., Any], name: str, seconds: Counter[str]) -> Callable[..., Any]:
