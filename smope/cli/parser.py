@@ -65,6 +65,17 @@ class Parser(argparse.ArgumentParser):
             help="where the backbone's weights are now (default: where the run found them)",
         )
 
+    def add_min_probability(self) -> None:
+        """The option --min-probability of commands that classify; check_min_probability() checks
+        its value.
+        """
+        self.add_argument(
+            "--min-probability",
+            metavar="P",
+            type=float,
+            help="an image whose best class is less probable is unknown (0 to 1; default: none is)",
+        )
+
     def error(self, message: str) -> NoReturn:
         unknown = message.startswith("unrecognized")
         for word in re.findall(r"--?\w[\w.-]*", message) if unknown else []:
@@ -80,6 +91,15 @@ class Parser(argparse.ArgumentParser):
             hints += difflib.get_close_matches(word, options, n=1, cutoff=0.7)
         hint = f"did you mean {hints[0]}?" if hints else f"see `{self.prog} --help`"
         raise UserError(f"{self.prog}: {message}; {hint}")
+
+
+def check_min_probability(lowest: float | None) -> None:
+    """UserError for a value of --min-probability that is no probability."""
+    if lowest is not None and not 0 <= lowest <= 1:
+        raise UserError(
+            f"--min-probability={lowest:g}: must be in 0..1; write for example "
+            "--min-probability 0.8 for 80 %"
+        )
 
 
 def _key_of(option: str, words: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smope.cli.chosen_run import chosen_model
-from smope.cli.parser import Parser
+from smope.cli.parser import Parser, check_min_probability
 from smope.console.progress import Bar, above_bars, image_bar
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
@@ -204,12 +204,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--top", metavar="K", type=int, default=1, help="the K most probable classes (default: 1)"
     )
-    parser.add_argument(
-        "--min-probability",
-        metavar="P",
-        type=float,
-        help="an image whose best class is less probable is unknown (0 to 1; default: none is)",
-    )
+    parser.add_min_probability()
     parser.add_argument(
         "--unknown",
         action="store_true",
@@ -250,12 +245,7 @@ def _check(options: Namespace) -> None:
         raise UserError(
             f"--top={options.top}: must be at least 1; leave it out for the best class alone"
         )
-    lowest = options.min_probability
-    if lowest is not None and not 0 <= lowest <= 1:
-        raise UserError(
-            f"--min-probability={lowest:g}: must be in 0..1; write for example "
-            "--min-probability 0.8 for 80 %"
-        )
+    check_min_probability(options.min_probability)
     if options.images.count(STANDARD_STREAM) > 1:
         raise UserError("IMAGE=-: standard input can be read once; leave one of them out")
     if options.csv == STANDARD_STREAM and options.json:

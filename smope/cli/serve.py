@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smope.cli.chosen_run import chosen_model
-from smope.cli.parser import Parser
+from smope.cli.parser import Parser, check_min_probability
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
 from smope.serving.hub import is_hub_reference
@@ -138,12 +138,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where new versions are written (default: beside)"
     )
-    parser.add_argument(
-        "--min-probability",
-        metavar="P",
-        type=float,
-        help="an image whose best class is less probable is unknown (0 to 1; default: none is)",
-    )
+    parser.add_min_probability()
     parser.add_argument(
         "--max-upload",
         metavar="MB",
@@ -170,12 +165,7 @@ def _check(options: Namespace) -> None:
             raise UserError(
                 f"--name={name}: must be a host name alone; write for example --name models.lab"
             )
-    lowest = options.min_probability
-    if lowest is not None and not 0 <= lowest <= 1:
-        raise UserError(
-            f"--min-probability={lowest:g}: must be in 0..1; write for example "
-            "--min-probability 0.8 for 80 %"
-        )
+    check_min_probability(options.min_probability)
     if not 0 < options.max_upload <= 10_000:
         raise UserError(
             f"--max-upload={options.max_upload:g}: must be above 0 and at most 10000 megabytes; "
