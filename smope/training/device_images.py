@@ -75,6 +75,9 @@ class DeviceSplit:
         sizes = [images.decoded_size(index) for index in range(len(images))]
         self._sizes = numpy.array(sizes, numpy.int64)
         self._ends = self._sizes.prod(1).cumsum()
+        # positions, also those past the last pixel, take half the memory where int32 holds them
+        is_small = int(self._ends[-1]) + int(self._sizes.max()) ** 2 < 1 << 31
+        self._positions_dtype = torch.int32 if is_small else torch.int64
         self._pixels = torch.empty(int(self._ends[-1]), 3, dtype=torch.uint8, device=device)
         for first, last in self._chunks():
             pixels = [images.pixels(index).reshape(-1, 3) for index in range(first, last)]
@@ -106,9 +109,7 @@ class DeviceSplit:
             part.top * line + part.left for (part, _), line in zip(shown, widths, strict=True)
         ]
         starts = self._ends[indices] - self._sizes[indices].prod(1) + numpy.array(corners)
-        numbers = torch.from_numpy(numpy.stack([starts, widths]))
-        if len(self._pixels) + int(self._sizes.max()) ** 2 < 1 << 31:
-            numbers = numbers.int()  # half the memory for positions
+        numbers = torch.from_numpy(numpy.stack([starts, widths])).to(self._positions_dtype)
         first, line = sent(numbers, self._device)
         rows = first[:, None] + line[:, None] * torch.arange(height, device=self._device)
         columns = torch.arange(width, device=self._device)
