@@ -133,8 +133,8 @@ class RSIAT(DriftCorrected):
         return super().needs_whole_batch()
 
     def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
-        first = task.index == 0 and self.first_epochs is not None
-        return [Phase("train", self.first_epochs if first and self.first_epochs else epochs)]
+        first = self.first_epochs if task.index == 0 else None
+        return [Phase("train", first or epochs)]
 
     def begin_epoch(self, epoch: int) -> None:
         self._epoch = epoch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from starlette.responses import Response
@@ -67,15 +68,7 @@ def model_document(session: Session) -> dict[str, Any]:
         "tasks_done": artefact.tasks_done,
         "total_tasks": artefact.total_tasks,
         "version": session.versions[-1].file,
-        "versions": [
-            {
-                "file": version.file,
-                "how": version.how,
-                "lesson": version.lesson,
-                "classes": version.classes,
-            }
-            for version in session.versions
-        ],
+        "versions": [asdict(version) for version in session.versions],
         "learning": session.teaches,
         "can_undo": session.can_undo,
         "unknown_below": session.min_probability,
