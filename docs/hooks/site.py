@@ -41,7 +41,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put tables that the program has itself into the pages that ask for them."""
+    """Put tables that are made from the code into the pages that ask for them."""
     return markdown.replace("<!-- scores -->", scores.table())
 
 
