@@ -117,6 +117,17 @@ def test_older_classes_are_drawn_closer_to_the_origin() -> None:
     assert means.tolist() == pytest.approx([0.9 + 0.1 / 3, 0.9 + 0.2 / 3, 1.0])
 
 
+def test_rounding_of_a_large_covariance_of_few_images() -> None:
+    """Ten images in 64 dimensions: in float32 the smallest eigenvalues are far below -1e-3."""
+    features, statistics = 300 * draw(10, 64), ClassGaussians(1, 64)
+    statistics.record(0, features)
+    assert torch.linalg.eigvalsh(statistics.variance[0, 0].double()).min() < -2e-3
+    root = statistics.root(0)
+    covariance = features.T.cov(correction=0)
+    torch.testing.assert_close(root @ root.T, covariance, rtol=1e-6, atol=0.05)
+    assert torch.linalg.matrix_rank(root) == 64
+
+
 def test_gaussians_are_carried_where_known() -> None:
     statistics = ClassGaussians(3, 2).double()
     statistics.record(2, draw(5, 2))

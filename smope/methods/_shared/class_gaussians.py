@@ -74,9 +74,18 @@ class ClassGaussians(ClassStatistics):
         return labels, self.mean[labels, 0] * factor.unsqueeze(1).to(roots), roots
 
     def root(self, label: int) -> Tensor:
-        """The lower triangular root of a class's covariance + 1e-3 · I, (C, C) in float64."""
+        """A matrix R with R·Rᵀ a class's covariance + 1e-3 · I, (C, C) in float64.
+
+        R is the lower triangular root. Rounding in float32 can leave a large covariance of few
+        images without one: then the eigenvalues below 1e-3 are raised to it.
+        """
         covariance = in_float64(self.variance[label, 0])
-        return torch.linalg.cholesky(covariance + FLOOR * torch.eye(len(covariance)).to(covariance))
+        covariance = covariance + FLOOR * torch.eye(len(covariance)).to(covariance)
+        root, fails = torch.linalg.cholesky_ex(covariance)
+        if fails:
+            values, vectors = torch.linalg.eigh(covariance)
+            root = vectors * values.clamp(min=FLOOR).sqrt()
+        return root
 
     @torch.no_grad()
     def carry(self, move: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
