@@ -1,6 +1,6 @@
 """Damages models at random and gives them to the commands that read them.
 
-    python benchmarks/broken_models.py --count 10000            # an hour or two on one core
+    python benchmarks/broken_models.py --count 10000            # twenty minutes on one core
     python benchmarks/broken_models.py --count 60 --only learn  # one command, minutes
 
 Models: a small run of each method in METHODS on pictures of four colours, learnable, and the same
