@@ -39,6 +39,7 @@ from smope.methods import (
     sldc,
     smope,
     smope_plus,
+    tuna,
     vq,
 )
 from smope.methods.base import Method
@@ -181,6 +182,10 @@ class SMoPEPlus(MethodLearner):
 
 class StreamingLDA(MethodLearner):
     method_class = slda.StreamingLDA
+
+
+class TUNA(MethodLearner):
+    method_class = tuna.TUNA
 
 
 class VQPrompt(MethodLearner):

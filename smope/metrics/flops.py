@@ -51,7 +51,7 @@ def count_flops(method: Method, task: TaskSpan) -> dict[str, Any]:
     Returns:
         Values of type `Gflops` under these keys:
         train_gflops, infer_gflops: Of the method. Training is a step of its last phase, 0 if it has
-            none; `count_phases` counts all phases.
+            none; `count_phases` counts all phases. An image is classified as after the last task.
         without_cls_saving: Both, if the last block computed all rows as timm's does.
         cls_saving: Both, the difference of the two above.
         beyond_plain: infer_gflops minus those of the same ViT with a classifier alone.
@@ -197,7 +197,7 @@ def _quietly(method: Method) -> Iterator[None]:
 
 def _both(method: Method, task: TaskSpan, trained: bool) -> dict[str, Gflops]:
     train = _count_step(method, task) if trained else {"torch": 0.0, "paper_convention": 0.0}
-    method.eval()
+    method.eval().assume_all_learned()
     return {"train_gflops": train, "infer_gflops": _count(lambda: method(_image(method)))}
 
 

@@ -98,7 +98,7 @@ def measure(trainer: Trainer, work: Workload) -> Measured:
     first, *later = trainer.spans
     factor, notes = _reduce_batches(trainer, work)
     phases = _time_phases(trainer, first, "first task")
-    trainer.method.eval()
+    trainer.method.eval().assume_all_learned()
     task = trainer.stream.tasks[0]
     pass_seconds = _pass(
         trainer, task.train, lambda images: trainer.method.task_features(images, first)

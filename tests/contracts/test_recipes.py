@@ -40,6 +40,7 @@ HASHES = {
     "slca": ("0d72ef87d39d", "45b7d2b6b6e5", "28db1009e256"),
     "slda": ("39fd3a7f5ad9", "7f667d0573e3", "056f8be49514"),
     "sldc": ("fa4ad099ab7c", "28165dbd9943", "6fcdcc52275a"),
+    "tuna": ("acf90dc4c60c", "1755e59e2592", "2f954cc8d511"),
     "vq": ("be44e0cc5a52", "639011395930", "c4762f642711"),
 }
 # Rows of the paper that are no benchmark of their own.

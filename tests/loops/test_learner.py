@@ -95,6 +95,7 @@ def trained(tasks: list[tuple[Tensor, Tensor]]) -> dict[str, MethodLearner]:
         ("HiDePrompt", {"identity_epochs": 1}),
         ("OVOR", {}),
         ("RSIAT", {"rank": 4, "blocks": [0, 1]}),
+        ("TUNA", {"rank": 4, "blocks": [0, 1]}),
     ],
     ids=lambda value: value if isinstance(value, str) else value.get("router", ""),
 )
@@ -185,7 +186,7 @@ def test_a_state_dict_is_all_of_it(
         fresh.loss(images, tasks[0][1])
 
 
-@pytest.mark.parametrize("name", ["SMoPE", "HiDePrompt", "CODAPrompt", "SLDC"])
+@pytest.mark.parametrize("name", ["SMoPE", "HiDePrompt", "CODAPrompt", "SLDC", "TUNA"])
 def test_a_state_dict_within_a_task(name: str, tasks: list[tuple[Tensor, Tensor]]) -> None:
     """As part of a larger module, too: its names have a prefix then."""
     learner = make(name)

@@ -23,6 +23,7 @@ CLOSED_FORM = ["ridge", "ncm", "slda"]
         *((method, ["trainer.precision=float64"]) for method in [*CLOSED_FORM, "smope_plus"]),
         ("smope", ["trainer.precision=float32"]),
         ("rsiat", ["trainer.precision=float32", "method.blocks=[0,1]"]),
+        ("tuna", ["trainer.precision=float32", "method.blocks=[0,1]"]),
         ("coda", ["trainer.precision=float32", "stream.crop_scale=null", "stream.flip=false"]),
     ],
 )
