@@ -199,8 +199,18 @@ class MethodStrategy(SupervisedTemplate):
         check_classes(experience, self.model.num_classes)
         seed_generators(stable_seed(self.model.seed, "task", self._tasks_done))
         self._own_images.epoch = 0
-        self.model.begin_task(classes_of(experience))
+        self._begin_task(experience)
         self.make_optimizer()
+
+    def _begin_task(self, experience: Any) -> None:
+        learner, classes = self.model, classes_of(experience)
+        if not learner.method.prepares:
+            learner.begin_task(classes)
+            return
+        _, plain, _ = self._passes(experience.dataset)
+        with autocast(self.settings.precision, self.device):
+            learner.begin_task(classes, plain)
+        self._own_images.epoch = 0
 
     def make_optimizer(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, **kwargs: Any

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smope.backbones.attention import apart, attend, heads, project
 from smope.backbones.held import is_linear, operands
-from smope.backbones.wrapping import Wrapper
+from smope.backbones.wrapping import BlockWrapper, Wrapper
 
 VIT = {"patch_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "norm"}
 HEAD = {"attn_pool", "fc_norm", "head_drop", "head", "head_dist"}  # after the features
@@ -141,6 +141,8 @@ def _observed(vit: VisionTransformer, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def run_block(block: Any, x: Tensor) -> Tensor:
     """block(x), (B, N, C) -> (B, N, C)."""
+    if isinstance(block, BlockWrapper):
+        return block.after(run_block(block.layer, x))
     if not takes_apart(block):
         return block(x)
     inner = block.norm1(x)
@@ -152,6 +154,8 @@ def run_block(block: Any, x: Tensor) -> Tensor:
 
 def run_cls_row(block: Any, x: Tensor) -> Tensor:
     """block(x)[:, :1], (B, N, C) -> (B, 1, C)."""
+    if isinstance(block, BlockWrapper):
+        return block.after(run_cls_row(block.layer, x))
     if (
         not takes_apart(block)
         or (isinstance(block.mlp, Wrapper) and not block.mlp.token_by_token)

@@ -1,7 +1,7 @@
-"""Wrappers around parts of a timm ViT's blocks, and how they are put in and taken out.
+"""Wrappers around a timm ViT's blocks or parts of them, and how they are put in and taken out.
 
 A part is named by its path in the block: the attention `attn`, its projection `attn.qkv`, `mlp`, or
-one of the linear layers of that, `mlp.fc1` and `mlp.fc2`.
+one of the linear layers of that, `mlp.fc1` and `mlp.fc2`; the whole block is `block`.
 
 Shapes: B batch, N tokens, C width.
 """
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from smope.backbones.held import is_linear
 from smope.errors import UserError
 
-Part = Literal["attn", "attn.qkv", "mlp", "mlp.fc1", "mlp.fc2"]
-PARTS: tuple[Part, ...] = ("attn", "attn.qkv", "mlp", "mlp.fc1", "mlp.fc2")
+Part = Literal["block", "attn", "attn.qkv", "mlp", "mlp.fc1", "mlp.fc2"]
+# A block comes before what is in it.
+PARTS: tuple[Part, ...] = ("block", "attn", "attn.qkv", "mlp", "mlp.fc1", "mlp.fc2")
 
 
 class Wrapper(nn.Module):
@@ -57,6 +58,18 @@ class AttentionWrapper(Wrapper):
     def attended(self, x: Tensor) -> Tensor:
         """x (B, N, C) -> (B, N, C)."""
         raise TypeError(f"{type(self).__name__} does not define attended(x)")
+
+
+class BlockWrapper(Wrapper):
+    """Stands where a block was, and changes each token of its output by itself."""
+
+    def after(self, x: Tensor) -> Tensor:
+        """The block's output (B, R, C), for all tokens or the first ones -> (B, R, C)."""
+        raise TypeError(f"{type(self).__name__} does not define after(x)")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, C) -> (B, N, C). backbones/forward.py computes the same with fewer rows."""
+        return self.after(self.layer(x))
 
 
 W = TypeVar("W", bound=Wrapper)
@@ -111,16 +124,21 @@ def wrap(
             f"{key} must be different numbers in 0..{depth - 1} (the backbone has {depth} "
             f"blocks), got {list(blocks)}"
         )
-    layers = [_plain_part(vit.blocks[block], block, part) for block in blocks]
+    layers = [_plain_part(vit, block, part) for block in blocks]
     wrappers = [make(layer) for layer in layers]
     for block, wrapper in zip(blocks, wrappers, strict=True):
-        holder, name = _holder(vit.blocks[block], part)
+        holder, name = _holder(vit, block, part)
         setattr(holder, name, wrapper)
     return wrappers
 
 
-def _plain_part(block: nn.Module, number: int, part: Part) -> nn.Module:
+def _plain_part(vit: VisionTransformer, number: int, part: Part) -> nn.Module:
     """The part of block `number`; UserError if it cannot be wrapped."""
+    block = vit.blocks[number]
+    if part == "block":
+        if isinstance(block, Wrapper):
+            raise UserError(f"backbone: block {number} has a module around it already; put in one")
+        return block
     # Blocks of other kinds, such as timm's parallel ones, have no such parts: the error names them.
     if part == "mlp":
         mlp = getattr(block, "mlp", block)
@@ -132,7 +150,7 @@ def _plain_part(block: nn.Module, number: int, part: Part) -> nn.Module:
             )
         return mlp
     if part in ("mlp.fc1", "mlp.fc2"):
-        holder, name = _holder(block, part)
+        holder, name = _holder(vit, number, part)
         return _plain_linear(getattr(holder, name, holder), f"{part} of block {number}")
     attention = plain_attention(getattr(block, "attn", block), f"the attention of block {number}")
     if part == "attn":
@@ -150,8 +168,13 @@ def _plain_linear(layer: object, where: str) -> nn.Module:
     return layer
 
 
-def _holder(block: nn.Module, part: Part) -> tuple[nn.Module | None, str]:
-    """The module that has a part as an attribute, None if there is none, and the attribute."""
+def _holder(vit: VisionTransformer, number: int, part: Part) -> tuple[nn.Module | None, str]:
+    """The module that has a part of a block as an attribute, None if there is none, and the
+    attribute.
+    """
+    if part == "block":
+        return vit.blocks, str(number)
+    block = vit.blocks[number]
     inner, _, name = part.rpartition(".")
     return (getattr(block, inner, None) if inner else block), name
 
@@ -166,9 +189,9 @@ def _take_out(vit: VisionTransformer) -> list[tuple[nn.Module, str, Wrapper]]:
     was in.
     """
     taken = []
-    for block in vit.blocks:
+    for number in range(len(vit.blocks)):
         for part in PARTS:
-            holder, name = _holder(block, part)
+            holder, name = _holder(vit, number, part)
             wrapper = getattr(holder, name, None)
             if holder is not None and isinstance(wrapper, Wrapper):
                 setattr(holder, name, wrapper.layer)
@@ -178,7 +201,8 @@ def _take_out(vit: VisionTransformer) -> list[tuple[nn.Module, str, Wrapper]]:
 
 def is_wrapped(vit: VisionTransformer) -> bool:
     """Whether a part of a block is wrapped."""
-    holders = (_holder(block, part) for block in vit.blocks for part in PARTS)
+    numbers = range(len(vit.blocks))
+    holders = (_holder(vit, number, part) for number in numbers for part in PARTS)
     return any(isinstance(getattr(holder, name, None), Wrapper) for holder, name in holders)
 
 

@@ -18,6 +18,7 @@ Letters: B batch, S image side, N num_classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from typing import Any, Literal
@@ -99,15 +100,19 @@ class Learner(nn.Module):
         """
         return self._phase is not None
 
-    def begin_task(self, classes: Iterable[int] | Tensor) -> None:
+    def begin_task(
+        self, classes: Iterable[int] | Tensor, loader: Iterable[Sequence[Any]] | None = None
+    ) -> None:
         """Begin a task, in training mode.
 
         Args:
             classes: the ids of its classes, new ones and such as have come before.
+            loader: its training images in batches (images, class ids, ...), each once and without
+                augmentation. MiN looks at them before it trains; other methods need none.
 
         Raises:
-            UserError: the task before has not ended, an id is not in 0..N-1, or the method cannot
-                learn such a task.
+            UserError: the task before has not ended, an id is not in 0..N-1, the method cannot
+                learn such a task, or it needs a loader. No task has begun then.
         """
         if self._learning:
             raise UserError(
@@ -116,14 +121,35 @@ class Learner(nn.Module):
         ids = self._ids.checked(classes)
         span = self._ids.span(len(self._spans), ids)
         check_stream(self.method, [*self._spans, span], "these tasks")
+        if self.method.prepares and loader is None:
+            raise UserError(
+                f"begin_task: {type(self.method).__name__} looks at the images of a task before it "
+                f"trains; call begin_task(classes, loader) with them"
+            )
+        before = copy.deepcopy(self._ids)
         self._ids.add(ids)
         self._spans.append(span)
         self._learning = True
         self.train()
         self.method.begin_task(span)
+        if self.method.prepares and loader is not None:
+            try:
+                self._prepare(span, loader)
+            except BaseException:
+                self._ids, self._spans, self._learning = before, self._spans[:-1], False
+                raise
         self._chose_phase = False
         phases = self.method.phases(span, 1)
         self._begin_phase(phases[-1] if phases else None)
+
+    def _prepare(self, span: TaskSpan, loader: Iterable[Sequence[Any]]) -> None:
+        """The method's look at the images of a task before its first phase."""
+        batches = self.task_batches(loader, loader)
+        with callers_precision(self._dtype, self._device) as precision:
+            self.method.eval()
+            with torch.no_grad(), autocast(precision, self._device):
+                self.method.prepare_task(span, batches)
+        self.train()
 
     def phases(self, epochs: int, dense_epochs: int | None = None) -> Iterator[Phase]:
         """The phases of the current task, each begun when the loop comes to it.

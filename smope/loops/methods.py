@@ -27,6 +27,7 @@ from smope.methods import (
     l2p,
     layup,
     linear_probe,
+    min,
     ncm,
     norga,
     ovor,
@@ -134,6 +135,10 @@ class LayUP(MethodLearner):
 
 class LinearProbe(MethodLearner):
     method_class = linear_probe.LinearProbe
+
+
+class MiN(MethodLearner):
+    method_class = min.MiN
 
 
 class NearestClassMean(MethodLearner):

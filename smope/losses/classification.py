@@ -37,7 +37,7 @@ def task_cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[int]) -
         UserError: A label is not one of `classes`. On an accelerator, where a check has the step
             wait, only the first batch of each task is checked.
     """
-    _check_labels(labels, classes)
+    check_labels(labels, classes)
     first, last = classes[0], classes[-1]
     if last - first + 1 == len(classes):
         return F.cross_entropy(logits[:, first : last + 1], labels - first)
@@ -65,7 +65,7 @@ def task_cosface(
     Raises:
         UserError: As task_cross_entropy.
     """
-    _check_labels(labels, classes)
+    check_labels(labels, classes)
     if margin:
         true = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
         logits = logits - scale * margin * true
@@ -97,8 +97,16 @@ def symmetric_cross_entropy(logits: Tensor, labels: Tensor, classes: Sequence[in
     return 0.5 * forward + 0.5 * LOG_OF_NO_LABEL * (1 - probability).mean()
 
 
-def _check_labels(labels: Tensor, classes: Sequence[int]) -> None:
-    """UserError if a label is not one of `classes`, as in a batch from a replay buffer."""
+def check_labels(labels: Tensor, classes: Sequence[int]) -> None:
+    """Refuse a batch with classes of other tasks, as from a replay buffer.
+
+    Args:
+        labels: (B,).
+        classes: The classes of the task, ascending.
+
+    Raises:
+        UserError: As task_cross_entropy.
+    """
     global _last_checked
     known = labels.device.type != "cpu" and classes == _last_checked
     if known or type(labels) is not Tensor or labels.is_meta or torch.compiler.is_compiling():

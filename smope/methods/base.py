@@ -148,7 +148,7 @@ class Method(nn.Module):
 
     The backbone is frozen unless a subclass unfreezes it. For each task the trainer calls
 
-        begin_task
+        begin_task, and prepare_task for a method that defines it
         for each of phases(): begin_phase
             for each epoch: begin_epoch, then losses() and end_step on every batch
         end_task
@@ -282,6 +282,20 @@ class Method(nn.Module):
 
     def begin_task(self, task: TaskSpan) -> None:
         """Called before the first phase of a task."""
+
+    @property
+    def prepares(self) -> bool:
+        """Whether the method looks at a task's images in prepare_task."""
+        return type(self).prepare_task is not Method.prepare_task
+
+    def prepare_task(self, task: TaskSpan, batches: Batches) -> None:
+        """Called between begin_task and the first phase, in evaluation mode and without gradients,
+        if a subclass defines it.
+
+        Args:
+            task: the task.
+            batches: gives the task's training images; the autocast is as for end_task.
+        """
 
     def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
         """The phases of a task.

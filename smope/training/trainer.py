@@ -209,6 +209,8 @@ class Trainer:
             seed_generators(stable_seed(self.seed, "task", span.index))
             self.loader.epoch = 0
             self.method.begin_task(span)
+            if self.method.prepares:
+                self._prepare(span)
             collectives.copy_from_first(self.method.trained_state().values())
             steps_done = 0
         else:
@@ -221,6 +223,13 @@ class Trainer:
                 self._train_phase(span, phase, first_step, resumed)
                 resumed = None
             first_step += steps
+
+    def _prepare(self, span: TaskSpan) -> None:
+        """The method's look at the images of a task before its first phase."""
+        method = self.method.eval()
+        with torch.no_grad(), autocast(self.settings.precision, self.device):
+            method.prepare_task(span, lambda kind: self._batches(span, kind))
+        self.loader.epoch = 0  # a resumed run counts its epochs from the first step
 
     def _train_phase(
         self, span: TaskSpan, phase: Phase, first_step: int, resumed: Checkpoint | None

@@ -95,6 +95,7 @@ def in_memory(train: list[Any], test: list[Any]) -> Any:
         ("Ridge", {"width": 64}),
         ("HiDePrompt", {"total_tasks": 2, "blocks": [0], "identity_epochs": 1}),
         ("Finetune", {"align": True}),
+        ("MiN", {"total_tasks": 2, "blocks": [0, 1], "noise_width": 8, "width": 64}),
     ],
 )
 def test_a_stream_of_ours_has_the_numbers_of_smope_train(

@@ -37,6 +37,7 @@ SIZES = {
     "top_k": 2,
     "width": 64,
     "layers": 2,
+    "noise_width": 8,
     "transport_steps": 500,
 }
 

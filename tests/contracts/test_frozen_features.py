@@ -16,6 +16,7 @@ from torch import Tensor
 
 from smope.backbones.known_features import rows_within
 from smope.backbones.vit import Backbone
+from smope.backbones.wrapping import BlockWrapper
 from smope.methods.base import Method
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
@@ -69,8 +70,10 @@ def bare_passes() -> Iterator[list[Tensor]]:
     forward, passes = Backbone.forward, list[Tensor]()
 
     def counting(backbone: Backbone, images: Tensor, *rest: Any, **options: Any) -> Tensor:
-        attentions = [block.attn for block in backbone.vit.blocks]
-        if all(getattr(attention, "prefix", None) is None for attention in attentions):
+        wrapped = any(isinstance(block, BlockWrapper) for block in backbone.vit.blocks)
+        if not wrapped and all(
+            getattr(block.attn, "prefix", None) is None for block in backbone.vit.blocks
+        ):
             passes.append(images)
         return forward(backbone, images, *rest, **options)
 

@@ -29,6 +29,7 @@ HASHES = {
     "l2p": ("832281792e51", "6dfcd71ea5bf", "949d66a3ac5c"),
     "layup": ("ef57dcfb6733", "7811435f901b", "d227b580a9b1"),
     "linear_probe": ("bc2ad7601cc5", "06d53cf4f8be", "7fd27bf5626d"),
+    "min": ("f5e370228e65", "cbaeb60a7c1b", "a8790ac64b89"),
     "ncm": ("e5faa29f6bc0", "4025f98f9ddc", "bf45eb5cfdbb"),
     "norga": ("7472192c98d4", "e4347dea5352", "21777ecf37cd"),
     "ovor": ("b20424760ef8", "8a5a6b41745d", "7f6f9ec7e05e"),

@@ -53,7 +53,7 @@ def train_plainly(
     for task in stream.tasks:
         seed_generators(stable_seed(seed, "task", task.index))
         loader = Epochs(task, settings, seed)
-        learner.begin_task(task.classes)
+        learner.begin_task(task.classes, in_order(task.train_plain, settings.eval_batch_size))
         for phase in learner.phases(settings.epochs, settings.dense_epochs):
             groups = learner.parameter_groups(settings.learning_rate)
             bases = [group["lr"] for group in groups]

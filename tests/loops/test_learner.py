@@ -31,7 +31,14 @@ from tests.tiny import frozen, tiny_backbone, tiny_settings, tiny_stream, tiny_v
 TARGETS = choice_targets("method", [conf_dir()])
 NAMES = {method: target.rpartition(".")[2] for method, target in TARGETS.items()}
 # small, for images of 17 tokens
-SIZES = {"length": 4, "e_length": 4, "top_k": 2, "width": 64, "transport_steps": 100}
+SIZES = {
+    "length": 4,
+    "e_length": 4,
+    "top_k": 2,
+    "width": 64,
+    "noise_width": 8,
+    "transport_steps": 100,
+}
 every_method = pytest.mark.parametrize("name", sorted(NAMES.values()))
 
 
@@ -57,7 +64,7 @@ def make(name: str, **settings: Any) -> MethodLearner:
 
 def learn(learner: Learner, images: Tensor, labels: Tensor, classes: Any = None) -> None:
     """A task in three steps, with a batch of all images."""
-    learner.begin_task(labels.unique() if classes is None else classes)
+    learner.begin_task(labels.unique() if classes is None else classes, [(images, labels)])
     for _ in learner.phases(epochs=2):
         optimizer = torch.optim.AdamW(learner.parameter_groups(lr=1e-2))
         for _ in learner.epochs():
@@ -96,6 +103,7 @@ def trained(tasks: list[tuple[Tensor, Tensor]]) -> dict[str, MethodLearner]:
         ("OVOR", {}),
         ("RSIAT", {"rank": 4, "blocks": [0, 1]}),
         ("TUNA", {"rank": 4, "blocks": [0, 1]}),
+        ("MiN", {"blocks": [0, 1]}),
     ],
     ids=lambda value: value if isinstance(value, str) else value.get("router", ""),
 )
@@ -238,6 +246,22 @@ def test_nothing_that_is_trained_appears_with_a_task(
         return {key: value.shape for key, value in learner.named_parameters()}
 
     assert shapes(make(name)) == shapes(trained[name])
+
+
+def test_a_method_that_looks_at_images_first_says_so(tasks: list[tuple[Tensor, Tensor]]) -> None:
+    """A task that could not begin has not begun: no class was added, and it may begin again."""
+    learner, (images, labels) = make("MiN"), tasks[0]
+    with pytest.raises(UserError, match=r"MiN looks at the images of a task before it trains"):
+        learner.begin_task((0, 1))
+    wrong = [([], "gave no images"), (iter([]), "several times"), ([(images, labels + 2)], "class")]
+    for loader, message in wrong:
+        with pytest.raises(UserError, match=message):
+            learner.begin_task((0, 1), loader)
+        assert not learner.is_learning and learner.classes_seen == ()
+    learn(learner, images, labels)
+    expected = make("MiN")
+    learn(expected, images, labels)
+    assert torch.equal(learner.evaluated(images), expected.evaluated(images))
 
 
 def test_class_ids_come_in_any_order_and_again(tasks: list[tuple[Tensor, Tensor]]) -> None:

@@ -6,6 +6,7 @@ Letters: K classes, C features, M random features (C where there is no projectio
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -90,9 +91,9 @@ class RidgeHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features (n, C) -> logits (n, K)."""
-        return F.linear(self._hidden(features), self.weight)
+        return F.linear(self.hidden(features), self.weight)
 
-    def _hidden(self, features: Tensor) -> Tensor:
+    def hidden(self, features: Tensor) -> Tensor:
         """features (n, C) -> h (n, M)."""
         if self.projection is None:
             return features
@@ -112,6 +113,13 @@ class RidgeHead(nn.Module):
         self._solve()
 
     @torch.no_grad()
+    def preview(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Solve for the weights that `fit` would give, and forget the images again."""
+        sums = copy.deepcopy(self.sums)
+        self.fit(batches)
+        self.sums = sums
+
+    @torch.no_grad()
     def recollect(self) -> Recollection | None:
         """Classify the mean h of each class; None before the first `fit`."""
         sums = self.sums.class_sums().T
@@ -129,7 +137,7 @@ class RidgeHead(nn.Module):
         """
         sums = self.sums.class_sums().T
         labels = sums.any(1).nonzero()[:, 0]
-        hidden = self._hidden(features.to(sums))
+        hidden = self.hidden(features.to(sums))
         return mean_cosines(hidden, labels, sums[labels], len(self.weight))
 
     @torch.no_grad()
@@ -146,7 +154,7 @@ class RidgeHead(nn.Module):
         Raises:
             UserError: these are not the images of the class.
         """
-        hidden = self._hidden(features.to(self.sums.penalty.device))
+        hidden = self.hidden(features.to(self.sums.penalty.device))
         refuse_other_images(self.sums.class_sums()[:, label], hidden.sum(0))
         self.sums.remove(hidden, label)
         self._solve()
@@ -184,7 +192,7 @@ class RidgeHead(nn.Module):
         """h and one-hot labels in float64, for a bounded number of images at once."""
         chunks = zip(features.split(CHUNK_IMAGES), labels.split(CHUNK_IMAGES), strict=True)
         for chunk, chunk_labels in chunks:
-            yield self._hidden(chunk), F.one_hot(chunk_labels, len(self.weight)).double()
+            yield self.hidden(chunk), F.one_hot(chunk_labels, len(self.weight)).double()
 
     def _best_penalty(self, features: Tensor, labels: Tensor) -> float:
         """The λ whose fit to the sums so far has the smallest squared error on these images; the
