@@ -106,10 +106,11 @@ def _session(options: Namespace, model: Path) -> Session:
 
 def _title(session: Session) -> str:
     """What is served, in a few words."""
-    classes = len(session.artefact.class_names)
+    served = session.served
+    classes = len(served.artefact.class_names)
     learning = "on" if session.teaches else "off"
-    version = session.versions[-1].file
-    return f"{version} ({session.method_name}, {classes} classes, learning {learning})"
+    version = served.versions[-1].file
+    return f"{version} ({served.method_name}, {classes} classes, learning {learning})"
 
 
 def _parser() -> Parser:

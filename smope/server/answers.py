@@ -12,11 +12,9 @@ from starlette.responses import Response
 
 from smope.errors import UserError, one_line
 from smope.server.limits import Upload
-from smope.server.refusal import Refusal
-from smope.server.session import Session, Version
+from smope.server.refusal import UNREADABLE, Refusal
+from smope.server.session import Served, Session, Version
 from smope.serving.prediction import Prediction
-
-UNREADABLE = 422
 
 
 def answer(values: Any, status: int = 200) -> Response:
@@ -58,19 +56,25 @@ def predictions_answer(
     return answer({"version": version.file, "images": images})
 
 
-def model_document(session: Session) -> dict[str, Any]:
-    """What GET /model answers, and the page shows."""
-    artefact, limits = session.artefact, session.limits
+def model_document(session: Session, served: Served | None = None) -> dict[str, Any]:
+    """What GET /model answers, and the page shows.
+
+    Args:
+        session: the server's.
+        served: the model to describe; None: that of this moment.
+    """
+    served = served or session.served  # read once: a lesson may end meanwhile
+    artefact, limits = served.artefact, session.limits
     return {
-        "method": session.method_name,
+        "method": served.method_name,
         "backbone": artefact.identity.get("name"),
         "classes": artefact.class_names,
         "tasks_done": artefact.tasks_done,
         "total_tasks": artefact.total_tasks,
-        "version": session.versions[-1].file,
-        "versions": [asdict(version) for version in session.versions],
+        "version": served.versions[-1].file,
+        "versions": [asdict(version) for version in served.versions],
         "learning": session.teaches,
-        "can_undo": session.can_undo,
+        "can_undo": served.can_undo,
         "unknown_below": session.min_probability,
         "limits": {
             "bytes": limits.request_bytes,

@@ -22,7 +22,7 @@ from smope.server.answers import answer, error_answer, model_document, predictio
 from smope.server.guard import Guard
 from smope.server.limits import Limits, Upload
 from smope.server.page import page
-from smope.server.refusal import Refusal
+from smope.server.refusal import UNREADABLE, Refusal, refusal
 from smope.server.session import Session
 from smope.streams.layouts.names import as_text
 
@@ -70,16 +70,16 @@ class Application:
         name, more_images = fields.get("class_name", ""), fields.get("more_images", "false")
         if more_images not in ("true", "false"):
             raise Refusal(400, f"more_images={more_images[:20]}: must be true or false")
-        accuracy, remarks = await _in_thread(
+        accuracy, remarks, served = await _in_thread(
             self._learning, lambda: self.session.learn(name, uploads, more_images == "true")
         )
-        model = model_document(self.session)
+        model = model_document(self.session, served)
         return answer({"accuracy": accuracy, "remarks": remarks, "model": model})
 
     async def undo(self, request: Request) -> Response:
         """POST /undo"""
-        lesson = await _in_thread(self._learning, self.session.undo)
-        return answer({"undone": lesson, "model": model_document(self.session)})
+        lesson, served = await _in_thread(self._learning, self.session.undo)
+        return answer({"undone": lesson, "model": model_document(self.session, served)})
 
 
 def web_application(session: Session, names: Collection[str] = ()) -> ASGIApp:
@@ -168,7 +168,7 @@ async def _refused(request: Request, error: HTTPException) -> Response:
 
 
 async def _mistake(request: Request, error: UserError) -> Response:
-    return error_answer(error)
+    return error_answer(error if isinstance(error, Refusal) else refusal(UNREADABLE, error))
 
 
 async def _failure(request: Request, error: Exception) -> Response:

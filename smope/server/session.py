@@ -6,21 +6,20 @@ takes the model's place at the end. Every version is a file of its own, as `smop
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL.Image import Image
 
-from smope.errors import Interrupted, UserError, one_line
+from smope.errors import Interrupted, UserError
 from smope.run.artefact import Artefact, sha256
 from smope.server.limits import Limits, Upload
-from smope.server.refusal import Refusal
+from smope.server.refusal import UNREADABLE, Refusal, refusal
 from smope.serving.class_folders import FEW_IMAGES, ClassFolders, class_name
 from smope.serving.learning import Pupil
 from smope.serving.lessons import LEAVE_OUT, Lesson, prepare_lesson
@@ -51,6 +50,43 @@ class Version:
     classes: int
 
 
+class Served(NamedTuple):
+    """What is served at a moment; never changed, so that whoever holds it sees one version.
+
+    Attributes:
+        classifier: classifies.
+        versions: the models served so far; the last one is the classifier's.
+        can_undo: whether the last thing that happened to the model is a lesson, and the model
+            before it is at hand.
+    """
+
+    classifier: Classifier
+    versions: tuple[Version, ...]
+    can_undo: bool
+
+    @property
+    def artefact(self) -> Artefact:
+        return self.classifier.artefact
+
+    @property
+    def method_name(self) -> str:
+        return type(self.classifier.method).__name__
+
+
+class Taught(NamedTuple):
+    """What a lesson changed.
+
+    Attributes:
+        accuracy: how well classes are recognised before and after (see serving/learning.py).
+        remarks: for people.
+        served: the model that has learned it.
+    """
+
+    accuracy: dict[str, Any]
+    remarks: list[str]
+    served: Served
+
+
 class Session:
     """A classifier for several clients at a time.
 
@@ -76,35 +112,18 @@ class Session:
         self.limits = limits
         self.teaches = teaches
         self.min_probability = min_probability
-        self._classifier = classifier
         self._start = classifier.artefact
         file = model_file(source)
         self._latest = (folder or file.parent) / file.name
+        self._start_folder = file.parent
         # of a run directory without model.safetensors the last checkpoint is served
         start = classifier.artefact.file.path if classifier.artefact.file else source
-        names = len(classifier.class_names)
-        self.versions = [Version(start.name, "start", {}, names)]
+        version = Version(start.name, "start", {}, len(classifier.class_names))
+        self.served = Served(classifier, (version,), self._can_undo(classifier.artefact))
         self._predicting = threading.Lock()
         self._changing = threading.Lock()
         self._pupil: Pupil | None = None
         self._stopping = False
-
-    @property
-    def artefact(self) -> Artefact:
-        """The version that is served now."""
-        return self._classifier.artefact
-
-    @property
-    def method_name(self) -> str:
-        return type(self._classifier.method).__name__
-
-    @property
-    def can_undo(self) -> bool:
-        """Whether the last thing that happened to the model is a lesson."""
-        try:
-            return self.teaches and bool(last_lesson(self.artefact))
-        except UserError:
-            return False
 
     def predict(
         self, uploads: Sequence[Upload], top: int
@@ -132,7 +151,8 @@ class Session:
                     yield picture
 
         with self._predicting:
-            version, classifier = self.versions[-1], self._classifier
+            served = self.served
+            classifier = served.classifier
             predictions = classifier.predict(
                 pictures(),
                 top=min(top, len(classifier.class_names)),
@@ -142,11 +162,9 @@ class Session:
             )
             for count, prediction in enumerate(predictions):
                 results[readable[count]] = prediction
-        return version, [results[index] for index in range(len(uploads))]
+        return served.versions[-1], [results[index] for index in range(len(uploads))]
 
-    def learn(
-        self, name: str, uploads: Sequence[Upload], more_images: bool = False
-    ) -> tuple[dict[str, Any], list[str]]:
+    def learn(self, name: str, uploads: Sequence[Upload], more_images: bool = False) -> Taught:
         """Teach the model a class.
 
         Args:
@@ -154,22 +172,19 @@ class Session:
             uploads: its images.
             more_images: whether images of a class that it knows are welcome.
 
-        Returns:
-            How well classes are recognised before and after (see serving/learning.py), and remarks
-            for people.
-
         Raises:
             UserError: the name, an image or the lesson is not accepted, or the model is learning.
         """
         with self._changes():
-            name = class_name(name, "class_name")
-            if name in self.artefact.class_names and not more_images:
+            name = _class_name(name)
+            artefact = self.served.artefact
+            if name in artefact.class_names and not more_images:
                 raise Refusal(
                     409,
                     f"class_name={name}: the model knows it already; send more_images=true to "
                     "teach it these images as well, or choose another name",
                 )
-            pupil = self._classifier.pupil(self._lesson(name, uploads, more_images))
+            pupil = self.served.classifier.pupil(self._lesson(artefact, name, uploads, more_images))
             remarks = list(pupil.notes)
             if len(uploads) < FEW_IMAGES:
                 remarks.append(
@@ -177,26 +192,49 @@ class Session:
                 )
             learned = self._learned(pupil)
             lesson = learned.lineage[-1]
-            self._serve(learned, "learn", lesson["classes"])
-        return lesson["accuracy"], remarks
+            served = self._serve(learned, "learn", lesson["classes"])
+        return Taught(lesson["accuracy"], remarks, served)
 
-    def undo(self) -> dict[str, int]:
-        """Serve the model before its last lesson again; the lesson's classes and images.
+    def undo(self) -> tuple[dict[str, int], Served]:
+        """Serve the model before its last lesson again.
 
-        UserError where the last thing that happened is no lesson, or the model is learning.
+        Returns:
+            The lesson's classes and images, and what is served then.
+
+        Raises:
+            UserError: the last thing that happened is no lesson, the model before it is not at
+                hand, or the model is learning.
         """
         with self._changes():
+            artefact = self.served.artefact
             try:
-                lesson = last_lesson(self.artefact)
-                if parent_of(lesson).get("sha256") == sha256(self._start):
-                    earlier = self._start
-                else:
-                    earlier = before_last_lesson(self.artefact, None)
+                lesson, earlier = last_lesson(artefact), self._before(artefact)
             except UserError as error:
-                text = self._without_folder(error).removeprefix("--undo: ")
+                self.served = self.served._replace(can_undo=False)
+                text = str(refusal(409, error)).removeprefix("--undo: ")
                 raise Refusal(409, text.partition("; say where it is")[0]) from error
-            self._serve(earlier, "undo", lesson["classes"])
-        return lesson["classes"]
+            served = self._serve(earlier, "undo", lesson["classes"])
+        return lesson["classes"], served
+
+    def _can_undo(self, artefact: Artefact) -> bool:
+        try:
+            return self.teaches and bool(self._before(artefact))
+        except UserError:
+            return False
+
+    def _before(self, artefact: Artefact) -> Artefact:
+        """The model before the last lesson; UserError where that was none, or has no file."""
+        parent = parent_of(last_lesson(artefact))
+        if parent.get("sha256") == sha256(self._start):
+            return self._start
+        try:
+            return before_last_lesson(artefact, None)
+        except UserError:
+            # only a name: a hostile file must not choose which file is read
+            with_start = self._start_folder / Path(str(parent.get("file"))).name
+            if not with_start.is_file():
+                raise
+        return before_last_lesson(artefact, with_start)
 
     def stop(self) -> None:
         """End a lesson that is being learned, at its next step. A signal handler may call it."""
@@ -204,10 +242,6 @@ class Session:
         pupil = self._pupil
         if pupil is not None:
             pupil.trainer.interruption.request(signal.SIGINT)
-
-    def _without_folder(self, error: Exception) -> str:
-        """An error's message, without the folders of this machine, which are not for clients."""
-        return one_line(error).replace(f"{self._latest.parent}{os.sep}", "")
 
     def refuse_unless_teaching(self) -> None:
         """Refusal where clients may not change the model."""
@@ -227,7 +261,9 @@ class Session:
         finally:
             self._changing.release()
 
-    def _lesson(self, name: str, uploads: Sequence[Upload], more_images: bool) -> Lesson:
+    def _lesson(
+        self, artefact: Artefact, name: str, uploads: Sequence[Upload], more_images: bool
+    ) -> Lesson:
         for upload in uploads:
             self.limits.check_pixels(upload)
         folders = ClassFolders(
@@ -237,7 +273,7 @@ class Session:
             {name: [upload.name for upload in uploads]},
         )
         try:
-            return prepare_lesson(self.artefact, folders, more_images=more_images)
+            return prepare_lesson(artefact, folders, more_images=more_images)
         except UserError as error:
             raise UserError(str(error).removesuffix(f", or {LEAVE_OUT}")) from error
 
@@ -252,16 +288,24 @@ class Session:
         finally:
             self._pupil = None
 
-    def _serve(self, artefact: Artefact, how: str, lesson: dict[str, int]) -> None:
+    def _serve(self, artefact: Artefact, how: str, lesson: dict[str, int]) -> Served:
         """Write a version, and serve it from now on."""
         try:
             written = write_version(artefact, self._latest, None)
         except OSError as error:
-            raise Refusal(507, self._without_folder(error)) from error
+            raise refusal(507, error) from error
         assert written.file is not None
-        classifier = self._classifier.of_version(written)
+        classifier = self.served.classifier.of_version(written)
         version = Version(written.file.path.name, how, lesson, len(written.class_names))
-        with self._predicting:
-            self._latest = written.file.path
-            self._classifier = classifier
-            self.versions.append(version)
+        self._latest = written.file.path
+        versions = (*self.served.versions, version)
+        self.served = Served(classifier, versions, how == "learn" or self._can_undo(written))
+        return self.served
+
+
+def _class_name(text: str) -> str:
+    """A class name that a client sent; it may look like a path, and none of this machine."""
+    try:
+        return class_name(text, "class_name")
+    except UserError as error:
+        raise Refusal(UNREADABLE, str(error)) from error

@@ -95,7 +95,7 @@ def test_numbers_that_are_none_are_null(
     """A model with damaged weights gives an answer that is JSON."""
     session = session_of()
     nothing = torch.full((1, 4), torch.nan)
-    monkeypatch.setattr(session._classifier, "_classified", lambda features: nothing)
+    monkeypatch.setattr(session.served.classifier, "_classified", lambda features: nothing)
     answer = client_of(session).post("/predict", files=files_of(colours / "test", 1))
     assert answer.status_code == 200
     assert documented(answer.json(), "Predictions")["images"][0]["probability"] is None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
+import shutil
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +15,13 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 import smope
+from smope.errors import UserError
 from smope.run.artefact import read_model, write_artefact
-from smope.server.limits import Limits
+from smope.server.answers import model_document
+from smope.server.limits import Limits, Upload
 from smope.server.session import Session
 from smope.serving.learning import Pupil
 from smope.serving.predict import classifier_of
@@ -110,6 +116,141 @@ def test_versions_go_into_a_folder(serve: Serve, colours: Path, tmp_path: Path) 
     names = [f"model-v{number}.safetensors" for number in (2, 3, 4, 5)]
     assert sorted(path.name for path in (tmp_path / "taught").iterdir()) == names
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.safetensors"]
+
+
+def test_lessons_of_before_are_undone_into_another_folder(
+    session_of: Callable[..., Session], colours: Path, tmp_path: Path
+) -> None:
+    """As often as the page offers it: earlier versions are beside the model that was named."""
+    session_of()
+    file, elsewhere = tmp_path / "model" / "model.safetensors", tmp_path / "taught"
+    elsewhere.mkdir()
+    second, third = file.with_stem("model-v2"), file.with_stem("model-v3")
+    smope.load(file, "cpu").learn(colours / "train" / "emerald").save(second)
+    smope.load(second, "cpu").learn(colours / "train" / "fuchsia").save(third)
+    shutil.copy(third, elsewhere / "model-v2.safetensors")  # another model of that name
+
+    def client(start: Path, folder: Path) -> TestClient:
+        classifier = classifier_of(read_model(start), start, "cpu", remembers=True)
+        return client_of(Session(classifier, start, Limits(10**6), teaches=True, folder=folder))
+
+    taught = client(third, elsewhere)
+    assert taught.post("/learn", **lesson(colours, called="amber 2")).is_success
+    counts = []
+    while taught.get("/model").json()["can_undo"]:
+        answer = taught.post("/undo")
+        assert answer.status_code == 200, answer.text
+        counts.append(len(answer.json()["model"]["classes"]))
+    assert counts == [6, 5, 4]
+    assert taught.post("/undo").status_code == 409
+
+
+def test_undo_is_offered_where_the_model_before_is_at_hand(
+    session_of: Callable[..., Session], colours: Path, tmp_path: Path
+) -> None:
+    session = session_of(teaches=True)
+    client, file = client_of(session), tmp_path / "model" / "model.safetensors"
+    assert client.post("/learn", **lesson(colours)).is_success
+    second = file.with_stem("model-v2")
+    alone = shutil.copy(second, tmp_path / "alone.safetensors")
+    classifier = classifier_of(read_model(alone), alone, "cpu", remembers=True)
+    other = client_of(Session(classifier, alone, Limits(10**6), teaches=True))
+    assert other.get("/model").json()["can_undo"] is False
+    assert client.post("/learn", **lesson(colours, "fuchsia")).is_success
+    second.unlink()
+    answer = client.post("/undo")
+    assert answer.status_code == 409
+    assert answer.json()["error"].startswith("model-v2.safetensors is not there")
+    assert client.get("/model").json()["can_undo"] is False, "the page no longer offers it"
+
+
+def test_errors_name_files_without_their_folders(
+    session_of: Callable[..., Session],
+    colours: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Clients learn nothing of the machine; its terminal shows where the file is."""
+    session_of()
+    file, elsewhere = tmp_path / "model" / "model.safetensors", tmp_path / "taught"
+    elsewhere.mkdir()
+    second, third = file.with_stem("model-v2"), file.with_stem("model-v3")
+    smope.load(file, "cpu").learn(colours / "train" / "emerald").save(second)
+    smope.load(second, "cpu").learn(colours / "train" / "fuchsia").save(third)
+    classifier = classifier_of(read_model(third), third, "cpu", remembers=True)
+    session = Session(classifier, third, Limits(10**6), teaches=True, folder=elsewhere)
+    second.write_bytes(b"damaged")
+    answer = client_of(session).post("/undo")
+    assert answer.status_code == 409
+    assert answer.json()["error"].startswith("model model-v2.safetensors: cannot be read")
+    assert str(tmp_path) not in answer.text
+    assert str(second) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("weights=/home/Jane Doe/my w/a b.pt: is not", "weights=a b.pt: is not"),
+        ("model pets/model.safetensors: cannot", "model model.safetensors: cannot"),
+        ("--out=../x/y (No such file)", "--out=y (No such file)"),
+        ("needs /a/b.pt, or '~/c/d.pt'", "needs b.pt, or 'd.pt'"),
+        ("nothing of the kind", "nothing of the kind"),
+    ],
+)
+def test_no_error_shows_a_folder(
+    text: str, shown: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*_: Any) -> NoReturn:
+        raise UserError(text)
+
+    monkeypatch.setattr(Session, "predict", mistaken)
+    answer = serve().post("/predict", files=[("images", ("a.png", png()))])
+    assert (answer.status_code, answer.json()) == (422, {"error": shown})
+
+
+def at_each_line(of: Any, action: Callable[[], object], call: Callable[[], object]) -> None:
+    """Make a call, and act once before each line that runs of the file that `of` is from."""
+    path, lines = inspect.getsourcefile(of), set()
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != path:
+            return None
+        if event == "line" and frame.f_lineno not in lines:
+            lines.add(frame.f_lineno)
+            action()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+
+
+def test_a_model_is_described_as_it_was_at_one_moment(
+    session_of: Callable[..., Session], colours: Path
+) -> None:
+    """While it changes, and if it changes while it is described."""
+    session = session_of(teaches=True)
+    files = [Upload(name, content) for _, (name, content) in lesson(colours)["files"]]
+    models: list[dict[str, Any]] = []
+
+    def describe() -> None:
+        models.append(model_document(session))
+
+    def change() -> None:
+        if model_document(session)["can_undo"]:
+            session.undo()
+        else:
+            session.learn("emerald", files)
+
+    at_each_line(Session, describe, change)
+    at_each_line(model_document, change, describe)
+    assert len(models) > 10
+    for model in models:
+        assert model["version"] == model["versions"][-1]["file"]
+        assert len(model["classes"]) == model["versions"][-1]["classes"]
 
 
 def test_more_images_of_a_class(serve: Serve, colours: Path) -> None:
