@@ -13,7 +13,8 @@ The server has no password. What protects it from web pages that a user of this 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,6 +26,7 @@ from smope.server.refusal import Refusal
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 OWN_PAGE = ("same-origin", "none")  # of Sec-Fetch-Site; none: typed by the user
 OVERHEAD_BYTES = 100_000  # of a request beside its files: names and boundaries
+LARGEST_AT_A_TIME = 8  # requests of the largest size whose bodies are in memory together
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -50,6 +52,7 @@ class Guard:
         self._app = app
         self._names = {"localhost", *(name.lower() for name in names)}
         self._request_bytes = request_bytes
+        self._held_bytes = 0  # of the bodies of all requests that are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,7 +70,8 @@ class Guard:
         except Refusal as refusal:
             await error_answer(refusal)(scope, receive, send_with_headers)
             return
-        await self._app(scope, self._counted(receive), send_with_headers)
+        with self._counted(receive) as receive_counted:
+            await self._app(scope, receive_counted, send_with_headers)
 
     def _check(self, method: str, headers: Headers) -> None:
         hosts = headers.getlist("host")
@@ -109,16 +113,26 @@ class Guard:
             "with a larger --max-upload",
         )
 
-    def _counted(self, receive: Receive) -> Receive:
-        """The body, as far as it is not too large: its length need not have been declared."""
+    @contextmanager
+    def _counted(self, receive: Receive) -> Iterator[Receive]:
+        """The body, as far as neither it nor all bodies together are too large: its length need not
+        have been declared. It counts until the request is answered.
+        """
         read = 0
 
         async def receive_counted() -> Message:
             nonlocal read
             message = await receive()
-            read += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            read += size
+            self._held_bytes += size
             if read > self._most_bytes:
                 raise self._too_large()
+            if self._held_bytes > LARGEST_AT_A_TIME * self._most_bytes:
+                raise Refusal(503, "images: the server holds too many already; try again")
             return message
 
-        return receive_counted
+        try:
+            yield receive_counted
+        finally:
+            self._held_bytes -= read

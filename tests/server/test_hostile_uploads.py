@@ -270,6 +270,49 @@ def test_an_endless_body_is_read_up_to_the_limit(serve: Serve) -> None:
     assert read < 600_000
 
 
+def test_uploads_of_many_clients_have_a_bound_together(serve: Serve) -> None:
+    """Clients that send all but the end of a large request, and wait; later ones are served."""
+    app, limit = serve(max_bytes=300_000).app, 300_000
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", FORM["content-type"].encode())],
+    }
+
+    async def request(may_end: asyncio.Event, statuses: list[int]) -> None:
+        chunks = [PART, bytes(limit - 1000)]
+
+        async def receive() -> dict[str, Any]:
+            if chunks:
+                return {"type": "http.request", "body": chunks.pop(0), "more_body": True}
+            await may_end.wait()
+            return {"type": "http.request", "body": b"\r\n--x--\r\n", "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            if "status" in message:
+                statuses.append(message["status"])
+
+        await app(scope, receive, send)  # pyright: ignore
+
+    async def clients() -> list[int]:
+        may_end, statuses = asyncio.Event(), []
+        tasks = [asyncio.create_task(request(may_end, statuses)) for _ in range(40)]
+        while len(statuses) < 20:
+            await asyncio.sleep(0.01)
+        assert set(statuses) == {503}
+        may_end.set()
+        await asyncio.gather(*tasks)
+        await request(may_end, statuses)
+        return statuses
+
+    statuses = asyncio.run(clients())
+    assert statuses[-1] == 422, "read to its end, and no image"
+    held = statuses.count(422) - 1
+    assert 6 <= held <= 12, "about eight of the largest at a time"
+
+
 def test_images_stay_in_memory(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the page promises: no image is written to a disk, however large it is."""
 
