@@ -160,7 +160,8 @@ def _plan_lines(source: Path, artefact: Artefact, lesson: Lesson, pupil: Pupil) 
             f"{', '.join(few)}"
         )
     how = f"{pupil.steps} training steps" if pupil.steps else "one pass, no training steps"
-    lines.append(f"{len(lesson.images)} images, {how}")
+    images = len(lesson.images)
+    lines.append(f"{images} image{'s' if images != 1 else ''}, {how}")
     return [*lines, *pupil.notes]
 
 

@@ -34,7 +34,7 @@ the space (tune.space.KEY=...), where KEY is any key of the method, router, trai
 examples:
   smope tune tune.trials=20
   smope tune tune.first_tasks=1 'tune.space.trainer.weight_decay={low: 1e-4, high: 1e-2, log: true}'
-  smope tune method=coda tune.space.method.pool_size=[50,100]
+  smope tune method=coda "tune.space.method.pool_size=[50,100]"
 
 The study (SQLite) is in studies/<name>/<method>-<hash>. The same command continues a search that
 was stopped or killed. Started several times at once on one machine, it shares the trials among its

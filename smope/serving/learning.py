@@ -24,6 +24,7 @@ from smope.serving.growth import learning_record, with_room
 from smope.serving.lessons import Lesson
 from smope.serving.lineage import entry
 from smope.serving.rebuild import new_method
+from smope.streams.layouts.names import warning_of
 from smope.streams.next_task import NewImages, evaluation_images, next_task
 from smope.training.auto import AUTO, resolve
 from smope.training.device import prepare_process
@@ -93,6 +94,8 @@ class Pupil:
         settings, self.notes = _fitted(record.settings, method, artefact, len(lesson.images))
         self.trainer = Trainer(method, stream, settings, seed=artefact.seed, device=device)
         self.trainer.outputs = Outputs(progress=Progress(None, quiet=quiet))
+        if spelling := warning_of(grown.class_names, "classes", lesson.new):
+            self.notes.append(spelling)
         if self.steps and len(lesson.class_names) == 1:
             self.notes.append(
                 "a class by itself has no other to be told from while it is trained: teach several "

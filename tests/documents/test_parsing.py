@@ -74,6 +74,16 @@ def test_commands_parse(fence: Fence, monkeypatch: pytest.MonkeyPatch, tmp_path:
             _check_other(command)
 
 
+@pytest.mark.parametrize(
+    "fence", [fence for fence in ALL if fence.language in COMMANDS], ids=lambda fence: fence.where
+)
+def test_what_a_shell_expands_is_quoted(fence: Fence) -> None:
+    """zsh refuses a bare word with ?, * or [ that fits no file."""
+    for command in fence.commands():
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", command)
+        assert not re.search(r"[?*\[]", bare.partition(" #")[0]), command
+
+
 def _stopping(parse: Any) -> Any:
     def parse_and_stop(self: Parser, args: Any = None, namespace: Any = None) -> Any:
         raise Parsed(parse(self, args, namespace))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -138,3 +139,11 @@ def test_the_page_loads_nothing_from_elsewhere(serve: Serve) -> None:
         assert "innerHTML" not in text
         assert "@import" not in text
         assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_commands_of_the_page_can_be_pasted_into_a_shell(serve: Serve) -> None:
+    page = serve(teaches=True).get("/").text
+    examples = page.partition("<pre")[2].partition("</pre>")[0]
+    lines = [re.sub(r'<[^>]*>|"[^"]*"', "", line) for line in examples.splitlines()]
+    assert sum("curl " in line for line in lines) == 3
+    assert not [line for line in lines if re.search(r"[?*&\[]", line)]

@@ -60,7 +60,7 @@ SVG = (
 )
 # name and content of an upload, status, and what the line says
 UPLOADS: dict[str, tuple[str, bytes, int, str]] = {
-    "nothing": ("a.jpg", b"", 422, "not a known image format"),
+    "nothing": ("a.jpg", b"", 422, "cannot read image a.jpg: the file is empty"),
     "text": ("a.jpg", b"no image", 422, "not a known image format"),
     "a page": ("a.jpg", b"<!DOCTYPE html><script>alert(1)</script>", 422, "not a known image"),
     "a drawing": ("a.jpg", SVG, 422, "not a known image format"),

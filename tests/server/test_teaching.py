@@ -297,6 +297,14 @@ def test_few_images_are_remarked(serve: Serve) -> None:
     assert "fewer than 5 images are often too few to recognise a class" in values["remarks"]
 
 
+def test_a_name_that_differs_only_in_case_is_remarked(serve: Serve, colours: Path) -> None:
+    """Most often it is a slip: then the class would be split in two."""
+    client = serve(teaches=True)
+    remarks = client.post("/learn", **lesson(colours, called="Blue")).json()["remarks"]
+    assert any("differ only in their spelling" in text and "'Blue'" in text for text in remarks)
+    assert client.post("/learn", **lesson(colours, "fuchsia")).json()["remarks"] == []
+
+
 def test_it_answers_while_it_learns_one_thing_at_a_time(
     session_of: Callable[..., Session], colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,15 +204,13 @@ def _relative(name: str, root: Path | None) -> str:
 
 def _describe(image: StoredImage, blank: InspectedImage) -> InspectedImage:
     """Complete `blank` with the description of the image, or with why it cannot be read."""
-    content = None
     try:
         content = read_encoded(image, blank.name)
         picture = decode(content, blank.name) if isinstance(content, bytes) else None
         pixels = content if isinstance(content, numpy.ndarray) else numpy.asarray(picture)
     except UserError as error:
         # without name and advice, which a list need not repeat
-        problem = "the file is empty" if content == b"" else reason(blank.name, error.__cause__)
-        return replace(blank, problem=problem)
+        return replace(blank, problem=reason(blank.name, error.__cause__))
     is_encoded = isinstance(content, bytes)
     return replace(
         blank,

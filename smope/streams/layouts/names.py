@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fractions import Fraction
 
 WHOLE_NUMBER = re.compile(r"(-?[0-9]{1,18})(\.0*)?")  # 1.0 too: some programs write 1 so
@@ -118,14 +118,17 @@ def _without_spelling(name: str) -> str:
     return BETWEEN_WORDS.sub(" ", stripped).casefold()
 
 
-def warning_of(names: Iterable[str], noun: str) -> str:
+def warning_of(names: Iterable[str], noun: str, new: Collection[str] | None = None) -> str:
     """A line about names that look alike; "" if there are none.
 
     Args:
         names: of the classes, say.
         noun: what they are, in the plural.
+        new: the names of which somebody has to hear; None: all.
     """
     groups = look_alike(names)
+    if new is not None:
+        groups = [group for group in groups if not set(group).isdisjoint(new)]
     if not groups:
         return ""
     pairs = ", ".join(" and ".join(map(repr, group)) for group in groups[:MOST_SHOWN])

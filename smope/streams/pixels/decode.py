@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy
@@ -74,7 +75,15 @@ def decode(image: bytes | str | Path | Image.Image, name: str | None = None) -> 
         with open_image(image) as opened:
             return _to_rgb(to_8_bits(opened, lambda: open_image(image)))
     except Exception as error:  # Pillow's plugins raise nearly every class for damaged files
-        raise _unreadable(name, error) from error
+        cause = ValueError("the file is empty") if _is_empty(image) else error
+        raise _unreadable(name, cause) from cause
+
+
+def _is_empty(image: bytes | str | Path | Image.Image) -> bool:
+    """Whether an image file has no byte."""
+    if isinstance(image, str | Path):
+        return os.path.isfile(image) and os.path.getsize(image) == 0
+    return image == b""
 
 
 def open_image(image: bytes | str | Path) -> ImageFile:

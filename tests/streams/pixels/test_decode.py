@@ -106,6 +106,10 @@ def test_what_is_no_image_is_named(tmp_path, write_image):
         decode(text)
     with pytest.raises(UserError, match=r"cannot read image row 7: not a known image format"):
         decode(b"no picture", "row 7")
+    text.write_bytes(b"")
+    for empty in (text, str(text), b""):
+        with pytest.raises(UserError, match=r"cannot read image row 8: the file is empty; replace"):
+            decode(empty, "row 8")
     with pytest.raises(UserError, match=r"cannot read image .*absent\.png: .*No such file"):
         decode(tmp_path / "absent.png")
     path = write_image(tmp_path / "cut.jpg", 0, 64, 64)
