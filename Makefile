@@ -27,7 +27,7 @@ PINS := pyproject.toml constraints.txt
 .PHONY: demo test lint docs dist release oldest format clean
 
 demo: $(VENV)/.installed
-	$(BIN)/smope train --report $(ARGS)
+	$(BIN)/smope train --explain $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)

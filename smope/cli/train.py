@@ -34,20 +34,20 @@ def run(argv: Sequence[str]) -> int:
             "-m starts runs one after the other, torchrun processes of one; start torchrun for "
             "each run"
         )
-    if options.multirun and options.report:
+    if options.multirun and (options.report or options.explain):
+        flag = "--report" if options.report else "--explain"
         raise UserError(
-            "--report belongs to a single run; with -m, afterwards: smope report runs/<name>"
+            f"{flag} belongs to a single run; with -m, afterwards: smope report runs/<name>"
         )
     if options.multirun:
         return _train_many(overrides, ["smope", "train", *argv], options.dry_run)
     if "sweep" in overrides.given:
         raise UserError(f"sweep={override_value(overrides, 'sweep')} is many runs; add -m")
     config, run_dir, resume = plan(overrides)
-    _train(config, run_dir, overrides.given, resume=resume, dry_run=options.dry_run)
-    if options.report and not options.dry_run and torchrun.rank() == 0:
-        from smope.cli.report import run as report
-
-        report([str(run_dir)])
+    wanted = {"dry_run": options.dry_run, "explain": options.explain}
+    record = _train(config, run_dir, overrides.given, resume=resume, **wanted)
+    if record and not options.dry_run and torchrun.rank() == 0:
+        _report(record, run_dir, options)
     return 0
 
 
@@ -66,6 +66,12 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--report", action="store_true", help="write the run's report.html when it has finished"
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="for a first run: print what will happen, what the numbers mean and what to type "
+        "next, without details; writes the report as well",
     )
     parser.add_argument(
         "-m",
@@ -124,6 +130,7 @@ def _train(
     *,
     resume: bool = False,
     dry_run: bool = False,
+    explain: bool = False,
 ) -> dict[str, Any] | None:
     """Run, or show what a run would do. torch is imported here, after all that needs no torch."""
     if dry_run and torchrun.rank() > 0:
@@ -137,7 +144,23 @@ def _train(
     if dry_run:
         print(describe(config, given))
         return None
-    return train(config, run_dir, resume=resume, given=given)
+    return train(config, run_dir, resume=resume, given=given, explain=explain)
+
+
+def _report(record: dict[str, Any], run_dir: Path, options: Namespace) -> None:
+    """Write the run's page if it was asked for, and say where it is or what to do next."""
+    if not options.explain:
+        if options.report:
+            from smope.cli.report import run as report
+
+            report([str(run_dir)])
+        return
+    from smope.analysis.loading import load_runs
+    from smope.report.write import write_report
+    from smope.run.explain import next_steps
+
+    page = write_report(load_runs(run_dir), run_dir / "report.html")
+    print(next_steps(record, page, options.overrides))
 
 
 def _train_many(overrides: Overrides, command: Sequence[str], dry_run: bool) -> int:

@@ -39,11 +39,15 @@ class Bar:
 
 
 class Progress:
-    """Prints lines, also to `log` if given, and bars on a terminal; `quiet` prints nothing."""
+    """Prints lines, also to `log` if given, and bars on a terminal.
 
-    def __init__(self, log: Path | None, *, quiet: bool = False) -> None:
+    `brief` prints no details, and `quiet` nothing.
+    """
+
+    def __init__(self, log: Path | None, *, quiet: bool = False, brief: bool = False) -> None:
         self._log = log
         self._quiet = quiet
+        self._brief = brief or quiet
         self._bars = not quiet and sys.stdout.isatty()
 
     def line(self, text: str, coloured: str | None = None) -> None:
@@ -57,10 +61,18 @@ class Progress:
         self._write(text)
 
     def detail(self, text: str) -> None:
-        """Print a line, unless a bar shows the same; the log has it in any case."""
-        self._write(text)
-        if not self._quiet and not self._bars:
-            print(text, flush=True)
+        """Print one or several lines, unless it has to be brief; the log has them in any case."""
+        if self._brief:
+            self._write(text)
+        else:
+            self.line(text)
+
+    def epoch(self, text: str) -> None:
+        """Print a detail, unless a bar shows the same; the log has it in any case."""
+        if self._bars:
+            self._write(text)
+        else:
+            self.detail(text)
 
     def _write(self, text: str) -> None:
         if self._log is not None:

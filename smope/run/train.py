@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from smope.config.config import Config
-from smope.config.signatures import chosen_name
-from smope.console.colour import coloured_matrix
 from smope.console.progress import Progress
-from smope.console.tables import cost_table, matrix_table, reference_line, score_lines
 from smope.distributed import collectives, torchrun
 from smope.methods._shared.frozen_hash import frozen_sha256
-from smope.metrics.expert_use import block_numbers, collapse_sentence
 from smope.report.live_pictures import live_pictures
 from smope.run.artefact import size_line
 from smope.run.backbone_note import backbone_note
 from smope.run.build import Experiment
 from smope.run.dry_run import summary
+from smope.run.explain import introduction, meaning
 from smope.run.memory_advice import memory_advised
 from smope.run.partial import EndEarly, PartialRun
 from smope.run.prepare import prepare
 from smope.run.record import RunRecord, run_facts
+from smope.run.results import numbers, print_matrix
 from smope.run.resume import (
     context,
     receive_checkpoint,
     restore_last_checkpoint,
 )
 from smope.run.unread_keys import unread_keys
-from smope.storage.commands import command, resume_command
+from smope.storage.commands import resume_command
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import import_avalanche
 from smope.trackers.base import Guarded, Tracker
@@ -39,8 +37,6 @@ from smope.training.outputs import Outputs
 from smope.training.top_logits import top_logits_line
 from smope.training.trainer import Trainer
 
-SPREADING_ROUTERS = ("centred", "aux_free")
-
 
 def train(
     config: Config,
@@ -48,6 +44,7 @@ def train(
     resume: bool = False,
     partial: PartialRun | None = None,
     given: Collection[str] = (),
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Train as configured and write the run directory.
 
@@ -60,6 +57,7 @@ def train(
         resume: continue from the run's last checkpoint.
         partial: train on the first tasks only.
         given: the keys that the user set; those that change nothing are named at the start.
+        explain: print what will happen and what the numbers mean, and no details.
 
     Returns:
         The content of run.json; in processes other than the first, its numbers alone.
@@ -75,12 +73,16 @@ def train(
         if not collectives.is_first():
             return _train_along(config, RunDirectory(run_dir), resume)
         if resume:
-            return _resume(config, RunDirectory.open(run_dir, "resume"), partial)
-        return _begin(config, run_dir, partial, given)
+            return _resume(config, RunDirectory.open(run_dir, "resume"), partial, explain)
+        return _begin(config, run_dir, partial, given, explain)
 
 
 def _begin(
-    config: Config, run_dir: Path, partial: PartialRun | None, given: Collection[str]
+    config: Config,
+    run_dir: Path,
+    partial: PartialRun | None,
+    given: Collection[str],
+    explain: bool,
 ) -> dict[str, Any]:
     """A new run."""
     RunDirectory.check_free(run_dir)
@@ -90,10 +92,12 @@ def _begin(
         facts = run_facts(experiment, trainer)
         unread = unread_keys(given, experiment, trainer)
         notes = [backbone_note(config), unread, trainer.compile_note]
-        return _train(experiment, trainer, directory, facts, notes, partial)
+        return _train(experiment, trainer, directory, facts, notes, partial, explain)
 
 
-def _resume(config: Config, directory: RunDirectory, partial: PartialRun | None) -> dict[str, Any]:
+def _resume(
+    config: Config, directory: RunDirectory, partial: PartialRun | None, explain: bool
+) -> dict[str, Any]:
     """An interrupted run, from its last checkpoint."""
     record = directory.read_record()
     if collectives.from_first(record.get("status") == "finished"):
@@ -104,7 +108,7 @@ def _resume(config: Config, directory: RunDirectory, partial: PartialRun | None)
         facts = run_facts(experiment, trainer, record.get("launches", []))
         restored = restore_last_checkpoint(trainer, experiment.config, directory)
         notes = [*restored, trainer.compile_note]
-        return _train(experiment, trainer, directory, facts, notes, partial)
+        return _train(experiment, trainer, directory, facts, notes, partial, explain)
 
 
 def _train_along(config: Config, directory: RunDirectory, resume: bool) -> dict[str, Any]:
@@ -144,12 +148,16 @@ def _train(
     facts: dict[str, Any],
     notes: Sequence[str | None] = (),
     partial: PartialRun | None = None,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Train, and write what is learned and measured. Notes are printed first."""
-    progress = Progress(directory.log, quiet=partial is not None)
+    progress = Progress(directory.log, quiet=partial is not None, brief=explain)
     short = top_logits_line(trainer.settings.record, trainer.stream)
-    for text in filter(None, (summary(experiment), f"writing to {directory.path}", *notes, short)):
+    progress.detail(f"{summary(experiment)}\nwriting to {directory.path}")
+    for text in filter(None, (*notes, short)):
         progress.line(text)
+    if explain and not trainer.history.accuracy_matrix:
+        progress.line(introduction(experiment, trainer))
     record = RunRecord(directory, trainer, facts, partial)
     record.begin()
     tracker = _start_tracker(experiment, directory, progress, trainer.history.tracker_step)
@@ -179,9 +187,13 @@ def _train(
     finally:
         # Last, since a tracker may upload run.json.
         tracker.finish(trainer.history.scores(), status)
-    _print_results(content, directory, progress)
+    print_matrix(content, progress)
+    for text in numbers(content, directory):
+        progress.detail(text)
     if partial is None:
-        progress.line(size_line(trainer.method, trainer.settings.keep))
+        progress.detail(size_line(trainer.method, trainer.settings.keep))
+    if explain:
+        progress.line(meaning(content))
     return content
 
 
@@ -196,32 +208,3 @@ def _start_tracker(
     tracker = Guarded(experiment.tracker, progress.line)
     tracker.start(experiment.config.as_dict(), directory.path, experiment.config.name, step)
     return tracker
-
-
-def _print_results(record: Mapping[str, Any], directory: RunDirectory, progress: Progress) -> None:
-    """The numbers of a finished run."""
-    matrix = record["accuracy_matrix"]
-    progress.line("")
-    progress.line(f"accuracy on each task's {record['evaluated_on']} images, in percent")
-    progress.line(matrix_table(matrix), coloured_matrix(matrix))
-    progress.line("")
-    progress.line(score_lines(record))
-    if line := reference_line(record):
-        progress.line(line)
-    if line := _collapse(record):
-        progress.line(line)
-    progress.line("")
-    progress.line(cost_table(record["cost"]))
-    progress.line(f"{sum(record['seconds']['per_task']):.0f} s; numbers in {directory.record}")
-    progress.line(f"a page with pictures: {command('report', directory.path)}")
-
-
-def _collapse(record: Mapping[str, Any]) -> str | None:
-    """A sentence if the mixture has collapsed after the last task; None without experts."""
-    if not record.get("experts"):
-        return None
-    use, config = record["experts"][-1], record["config"]
-    sentence = collapse_sentence(use, block_numbers(config, len(use["effective"])))
-    if sentence is None or chosen_name(config["router"]["_target_"]) in SPREADING_ROUTERS:
-        return sentence
-    return f"{sentence} To spread the use, choose router=standardised."

@@ -65,7 +65,7 @@ class Outputs:
         epoch = f"epoch {row['epoch'] + 1}/{phase.epochs}"
         bar.note(f"{epoch}, loss {row['loss']:.3f}")
         speed = f"{row['images_per_second']:.0f} images a second"
-        self.progress.detail(f"{title} {epoch}: loss {row['loss']:.4f}, {speed}")
+        self.progress.epoch(f"{title} {epoch}: loss {row['loss']:.4f}, {speed}")
 
     def end_task(self, title: str, history: History) -> None:
         """Report a task that is learned and evaluated.
