@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from smope.console.tables import terminal_width
+from smope.console.tables import reference_line, terminal_width
 from smope.run.build import Experiment
 from smope.run.results import way_out
 from smope.storage.commands import command
@@ -104,7 +104,7 @@ def meaning(record: Mapping[str, Any]) -> str:
     worth, and how many experts did the work. The last two are left out of runs without a
     reference or experts.
     """
-    return wrapped(filter(None, [_learned(record), _worth(record), _experts(record)]))
+    return wrapped(filter(None, [_learned(record), reference_line(record), _experts(record)]))
 
 
 def _learned(record: Mapping[str, Any]) -> str:
@@ -116,21 +116,6 @@ def _learned(record: Mapping[str, Any]) -> str:
         f"classified right, on average over the tasks and with all {len(record['class_names'])} "
         f"classes to choose from; just after each task it was {100 * fresh:.1f} %, so {forgotten} "
         f"forgotten."
-    )
-
-
-def _worth(record: Mapping[str, Any]) -> str:
-    reference = record.get("reference")
-    if not reference:
-        return ""
-    simple, ours = reference["final_average_accuracy"], record["final_average_accuracy"]
-    points = 100 * (ours - simple)
-    compared = f"{abs(points):.1f} points {'less' if points > 0 else 'more'}"
-    if abs(points) < LEAST_POINTS:
-        compared = "the same"
-    return (
-        f"The simplest method, which stores the mean of each class (ncm), reaches "
-        f"{100 * simple:.1f} % with the same transformer, {compared}."
     )
 
 
@@ -158,15 +143,15 @@ def next_steps(record: Mapping[str, Any], page: Path, overrides: Sequence[str]) 
         A heading, and a line for each.
     """
     changed = ("method=", "recipe=", "router=", "method.", "router.", "run_dir=", "resume=")
-    kept = [text for text in overrides if not text.startswith(changed)]
+    repeated = [text for text in overrides if not text.startswith(changed)]
     other = "ridge" if record["method"] != "ridge" else "ncm"
     steps = [(f"open {page}", "pictures of all this, in a browser")]
     if shutil.which("smope") is None:
         activate = Path(os.path.relpath(Path(sys.prefix))) / "bin" / "activate"
         steps.append((f"source {activate}", "so that the shell finds smope"))
-    steps.append((command("train", f"method={other}", *kept), "another method on the same tasks"))
+    steps.append((command("train", f"method={other}", *repeated), "another method on the same tasks"))
     if spread := way_out(record):
-        steps.append((command("train", spread, *kept), "the work spread over more experts"))
+        steps.append((command("train", spread, *repeated), "the work spread over more experts"))
     steps += [
         (f"smope collect runs/{record['config']['name']}", "these runs in one table"),
         ("smope train --help", "all choices: your own photographs (stream=folder) and others"),
