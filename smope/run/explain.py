@@ -149,7 +149,9 @@ def next_steps(record: Mapping[str, Any], page: Path, overrides: Sequence[str]) 
     if shutil.which("smope") is None:
         activate = Path(os.path.relpath(Path(sys.prefix))) / "bin" / "activate"
         steps.append((f"source {activate}", "so that the shell finds smope"))
-    steps.append((command("train", f"method={other}", *repeated), "another method on the same tasks"))
+    steps.append(
+        (command("train", f"method={other}", *repeated), "another method on the same tasks")
+    )
     if spread := way_out(record):
         steps.append((command("train", spread, *repeated), "the work spread over more experts"))
     steps += [

@@ -83,9 +83,7 @@ def test_sentences_say_what_went_the_other_way() -> None:
 def test_runs_without_experts_or_a_reference_have_fewer_sentences() -> None:
     run = record(reference=None)
     del run["experts"]
-    assert plain(meaning(run)).count(".") == plain(meaning(record())).split("Nearest")[
-        0
-    ].count(".")
+    assert plain(meaning(run)).count(".") == plain(meaning(record())).split("Nearest")[0].count(".")
 
 
 def test_the_next_commands_repeat_the_settings_and_compose(
