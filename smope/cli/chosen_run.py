@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from smope.errors import UserError
 from smope.serving.hub import SCHEME, download, is_hub_reference, repository_id
-from smope.storage.run_directory import check_run
+from smope.storage.run_directory import check_run, model_file
 from smope.storage.run_search import finished_run
 
 
@@ -43,6 +44,21 @@ def chosen_model(text: str, key: str = "MODEL") -> Path:
     path = chosen_run(Path(text), key)
     check_run(path, key)
     return path
+
+
+def check_folder(model: Path, out: Path | None, option: str = "--out FILE") -> None:
+    """UserError if a new version would go beside a model into a folder that cannot be written to.
+
+    Args:
+        model: The run directory or file.
+        out: What the option gives; None for a file beside the model.
+        option: Which names another place.
+    """
+    if out is None and not os.access(model_file(model).parent, os.W_OK):
+        raise UserError(
+            f"MODEL={model}: new versions are written beside it, and its folder cannot be written "
+            f"to; name another with {option}"
+        )
 
 
 def check_out(out: Path | None, text: str, key: str = "MODEL") -> None:

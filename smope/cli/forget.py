@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from smope.cli.chosen_run import check_out, chosen_model
+from smope.cli.chosen_run import check_folder, check_out, chosen_model
 from smope.cli.learn import print_other_versions, written_line
 from smope.cli.parser import Parser
 from smope.errors import UserError
@@ -41,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
     if options.out is not None:
         check_new_file(options.out, "--out")
     source = chosen_model(options.model)
+    check_folder(source, options.out)
     return _undo(source, options) if options.undo else _forget(source, options)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smope.cli.chosen_run import check_out, chosen_model
+from smope.cli.chosen_run import check_folder, check_out, chosen_model
 from smope.cli.parser import Parser
 from smope.run.quick_import import quick_imports
 from smope.storage.files import check_new_file
@@ -46,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
     if options.out is not None:
         check_new_file(options.out, "--out")
     source = chosen_model(options.model)
+    if not options.dry_run:
+        check_folder(source, options.out)
     from smope.serving.class_folders import class_folders
 
     folders = class_folders(options.folder, "NEW_CLASSES_DIR")

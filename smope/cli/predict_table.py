@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from smope.errors import UserError
-from smope.storage.files import try_lock, write_atomically
+from smope.storage.files import try_lock, unwritten, write_atomically
 
 if TYPE_CHECKING:
     from smope.serving.prediction import Prediction
@@ -294,9 +294,8 @@ class TableFile:
         try:
             yield
         except OSError as error:
-            raise OSError(
-                f"{self._key}: cannot be written ({error.strerror or error}); make room or name "
-                "another file; --resume continues what is there"
+            raise unwritten(
+                self._key, error, " or name another file; --resume continues what is there"
             ) from error
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smope.cli.chosen_run import chosen_model
+from smope.cli.chosen_run import check_folder, chosen_model
 from smope.cli.parser import Parser, check_min_probability
 from smope.errors import UserError
 from smope.run.quick_import import quick_imports
@@ -54,6 +54,8 @@ def run(argv: Sequence[str]) -> int:
     _check(options)
     refuse_absent_device(options.device, "--device")
     model = chosen_model(options.model)
+    if options.learn:
+        check_folder(model, options.out, "--out DIR")
     from smope.server.listen import (
         DEFAULT_PORT,
         address_of,

@@ -25,7 +25,7 @@ from smope.methods.base import Method
 from smope.run.model_card import model_card
 from smope.run.record_check import refusing_nonsense, senseless
 from smope.storage.commands import resume_command
-from smope.storage.files import write_new, write_together
+from smope.storage.files import unwritten, write_new, write_together
 from smope.storage.hashed_safetensors import OtherFormat, content_hash, pack, unlike, unpack
 from smope.storage.run_directory import RunDirectory, check_run, model_file, tasks_done
 from smope.training.checkpoint import last_checkpoint
@@ -187,9 +187,7 @@ def write_model(directory: RunDirectory, method: Method, record: Mapping[str, An
             }
         )
     except OSError as error:
-        raise OSError(
-            f"{directory.model}: cannot be written ({error.strerror}); make room, then resume"
-        ) from error
+        raise unwritten(directory.model, error, ", then resume") from error
 
 
 def write_artefact(artefact: Artefact, path: Path) -> Artefact:
@@ -215,7 +213,7 @@ def write_artefact(artefact: Artefact, path: Path) -> Artefact:
             f"{path}: exists, and nothing is overwritten; name a new file"
         ) from error
     except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror}); make room") from error
+        raise unwritten(path, error) from error
     return replace(artefact, file=ArtefactFile(path, content))
 
 

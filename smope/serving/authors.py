@@ -35,7 +35,7 @@ from smope.run.artefact import Artefact, to_bytes
 from smope.run.build import make_backbone, make_method
 from smope.run.model_card import model_card
 from smope.serving.weights_beside import STEM
-from smope.storage.files import write_atomically, write_together
+from smope.storage.files import unwritten, write_atomically, write_together
 from smope.storage.run_directory import RunDirectory
 from smope.training.precision import full_precision
 from smope.version import __version__
@@ -185,9 +185,7 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written ({error.strerror}); make room, or name another file"
-        ) from error
+        raise unwritten(path, error, ", or name another file") from error
 
 
 def _plain(method: Method) -> tuple[SMoPE, list[PrefixBank]]:

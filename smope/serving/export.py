@@ -26,7 +26,7 @@ from smope.errors import UserError
 from smope.methods.base import Method
 from smope.serving.graph import Graph
 from smope.serving.predict import Classifier
-from smope.storage.files import write_together
+from smope.storage.files import unwritten, write_together
 
 OPSET = 17
 TOLERANCE = 1e-4  # of logits, relative to the largest
@@ -94,9 +94,7 @@ def export_model(
     try:
         write_together({file: content, description: (json.dumps(facts, indent=1) + "\n").encode()})
     except OSError as error:
-        raise OSError(
-            f"{file}: cannot be written ({error.strerror}); make room, or name another file"
-        ) from error
+        raise unwritten(file, error, ", or name another file") from error
     return Exported(file, description, difference)
 
 

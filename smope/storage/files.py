@@ -66,6 +66,21 @@ def check_new_file(path: Path, key: str) -> None:
         raise UserError(f"{key}={path}: exists, and nothing is overwritten; name a new file")
     if not path.parent.is_dir():
         raise UserError(f"{key}={path}: there is no folder {path.parent}; make it, or name another")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{key}={path}: its folder cannot be written to; name a file elsewhere")
+
+
+def unwritten(file: Path | str, error: OSError, more: str = "") -> OSError:
+    """The error about a file that cannot be written, with what helps.
+
+    Args:
+        file: what the error calls it.
+        error: what writing it raised.
+        more: what helps beside that.
+    """
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room" if is_full else "use a folder that can be written to"
+    return OSError(f"{file}: cannot be written ({error.strerror or error}); {remedy}{more}")
 
 
 def write_new(path: Path, content: bytes) -> None:

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from smope.errors import UserError
 from smope.storage.commands import resume_command
-from smope.storage.files import try_lock, write_atomically
+from smope.storage.files import try_lock, unwritten, write_atomically
 from smope.storage.readable_json import readable_json
 
 RUN_FORMAT_VERSION = 1
@@ -204,9 +204,7 @@ class RunDirectory:
         try:
             write_atomically(self.record, (readable_json(record) + "\n").encode())
         except OSError as error:
-            raise OSError(
-                f"{self.record}: cannot be written ({error.strerror}); make room, then resume"
-            ) from error
+            raise unwritten(self.record, error, ", then resume") from error
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row to metrics.csv.
@@ -222,9 +220,7 @@ class RunDirectory:
             with self.metrics.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, columns, restval="").writerow(row)
         except OSError as error:
-            raise OSError(
-                f"{self.metrics}: cannot be written ({error.strerror}); make room, then resume"
-            ) from error
+            raise unwritten(self.metrics, error, ", then resume") from error
 
     def _metrics_header(self) -> list[str]:
         """The columns of metrics.csv; none if there is no file yet."""

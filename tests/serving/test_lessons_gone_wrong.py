@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -23,7 +24,7 @@ from smope.errors import UserError
 from smope.run.artefact import read_model, write_artefact
 from smope.serving.growth import learning_record
 from smope.serving.versions import write_version
-from tests.disks import disk
+from tests.disks import disk, remount
 from tests.test_properties import mutated
 
 from .colours import Run, loaded, part
@@ -198,6 +199,48 @@ def test_a_full_disk(
         [line] = capsys.readouterr().err.splitlines()
         assert f"{out}: cannot be written (No space left on device); make room" in line
         assert contents(small) == before
+
+
+@pytest.mark.parametrize("command", ["learn", "forget", "serve", "pack"])
+def test_a_folder_that_cannot_be_written_to(
+    command: str, model: Path, new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused before anything is learned, and no room is asked for."""
+    last = {
+        "learn": [str(new), "--device", "cpu"],
+        "forget": ["amber", "--device", "cpu"],
+        "serve": ["--learn", "--port", "0"],
+        "pack": ["--learnable", "--out", str(tmp_path / "disk" / "out.safetensors")],
+    }
+    with disk(tmp_path / "disk", "1m") as folder:
+        copy = Path(shutil.copy(model, folder))
+        remount(folder, "ro")
+        capsys.readouterr()
+        assert main([command, str(copy), *last[command]]) == 2
+        printed = capsys.readouterr()
+        [line] = printed.err.splitlines()
+        assert "folder cannot be written to; name " in line
+        assert "images" not in printed.out
+        remount(folder, "rw")
+
+
+def test_a_file_that_cannot_be_written_asks_for_room_only_on_a_full_disk(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = {
+        errno.ENOSPC: "; make room",
+        errno.EROFS: "; use a folder that can be written to",
+        errno.EACCES: "; use a folder that can be written to",
+    }
+    artefact = read_model(model)
+    for number, way_out in words.items():
+
+        def failing(*_: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("smope.run.artefact.write_new", failing)
+        with pytest.raises(OSError, match=f"cannot be written .*{way_out}$"):
+            write_artefact(artefact, tmp_path / "new.safetensors")
 
 
 def _room(folder: Path) -> int:
