@@ -7,6 +7,7 @@ Shapes: B batch, S side of an image in pixels.
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -40,7 +41,7 @@ class PixelRange:
             images: (B, 3, S, S).
 
         Raises:
-            UserError: They are integers, or in 0..255.
+            UserError: They are integers, in 0..255 or not finite.
         """
         if not images.is_floating_point():
             raise UserError(
@@ -51,6 +52,10 @@ class PixelRange:
             return
         seen = images.detach()[..., ::SAMPLED, ::SAMPLED] if self._begun else images.detach()
         lowest, highest = (float(bound) for bound in seen.aminmax())
+        if not math.isfinite(highest - lowest):
+            raise UserError(
+                "images must be numbers in [0, 1], and some are nan or inf; replace them"
+            )
         if highest > LARGEST:
             raise UserError(
                 f"images must be numbers in [0, 1], got {lowest:.3g}..{highest:.3g}; divide bytes "

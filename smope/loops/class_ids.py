@@ -5,7 +5,7 @@ Letters: B batch, N all classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import index
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.methods.base import TaskSpan
+from smope.training.device import fetch
+
+NONE_WRONG = torch.iinfo(torch.int64).max
 
 
 class ClassIds:
@@ -31,6 +34,8 @@ class ClassIds:
         self.of_labels: list[int] = []
         self._label_of: dict[int, int] = {}
         self._labels = torch.full((num_classes,), -1)
+        self._late: Callable[[], float] | None = None
+        self._late_key: tuple[tuple[int, ...], torch.device] | None = None
 
     def checked(self, classes: Iterable[int] | Tensor) -> list[int]:
         """The ids of a task, ascending, each once. UserError where one is not in 0..N-1."""
@@ -73,44 +78,77 @@ class ClassIds:
                 self._labels[class_id] = len(self.of_labels)
                 self.of_labels.append(class_id)
 
-    def labels(self, class_ids: Tensor, span: TaskSpan) -> Tensor:
+    def labels(self, class_ids: Tensor, span: TaskSpan, *, at_end: bool = False) -> Tensor:
         """The labels of class ids.
 
-        On an accelerator, where a check would have every step wait, ids are not checked here; the
-        cross-entropy looks at the first batch of a task.
+        On an accelerator no step waits for the check of its ids but the first one with these
+        classes. Wrong ids of a later one get some label of the task, and are refused with the next
+        batch, or by check_late().
 
         Args:
-            class_ids: (B,), on any device.
+            class_ids: (B,), whole numbers, on any device.
             span: its classes are allowed.
+            at_end: whether these are images that end a task: each batch is checked at once, and
+                none of another task belongs there.
 
         Returns:
             (B,), on the device of the ids.
 
         Raises:
-            UserError: an id is not of these classes, or is no whole number.
+            UserError: an id is not of these classes.
         """
-        if class_ids.ndim != 1 or class_ids.is_floating_point() or class_ids.is_complex():
-            raise UserError(
-                f"labels must be class ids (B,), whole numbers, got {tuple(class_ids.shape)} of "
-                f"{class_ids.dtype}"
-            )
-        if class_ids.device.type == "cpu":
-            self._check(set(class_ids.tolist()), span)
-        return self._labels.to(class_ids.device, non_blocking=True)[class_ids.long()]
+        self.check_late()
+        ids = class_ids.long()
+        if at_end or not _is_late(ids.device):
+            self._check(ids, span, at_end)
+            return self._labels.to(ids.device)[ids]
+        key = (span.classes, ids.device)
+        if key != self._late_key:
+            self._check(ids, span, at_end)
+            allowed = torch.full((self.num_classes,), -1)
+            for label in span.classes:
+                allowed[self.of_labels[label]] = label
+            self._late_key, self._allowed = key, allowed.to(ids.device)
+        inside = ids.clamp(0, self.num_classes - 1)
+        labels = self._allowed[inside]
+        wrong = (labels < 0) | (inside != ids)
+        self._late = fetch(torch.where(wrong, ids, NONE_WRONG).amin())
+        return torch.where(wrong, span.classes[0], labels)
 
-    def _check(self, class_ids: set[int], span: TaskSpan) -> None:
-        allowed = {self.of_labels[label] for label in span.classes}
-        others = sorted(class_ids - allowed)
-        if not others:
+    def check_late(self) -> None:
+        """UserError if a batch before held a wrong id that was not known then."""
+        if self._late is None:
             return
-        if others[0] in self._label_of:
+        number, self._late = self._late, None
+        if (class_id := int(number())) != NONE_WRONG:
+            raise self._wrong(class_id, " (in an earlier batch, which was trained on)")
+
+    def _check(self, ids: Tensor, span: TaskSpan, at_end: bool) -> None:
+        allowed = {self.of_labels[label] for label in span.classes}
+        others = sorted(set(ids.tolist()) - allowed)
+        if others:
+            raise self._wrong(others[0], at_end=at_end)
+
+    def _wrong(self, class_id: int, where: str = "", *, at_end: bool = False) -> UserError:
+        if not 0 <= class_id < self.num_classes:
+            return UserError(
+                f"labels: class {class_id}{where} is not in 0..{self.num_classes - 1}; number your "
+                f"classes from 0, or make the method with a larger num_classes"
+            )
+        if class_id not in self._label_of:
+            way_out = "name all classes of a task in begin_task"
+        elif at_end:
+            way_out = "give the images of this task alone"
+        else:
             way_out = (
                 "for batches that hold images of earlier tasks, as from a replay buffer, write "
                 "loss(images, labels, competing='seen')"
             )
-        else:
-            way_out = "name all classes of a task in begin_task"
-        raise UserError(f"labels: class {others[0]} is not of the current task; {way_out}")
+        return UserError(f"labels: class {class_id}{where} is not of the current task; {way_out}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is on its way from a device."""
+        return {**self.__dict__, "_late": None}
 
     def columns(self, logits: Tensor) -> Tensor:
         """A column for each class id.
@@ -125,3 +163,8 @@ class ClassIds:
         columns = logits.new_full((len(logits), self.num_classes), -torch.inf)
         columns[:, self.of_labels] = logits[:, :seen]
         return columns
+
+
+def _is_late(device: torch.device) -> bool:
+    """Whether numbers on a device are known only after waiting for it."""
+    return device.type != "cpu"

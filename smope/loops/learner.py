@@ -20,16 +20,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from smope.errors import UserError
+from smope.loops import refusals
 from smope.loops.arguments import alignment_settings, trainer_settings
 from smope.loops.class_ids import ClassIds
+from smope.loops.inputs import check_pairs, checked_images, finite
 from smope.loops.loaders import TaskBatches
+from smope.loops.progress import Progress
 from smope.loops.saved_state import adopt_state, as_tensor, from_tensor
 from smope.loops.steps import ignore_steps, watch_steps
 from smope.methods._shared.routed_method import RoutedMethod
@@ -69,12 +71,7 @@ class Learner(nn.Module):
         super().__init__()
         self.method = method
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
-        self._ids = ClassIds(method.num_classes)
-        self._spans: list[TaskSpan] = []
-        self._learning = False
-        self._half_ended = False  # by an end_task that stopped with an error
-        self._phase: Phase | None = None
-        self._chose_phase = False
+        self._progress = Progress(ClassIds(method.num_classes))
         self.register_load_state_dict_pre_hook(adopt_state)
         self.register_load_state_dict_post_hook(Learner._watch_steps)
 
@@ -86,19 +83,19 @@ class Learner(nn.Module):
     @property
     def classes_seen(self) -> tuple[int, ...]:
         """The class ids of all tasks so far, ascending."""
-        return tuple(sorted(self._ids.of_labels))
+        return tuple(sorted(self._progress.ids.of_labels))
 
     @property
     def is_learning(self) -> bool:
         """Whether a task has begun and not ended."""
-        return self._learning
+        return self._progress.learning
 
     @property
     def trains(self) -> bool:
         """Whether the current task takes training steps. Methods in closed form learn in end_task
         alone.
         """
-        return self._phase is not None
+        return self._progress.phase is not None
 
     def begin_task(
         self, classes: Iterable[int] | Tensor, loader: Iterable[Sequence[Any]] | None = None
@@ -114,41 +111,33 @@ class Learner(nn.Module):
             UserError: the task before has not ended, an id is not in 0..N-1, the method cannot
                 learn such a task, or it needs a loader. No task has begun then.
         """
-        if self._learning:
-            raise UserError(
-                f"begin_task: task {len(self._spans)} has not ended; call end_task(loader) first"
-            )
-        ids = self._ids.checked(classes)
-        span = self._ids.span(len(self._spans), ids)
-        check_stream(self.method, [*self._spans, span], "these tasks")
+        progress = self._progress
+        if progress.learning:
+            raise refusals.not_ended(len(progress.spans))
+        ids = progress.ids.checked(classes)
+        span = progress.next_span(ids)
+        check_stream(self.method, [*progress.spans, span], "these tasks")
         if self.method.prepares and loader is None:
-            raise UserError(
-                f"begin_task: {type(self.method).__name__} looks at the images of a task before it "
-                f"trains; call begin_task(classes, loader) with them"
-            )
-        before = copy.deepcopy(self._ids)
-        self._ids.add(ids)
-        self._spans.append(span)
-        self._learning = True
+            raise refusals.no_loader(self.method)
+        before = copy.deepcopy(progress)
+        progress.begin(span, ids)
         self.train()
         self.method.begin_task(span)
         if self.method.prepares and loader is not None:
             try:
                 self._prepare(span, loader)
             except BaseException:
-                self._ids, self._spans, self._learning = before, self._spans[:-1], False
+                self._progress = before
                 raise
-        self._chose_phase = False
         phases = self.method.phases(span, 1)
         self._begin_phase(phases[-1] if phases else None)
 
     def _prepare(self, span: TaskSpan, loader: Iterable[Sequence[Any]]) -> None:
         """The method's look at the images of a task before its first phase."""
-        batches = self.task_batches(loader, loader)
-        with callers_precision(self._dtype, self._device) as precision:
+        with callers_precision(self._first.dtype, self._first.device) as precision:
             self.method.eval()
-            with torch.no_grad(), autocast(precision, self._device):
-                self.method.prepare_task(span, batches)
+            with torch.no_grad(), autocast(precision, self._first.device):
+                self.method.prepare_task(span, self.task_batches(loader, loader))
         self.train()
 
     def phases(self, epochs: int, dense_epochs: int | None = None) -> Iterator[Phase]:
@@ -164,11 +153,11 @@ class Learner(nn.Module):
         Returns:
             Phases with `name` and `epochs`; none for a task without training steps.
         """
-        span = self._current("phases")
+        span = self._progress.current("phases")
         settings = trainer_settings({"epochs": epochs, "dense_epochs": dense_epochs})
         if isinstance(self.method, RoutedMethod):
             self.method.dense_epochs = settings.warm_up_epochs
-        self._chose_phase = True
+        self._progress.chose_phase = True
         for phase in self.method.phases(span, epochs):
             self._begin_phase(phase)
             yield phase
@@ -178,10 +167,10 @@ class Learner(nn.Module):
 
         A loop may also count by itself and call begin_epoch().
         """
-        self._current("epochs")
-        if self._phase is None:
-            raise self._no_steps("epochs")
-        for epoch in range(self._phase.epochs):
+        self._progress.current("epochs")
+        if self._progress.phase is None:
+            raise refusals.no_steps("epochs", self.method)
+        for epoch in range(self._progress.phase.epochs):
             self.begin_epoch(epoch)
             yield epoch
 
@@ -204,7 +193,7 @@ class Learner(nn.Module):
         """
         groups = self.method.parameter_groups(lr)
         if not groups:
-            raise self._no_steps("parameter_groups")
+            raise refusals.no_steps("parameter_groups", self.method)
         return groups
 
     def loss(
@@ -220,26 +209,25 @@ class Learner(nn.Module):
                 that revisit earlier images, such as Joint, always do that.
 
         Raises:
-            UserError: no task is current or it takes no steps, or images or labels do not fit.
+            UserError: no task is current or it takes no steps, images or labels do not fit, or, on
+                a CPU, the loss is not finite. On a GPU a wrong label may be refused a batch later.
         """
-        return torch.stack(list(self.losses(images, labels, competing).values())).sum()
+        return finite(torch.stack(list(self.losses(images, labels, competing).values())).sum())
 
     def losses(
         self, images: Tensor, labels: Tensor, competing: Literal["task", "seen"] = "task"
     ) -> dict[str, Tensor]:
         """The parts of loss() by name, weighted; arguments and errors as there."""
-        span = self._current("loss")
+        span = self._progress.current("loss")
         if not self.trains:
-            raise self._no_steps("loss")
-        if not self._chose_phase and len(phases := self.method.phases(span, 1)) > 1:
-            names = " and then ".join(phase.name for phase in phases)
-            raise UserError(
-                f"loss: {type(self.method).__name__} learns a task in phases, {names}; train in "
-                f"`for phase in learner.phases(epochs):`"
-            )
+            raise refusals.no_steps("loss", self.method)
+        if not self._progress.chose_phase and len(phases := self.method.phases(span, 1)) > 1:
+            raise refusals.in_phases(self.method, phases)
         if competing == "seen" or self.method.revisits:
             span = replace(span, classes=tuple(range(span.stop)))
-        return self.method.losses(self._images(images), self._labels(labels, span), span)
+        pixels = self._images(images)
+        check_pairs(pixels, labels)
+        return self.method.losses(pixels, self._labels(labels, span), span)
 
     def end_step(self) -> None:
         """Called by itself after each step of an optimizer of torch.optim that has parameters of
@@ -282,13 +270,13 @@ class Learner(nn.Module):
             loader: as in end_task.
             plain_loader: as there.
         """
-        span = self._current("end_task")
+        span = self._progress.current("end_task")
         return TaskBatches(
             loader,
             plain_loader,
-            lambda class_ids: self._labels(class_ids, span),
+            self._images,
+            lambda class_ids: self._labels(class_ids, span, at_end=True),
             span.classes,
-            self._device,
         )
 
     def finish_task(
@@ -305,17 +293,18 @@ class Learner(nn.Module):
             statistics: one pass over the images that class statistics describe.
             settings: the keys alignment_*.
         """
-        span, method = self._current("finish_task"), self.method
-        self._half_ended = True
-        with callers_precision(self._dtype, self._device) as precision:
+        span, method = self._progress.current("finish_task"), self.method
+        self._progress.ids.check_late()
+        self._progress.half_ended = True
+        with callers_precision(self._first.dtype, self._first.device) as precision:
             settings = replace(settings, precision=precision)
             method.eval()
-            with torch.no_grad(), autocast(precision, self._device):
+            with torch.no_grad(), autocast(precision, self._first.device):
                 method.end_task(span, batches)
             with torch.enable_grad():
                 record_and_align(method, span, statistics, settings, self.seed)
         ignore_steps(self)
-        self._learning, self._half_ended, self._phase = False, False, None
+        self._progress.end()
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -330,7 +319,7 @@ class Learner(nn.Module):
         Raises:
             UserError: there was no task yet, or images do not fit.
         """
-        self._refuse_without_classes()
+        self._progress.refuse_without_classes()
         return self.columns(self.method(self._images(images)))
 
     def predict(self, images: Tensor) -> Tensor:
@@ -347,11 +336,11 @@ class Learner(nn.Module):
     @torch.no_grad()
     def evaluated(self, images: Tensor) -> Tensor:
         """forward() in evaluation mode, without gradient, classified in full precision."""
-        self._refuse_without_classes()
+        self._progress.refuse_without_classes()
         training = self.training
         self.eval()
         try:
-            with callers_precision(self._dtype, self._device) as precision:
+            with callers_precision(self._first.dtype, self._first.device) as precision:
                 logits = evaluated(self.method, self._images(images), precision)
         finally:
             self.train(training)
@@ -359,44 +348,28 @@ class Learner(nn.Module):
 
     def columns(self, logits: Tensor) -> Tensor:
         """Logits of the method (B, N), a column for each of its labels, as forward() gives them."""
-        return self._ids.columns(logits)
+        return self._progress.ids.columns(logits)
 
     def get_extra_state(self) -> Tensor:
         """Tasks, class ids and the phase: what state_dict() holds beside parameters and buffers."""
-        record = {
-            "tasks": [[self._ids.of_labels[label] for label in s.classes] for s in self._spans],
-            "learning": self._learning,
-            "phase": self._phase and astuple(self._phase),
-            "chose_phase": self._chose_phase,
-            "seed": self.seed,
-        }
-        return as_tensor(record)
+        return as_tensor({**self._progress.record(), "seed": self.seed})
 
     def set_extra_state(self, state: Tensor) -> None:
         """What get_extra_state() gave."""
         record = from_tensor(state)
-        self._ids, self._spans = ClassIds(self.num_classes), []
-        for ids in record["tasks"]:
-            self._spans.append(self._ids.span(len(self._spans), ids))
-            self._ids.add(ids)
-        self._learning, self.seed = record["learning"], record["seed"]
-        self._half_ended = False
-        self._chose_phase = record["chose_phase"]
+        self.seed = record["seed"]
+        self._progress = Progress.of_record(record, self.num_classes)
         ignore_steps(self)
-        self._phase = None
-        if self._learning:
-            self._begin_phase(record["phase"] and Phase(*record["phase"]))
+        if self._progress.learning:
+            self._begin_phase(self._progress.phase)
 
     @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.method.parameters()).dtype
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.method.parameters()).device
+    def _first(self) -> nn.Parameter:
+        """A parameter, whose type and device are those of all."""
+        return next(self.method.parameters())
 
     def _begin_phase(self, phase: Phase | None) -> None:
-        self._phase = phase
+        self._progress.phase = phase
         if phase is None:
             return
         self.train()
@@ -406,7 +379,7 @@ class Learner(nn.Module):
 
     def _watch_steps(self, *_arguments: Any) -> None:
         """Again where the parameters are other objects: in a copy, or loaded with assign=True."""
-        if self._phase is not None:
+        if self._progress.phase is not None:
             groups = self.method.parameter_groups(1.0)
             watch_steps(self, [parameter for group in groups for parameter in group["params"]])
 
@@ -415,34 +388,11 @@ class Learner(nn.Module):
         super().__setstate__(state)
         self._watch_steps()
 
-    def _current(self, name: str) -> TaskSpan:
-        if not self._learning:
-            raise UserError(f"{name}: there is no current task; call begin_task(classes) first")
-        if self._half_ended:
-            raise UserError(
-                f"{name}: an earlier end_task stopped with an error and may have learned some of "
-                f"its images already; load the state_dict() from before it"
-            )
-        return self._spans[-1]
-
-    def _no_steps(self, name: str) -> UserError:
-        return UserError(
-            f"{name}: {type(self.method).__name__} takes no training steps in this task; train in "
-            f"`for phase in learner.phases(epochs):`, or only where learner.trains, and call "
-            f"end_task(loader)"
-        )
-
-    def _refuse_without_classes(self) -> None:
-        if not self._spans:
-            raise UserError("there are no classes yet; call begin_task(classes) first")
-
     def _images(self, images: Tensor) -> Tensor:
-        side = self.method.backbone.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            raise UserError(
-                f"images must be (B, 3, {side}, {side}), got {tuple(images.shape)}; resize them"
-            )
-        return images.to(self._device, non_blocking=True)
+        """Checked, on the method's device and in its precision."""
+        checked = checked_images(images, self.method.backbone.image_size)
+        return checked.to(self._first.device, self._first.dtype, non_blocking=True)
 
-    def _labels(self, class_ids: Tensor, span: TaskSpan) -> Tensor:
-        return self._ids.labels(class_ids, span).to(self._device, non_blocking=True)
+    def _labels(self, class_ids: Tensor, span: TaskSpan, *, at_end: bool = False) -> Tensor:
+        labels = self._progress.ids.labels(class_ids, span, at_end=at_end)
+        return labels.to(self._first.device, non_blocking=True)

@@ -6,12 +6,14 @@ Letters: B batch, S image side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from smope.errors import UserError
+from smope.loops.inputs import check_pairs
 
 ToLabels = Callable[[Tensor], Tensor]
 """Checks class ids (B,) and translates them into labels (B,) on the device of the method."""
@@ -24,18 +26,18 @@ class TaskBatches:
         loader: gives images (B, 3, S, S), class ids (B,) and, if it likes, more; as often as it is
             iterated over.
         plain_loader: the same for each image once, without augmentation.
+        to_images: checks images, and puts them where the method is.
         to_labels: for class ids of the task.
         classes: the labels of the task.
-        device: where images are put.
     """
 
     def __init__(
         self,
         loader: Iterable[Sequence[Any]],
         plain_loader: Iterable[Sequence[Any]],
+        to_images: Callable[[Any], Tensor],
         to_labels: ToLabels,
         classes: Sequence[int],
-        device: torch.device,
     ) -> None:
         for name, argument in (("loader", loader), ("plain_loader", plain_loader)):
             if isinstance(argument, Iterator) or not isinstance(argument, Iterable):
@@ -44,16 +46,20 @@ class TaskBatches:
                     f"DataLoader or a list of batches, got a {type(argument).__name__}"
                 )
         self._loaders = {"train": loader, "plain": plain_loader}
+        self._to_images = to_images
         self._to_labels = to_labels
         self._classes = classes
-        self._device = device
 
     def __call__(self, kind: Literal["train", "plain"]) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass; see methods.base.Batches. UserError where there is no image."""
         images_seen = 0
         for images, class_ids in map(first_two, self._loaders[kind]):
+            with naming("loader"):
+                checked = self._to_images(images)
+                check_pairs(checked, class_ids)
+                labels = self._to_labels(class_ids)
             images_seen += len(images)
-            yield images.to(self._device, non_blocking=True), self._to_labels(class_ids)
+            yield checked, labels
         if images_seen == 0:
             raise UserError("loader: gave no images; give the training images of the task")
 
@@ -71,11 +77,23 @@ class TaskBatches:
             )
 
 
-def first_two(batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
+def first_two(batch: Sequence[Any]) -> tuple[Any, Any]:
     """Images and class ids of a batch, which may hold more."""
     if not isinstance(batch, Sequence) or len(batch) < 2:
         raise UserError(
             f"loader: a batch must hold images and class ids, got a {type(batch).__name__}; give "
             f"pairs (images, labels)"
         )
-    return batch[0], torch.as_tensor(batch[1])
+    labels = batch[1]
+    with suppress(TypeError, ValueError, RuntimeError):  # check_pairs names what it is
+        labels = torch.as_tensor(labels)
+    return batch[0], labels
+
+
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Errors within it begin with the argument that they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{argument}: {error}") from error
