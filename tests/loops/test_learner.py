@@ -39,6 +39,12 @@ SIZES = {
     "noise_width": 8,
     "transport_steps": 100,
 }
+# of few samples: enough for a classifier that was trained to wide margins
+ALIGNMENT = {
+    "alignment_epochs": 20,
+    "alignment_samples_per_class": 8,
+    "alignment_learning_rate": 1e-2,
+}
 every_method = pytest.mark.parametrize("name", sorted(NAMES.values()))
 
 
@@ -71,7 +77,7 @@ def learn(learner: Learner, images: Tensor, labels: Tensor, classes: Any = None)
             optimizer.zero_grad()
             learner.loss(images, labels).backward()
             optimizer.step()
-    learner.end_task([(images, labels)], alignment_epochs=2, alignment_samples_per_class=8)
+    learner.end_task([(images, labels)], **ALIGNMENT)
 
 
 @pytest.fixture(scope="module")
