@@ -25,6 +25,7 @@ from smope.version import __version__
 if TYPE_CHECKING:
     from smope.loops.learner import Learner
     from smope.loops.methods import (
+        EASE,
         L2P,
         OVOR,
         RSIAT,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from smope.training.settings import TrainerSettings
 
 __all__ = [
+    "EASE",
     "L2P",
     "OVOR",
     "RSIAT",

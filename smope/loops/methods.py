@@ -18,6 +18,7 @@ from smope.methods import (
     coda,
     deep_l2p,
     dualprompt,
+    ease,
     fecam,
     finetune,
     full_finetune,
@@ -99,6 +100,10 @@ class DeepL2P(MethodLearner):
 
 class DualPrompt(MethodLearner):
     method_class = dualprompt.DualPrompt
+
+
+class EASE(MethodLearner):
+    method_class = ease.EASE
 
 
 class FeCAM(MethodLearner):

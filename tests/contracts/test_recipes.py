@@ -20,6 +20,7 @@ HASHES = {
     "coda": ("b9f76047b7a0", "7cfde56ccd1e", "222f164d740a"),
     "deep_l2p": ("8777c95dc2ea", "7aafff55ea54", "2538622a568c"),
     "dualprompt": ("1dac869419c9", "1ede5afb5485", "6f1e8189f274"),
+    "ease": ("d97ded516dd5", "c23e034173d1", "87285e95c498"),
     "fecam": ("a1fa232fd980", "2e3e6b645b40", "09cabe95e743"),
     "finetune": ("5b1ef5a5e811", "57d158aebb63", "c724c24ab128"),
     "full_finetune": ("9251d8f95476", "5aa94b7551fb", "4978779ec632"),

@@ -68,7 +68,7 @@ def test_with_its_images_a_class_was_never_there(
 
 
 @pytest.mark.parametrize(
-    "method", ["ridge", "slda", "smope", "smope_plus", "coda", "hide", "rsiat"]
+    "method", ["ridge", "slda", "smope", "smope_plus", "coda", "hide", "rsiat", "ease"]
 )
 def test_without_its_images_the_other_logits_stay(
     method: str,
