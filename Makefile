@@ -14,7 +14,7 @@ VENV ?= .venv
 ARGS ?=
 DIST ?= dist
 # What meets most dependencies in a few minutes
-OLDEST_TESTS ?= tests/run/test_train.py tests/backbones/test_vit.py tests/routers tests/streams/test_folder.py
+OLDEST_TESTS ?= tests/run/test_train.py tests/run/test_run_directory.py tests/run/test_eval.py tests/backbones/test_vit.py tests/routers tests/streams/test_folder.py
 
 ifeq ($(strip $(VENV)),)
 $(error VENV is set and empty: unset VENV, or name the folder of the environment: make test VENV=.venv)
