@@ -5,8 +5,10 @@ it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 from smope.training import frozen_features
 from smope.training.checkpoint import last_checkpoint
-from smope.training.frozen_work import count_frozen_work
+from smope.training.frozen_work import FrozenWork, count_frozen_work
 from smope.training.loading import TaskLoader
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
@@ -97,34 +99,70 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any], rounding: bool = Fa
             assert torch.equal(value, other[key]), key
 
 
-@every_method
-def test_no_number_changes(name: str, stream: Stream) -> None:
-    remembered = run(name, stream)
-    with computed_anew():
-        anew = run(name, stream)
-    assert_equal(remembered, anew, rounding=True)
+@dataclass(frozen=True)
+class Watched:
+    """A run: its numbers, the images that passed the backbone without prompts, whether features
+    were known in training, and of how many images they were kept.
+    """
+
+    numbers: dict[str, Any]
+    state: dict[str, Tensor]
+    passed: int
+    known: bool
+    kept: int
 
 
-@every_method
-def test_augmented_images_are_always_computed(
-    name: str, augmented: Stream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def watched(trainer: Trainer) -> Watched:
     shuffled, known = TaskLoader.shuffled, list[Any]()
 
-    def watched(loader: TaskLoader, *arguments: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def watching(loader: TaskLoader, *arguments: Any) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in shuffled(loader, *arguments):
             yield batch
             known.append(trainer.method.backbone.known)
 
-    monkeypatch.setattr(TaskLoader, "shuffled", watched)
-    trainer = trainer_of(name, augmented, epochs=2)
-    trainer.fit()
-    remembered = trainer.method.trained_state()
-    assert all(features is None for features in known)
-    with computed_anew():
-        trainer = trainer_of(name, augmented, epochs=2)
+    with pytest.MonkeyPatch.context() as patch, bare_passes() as passes:
+        patch.setattr(TaskLoader, "shuffled", watching)
         trainer.fit()
-    assert_equal(remembered, trainer.method.trained_state())
+    return Watched(
+        {"accuracy": trainer.history.accuracy_matrix, "reference": trainer.reference_matrix()},
+        trainer.method.trained_state(),
+        images_in(passes),
+        any(features is not None for features in known),
+        sum(int((rows._batch >= 0).sum()) for rows in trainer.frozen._sets.values()),
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(stream: Stream, augmented: Stream) -> Callable[..., tuple[FrozenWork, Watched, Watched]]:
+    """(name, whether images are augmented) -> what is counted before a run, the run, and the run
+    that remembers nothing; made once.
+    """
+
+    @cache
+    def both(name: str, augments: bool) -> tuple[FrozenWork, Watched, Watched]:
+        images = augmented if augments else stream
+        trainer = trainer_of(name, images)
+        counted = count_frozen_work(trainer)
+        remembered = watched(trainer)
+        with computed_anew():
+            anew = watched(trainer_of(name, images))
+        return counted, remembered, anew
+
+    return both
+
+
+@every_method
+def test_no_number_changes(name: str, runs: Any) -> None:
+    _, remembered, anew = runs(name, augments=False)
+    assert_equal(remembered.numbers, anew.numbers)
+    assert_equal(remembered.state, anew.state, rounding=True)
+
+
+@every_method
+def test_augmented_images_are_always_computed(name: str, runs: Any) -> None:
+    _, remembered, anew = runs(name, augments=True)
+    assert not remembered.known
+    assert_equal(remembered.state, anew.state)
 
 
 @pytest.mark.parametrize("name", TWO_PASSES)
@@ -141,26 +179,17 @@ def test_the_query_of_an_image_is_computed_once(name: str, stream: Stream) -> No
     assert images_in(passes) == trained + tested
 
 
-@pytest.mark.parametrize("stream_kind", ["plain", "augmented"])
+@pytest.mark.parametrize("augments", [False, True], ids=["plain", "augmented"])
 @every_method
-def test_what_is_saved_is_counted_before(
-    name: str, stream_kind: str, stream: Stream, augmented: Stream
-) -> None:
+def test_what_is_saved_is_counted_before(name: str, augments: bool, runs: Any) -> None:
     """Passes through the frozen backbone that a run does not take, and images whose features it
     keeps.
     """
-    images = {"plain": stream, "augmented": augmented}[stream_kind]
-    trainer = trainer_of(name, images)
-    counted = count_frozen_work(trainer)
-    with bare_passes() as passes:
-        trainer.fit()
-    with computed_anew(), bare_passes() as all_passes:
-        trainer_of(name, images).fit()
+    counted, remembered, anew = runs(name, augments=augments)
     if name in TWO_PASSES:
         saved = counted.in_training + counted.in_statistics + counted.in_evaluation
-        assert images_in(all_passes) - images_in(passes) == saved > 0
-    sets = trainer.frozen._sets.values()
-    assert counted.images == sum(int((rows._batch >= 0).sum()) for rows in sets)
+        assert anew.passed - remembered.passed == saved > 0
+    assert counted.images == remembered.kept
 
 
 @pytest.mark.parametrize("name", [*TWO_PASSES, *ON_FEATURES])

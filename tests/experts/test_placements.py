@@ -39,10 +39,10 @@ REFUSED = {(router, placement) for router in CHOOSE_FOR_TOKENS for placement in 
 beside = pytest.mark.parametrize("placement", ["mlp", "lora"])
 
 
-def make(placement: str, blocks: list[int] | None = None, **options: Any) -> SMoPE:
+def make(placement: str, blocks: list[int] | None = None, depth: int = 7, **options: Any) -> SMoPE:
     torch.manual_seed(0)
     settings = {"num_experts": E, "rank": R, "blocks": blocks, **options}
-    return SMoPE(tiny_backbone(), 4, TopK(K), placement=placement, **settings)
+    return SMoPE(tiny_backbone(depth=depth), 4, TopK(K), placement=placement, **settings)
 
 
 def with_values(method: SMoPE) -> SMoPE:
@@ -147,7 +147,7 @@ def test_gradient_reaches_the_chosen_experts_alone(placement: str) -> None:
 
 def test_compiled_it_takes_the_same_step() -> None:
     """Without a break in the graph."""
-    method = with_values(make("lora", [0]).double()).train()
+    method = with_values(make("lora", [0], depth=3).double()).train()
     given = images().double()
 
     def step() -> list[Tensor]:

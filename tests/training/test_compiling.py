@@ -163,7 +163,8 @@ def test_a_step_whose_backward_pass_cannot_be_compiled_begins_again(
     for on in (False, True):
         torch.manual_seed(0)
         router = AuxFree(2, bias_rate=0.1)
-        method = SMoPE(tiny_backbone(), 4, router, num_experts=6, expert_dropout=0.3)
+        backbone = tiny_backbone(depth=3)
+        method = SMoPE(backbone, 4, router, num_experts=6, blocks=[0, 1], expert_dropout=0.3)
         settings = tiny_settings(
             compile=on, epochs=1, dense_epochs=0, gradient_accumulation_steps=parts
         )
