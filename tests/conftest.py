@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from smope.cli.main import main
+from smope.streams import digits
 
 # Before torch is first imported, here and in the processes that tests start.
 os.environ.update(
@@ -47,6 +48,15 @@ def data_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("SMOPE_DATA names no folder with data")
     return Path(root)
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> Iterator[None]:
+    """A quarter of the digits, for modules with many runs on them: in this process alone."""
+    read_table = digits.read_table
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "read_table", lambda: read_table()[:450])
+        yield
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(
     assert found["inputs"][0]["name"] == "checkpoint that is a pickle with code"
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_what_came_out_different_is_counted(
     chaos: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +66,7 @@ def test_what_came_out_different_is_counted(
     small = [
         "experiment=smoke",
         *SHORT[:2],
-        "trainer.batch_size=64",
+        "trainer.batch_size=16",
         "trainer.device=cpu",
         *SHORT[2:],
     ]

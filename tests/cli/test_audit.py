@@ -19,10 +19,12 @@ from smope.cli.main import main
 from smope.methods.base import TaskSpan
 from smope.methods.ncm import NearestClassMean
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 TINY = [
     "experiment=smoke",
     "backbone.image_size=8",
-    "trainer.batch_size=64",
+    "trainer.batch_size=32",
     "method=ncm",
     "trainer.device=cpu",
 ]

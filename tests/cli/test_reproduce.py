@@ -24,12 +24,15 @@ from smope.reproduction import report
 from smope.reproduction.published import PublishedRow, SeedMean
 from smope.reproduction.rows import ROWS
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 FAA = "final_average_accuracy"
 TINY = """\
 # @package _global_
 # The smallest run, as if it had been published
 defaults: [smoke, _self_]
 name: paper_tiny
+backbone: {image_size: 8}
 method: {blocks: [7], num_experts: 5}
 trainer: {device: cpu}
 """
@@ -37,7 +40,7 @@ trainer: {device: cpu}
 
 def row(paper: dict[str, SeedMean], **others: Any) -> PublishedRow:
     return PublishedRow(
-        "SMoPE on digits, 2 tasks", "the digits of scikit-learn", 1442, 355, paper, **others
+        "SMoPE on digits, 2 tasks", "the digits of scikit-learn", 364, 86, paper, **others
     )
 
 
@@ -185,7 +188,7 @@ def test_the_screen_says_what_was_run_and_how_it_compares(finished: Path) -> Non
     assert "seed 0 (1 of 2): starting in runs/paper_tiny/seed-0" in text
     assert "seed 1 (2 of 2): starting in runs/paper_tiny/seed-1" in text
     assert re.search(
-        r"^FAA +the paper +1\.00 ± 0\.10 +\d+\.\d\d ± \d\.\d\d +\+\d+\.\d\d +\d+\.\d\d +outside, "
+        r"^FAA +the paper +1\.00 ± 0\.10 +\d+\.\d\d ± \d+\.\d\d +\+\d+\.\d\d +\d+\.\d\d +outside, "
         r"above$",
         text,
         re.M,
@@ -211,7 +214,7 @@ def test_the_card_holds_what_a_reader_needs(finished: Path) -> None:
         assert shown["first_classes"] == run["class_order"][:5]
         assert shown["seconds"] == pytest.approx(sum(run["seconds"]["per_task"]))
         assert shown["stream_identity"] == run["stream"]["identity"]
-    assert (card["evaluated_on"], card["trained_on"]) == ("355 test images", "1442 images")
+    assert (card["evaluated_on"], card["trained_on"]) == ("86 test images", "364 images")
     assert card["data"]["content_hash"] == runs[0]["stream"]["content_hash"]
     assert card["backbone"]["sha256"] == runs[0]["backbone"]["sha256"]
     assert card["versions"]["torch"] == runs[0]["versions"]["torch"]
@@ -220,7 +223,7 @@ def test_the_card_holds_what_a_reader_needs(finished: Path) -> None:
     assert page.startswith("# SMoPE on digits, 2 tasks: outside\n")
     for said in (
         "Nobody published this.",
-        "evaluated on: 355 test images",
+        "evaluated on: 86 test images",
         "router.exclude_unused_experts=true",
         card["rule"],
     ):
@@ -283,10 +286,10 @@ def test_a_place_that_holds_other_settings_is_refused(
 def test_other_images_are_refused_before_training(
     copy: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(ROWS, "paper_tiny", PublishedRow("A row", "all the digits", 5000, 355, {}))
+    monkeypatch.setitem(ROWS, "paper_tiny", PublishedRow("A row", "all the digits", 5000, 86, {}))
     assert tiny("--seeds", "5") == 2
     message = (
-        r"found train images=1442 \(5000\), in brackets what the row wants, which is all the "
+        r"found train images=364 \(5000\), in brackets what the row wants, which is all the "
         r"digits; `smope train"
     )
     assert re.search(message, capsys.readouterr().err)
@@ -314,11 +317,11 @@ def test_check_names_what_a_run_changed(
     [path] = Path().glob("paper_tiny_changed_*_seeds_1_0.json")
     card = json.loads(path.read_text())
     assert card["verdict"] == "not a reproduction"
-    assert card["changed"] == ["trainer.epochs=7 (1)", "test images=350 (355)"]
-    assert card["evaluated_on"] == ["350 test images", "355 test images"]
+    assert card["changed"] == ["trainer.epochs=7 (1)", "test images=81 (86)"]
+    assert card["evaluated_on"] == ["81 test images", "86 test images"]
     assert [item["verdict"] for item in card["comparisons"]] == ["not judged"]
     page = path.with_suffix(".md").read_text()
-    assert "changed trainer.epochs=7 (1), test images=350 (355)" in page
+    assert "changed trainer.epochs=7 (1), test images=81 (86)" in page
     heading = (
         "Not a repeat of SMoPE on digits, 2 tasks: smope on digits, 2 tasks, vit_tiny_patch16_224"
     )

@@ -14,6 +14,8 @@ from smope.config.conf_files import conf_dir, read_mapping
 
 from .conftest import METHODS
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 CHECKS = [
     "state", "batch size", "image order", "repeated evaluation", "evaluation mode", "evaluation "
                                                                                     "transforms",
@@ -27,7 +29,7 @@ def test_passes_the_audit(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     quick = [
         "experiment=smoke",
         "backbone.image_size=8",
-        "trainer.batch_size=128",
+        "trainer.batch_size=32",
         "trainer.alignment_epochs=1",
     ]
     keys = read_mapping(conf_dir() / "method" / f"{name}.yaml", resolve=False)

@@ -23,7 +23,7 @@ from smope.routers.base import ExpertState, Router
 from . import test_routers as contract
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-SMALL = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=64"]
+SMALL = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=32"]
 CONTRACT = [
     function
     for name, function in vars(contract).items()
@@ -52,6 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_it_trains(folder: Path) -> None:
     options = ["--config-dir", str(folder / "mine"), f"run_dir={folder / 'run'}"]
     texts = ["router=least_used", "router.closeness=0.2"]

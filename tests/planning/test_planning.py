@@ -32,12 +32,14 @@ from smope.training.trainer import Trainer
 from smope.training.workload import PhaseWork, Workload, count
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 CPU = torch.device("cpu")
 SMALL = [
     "experiment=smoke",
     "backbone.image_size=8",
     "method=finetune",
-    "trainer.batch_size=64",
+    "trainer.batch_size=32",
     "trainer.device=cpu",
 ]
 METHODS: dict[str, Any] = {
@@ -335,7 +337,7 @@ def test_a_sweep_is_planned_by_kind_and_priced(
     assert not os.listdir()
 
 
-@pytest.mark.parametrize(("setting", "size"), [("auto", 1797 * 32 * 32 * 3), ("false", 0)])
+@pytest.mark.parametrize(("setting", "size"), [("auto", 450 * 32 * 32 * 3), ("false", 0)])
 def test_images_on_the_device_are_part_of_a_plan(
     setting: str, size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,8 @@ from smope.training.checkpoint import list_checkpoints, read_checkpoint
 
 from .test_hostile import QUICK, contents, goes_on, in_step, record, refused
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 def interrupt() -> None:
     raise KeyboardInterrupt

@@ -36,10 +36,12 @@ from smope.training import checkpoint as checkpoints
 from smope.training.phase import RunningPhase
 from tests.disks import disk, remount
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 QUICK = [
     "experiment=smoke",
     "backbone.image_size=8",
-    "trainer.batch_size=128",
+    "trainer.batch_size=32",
     "method=finetune",
     "trainer.device=cpu",
     "trainer.checkpoint_steps=2",
@@ -341,9 +343,7 @@ def test_no_memory_for_a_training_step(
         "out of memory on cpu: continue with trainer.activation_checkpointing=true, with "
         "trainer.gradient_" in line
     )
-    assert (
-        "accumulation_steps=2, start a new run with a smaller trainer.batch_size than 128" in line
-    )
+    assert "accumulation_steps=2, start a new run with a smaller trainer.batch_size than 32" in line
 
 
 def test_no_memory_to_evaluate(

@@ -14,6 +14,8 @@ from smope.cli.main import main
 from smope.storage.launch import launch_facts, launched_by
 from smope.storage.run_directory import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 TINY = ("experiment=smoke", "method=ncm", "backbone.image_size=8", "stream.num_tasks=2")
 
 

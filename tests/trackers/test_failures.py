@@ -18,10 +18,12 @@ from smope.storage.run_directory import RunDirectory
 from smope.trackers.base import Guarded, Tracker
 from smope.trackers.wandb import WandbTracker
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 TINY = [
     "experiment=smoke",
     "backbone.image_size=8",
-    "trainer.batch_size=128",
+    "trainer.batch_size=32",
     "method=ncm",
     "trainer.device=cpu",
 ]

@@ -106,8 +106,9 @@ def test_nothing_is_counted_where_nothing_is_chosen() -> None:
     assert counts.summary() is None
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_run_says_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=128"]
+    small = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=32"]
     overrides = [*small, "method=smope", f"run_dir={tmp_path}/run", "trainer.device=cpu"]
     assert main(["train", *overrides]) == 0
     printed = capsys.readouterr().out

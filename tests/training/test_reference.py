@@ -11,7 +11,9 @@ from smope.config.hydra import compose
 from smope.config.overrides import read_overrides
 from smope.run.train import train
 
-SMALLEST = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=64"]
+pytestmark = pytest.mark.usefixtures("few_digits")
+
+SMALLEST = ["experiment=smoke", "backbone.image_size=8", "trainer.batch_size=32"]
 
 
 def trained(folder: Path, *overrides: str) -> dict[str, Any]:

@@ -87,11 +87,12 @@ def test_a_trainer_tells_every_step_once() -> None:
         assert row["loss"] == pytest.approx(sum(parts), abs=1e-6)
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_steps_of_a_run_average_to_its_epochs(tmp_path: Path) -> None:
     quick = [
         "experiment=smoke",
         "backbone.image_size=8",
-        "trainer.batch_size=64",
+        "trainer.batch_size=16",
         "method=finetune",
     ]
     assert main(["train", *quick, "tracker=tensorboard", f"run_dir={tmp_path / 'run'}"]) == 0

@@ -28,11 +28,13 @@ from smope.tuning.space import Choices, NumberRange, Space
 from smope.tuning.study import Study, join
 from smope.tuning.summary import Protocol, result, write
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 SMALL = [
     "experiment=smoke",
     "backbone.image_size=8",
     "method=finetune",
-    "trainer.batch_size=64",
+    "trainer.batch_size=16",
     "trainer.device=cpu",
     "tune.first_tasks=2",
     "tune.startup_trials=2",
@@ -85,7 +87,7 @@ def test_the_files_and_the_screen(finished: Path) -> None:
     assert best["ranked_on"] == "validation" and "marked" not in best
     assert best["train_command"] in screen
     assert (
-        "final average accuracy on 288 validation images of the first 2 of 2 tasks, 4 trials in all"
+        "final average accuracy on 72 validation images of the first 2 of 2 tasks, 4 trials in all"
         in screen
     )
     assert "the search sees every task of the stream" in screen
