@@ -102,7 +102,7 @@ def _classify(
     Returns:
         How many images could not be read.
     """
-    from smope.cli.predict_output import printed_document, printed_lines, printed_table
+    from smope.cli.predict_output import judged, printed_document, printed_lines, printed_table
     from smope.cli.predict_table import Finished, Table
 
     table = Table(
@@ -127,6 +127,8 @@ def _classify(
             on_broken=report_broken,
             workers=options.workers,
         )
+        if options.min_probability:
+            predictions = judged(predictions, options.min_probability)
         if options.json:
             printed = printed_document(classifier, predictions, broken, not_read)
         elif options.csv == STANDARD_STREAM:
@@ -176,10 +178,14 @@ def _table_file(
         "--unknown": options.unknown,
     }
     file = TableFile(path, _table_key(options), table, _is_parquet(options), made_by)
-    with file.opened(options.resume, finished):
-        if len(finished):
-            print(f"{path}: {len(finished):,} images are there already", file=sys.stderr)
-        yield file
+    try:
+        with file.opened(options.resume, finished):
+            if len(finished):
+                print(f"{path}: {len(finished):,} images are there already", file=sys.stderr)
+            yield file
+    except KeyboardInterrupt:
+        print(f"{path}: is kept as far as it came; --resume continues it", file=sys.stderr)
+        raise
 
 
 def _parser() -> Parser:

@@ -13,6 +13,7 @@ from smope.serving.predict import Classifier
 from smope.serving.prediction import UNKNOWN, Prediction
 
 MAX_COLUMN_WIDTH = 60
+SEVERAL = 5  # images of which one at least should be known
 
 
 def printed_lines(
@@ -50,6 +51,26 @@ def printed_table(table: Table, predictions: Iterable[Prediction]) -> Iterator[P
     for prediction in predictions:
         _print_bytes(csv_line(table.row(prediction)))
         yield prediction
+
+
+def judged(predictions: Iterable[Prediction], min_probability: float) -> Iterator[Prediction]:
+    """The predictions; and at their end a remark if there are several and all are unknown.
+
+    Args:
+        predictions: The predictions.
+        min_probability: That of --min-probability.
+    """
+    count, highest = 0, 0.0
+    for prediction in predictions:
+        count, highest = count + 1, max(highest, prediction.probability)
+        yield prediction
+    if count >= SEVERAL and highest < min_probability:
+        print(
+            f"all {count:,} images are unknown: the highest probability is {highest:.2f}, and "
+            f"--min-probability is {min_probability:g}. Methods such as ncm, ridge and smope_plus "
+            "give low ones; try a limit on images whose class you know",
+            file=sys.stderr,
+        )
 
 
 def _print_bytes(content: bytes) -> None:

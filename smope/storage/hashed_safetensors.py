@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from smope.errors import UserError
+
+WRITER = re.compile(r'"smope_version": "(\d[\w.+-]{0,40})"')
 
 
 class OtherFormat(UserError):
@@ -103,17 +106,24 @@ def unpack(
         ) from error
     if metadata.get("kind") != kind:
         raise UserError(f"{name} {path}: is no {name} of a run, but another safetensors file")
+    text = metadata.get("facts", "")
     if metadata.get("format_version") != str(version):
         raise OtherFormat(
             f"{name} {path}: has format version {metadata.get('format_version')}, this smope "
-            f"reads {version}; "
-            "use the version of smope in run.json"
+            f"reads {version}; use {_writer(text)}"
         )
-    text = metadata.get("facts", "")
     if metadata.get("sha256") != _digest(text, tensors):
         raise UserError(f"{name} {path}: is damaged: its content does not match its sha256")
     record = _record(name, path, text, fields, optional or {})
     return Contents(record, tensors, metadata["sha256"])
+
+
+def _writer(text: str) -> str:
+    """Which smope wrote a file of another format, as far as its record can be read."""
+    versions = WRITER.findall(text)  # those of its lessons come before its own
+    return (
+        f"smope {versions[-1]}, which wrote it" if versions else "the version of smope in run.json"
+    )
 
 
 def _record(

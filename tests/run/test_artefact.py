@@ -96,7 +96,7 @@ def test_another_format(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with pytest.raises(
         UserError,
-        match=r"has format version 2, this smope reads 1; use the version of smope in run",
+        match=r"has format version 2, this smope reads 1; use smope [0-9.]+\S*, which wrote it",
     ):
         read_model(file)
 

@@ -176,7 +176,9 @@ def test_unknown_images_are_named_so(
     plain = list(csv.DictReader(table.open(newline="")))
     capsys.readouterr()
     assert main([*words, "--min-probability", "1", "--csv", str(table)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert re.match(r"all \d+ images are unknown: the highest probability is 0\.", printed.err)
     judged = list(csv.DictReader(table.open(newline="")))
     columns = ["path", "class", "probability", "class_2", "probability_2"]
     assert list(judged[0]) == [*columns, "best_guess", "unknown_score"]
@@ -187,6 +189,8 @@ def test_unknown_images_are_named_so(
         assert float(row["unknown_score"])
     pattern = rf"{re.escape(judged[0]['path'])} +unknown  best guess: (\w.*\w)  +\d+\.\d\d %  .* %"
     assert re.fullmatch(pattern, lines[0])[1] == plain[0]["class"]  # pyright: ignore
+    assert main([*words, "--min-probability", "0.01"]) == 0
+    assert capsys.readouterr().err == ""
     assert main([*words, "--min-probability", "1", "--json"]) == 0
     image = json.loads(capsys.readouterr().out)["images"][0]
     assert (image["class"], image["unknown"]) == ("unknown", True)
