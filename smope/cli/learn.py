@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,11 @@ def run(argv: Sequence[str]) -> int:
     source = chosen_model(options.model)
     if not options.dry_run:
         check_folder(source, options.out)
+    return _learn(source, options)
+
+
+def _learn(source: Path, options: Namespace) -> int:
+    """Teach the model, unless it is a dry run."""
     from smope.serving.class_folders import class_folders
 
     folders = class_folders(options.folder, "NEW_CLASSES_DIR")
@@ -78,13 +85,21 @@ def run(argv: Sequence[str]) -> int:
     if options.dry_run:
         print("nothing was learned or written (--dry-run)")
         return 0
-    learned = pupil.learn()
+    learned = _learned(pupil)
     written = write_version(learned, model_file(source), options.out)
     print("\n".join(_result_lines(learned.lineage[-1]["accuracy"])))
     print(written_line(written))
     if options.out is None:
         print_other_versions(model_file(source), written)
     return 0
+
+
+def _learned(pupil: Pupil) -> Artefact:
+    try:
+        return pupil.learn()
+    except KeyboardInterrupt:
+        print("nothing was written", file=sys.stderr)
+        raise
 
 
 def _parser() -> Parser:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from smope.cli.main import main
 from smope.errors import UserError
 from smope.run.artefact import read_model, write_artefact
 from smope.serving.growth import learning_record
+from smope.serving.learning import Pupil
 from smope.serving.versions import write_version
 from tests.disks import disk, remount
 from tests.test_properties import mutated
@@ -317,6 +318,19 @@ def test_out_is_a_new_file(
         assert "exists, and nothing is overwritten" in refused(command, model, last, "--out", model)
         nowhere = tmp_path / "no" / "x.safetensors"
         assert "there is no folder" in refused(command, model, last, "--out", nowhere)
+
+
+def test_an_interrupted_lesson_says_that_nothing_was_written(
+    model: Path, new: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: Pupil) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pupil, "learn", interrupted)
+    before = contents(model.parent)
+    assert main(["learn", str(model), str(new), "--device", "cpu"]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert contents(model.parent) == before
 
 
 def test_a_dry_run_writes_nothing(
