@@ -69,8 +69,12 @@ def equal(first: list[dict[str, str]], second: list[dict[str, str]]) -> bool:
 
 
 @pytest.fixture
-def stopped(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """(table) -> it is half written: 7 of 20 rows."""
+def stopped(
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[str], None]:
+    """(table) -> it is half written: 7 of 20 rows. The command says how it is continued."""
 
     def stop(table: str) -> None:
         plain, count = Table.row, 0
@@ -85,6 +89,7 @@ def stopped(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Cal
         with monkeypatch.context() as patch:
             patch.setattr(Table, "row", row)
             assert command(table=table) == 130
+        assert "is kept as far as it came; --resume continues it" in capsys.readouterr().err
 
     return stop
 
