@@ -105,7 +105,7 @@ class Learner(nn.Module):
         Args:
             classes: the ids of its classes, new ones and such as have come before.
             loader: its training images in batches (images, class ids, ...), each once and without
-                augmentation. MiN looks at them before it trains; other methods need none.
+                augmentation. MiN and InfLoRA look at them before they train; others need none.
 
         Raises:
             UserError: the task before has not ended, an id is not in 0..N-1, the method cannot

@@ -23,6 +23,7 @@ from smope.methods import (
     finetune,
     full_finetune,
     hide,
+    inflora,
     joint,
     klda,
     l2p,
@@ -120,6 +121,10 @@ class FullFinetune(MethodLearner):
 
 class HiDePrompt(MethodLearner):
     method_class = hide.HiDePrompt
+
+
+class InfLoRA(MethodLearner):
+    method_class = inflora.InfLoRA
 
 
 class Joint(MethodLearner):

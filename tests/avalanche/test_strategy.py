@@ -95,6 +95,7 @@ def in_memory(train: list[Any], test: list[Any]) -> Any:
         ("Ridge", {"width": 64}),
         ("HiDePrompt", {"total_tasks": 2, "blocks": [0], "identity_epochs": 1}),
         ("Finetune", {"align": True}),
+        ("InfLoRA", {"total_tasks": 2, "blocks": [0, 1]}),
         ("MiN", {"total_tasks": 2, "blocks": [0, 1], "noise_width": 8, "width": 64}),
     ],
 )

@@ -25,6 +25,7 @@ HASHES = {
     "finetune": ("5b1ef5a5e811", "57d158aebb63", "c724c24ab128"),
     "full_finetune": ("9251d8f95476", "5aa94b7551fb", "4978779ec632"),
     "hide": ("a04d79a89675", "e4625ebd4dc3", "1d6360204874"),
+    "inflora": ("cb6964a9f461", "a672535310a3", "17d5af6f826b"),
     "joint": ("047e1dfc3cc0", "e57f92607426", "cfb1a1e16555"),
     "klda": ("ec644d1492e9", "18908eb97519", "2d25037b16d2"),
     "l2p": ("832281792e51", "6dfcd71ea5bf", "949d66a3ac5c"),

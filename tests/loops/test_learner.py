@@ -110,6 +110,7 @@ def trained(tasks: list[tuple[Tensor, Tensor]]) -> dict[str, MethodLearner]:
         ("RSIAT", {"rank": 4, "blocks": [0, 1]}),
         ("TUNA", {"rank": 4, "blocks": [0, 1]}),
         ("MiN", {"blocks": [0, 1]}),
+        ("InfLoRA", {"blocks": [0, 1]}),
     ],
     ids=lambda value: value if isinstance(value, str) else value.get("router", ""),
 )

@@ -25,6 +25,7 @@ CLOSED_FORM = ["ridge", "ncm", "slda"]
         ("rsiat", ["trainer.precision=float32", "method.blocks=[0,1]"]),
         ("tuna", ["trainer.precision=float32", "method.blocks=[0,1]"]),
         ("ease", ["trainer.precision=float32", "method.blocks=[0,1]"]),
+        ("inflora", ["trainer.precision=float32", "method.blocks=[0,1]"]),
         ("min", ["trainer.precision=float32", "method.blocks=[0,1]", "method.width=64"]),
         ("coda", ["trainer.precision=float32", "stream.crop_scale=null", "stream.flip=false"]),
     ],
