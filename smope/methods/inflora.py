@@ -18,6 +18,9 @@ Where this differs from the program: images of the two passes are not augmented;
 as many directions as the criterion of the paper says, where the program adds one less; P is kept as
 one matrix (C, C) for each block, where the paper's DualGPM keeps a basis of its span or of the
 complement, whichever is smaller. Spans are the same.
+
+Classes of different tasks never compete in the loss. After few steps this costs more than LoRA
+gains: on 240 digits 60 %, as method=finetune, where ncm has 75 %; with align=True 72 %.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class InfLoRA(Method):
         share: of the inputs that the memory of the first task holds, in the sense of
             input_span.grown_span; that of task t of T is share + (1 - share)·t/T, from t = 0.
         lora_rate_factor: learning rate of LoRA, as a multiple of the classifier's.
+        align: retrain the classifier on class statistics after each task from the second on.
     """
 
     reference = Reference(
@@ -60,7 +64,7 @@ class InfLoRA(Method):
     learning_only = ("span",)
     span: Tensor
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
         backbone: Backbone,
         num_classes: int,
@@ -71,8 +75,9 @@ class InfLoRA(Method):
         lora_scale: Annotated[float, Positive()] = 1.0,
         share: Annotated[float, Share(with_1=False)] = 0.98,
         lora_rate_factor: Annotated[float, Positive()] = 1.0,
+        align: bool = False,
     ) -> None:
-        super().__init__(backbone, num_classes, align=False)
+        super().__init__(backbone, num_classes, align=align)
         width = backbone.embed_dim
         if rank > width:
             raise UserError(
