@@ -41,7 +41,8 @@ class SharedModules(Wrapper):
             self.observer(x)
         out = self.layer(x)
         added = self.modules_beside.together(x, self.used).to(out.dtype)
-        return out + F.pad(added, (out.shape[-1] - added.shape[-1], 0))
+        missing = out.shape[-1] - added.shape[-1]
+        return out + (F.pad(added, (missing, 0)) if missing else added)
 
 
 def add_adapters(
