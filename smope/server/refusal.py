@@ -33,5 +33,6 @@ def refusal(status: int, error: Exception) -> Refusal:
     line = one_line(error)
     message = FOLDERS.sub("", line)
     if message != line:
-        _log.error("%s", line)
+        # a client's part of it must not steer the terminal
+        _log.error("%s", "".join(letter for letter in line if letter.isprintable()))
     return Refusal(status, message)

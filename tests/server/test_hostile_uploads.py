@@ -129,6 +129,14 @@ def test_a_lesson_refuses_them_too(serve: Serve, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.safetensors"]
 
 
+def test_names_do_not_steer_the_terminal(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    files = [("images", ("\x1b[2Jfolder/a.png", b"no image"))]
+    answer = serve(teaches=True).post("/learn", files=files, data={"class_name": "otter"})
+    assert answer.status_code == 422
+    assert "[2Jfolder/a.png" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
 def test_a_valid_image_with_many_pixels_is_read(serve: Serve) -> None:
     content = saved("PNG", (7000, 7000), "1")
     assert serve().post("/predict", **upload("large.png", content)).status_code == 200
