@@ -68,7 +68,7 @@ class Measured:
         phases: a step of each phase.
         pass_seconds: an image in a pass over training images.
         eval_seconds: an image that is classified.
-        passes: passes over a task's images in the method's end_task.
+        passes: passes over a task's images in the method's prepare_task and end_task.
         end_seconds: what end_task takes beside these passes.
         alignment_step: seconds; None if nothing is aligned.
         assumed: what could not be measured, in words.
@@ -221,9 +221,10 @@ def _pass(
 
 
 def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str]]:
-    """Passes of the method's end_task over the images of its task, seconds beside them, and notes.
+    """Passes of the method over the images of its task in prepare_task and end_task, seconds beside
+    them, and notes.
 
-    end_task gets a single batch instead of all images, labelled so that each class occurs if there
+    Both get a single batch instead of all images, labelled so that each class occurs if there
     are enough images.
     """
     calls, last = 0, _now(trainer)
@@ -241,6 +242,8 @@ def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str
     trainer.method.eval()
     try:
         with torch.no_grad(), autocast(trainer.settings.precision, trainer.device):
+            if trainer.method.prepares:
+                trainer.method.prepare_task(span, batches)
             trainer.method.end_task(span, batches)
     except (RuntimeError, ValueError, UserError) as error:  # too few images to learn from
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

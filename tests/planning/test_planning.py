@@ -18,6 +18,7 @@ from smope.errors import UserError
 from smope.methods.base import Method
 from smope.methods.finetune import Finetune
 from smope.methods.hide import HiDePrompt
+from smope.methods.inflora import InfLoRA
 from smope.methods.ncm import NearestClassMean
 from smope.methods.ovor import OVOR
 from smope.methods.smope import SMoPE
@@ -46,6 +47,7 @@ METHODS: dict[str, Any] = {
     "smope": lambda: SMoPE(tiny_backbone(), 4, AdaptiveNoise(top_k=3), num_experts=5),
     "finetune": lambda: Finetune(tiny_backbone(), 4),
     "ncm": lambda: NearestClassMean(tiny_backbone(), 4),
+    "inflora": lambda: InfLoRA(tiny_backbone(), 4, 2, blocks=[0]),
     "hide": lambda: HiDePrompt(tiny_backbone(), 4, 2, length=2),
     "ovor": lambda: OVOR(tiny_backbone(), 4, g_length=2, e_length=2),
 }
@@ -235,7 +237,7 @@ def test_every_kind_of_method_can_be_measured(name: str, monkeypatch: pytest.Mon
     }
     assert all(0 < timed.low <= timed.seconds <= timed.high for timed in found.phases)
     assert min(found.pass_seconds, found.eval_seconds) > 0 and not found.assumed
-    assert found.passes == {"smope": 1, "ncm": 1}.get(name, 0)
+    assert found.passes == {"smope": 1, "ncm": 1, "inflora": 2}.get(name, 0)
     assert (found.alignment_step is not None) == bool(trainer.method.aligned())
     assert from_measured(work, found, 2).total > 0
 
