@@ -109,13 +109,13 @@ def meaning(record: Mapping[str, Any]) -> str:
 
 def _learned(record: Mapping[str, Any]) -> str:
     final, fresh = record["final_average_accuracy"], record["learning_accuracy"]
-    lost = 100 * (fresh - final)
-    forgotten = f"{lost:.1f} points were" if lost >= LEAST_POINTS else "nothing was"
+    lost = -100 * (record["backward_transfer"] or 0.0)
+    since = f"earlier tasks have lost {lost:.1f} points since" if lost >= LEAST_POINTS else ""
     return (
         f"After the last task {100 * final:.1f} % of the {record['evaluated_on']} images are "
         f"classified right, on average over the tasks and with all {len(record['class_names'])} "
-        f"classes to choose from; just after each task it was {100 * fresh:.1f} %, so {forgotten} "
-        f"forgotten."
+        f"classes to choose from; just after each task it was {100 * fresh:.1f} %, and "
+        f"{since or 'nothing was forgotten since'}."
     )
 
 

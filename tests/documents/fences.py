@@ -3,13 +3,15 @@
 One rule for all documents:
 
 - ```bash, ```console or a block without a language holds commands; ```text right after it is what
-  they print, where ... stands for anything.
+  they print, where ... stands for anything. With {.numbers-vary} after the language, numbers and
+  units of time may be others: those of the machine, or of the smaller images of the tests.
 - ```python is run, ```yaml is read; with a title that is a file name they are written to that file.
 - `{.not-run title="Not run by the tests: REASON"}` after the language: the block is only parsed.
 """
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ FENCE = re.compile(
 TITLE = re.compile(r'title="([^"]*)"')
 REASON = "Not run by the tests: "
 COMMANDS = ("bash", "console", "")
+COMPARED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 LANGUAGES = (*COMMANDS, "python", "yaml", "text", "toml", "json")
 
 
@@ -58,6 +61,11 @@ class Fence:
     def runs(self) -> bool:
         """Whether the block is more than parsed."""
         return ".not-run" not in self.options
+
+    @property
+    def numbers_vary(self) -> bool:
+        """Whether the numbers that are printed may differ from those that are shown."""
+        return ".numbers-vary" in self.options
 
     @property
     def where(self) -> str:
@@ -110,3 +118,26 @@ def smope_calls(command: str) -> list[list[str]]:
         if words[:1] == ["smope"]:
             calls.append([word for word in words if word not in ("&", ">")])
     return calls
+
+
+def without_numbers(text: str) -> str:
+    """A text in which all numbers are the same, and all units of time."""
+    text = re.sub(r"(second|minute|hour)s?\b", "minutes", text)
+    return re.sub(r"\d+(?:[.,]\d+)*", "0", text)
+
+
+def compare(fence: Fence, printed: str) -> None:
+    """The lines that a document shows are those that were printed; ... stands for anything.
+
+    Args:
+        fence: A block of what commands print.
+        printed: What they printed.
+
+    Raises:
+        AssertionError: They differ.
+    """
+    shown, compared = fence.text, printed
+    if fence.numbers_vary:
+        shown, compared = without_numbers(shown), without_numbers(compared)
+    matches = doctest.OutputChecker().check_output(shown, compared, COMPARED)
+    assert matches, f"{fence.where} shows\n{fence.text}\nand this was printed:\n{printed}"

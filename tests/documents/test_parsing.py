@@ -21,6 +21,7 @@ from tests.documents.fences import (
     REASON,
     ROOT,
     Fence,
+    compare,
     documents,
     fences,
     smope_calls,
@@ -130,3 +131,23 @@ def _check_other(command: str) -> None:
         assert program.startswith(".venv/") or (ROOT / program).is_file(), command
     else:
         assert program in OTHER_PROGRAMS, f"{command}: a program that these tests do not know"
+
+
+@pytest.mark.parametrize(
+    ("options", "printed", "equal"),
+    [
+        ("", "loss 0.5\nafter 2 minutes: 94.7 %\n", True),
+        ("", "loss 0.5\nafter 2 minutes: 94.6 %\n", False),
+        ("{.numbers-vary}", "loss 0.5\nafter 40\nseconds: 100 %\n", True),
+        ("{.numbers-vary}", "loss 0.5\nafter 40 seconds: all\n", False),
+        ("{.numbers-vary}", "after 2 minutes: 94.7 %\n", False),
+    ],
+)
+def test_what_a_document_shows_was_printed(options: str, printed: str, equal: bool) -> None:
+    text = "...0.5\nafter 2 minutes: 94.7 %\n"
+    fence = Fence("made.md", 1, "text", options, text, follows_commands=True)
+    if equal:
+        compare(fence, printed)
+    else:
+        with pytest.raises(AssertionError, match=r"made\.md:1 shows"):
+            compare(fence, printed)

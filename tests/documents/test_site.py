@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from smope.config.conf_files import GROUPS, choices
 from smope.metrics.scores import SCORES
@@ -53,6 +55,22 @@ def test_every_stored_picture_has_a_script_and_a_page() -> None:
     assert stored == set(drawing.PICTURES)
     pages = "".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
     assert stored == set(re.findall(r"pictures/(\w+)\.svg", pages))
+
+
+def test_the_picture_of_a_report_has_the_headings_of_today() -> None:
+    """Its own text chunk has those that it shows; a browser is needed to take it."""
+    path = DOCS / "pictures" / "report_page.png"
+    assert path.stat().st_size < 100_000
+    with Image.open(path) as picture:
+        headings = json.loads(picture.text["Headings"])
+    sources = (ROOT / "smope" / "report" / "sections").glob("*.py")
+    titles = "".join(source.read_text(encoding="utf-8") for source in sources)
+    assert len(headings) > 10
+    assert [name for name in headings if f'"{name}"' not in titles] == [], (
+        "python docs/pictures/report_page.py RUN"
+    )
+    pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    assert "pictures/report_page.png" in pages
 
 
 def test_the_pictures_show_one_run_of_each_method() -> None:

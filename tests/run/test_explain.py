@@ -36,6 +36,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "class_names": list("abcdefgh"),
         "final_average_accuracy": 0.9,
         "learning_accuracy": 0.97,
+        "backward_transfer": -0.08,
         "reference": {"final_average_accuracy": 0.85},
         "experts": [{}, use],
     }
@@ -66,15 +67,17 @@ def test_three_sentences_are_of_the_run() -> None:
     text = plain(meaning(record()))
     assert "90.0 % of the test images" in text
     assert "all 8 classes" in text
-    assert "it was 97.0 %, so 7.0 points were forgotten." in text
+    assert "it was 97.0 %, and earlier tasks have lost 8.0 points since." in text
     assert "reaches 85.00 %, 5.00 points less." in text
     assert "25 experts, and an image uses 5" in text
     assert "falls on about 6.0, and 15.0 are never chosen." in text
 
 
 def test_sentences_say_what_went_the_other_way() -> None:
-    text = plain(meaning(record(learning_accuracy=0.9, reference={"final_average_accuracy": 0.95})))
-    assert "so nothing was forgotten" in text
+    text = plain(
+        meaning(record(backward_transfer=0.01, reference={"final_average_accuracy": 0.95}))
+    )
+    assert "and nothing was forgotten since." in text
     assert "which is 5.00 points more." in text
     same = meaning(record(reference={"final_average_accuracy": 0.9}))
     assert "reaches 90.00 % as well." in plain(same)

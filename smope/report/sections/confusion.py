@@ -135,7 +135,9 @@ def _forgotten_classes(groups: Mapping[str, Sequence[Run]]) -> list[Table]:
     ((label, runs),) = groups.items()
     classes = pandas.concat([class_forgetting(run) for run in runs])
     frame: Any = classes.groupby("name")[["learned", "best", "final", "forgetting"]].mean()
-    frame = frame.sort_values("forgetting", ascending=False).head(MAX_FORGOTTEN_CLASSES)
+    frame = frame.sort_values("forgetting", ascending=False, kind="stable").head(
+        MAX_FORGOTTEN_CLASSES
+    )
     if frame.empty:
         return []
     return [Table(f"Classes that {label} forgot most, percent", frame_grid(frame, "class"))]
