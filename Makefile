@@ -53,7 +53,7 @@ release:
 oldest:
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
-	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[test]'
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable . 'pytest>=8.4' 'pytest-xdist>=3.6' 'hypothesis>=6.100'
 	.venv-oldest/bin/python -m pytest --numprocesses 0 $(OLDEST_TESTS) $(ARGS)
 
 format: $(VENV)/.installed-dev
