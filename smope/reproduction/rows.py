@@ -157,8 +157,8 @@ OF_PEERS: dict[str, PublishedRow] = {
     **_peer(
         "tuna TUNA",
         "Wang et al. 2025",
-        f"{_IN21K} One run is printed, with settings that were chosen on test accuracy. Its "
-        "optimizer is SGD, ours AdamW at another rate.",
+        f"{_IN21K} Printed without a number of seeds, which is taken as one, and with settings "
+        "that were chosen on test accuracy. Its optimizer is SGD, ours AdamW at another rate.",
         {
             "cifar100": _printed(91.79, 94.88, 1),
             "cub200": _printed(88.40, 92.01, 1),
