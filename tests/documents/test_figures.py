@@ -69,3 +69,10 @@ def test_the_table_of_methods_to_choose_from_rounds_the_results() -> None:
 
 def _one_decimal(figure: str) -> str:
     return str(Decimal(figure).quantize(Decimal("0.1"), ROUND_HALF_UP))
+
+
+def test_the_readme_counts_the_methods() -> None:
+    count = len([*(ROOT / "conf" / "method").glob("*.yaml")])
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Beside it are {count - 1} other methods" in page
+    assert f"| number of methods | {count} |" in page
