@@ -127,9 +127,9 @@ def test_private_files_are_no_choices_and_files_are(tmp_path: Path) -> None:
 
 def test_the_user_s_own_choices_are_completed(tmp_path: Path) -> None:
     (tmp_path / "method").mkdir()
-    (tmp_path / "method" / "mine.yaml").write_text("_target_: smope.methods.ncm.NCM\n")
-    line = f"smope train --config-dir {tmp_path} method=mi"
-    assert next_words(line, list(COMMANDS)) == ["method=mine"]
+    (tmp_path / "method" / "own.yaml").write_text("_target_: smope.methods.ncm.NCM\n")
+    line = f"smope train --config-dir {tmp_path} method=ow"
+    assert next_words(line, list(COMMANDS)) == ["method=own"]
 
 
 @pytest.mark.parametrize(

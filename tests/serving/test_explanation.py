@@ -21,8 +21,8 @@ FORMS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "ncm": lambda method, features: features,
     "slda": lambda method, features: features,
     "fecam": lambda method, features: method.mapped(features),
-    "ridge": lambda method, features: method.classifier._hidden(features),
-    "smope_plus": lambda method, features: method.ridge._hidden(features),
+    "ridge": lambda method, features: method.classifier.hidden(features),
+    "smope_plus": lambda method, features: method.ridge.hidden(features),
 }
 
 
