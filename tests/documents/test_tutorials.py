@@ -29,7 +29,8 @@ from tests.documents.fences import fences
 
 DATA = Path(os.environ.get("SMOPE_DATA", "no such folder"))
 WEIGHTS = DATA / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
-SMALL_PHOTOS = [f"backbone.weights={WEIGHTS}", "backbone.image_size=96"]
+WITH_WEIGHTS = [f"backbone.weights={WEIGHTS}"]
+SMALL_PHOTOS = [*WITH_WEIGHTS, "backbone.image_size=96"]
 SMALL_DIGITS = ["experiment=smoke", "name=digits", "backbone.image_size=8", "trainer.record=all"]
 
 pytestmark = pytest.mark.slow
@@ -113,7 +114,7 @@ def photographs(tmp_path: Path) -> Path:
 def test_a_photographer_teaches_a_model(photographs: Path) -> None:
     check, train, predict, report = commands("photographs")
     assert "8 classes" in run(check, photographs, [])
-    run(train, photographs, SMALL_PHOTOS)
+    run(train, photographs, WITH_WEIGHTS)
     directory = finished_run(photographs / "runs", print)
     record = RunDirectory(directory).read_record()
     assert record["status"] == "finished"
