@@ -67,7 +67,8 @@ def test_the_changelog_is_by_version_and_the_newest_is_this_one() -> None:
     assert first == "Unreleased"
     assert all(re.fullmatch(r"\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", line) for line in versions)
     assert versions[0].startswith(f"{__version__} - ")
-    assert versions == sorted(versions, reverse=True)
+    numbers = [tuple(map(int, line.split(" - ")[0].split("."))) for line in versions]
+    assert numbers == sorted(numbers, reverse=True)
     assert set(re.findall(r"^### (.*)$", text, re.MULTILINE)) <= SECTIONS | {OF_ONE_VERSION}
 
 

@@ -128,6 +128,7 @@ class Learner(nn.Module):
                 self._prepare(span, loader)
             except BaseException:
                 self._progress = before
+                self.eval()
                 raise
         phases = self.method.phases(span, 1)
         self._begin_phase(phases[-1] if phases else None)

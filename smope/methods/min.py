@@ -86,6 +86,7 @@ class MiN(Method):
         "random features, which only training has; its public code trains other parts",
     )
     learning_only = ("classifier", "scales", "prototypes", "task")
+    sums_stay = True
     down: Tensor
     up: Tensor
     prototypes: Tensor
@@ -175,8 +176,13 @@ class MiN(Method):
             self._drawn = torch.randn(self.down.shape[0], self.down.shape[2])
         return self._drawn.to(self.down)
 
+    def begin_phase(self, phase: Phase) -> None:
+        self._drawn = None  # of a step that was only counted
+
     def end_step(self) -> None:
         self._drawn = None
+        for wrapper in self._wrappers:
+            wrapper.matrices = None  # a backward pass that ran blocks again is over
 
     @torch.no_grad()
     def begin_task(self, task: TaskSpan) -> None:

@@ -47,8 +47,8 @@ class TUNA(TaskAdapters):
         adapter_scale: what they are multiplied by.
         scale: of cosines, the largest logit.
         margin: by which CosFace lowers the cosine of the true class.
-        orthogonality: weight of `likeness` in the first task, which falls by a factor of e with
-            every task.
+        orthogonality: weight of `likeness`, times e^-(t + 1) in task t, counted from 0; the first
+            task has none.
         shrink: older classes are drawn closer to the origin; see ClassGaussians.
         adapter_rate_factor: learning rate of the adapters, as a multiple of the classifier's.
         align: retrain the classifier on samples of all classes after each task from the second on.
@@ -121,11 +121,16 @@ class TUNA(TaskAdapters):
         weight = self.orthogonality * math.exp(-(task.index + 1))
         return {"cosface": cosface, "orthogonality": weight * likeness(torch.stack(ups))}
 
+    def task_features(self, images: Tensor, task: TaskSpan) -> Tensor:
+        return self.features_of_task(images, task)
+
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         for weights in self.adapters.parameters():
             weights[0] = merged(weights[self.front : self.front + task.index + 1])
         self.statistics.task[list(task.classes)] = task.index
+        # The Gaussian of a class that comes again is of the new adapter's features alone.
+        self.statistics.count[list(task.classes)] = 0
 
     def aligned(self) -> Sequence[AlignableClassifier]:
         return [self._alignable] if self.align else []

@@ -85,7 +85,7 @@ def count_phases(method: Method, task: TaskSpan, phases: Sequence[Phase]) -> lis
         phases: Its phases, in their order.
     """
     with _quietly(method):
-        trial = _copy(method)
+        trial = light_copy(method)
         trial.begin_task(task)
         counts = []
         for phase in phases:
@@ -162,7 +162,7 @@ class LayersOnly(TorchFunctionMode):
 
 def _trial(method: Method, task: TaskSpan) -> tuple[Method, bool]:
     """A copy of the method in the last phase of `task`, and whether it has any phase."""
-    trial = _copy(method)
+    trial = light_copy(method)
     trial.begin_task(task)
     phases = trial.phases(task, 1)
     if phases:
@@ -170,7 +170,7 @@ def _trial(method: Method, task: TaskSpan) -> tuple[Method, bool]:
     return trial, bool(phases)
 
 
-def _copy(method: Method) -> Method:
+def light_copy(method: Method) -> Method:
     """A deep copy that shares the frozen weights of the backbone."""
     frozen = [
         parameter for parameter in method.backbone.parameters() if not parameter.requires_grad

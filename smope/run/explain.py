@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 from smope.console.tables import reference_line, terminal_width
+from smope.distributed import collectives
+from smope.metrics.flops import light_copy
 from smope.run.build import Experiment
 from smope.run.results import way_out
 from smope.storage.commands import command
@@ -43,14 +45,17 @@ def introduction(experiment: Experiment, trainer: Trainer) -> str:
     stream, backbone = experiment.stream, experiment.backbone
     names, tasks = stream.class_names, stream.tasks
     in_turn = sum(len(task.classes) for task in tasks) == len(names)
-    work = count(trainer)
+    with collectives.alone():  # the other processes do not explain
+        work = count(trainer)
+        seconds = _seconds(trainer, work)
     state = "stays as it is" if backbone.frozen else "learns too"
+    shown = "shown" if experiment.method.revisits else "not shown"
     texts = (
         f"{type(experiment.method).__name__} learns the {len(names)} classes of {stream.name} in "
         f"{len(tasks)} tasks. Each task brings new {'classes' if in_turn else 'images'}; images of "
-        f"earlier tasks are not shown again.",
+        f"earlier tasks are {shown} again.",
         f"The vision transformer ({backbone.identity.source}) {state}. Training takes "
-        f"{work.steps:,} steps, all of it {about(_seconds(trainer, work))} on this machine.",
+        f"{work.steps:,} steps, all of it {about(seconds)} on this machine.",
     )
     return wrapped(texts) + "\n"
 
@@ -72,14 +77,15 @@ def _image_seconds(trainer: Trainer, batch: int) -> float:
 
     The images come from a generator of their own, so that the run draws what it would have drawn.
     """
-    side = trainer.method.backbone.image_size
+    method = light_copy(trainer.method).eval()
+    method.assume_all_learned()  # as the operations are counted
+    side = method.backbone.image_size
     images = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     images = images.to(trainer.device)
-    trainer.method.eval()
     seconds = []
     for _ in range(1 + PASSES_TIMED):
         started = time.perf_counter()
-        evaluated_features(trainer.method, images, trainer.settings.precision).sum().item()
+        evaluated_features(method, images, trainer.settings.precision).sum().item()
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:]) / batch
 
@@ -142,20 +148,23 @@ def next_steps(record: Mapping[str, Any], page: Path, overrides: Sequence[str]) 
     Returns:
         A heading, and a line for each.
     """
-    changed = ("method=", "recipe=", "router=", "method.", "router.", "run_dir=", "resume=")
-    repeated = [text for text in overrides if not text.startswith(changed)]
+    of_run = ("run_dir=", "resume=")
+    of_router = ("router=", "router.", *of_run)
+    of_method = ("method=", "method.", "recipe=", *of_router)
+    same_method = [text for text in overrides if not text.startswith(of_router)]
+    repeated = [text for text in overrides if not text.startswith(of_method)]
     other = "ridge" if record["method"] != "ridge" else "ncm"
     steps = [(f"open {page}", "pictures of all this, in a browser")]
-    if shutil.which("smope") is None:
-        activate = Path(os.path.relpath(Path(sys.prefix))) / "bin" / "activate"
+    activate = Path(os.path.relpath(Path(sys.prefix))) / "bin" / "activate"
+    if shutil.which("smope") is None and activate.is_file():
         steps.append((f"source {activate}", "so that the shell finds smope"))
     steps.append(
         (command("train", f"method={other}", *repeated), "another method on the same tasks")
     )
     if spread := way_out(record):
-        steps.append((command("train", spread, *repeated), "the work spread over more experts"))
+        steps.append((command("train", spread, *same_method), "the work spread over more experts"))
     steps += [
-        (f"smope collect runs/{record['config']['name']}", "these runs in one table"),
+        (command("collect", page.parent.parent), "these runs in one table"),
         ("smope train --help", "all choices: your own photographs (stream=folder) and others"),
     ]
     width = max(len(typed) for typed, _ in steps)

@@ -13,7 +13,7 @@ from smope.metrics.expert_use import block_numbers, collapse_sentence
 from smope.storage.commands import command
 from smope.storage.run_directory import RunDirectory
 
-SPREADING_ROUTERS = ("centred", "aux_free")
+SPREADING_ROUTERS = ("centred", "aux_free", "standardised")
 WAY_OUT = "router=standardised"
 
 

@@ -184,7 +184,12 @@ def _remains(
         for index, task in enumerate(record.tasks)
         if set(task.classes) & set(labels)
     ]
-    if method.shares_sums and images is None:
+    if method.sums_stay:
+        notes.append(
+            f"their images remain part of the sums that all classes of {name} share, out of which "
+            "they cannot be taken, since features have changed with later tasks"
+        )
+    elif method.shares_sums and images is None:
         notes.append(
             f"their images are still part of the sums that all classes of {name} share; give them "
             "with --images to take them out"

@@ -147,3 +147,17 @@ def test_images_are_near_to_classes_in_the_features_of_their_task() -> None:
                 row[label], torch.cosine_similarity(feature, means[label], dim=0)
             )
         assert (row[3:] == -math.inf).all()
+
+
+def test_a_class_that_comes_again_is_described_with_the_new_adapter_alone() -> None:
+    method = learned(tasks=1)
+    method.statistics.record(0, torch.ones(3, 32, dtype=torch.float64))
+    again = TaskSpan(1, 0, 2)
+    method.begin_task(again)
+    method.end_task(again, lambda _: iter([]))
+    pixels = images(4)
+    features = method.task_features(pixels, again).detach()
+    assert torch.equal(features, method.features_with(pixels, 2))
+    method.statistics.record(0, features)
+    torch.testing.assert_close(method.statistics.mean[0, 0], features.mean(0))
+    torch.testing.assert_close(method.statistics.variance[0, 0], features.T.cov(correction=0))

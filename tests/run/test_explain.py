@@ -93,18 +93,18 @@ def test_the_next_commands_repeat_the_settings_and_compose(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ["experiment=smoke", "method=smope", "router.top_k=3", "seed=1", "run_dir=first"]
-    text = next_steps(record(), Path("first/report.html"), given)
+    given = ["experiment=smoke", "method=smope", "router.top_k=3", "seed=1", "run_dir=a/first"]
+    text = next_steps(record(), Path("a/first/report.html"), given)
     trained = [
         line.split("   ")[0].split("  ")[1] for line in text.splitlines() if "train " in line
     ]
     first, second, _ = [line.removeprefix("smope train ") for line in trained]
     assert first == "method=ridge experiment=smoke seed=1"
-    assert second == "router=standardised experiment=smoke seed=1"
+    assert second == "router=standardised experiment=smoke method=smope seed=1"
     for words in (first, second):
         compose(read_overrides(words.split()))
-    assert "open first/report.html" in text
-    assert "smope collect runs/digits" in text
+    assert "open a/first/report.html" in text
+    assert "smope collect a " in text
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -114,6 +114,9 @@ def test_the_environment_is_activated_if_the_shell_lacks_it(
     monkeypatch.setattr("shutil.which", lambda name: f"bin/{name}" if installed else None)
     monkeypatch.setattr("sys.prefix", str(tmp_path / ".venv"))
     monkeypatch.chdir(tmp_path)
+    assert "activate" not in next_steps(record(), Path("report.html"), []), "there is none"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
     text = next_steps(record(), Path("report.html"), [])
     assert ("source .venv/bin/activate" in text) is not installed
 
@@ -154,3 +157,8 @@ def test_a_sweep_is_not_explained(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "-m", "--explain", "seed=0,1"]) == 2
     assert "--explain belongs to a single run" in capsys.readouterr().err
+
+
+def test_a_method_that_revisits_says_so() -> None:
+    experiment, trainer = prepare(compose(read_overrides([*SMALL, "method=joint"])))
+    assert "images of earlier tasks are shown again." in plain(introduction(experiment, trainer))

@@ -68,7 +68,7 @@ def test_with_its_images_a_class_was_never_there(
 
 
 @pytest.mark.parametrize(
-    "method", ["ridge", "slda", "smope", "smope_plus", "coda", "hide", "rsiat", "ease"]
+    "method", ["ridge", "slda", "smope", "smope_plus", "coda", "hide", "rsiat", "ease", "min"]
 )
 def test_without_its_images_the_other_logits_stay(
     method: str,
@@ -86,6 +86,7 @@ def test_without_its_images_the_other_logits_stay(
     torch.testing.assert_close(left(images), six(images)[:, others], rtol=1e-9, atol=1e-9)
     shares = method in ("ridge", "slda", "smope_plus")
     assert ("still part of the sums that all classes" in caplog.text) == shares
+    assert ("out of which they cannot be taken" in caplog.text) == (method == "min")
     assert ("what training on their images changed" in caplog.text) == (
         method not in ("ridge", "slda")
     )
