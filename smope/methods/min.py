@@ -188,7 +188,6 @@ class MiN(Method):
     def begin_task(self, task: TaskSpan) -> None:
         self.task.fill_(task.index)
         self.classifier.weight.zero_()
-        self._drawn = None
 
     @torch.no_grad()
     def prepare_task(self, task: TaskSpan, batches: Batches) -> None:

@@ -1,7 +1,7 @@
 """SLCA: the whole network learns slowly, and the classifier is aligned (Zhang et al. 2023, ICCV).
 
-After its program (arXiv 2303.05118). Features of old classes drift, and nothing corrects their
-Gaussians: the learning rate is low enough.
+After the authors' code (arXiv 2303.05118). Features of old classes drift, and nothing corrects
+their Gaussians: the learning rate is low enough.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import Positive, Share
+from smope.methods._shared.aligned_part import AlignedPart
 from smope.methods._shared.class_gaussians import ClassGaussians
 from smope.methods.base import AlignableClassifier, Batches, Reference, TaskSpan
 from smope.methods.full_finetune import FullFinetune
@@ -34,7 +35,8 @@ class SLCA(FullFinetune):
     """
 
     reference = Reference(
-        "Zhang et al. 2023, arXiv 2303.05118, and its program", "the whole backbone is trained"
+        "Zhang et al. 2023, arXiv 2303.05118, and the authors' code",
+        "the whole backbone is trained",
     )
     statistics: ClassGaussians
 
@@ -61,7 +63,7 @@ class SLCA(FullFinetune):
         self.statistics.task[list(task.classes)] = task.index
 
 
-class NormalisedLogits:
+class NormalisedLogits(AlignedPart):
     """A method whose logits h have the same length in each alignment step.
 
     They are divided by temperature · the mean over tasks t of |h_t|, where h_t are the logits of
@@ -73,19 +75,8 @@ class NormalisedLogits:
     """
 
     def __init__(self, method: SLCA, temperature: float) -> None:
-        self.method = method
+        super().__init__(method)
         self.temperature = temperature
-
-    @property
-    def statistics(self) -> ClassGaussians:
-        return self.method.statistics
-
-    @property
-    def classifier(self) -> nn.Module:
-        return self.method.classifier
-
-    def task_features(self, images: Tensor, task: TaskSpan) -> Tensor:
-        return self.method.task_features(images, task)
 
     def classify(self, features: Tensor) -> Tensor:
         """features (B, C) -> logits (B, num_classes)."""

@@ -1,6 +1,6 @@
 """TUNA: an adapter for each task, a universal one merged from them, and a confident choice.
 
-Wang, Zhou and Ye, ICCV 2025, arXiv 2508.08165, after its program.
+Wang, Zhou and Ye, ICCV 2025, arXiv 2508.08165, after the authors' code.
 
     training        CosFace among the classes of the task, with an adapter of the task's own, whose
                     up-projections are kept apart from earlier ones
@@ -10,10 +10,10 @@ Wang, Zhou and Ye, ICCV 2025, arXiv 2508.08165, after its program.
                     lowest entropy is chosen, and its probabilities are averaged with those of the
                     universal adapter
 
-Where this differs from the program: adapters have no biases and read what the MLP reads; they have
-no weight decay; optimizer and schedules are this trainer's; logits are the logarithms of mean
-probabilities, whose sums it ranks. In the first task both adapters are the same, and it takes one
-pass, as there.
+Where this differs from the authors' code: adapters have no biases and read what the MLP reads; they
+have no weight decay; optimizer and schedules are this trainer's; logits are the logarithms of mean
+probabilities, whose sums that code ranks. In the first task both adapters are the same, and it
+takes one pass, as there.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.declare.ranges import AtLeast, BlockNumbers, NotNegative, Positive, Share
 from smope.losses.classification import task_cosface
+from smope.methods._shared.aligned_part import AlignedPart
 from smope.methods._shared.class_gaussians import ClassGaussians
 from smope.methods._shared.task_adapters import TaskAdapters
 from smope.methods.base import AlignableClassifier, Batches, Reference, TaskSpan
@@ -55,9 +56,9 @@ class TUNA(TaskAdapters):
     """
 
     reference = Reference(
-        "Wang et al. 2025, arXiv 2508.08165, and its program",
-        "one pass an image in training, T + 1 at test after T tasks (here 11); a plan counts each "
-        "evaluation as one after the last task",
+        "Wang et al. 2025, arXiv 2508.08165, and the authors' code",
+        "one pass an image in training, T + 1 at test after T tasks (here 11); a plan counts every "
+        "evaluation like the last",
     )
     front = 1  # the universal adapter
     statistics: ClassGaussians
@@ -149,26 +150,8 @@ class TUNA(TaskAdapters):
         return nearest
 
 
-class OfTheTask:
-    """The classifier on features with the adapter of a task, as class Gaussians describe them.
-
-    Args:
-        method: its classifier is aligned.
-    """
-
-    def __init__(self, method: TUNA) -> None:
-        self.method = method
-
-    @property
-    def statistics(self) -> ClassGaussians:
-        return self.method.statistics
-
-    @property
-    def classifier(self) -> nn.Module:
-        return self.method.classifier
-
-    def task_features(self, images: Tensor, task: TaskSpan) -> Tensor:
-        return self.method.features_of_task(images, task)
+class OfTheTask(AlignedPart):
+    """The classifier on features with the adapter of a task, as class Gaussians describe them."""
 
     def classify(self, features: Tensor) -> Tensor:
         """features (B, C) -> logits (B, K)."""

@@ -118,16 +118,22 @@ def test_versions_go_into_a_folder(serve: Serve, colours: Path, tmp_path: Path) 
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.safetensors"]
 
 
+def taught_twice(file: Path, colours: Path) -> tuple[Path, Path]:
+    """The versions 2 and 3 of a model, each with one class more than the version before."""
+    second, third = file.with_stem("model-v2"), file.with_stem("model-v3")
+    smope.load(file, "cpu").learn(colours / "train" / "emerald").save(second)
+    smope.load(second, "cpu").learn(colours / "train" / "fuchsia").save(third)
+    return second, third
+
+
 def test_lessons_of_before_are_undone_into_another_folder(
     session_of: Callable[..., Session], colours: Path, tmp_path: Path
 ) -> None:
     """As often as the page offers it: earlier versions are beside the model that was named."""
     session_of()
-    file, elsewhere = tmp_path / "model" / "model.safetensors", tmp_path / "taught"
+    elsewhere = tmp_path / "taught"
     elsewhere.mkdir()
-    second, third = file.with_stem("model-v2"), file.with_stem("model-v3")
-    smope.load(file, "cpu").learn(colours / "train" / "emerald").save(second)
-    smope.load(second, "cpu").learn(colours / "train" / "fuchsia").save(third)
+    _, third = taught_twice(tmp_path / "model" / "model.safetensors", colours)
     shutil.copy(third, elsewhere / "model-v2.safetensors")  # another model of that name
 
     def client(start: Path, folder: Path) -> TestClient:
@@ -172,11 +178,9 @@ def test_errors_name_files_without_their_folders(
 ) -> None:
     """Clients learn nothing of the machine; its terminal shows where the file is."""
     session_of()
-    file, elsewhere = tmp_path / "model" / "model.safetensors", tmp_path / "taught"
+    elsewhere = tmp_path / "taught"
     elsewhere.mkdir()
-    second, third = file.with_stem("model-v2"), file.with_stem("model-v3")
-    smope.load(file, "cpu").learn(colours / "train" / "emerald").save(second)
-    smope.load(second, "cpu").learn(colours / "train" / "fuchsia").save(third)
+    second, third = taught_twice(tmp_path / "model" / "model.safetensors", colours)
     classifier = classifier_of(read_model(third), third, "cpu", remembers=True)
     session = Session(classifier, third, Limits(10**6), teaches=True, folder=elsewhere)
     second.write_bytes(b"damaged")
