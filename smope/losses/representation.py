@@ -1,6 +1,6 @@
 """A loss on pairs of features: alike within a class, not too alike between classes.
 
-Source: RSIAT (2026), after its program. Shapes: B batch, C feature width.
+Source: RSIAT (2026), after the authors' code. Shapes: B batch, C feature width.
 """
 
 from __future__ import annotations

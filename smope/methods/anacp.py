@@ -53,7 +53,7 @@ class AnaCP(OnePass):
     """
 
     reference = Reference(
-        "Momeni et al. 2025, arXiv 2511.13880 (AnaCP), and its program",
+        "Momeni et al. 2025, arXiv 2511.13880 (AnaCP), and the authors' code",
         "one pass over frozen features, nothing is trained; without the first session of the code",
     )
     learning_only = ("moments", "sums")

@@ -50,7 +50,7 @@ class CODAPrompt(PrefixMethod):
     """
 
     reference = Reference(
-        "Smith et al. 2023, arXiv 2211.13218, and its program",
+        "Smith et al. 2023, arXiv 2211.13218, and the authors' code",
         "two forward passes an image, in training and evaluation: the first gives the query",
         published_parameters=3.99,
         published_gflops=(67.44, 67.44),

@@ -1,6 +1,6 @@
 """EASE: a subspace for each task, and prototypes of all classes in all of them.
 
-Zhou et al., CVPR 2024, arXiv 2403.12030, after its program. The features of an image with the
+Zhou et al., CVPR 2024, arXiv 2403.12030, after the authors' code. The features of an image with the
 adapter of a task are its features in the task's subspace.
 
     training        cross-entropy of cosines among the classes of the task, with an adapter of the
@@ -10,10 +10,10 @@ adapter of a task are its features in the task's subspace.
     test            T passes after T tasks; the logit of a class is the cosine with its prototype in
                     the subspace of its task, and `old_weight` times the mean cosine in all others
 
-Where this differs from the program: adapters have no biases and read what the MLP reads; they have
-no weight decay; the scale of cosines in training is fixed (there it is learned, from 1 on), and
-logits at test have it too, which changes no prediction; the optimizer is this trainer's. A class
-that comes again belongs to the subspace of its last task.
+Where this differs from the authors' code: adapters have no biases and read what the MLP reads; they
+have no weight decay; the scale of cosines in training is fixed (there it is learned, from 1 on),
+and logits at test have it too, which changes no prediction; the optimizer is this trainer's. A
+class that comes again belongs to the subspace of its last task.
 
 With AdamW, adapters that learn as fast as the classifier can disturb the features of other classes:
 on digits (2 epochs, validation images) 93.4 %, with adapter_rate_factor=0.1 95.5 %, and ncm 95.8 %.
@@ -52,9 +52,9 @@ class EASE(TaskAdapters):
     """
 
     reference = Reference(
-        "Zhou et al. 2024, arXiv 2403.12030, and its program",
-        "one pass an image in training, T at test after T tasks (here 10); a plan counts each "
-        "evaluation as one after the last task; the classifier helps to train alone",
+        "Zhou et al. 2024, arXiv 2403.12030, and the authors' code",
+        "one pass an image in training, T at test after T tasks (here 10); a plan counts every "
+        "evaluation like the last; the classifier helps to train alone",
     )
     learning_only = ("classifier", "counts")
     prototypes: Tensor
@@ -144,8 +144,8 @@ def synthesise(prototypes: Tensor, counts: Tensor, task: Tensor) -> None:
 
         p_is = Σ_j softmax_j(cosine(p_it, p_jt)) · p_js
 
-    As in the program, they are synthesised anew after each task, from all such classes; in the
-    paper once, from those of task s.
+    As in the authors' code, they are synthesised anew after each task, from all such classes; in
+    the paper once, from those of task s.
 
     Args:
         prototypes: (K, n, C), changed in place.

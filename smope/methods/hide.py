@@ -69,7 +69,7 @@ class HiDePrompt(PrefixMethod):
     """
 
     reference = Reference(
-        "Wang et al. 2023, arXiv 2310.07234, and its program",
+        "Wang et al. 2023, arXiv 2310.07234, and the authors' code",
         "parameters include those that tell the task (a layer of 2.4 M and a classifier); one "
         "forward pass an image in training, after an identity phase of one without gradients, and "
         "two in evaluation",

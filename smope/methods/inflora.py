@@ -1,7 +1,7 @@
 """InfLoRA: LoRA for each task, in directions that inputs of earlier tasks do not have (Liang and Li
 2024, CVPR, arXiv 2404.00228).
 
-After its program. A task is learned like this:
+After the authors' code. A task is learned like this:
 
     design      one pass over its images gives G, the sum of x·xᵀ over the inputs x of each qkv
                 projection. The rows of `down` are the first r left singular vectors of G - P·G,
@@ -11,13 +11,13 @@ After its program. A task is learned like this:
     memory      another pass gives G by the network as it is now, and P grows until it holds a share
                 of G that rises from task to task
 
-In the paper, a matrix whose columns are the inputs stands where G does here. The program has G, for
-which the published shares are meant.
+In the paper, a matrix whose columns are the inputs stands where G does here. The authors' code has
+G, for which the published shares are meant.
 
-Where this differs from the program: images of the two passes are not augmented; the first task adds
-as many directions as the criterion of the paper says, where the program adds one less; P is kept as
-one matrix (C, C) for each block, where the paper's DualGPM keeps a basis of its span or of the
-complement, whichever is smaller. Spans are the same.
+Where this differs from the authors' code: images of the two passes are not augmented; the first
+task adds as many directions as the criterion of the paper says, where the authors' code adds one
+less; P is kept as one matrix (C, C) for each block, where the paper's DualGPM keeps a basis of its
+span or of the complement, whichever is smaller. Spans are the same.
 
 Classes of different tasks never compete in the loss. After few steps this costs more than LoRA
 gains: on 240 digits 60 %, as method=finetune, where ncm has 75 %. With lora_rate_factor=0.1 and
@@ -59,7 +59,7 @@ class InfLoRA(Method):
     """
 
     reference = Reference(
-        "Liang and Li 2024, arXiv 2404.00228 (InfLoRA), and its program",
+        "Liang and Li 2024, arXiv 2404.00228 (InfLoRA), and the authors' code",
         "parameters are the changes of all tasks; each task trains its own",
     )
     learning_only = ("span",)

@@ -40,7 +40,7 @@ class KernelLDA(LinearDiscriminant):
     """
 
     reference = Reference(
-        "Momeni et al. 2025, arXiv 2412.15571 (KLDA), and its program",
+        "Momeni et al. 2025, arXiv 2412.15571 (KLDA), and the authors' code",
         "one pass over frozen features, nothing is trained",
     )
     frequencies: Tensor

@@ -32,7 +32,7 @@ class LayUP(Ridge):
     """
 
     reference = Reference(
-        "Ahrens et al. 2024, arXiv 2312.08888 (LayUP), and its program",
+        "Ahrens et al. 2024, arXiv 2312.08888 (LayUP), and the authors' code",
         "one pass over frozen features, nothing is trained; without the paper's first session",
     )
 

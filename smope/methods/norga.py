@@ -37,7 +37,7 @@ class NoRGa(HiDePrompt):
     """
 
     reference = Reference(
-        "Le et al. 2024, arXiv 2405.14124, and its program",
+        "Le et al. 2024, arXiv 2405.14124, and the authors' code",
         HiDePrompt.reference.note,
         published_parameters=4.21,
         published_gflops=(33.72, 67.45),

@@ -34,7 +34,7 @@ class RegularisedGDA(ClassDistances):
     """
 
     reference = Reference(
-        "Rao et al. 2026, arXiv 2602.00144 (RGDA), and its program",
+        "Rao et al. 2026, arXiv 2602.00144 (RGDA), and the authors' code",
         "one pass over frozen features, nothing is trained",
     )
     _mean_covariance: Tensor

@@ -68,7 +68,7 @@ class RSIAT(DriftCorrected):
     """
 
     reference = Reference(
-        "RSIAT, CVPR 2026, and its program; SSIAT, Tan et al. 2024, arXiv 2403.19979",
+        "RSIAT, CVPR 2026, and the authors' code; SSIAT, Tan et al. 2024, arXiv 2403.19979",
         "training passes: one in the first task, two in later ones (SSIAT: one); published "
         "parameters are those of the adapters, ours count the network P and the classifier too",
         published_parameters=1.19,

@@ -1,8 +1,8 @@
 """SLDC: LoRA tuned in every task, and a map of features that carries class Gaussians along.
 
-SLDC is of AAAI 2026; this follows its program. The map is fitted to features of the task's images
-before and after the task; _shared/drift.py has both kinds. The classifier is retrained on samples
-of all Gaussians, as in SLCA++, of which this is a relative.
+SLDC is of AAAI 2026; this follows the authors' code. The map is fitted to features of the task's
+images before and after the task; _shared/drift.py has both kinds. The classifier is retrained on
+samples of all Gaussians, as in SLCA++, of which this is a relative.
 
 Where this differs from the program: the down projections of LoRA start at random and not as leading
 singular vectors of the weights; images for the map are not augmented; no auxiliary images of
@@ -53,7 +53,7 @@ class SLDC(DriftCorrected):
     """
 
     reference = Reference(
-        "SLDC, AAAI 2026, and its program",
+        "SLDC, AAAI 2026, and the authors' code",
         "training passes: one in the first task, two in later ones",
     )
 

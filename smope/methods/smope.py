@@ -88,7 +88,7 @@ class SMoPE(Method):
     dense_epochs: int = 0
 
     reference = Reference(
-        "Le et al. 2026, arXiv 2509.24483 and its program",
+        "Le et al. 2026, arXiv 2509.24483 and the authors' code",
         published_parameters=0.384,
         published_gflops=(33.72, 33.72),
     )

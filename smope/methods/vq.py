@@ -43,7 +43,7 @@ class VQPrompt(PrefixMethod):
     """
 
     reference = Reference(
-        "Jiao et al. 2024, arXiv 2410.20444, and its program",
+        "Jiao et al. 2024, arXiv 2410.20444, and the authors' code",
         "two forward passes an image, in training and evaluation: the first gives the query",
         published_parameters=0.50,
         published_gflops=(67.44, 67.44),

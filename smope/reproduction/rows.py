@@ -178,9 +178,9 @@ OF_PEERS: dict[str, PublishedRow] = {
         "Liang and Li 2024",
         "For ViT-B/16 of ImageNet-21K (Sup-21K), in the order of class numbers and accuracy over "
         "images, where ours is the mean over tasks. The numbers of CIFAR-100 are those of the five "
-        "logs that its program comes with, which begin with five seeds and have the same order of "
-        "classes; that of ImageNet-R is as later papers quote it, without the average. There is "
-        "none for CUB-200, for which the settings are those of ImageNet-R.",
+        "logs that the authors' code comes with, which begin with five seeds and have the same "
+        "order of classes; that of ImageNet-R is as later papers quote it, without the average. "
+        "There is none for CUB-200, for which the settings are those of ImageNet-R.",
         {
             "cifar100": {_FAA: SeedMean(86.33, 0.81), _CAA: SeedMean(91.18, 0.40)},
             "imagenet_r_10": {_FAA: SeedMean(75.65)},

@@ -1,7 +1,7 @@
 """First the softmax over all experts, then the best K of it, not divided by their sum: the order of
 V-MoE.
 
-Riquelme et al. 2021, arXiv 2106.05974, and its program, google-research/vmoe.
+Riquelme et al. 2021, arXiv 2106.05974, and the authors' code, google-research/vmoe.
 
 Shapes: B batch, H heads, E experts of a head, K chosen experts, D head width.
 """

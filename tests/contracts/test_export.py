@@ -59,7 +59,7 @@ def program_of(method: Method, images: Tensor) -> ExportedProgram:
 
 @pytest.fixture(scope="module")
 def program(trained: Callable[[str], Trainer]) -> Callable[[str, Tensor], ExportedProgram]:
-    """(name, images) -> the program of that method; made once, since it takes seconds."""
+    """(name, images) -> the exported program of that method; made once, since it takes seconds."""
     made: dict[str, ExportedProgram] = {}
 
     def export(name: str, images: Tensor) -> ExportedProgram:
@@ -174,7 +174,7 @@ def test_what_an_exporter_does_not_know_is_named(stream: Stream, tmp_path: Path)
 def test_onnx_of_the_dynamo_exporter(
     name: str, method: Method, program: Any, images: Tensor, tmp_path: Path
 ) -> None:
-    """From the method, as users do it; of most methods from the program that there is."""
+    """From the method, as users do it; most from the program exported before."""
     options: dict[str, Any] = {"dynamo": True}
     if name in QUICK:
         options["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
