@@ -177,8 +177,8 @@ class Method(nn.Module):
             leaves them out. Any module inside a method may have such a list, and a subclass adds to
             those of its bases.
         revisits: train on the images of all tasks so far, not only on those of the current task.
-        sums_stay: keep sums over the images of all classes out of which none can be taken.
             The number of steps stays the same; each epoch draws from all images seen.
+        sums_stay: keep sums over the images of all classes out of which none can be taken.
     """
 
     reference: ClassVar[Reference]
