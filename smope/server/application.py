@@ -81,6 +81,12 @@ class Application:
         lesson, served = await _in_thread(self._learning, self.session.undo)
         return answer({"undone": lesson, "model": model_document(self.session, served)})
 
+    async def mistake(self, request: Request, error: UserError) -> Response:
+        """A UserError."""
+        if not isinstance(error, Refusal):
+            error = refusal(UNREADABLE, error, self.session.paths)
+        return error_answer(error)
+
 
 def web_application(session: Session, names: Collection[str] = ()) -> ASGIApp:
     """The ASGI application.
@@ -100,7 +106,7 @@ def web_application(session: Session, names: Collection[str] = ()) -> ASGIApp:
     ]
     errors: dict[Any, Any] = {
         HTTPException: _refused,
-        UserError: _mistake,
+        UserError: handlers.mistake,
         OSError: _failure,
         MemoryError: _failure,
         ClientDisconnect: _gone,
@@ -165,10 +171,6 @@ async def _in_thread(pool: ThreadPoolExecutor, function: Callable[[], Result]) -
 
 async def _refused(request: Request, error: HTTPException) -> Response:
     return error_answer(Refusal(error.status_code, error.detail))
-
-
-async def _mistake(request: Request, error: UserError) -> Response:
-    return error_answer(error if isinstance(error, Refusal) else refusal(UNREADABLE, error))
 
 
 async def _failure(request: Request, error: Exception) -> Response:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from smope.errors import UserError, one_line
+from smope.server.hidden_folders import without_folders
 
 UNREADABLE = 422
-# up to the last separator of a path, which may hold blanks behind its first one
-FOLDERS = re.compile(r"""[^\s/:;,'"()=]*/(?:[^/:;'"]*/)*""".replace("/", re.escape(os.sep)))
 _log = logging.getLogger(__name__)
 
 
@@ -22,16 +21,17 @@ class Refusal(UserError):
         self.status = status
 
 
-def refusal(status: int, error: Exception) -> Refusal:
+def refusal(status: int, error: Exception, known: Sequence[Path] = ()) -> Refusal:
     """The refusal that an error leads to. It names files without the folders of this machine, which
     are not for clients; the terminal shows these.
 
     Args:
         status: of HTTP.
         error: what happened.
+        known: files and folders of the server.
     """
     line = one_line(error)
-    message = FOLDERS.sub("", line)
+    message = without_folders(line, known)
     if message != line:
         # a client's part of it must not steer the terminal
         _log.error("%s", "".join(letter for letter in line if letter.isprintable()))

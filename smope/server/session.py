@@ -116,6 +116,7 @@ class Session:
         file = model_file(source)
         self._latest = (folder or file.parent) / file.name
         self._start_folder = file.parent
+        self.paths = (source, self._latest)  # their folders are not for clients
         # of a run directory without model.safetensors the last checkpoint is served
         start = classifier.artefact.file.path if classifier.artefact.file else source
         version = Version(start.name, "start", {}, len(classifier.class_names))
@@ -211,7 +212,7 @@ class Session:
                 lesson, earlier = last_lesson(artefact), self._before(artefact)
             except UserError as error:
                 self.served = self.served._replace(can_undo=False)
-                text = str(refusal(409, error)).removeprefix("--undo: ")
+                text = str(refusal(409, error, self.paths)).removeprefix("--undo: ")
                 raise Refusal(409, text.partition("; say where it is")[0]) from error
             served = self._serve(earlier, "undo", lesson["classes"])
         return lesson["classes"], served
@@ -293,7 +294,7 @@ class Session:
         try:
             written = write_version(artefact, self._latest, None)
         except OSError as error:
-            raise refusal(507, error) from error
+            raise refusal(507, error, self.paths) from error
         assert written.file is not None
         classifier = self.served.classifier.of_version(written)
         version = Version(written.file.path.name, how, lesson, len(written.class_names))
