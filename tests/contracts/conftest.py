@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -12,9 +11,7 @@ import pytest
 import torch
 
 from smope.backbones.vit import Backbone
-from smope.config.conf_files import choices, conf_dir
-from smope.config.hydra import compose
-from smope.config.overrides import read_overrides
+from smope.config.conf_files import choice_values, choices, conf_dir
 from smope.methods.base import Method
 from smope.routers.base import Router
 from smope.streams.stream import Stream
@@ -91,7 +88,7 @@ def make_method(
 
 
 def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any:
-    values = dict(_read(group, name))
+    values = _read(group, name)
     module, _, attribute = values.pop("_target_").rpartition(".")
     target = getattr(importlib.import_module(module), attribute)
     wanted = inspect.signature(target).parameters
@@ -104,6 +101,6 @@ def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any
     )
 
 
-@functools.cache
 def _read(group: str, name: str) -> dict[str, Any]:
-    return getattr(compose(read_overrides([f"{group}={name}"])), group)
+    """What `smope train` composes for a choice, as test_conf.py makes sure, without Hydra."""
+    return choice_values(group, name, [conf_dir()])

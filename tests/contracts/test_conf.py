@@ -13,8 +13,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from smope.config.conf_files import ALL_GROUPS, GROUPS, SETTINGS, choices, conf_dir
-from smope.config.config import MISSING, Config
+from smope.config.conf_files import ALL_GROUPS, GROUPS, SETTINGS, choice_values, choices, conf_dir
+from smope.config.config import MISSING, Config, validate
 from smope.config.hydra import compose, compose_values, with_sweep
 from smope.config.identity import flatten
 from smope.config.launchers import LAUNCHERS
@@ -57,10 +57,13 @@ def mandatory(tmp_path: Path) -> dict[str, str]:
 def composed(group: str, name: str, mandatory: dict[str, str]) -> Config:
     if group == "sweep":
         return _first_cell(name, mandatory)
-    choice = f"{group}={name}"
-    values = flatten(compose_values(read_overrides([choice])))
-    left_open = [key for key in mandatory if values.get(key) == MISSING]
-    return compose(read_overrides([choice, *(f"{key}={mandatory[key]}" for key in left_open)]))
+    overrides = read_overrides([f"{group}={name}"])
+    values = compose_values(overrides)
+    known = flatten(values)
+    left_open = [f"{key}={mandatory[key]}" for key in mandatory if known.get(key) == MISSING]
+    if left_open:
+        return compose(read_overrides([f"{group}={name}", *left_open]))
+    return validate(values, overrides.given)
 
 
 def _first_cell(name: str, mandatory: dict[str, str]) -> Config:
@@ -91,6 +94,8 @@ def test_composes_to_the_recorded_hash(group: str, name: str, mandatory: dict[st
     """
     made = without_paths(composed(group, name, mandatory))
     assert "???" not in made.to_yaml()
+    if group in ("method", "router"):
+        assert getattr(made, group) == choice_values(group, name, [conf_dir()])
     text = hashlib.sha256(made.to_yaml().encode()).hexdigest()[:12]
     choice = f"{group}={name}"
     assert choice in HASHES, (
