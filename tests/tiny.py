@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from smope.backbones.vit import Backbone, BackboneIdentity
+from smope.methods.base import Method
 from smope.streams.source import ImageSet, Source
 from smope.streams.stream import Stream, build_stream
 from smope.training.settings import TrainerSettings
@@ -46,6 +48,30 @@ def shake(vit: VisionTransformer) -> VisionTransformer:
             parameter, mean=1.0 if "norm" in name and name.endswith("weight") else 0.0, std=0.2
         )
     return vit
+
+
+class PassedImages:
+    """Counts the images that pass through a method's network, until `close`. A copy of the method
+    counts its own.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.images = 0
+        self.close = method.backbone.vit.patch_embed.register_forward_hook(self._note).remove
+
+    def _note(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.images += len(output)
+
+    def during(self, call: Callable[..., Any], counts: list[int]) -> Callable[..., Any]:
+        """The same function; each call of it adds its number of images to `counts`."""
+
+        def counted(*arguments: Any) -> Any:
+            before = self.images
+            result = call(*arguments)
+            counts.append(self.images - before)
+            return result
+
+        return counted
 
 
 def tiny_backbone(seed: int = 0, **options: Any) -> Backbone:

@@ -444,10 +444,18 @@ class Method(nn.Module):
         """
         return dict(settings)
 
-    def assume_all_learned(self) -> None:
-        """Classify at the cost after the last task, though nothing was learned: costs are counted
-        so. A method whose passes at test grow with tasks overrides it.
+    def assume_learned(self, tasks: int | None = None) -> None:
+        """Classify at the cost after so many tasks, though nothing was learned: costs are counted
+        so. A method whose passes at test grow with tasks overrides it. None: after all tasks.
         """
+
+    def own_passes(self, task: TaskSpan) -> int:
+        """How many times the images of a task pass through the network in prepare_task and
+        end_task together, for plans. A pass is one of task_features().
+
+        By default it is one in each of the two that a subclass defines.
+        """
+        return self.prepares + (type(self).end_task is not Method.end_task)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Optimizer groups, each with its base rate; the classifier's is last."""

@@ -53,8 +53,8 @@ class EASE(TaskAdapters):
 
     reference = Reference(
         "Zhou et al. 2024, arXiv 2403.12030, and the authors' code",
-        "one pass an image in training, T at test after T tasks (here 10); a plan counts every "
-        "evaluation like the last; the classifier helps to train alone",
+        "one pass an image in training, T at test after T tasks (here 10); the "
+        "classifier helps to train alone",
     )
     learning_only = ("classifier", "counts")
     prototypes: Tensor

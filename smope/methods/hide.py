@@ -199,6 +199,9 @@ class HiDePrompt(PrefixMethod):
             )
         return losses
 
+    def own_passes(self, task: TaskSpan) -> int:
+        return 0
+
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         """Keep the mixed prompt that was trained."""

@@ -219,6 +219,10 @@ class MiN(Method):
         logits = (known + learned)[:, : task.stop]
         return {"cross_entropy": F.cross_entropy(logits, labels)}
 
+    def own_passes(self, task: TaskSpan) -> int:
+        """Two before training, one of them through the bare backbone, and one after it."""
+        return 3
+
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         self.ridge.fit(features_of(self, batches, self.ridge.sums.penalty.device))

@@ -58,6 +58,9 @@ class SLCA(FullFinetune):
     def aligned(self) -> Sequence[AlignableClassifier]:
         return [self._alignable] if self.align else []
 
+    def own_passes(self, task: TaskSpan) -> int:
+        return 0
+
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         self.statistics.task[list(task.classes)] = task.index

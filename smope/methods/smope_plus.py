@@ -123,5 +123,9 @@ class SMoPEPlus(FirstSession, SMoPE):
     def begin_task(self, task: TaskSpan) -> None:
         """Do nothing: experts stay as the first task left them, so no prototypes are needed."""
 
+    def own_passes(self, task: TaskSpan) -> int:
+        """One for the ridge classifier, and in the first task the usage pass of the experts."""
+        return 1 if task.index else 2
+
     def _training_logits(self, images: Tensor) -> Tensor:
         return self.classifier(self.backbone(images))

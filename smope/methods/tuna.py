@@ -57,8 +57,7 @@ class TUNA(TaskAdapters):
 
     reference = Reference(
         "Wang et al. 2025, arXiv 2508.08165, and the authors' code",
-        "one pass an image in training, T + 1 at test after T tasks (here 11); a plan counts every "
-        "evaluation like the last",
+        "one pass an image in training, T + 1 at test after T tasks (here 11)",
     )
     front = 1  # the universal adapter
     statistics: ClassGaussians
@@ -132,6 +131,9 @@ class TUNA(TaskAdapters):
         self.statistics.task[list(task.classes)] = task.index
         # The Gaussian of a class that comes again is of the new adapter's features alone.
         self.statistics.count[list(task.classes)] = 0
+
+    def own_passes(self, task: TaskSpan) -> int:
+        return 0
 
     def aligned(self) -> Sequence[AlignableClassifier]:
         return [self._alignable] if self.align else []

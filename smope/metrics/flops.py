@@ -94,6 +94,27 @@ def count_phases(method: Method, task: TaskSpan, phases: Sequence[Phase]) -> lis
     return counts
 
 
+def count_pass(
+    method: Method, run: Callable[[Method, Tensor], Tensor], tasks: Sequence[int]
+) -> list[float]:
+    """The GFLOPs, by PyTorch's counter, of a pass of one image without gradients.
+
+    Args:
+        method: The method, on any device; it stays as it is.
+        run: The pass, of a copy of the method and an image.
+        tasks: After how many tasks the pass is.
+
+    Returns:
+        A number for each of them.
+    """
+    with _quietly(method):
+        trial, counts = light_copy(method).eval(), []
+        for number in tasks:
+            trial.assume_learned(number)
+            counts.append(_count(lambda: run(trial, _image(trial)))["torch"])
+    return counts
+
+
 class ProductsOnly(TorchDispatchMode):
     """Sums in `operations` what PyTorch's flop counter counts, with its formulas.
 
@@ -197,7 +218,7 @@ def _quietly(method: Method) -> Iterator[None]:
 
 def _both(method: Method, task: TaskSpan, trained: bool) -> dict[str, Gflops]:
     train = _count_step(method, task) if trained else {"torch": 0.0, "paper_convention": 0.0}
-    method.eval().assume_all_learned()
+    method.eval().assume_learned()
     return {"train_gflops": train, "infer_gflops": _count(lambda: method(_image(method)))}
 
 

@@ -34,7 +34,7 @@ class Estimate:
 COMMON = (
     "not counted: checkpoints, the record for the analysis, trackers, and waiting for a busy "
     "machine",
-    "later tasks are taken to cost what the second does",
+    "training steps of later tasks are taken to cost what those of the second do",
 )
 
 
@@ -49,18 +49,21 @@ def from_measured(work: Workload, measured: Measured, tasks: int) -> Estimate:
     Returns:
         The estimate.
     """
+    passes = work.passes
     step = {(timing.tasks, timing.name): timing.seconds for timing in measured.phases}
-    passes = work.train_images * measured.pass_seconds
     steps = sum(phase.steps * step[phase.tasks, phase.name] for phase in work.phases)
     bare = measured.eval_seconds * work.frozen_gflops / work.infer_gflops
     return Estimate(
         {
             "training": max(steps - work.frozen.in_training * bare, 0.0),
-            "passes after training": passes * measured.passes + tasks * measured.end_seconds,
-            "statistics and alignment": passes * work.statistics
+            "passes after training": passes.own * measured.pass_seconds
+            + measured.end_seconds
+            + (tasks - 1) * measured.later_end_seconds,
+            "statistics and alignment": passes.recorded * measured.pass_seconds
             - work.frozen.in_statistics * bare
             + work.alignment_steps * (measured.alignment_step or 0.0),
-            "evaluation": work.evaluated * measured.eval_seconds - work.frozen.in_evaluation * bare,
+            "evaluation": passes.evaluated * measured.eval_seconds
+            - work.frozen.in_evaluation * bare,
         },
         (
             "a step takes as long throughout as the median of the few that were measured",
@@ -100,20 +103,36 @@ def from_run(work: Workload, record: Mapping[str, Any], path: str) -> Estimate:
         )
     align_seconds = cost["seconds"]["align"] / sum(task["train"] for task in record["tasks"])
     image_ratio = work.infer_gflops / infer
+    trained, tested = _as_recorded(work)
     return Estimate(
         {
-            "training": work.train_gflops / (train * rates["train"]) if work.steps else 0.0,
+            "training": trained / (train * rates["train"]) if work.steps else 0.0,
             "statistics and alignment": align_seconds * work.train_images * image_ratio,
-            "evaluation": work.eval_gflops / (infer * rates["infer"]),
+            "evaluation": tested / (infer * rates["infer"]),
         },
         (
             f"rates of {path}, measured there on {record.get('device')}: "
             f"{rates['train'] or 0:.1f} images a second in training, {rates['infer']:.1f} in "
             f"evaluation; passes after training are part of its training seconds",
             "an image's seconds are taken to grow with its operations, which are those of that "
-            "run's last phase",
+            "run's last phase in its first task, and after its last task",
             *COMMON,
         ),
+    )
+
+
+def _as_recorded(work: Workload) -> tuple[float, float]:
+    """GFLOPs of training and of evaluation as a run's record counts an image: in training as in the
+    first task, in evaluation as after the last. Its rates are means over all tasks.
+    """
+    first = {phase.name: phase.gflops for phase in work.phases if phase.tasks == "first task"}
+    trained = work.batch * sum(
+        phase.steps * first.get(phase.name, phase.gflops) for phase in work.phases
+    )
+    frozen = work.frozen
+    return (
+        trained - frozen.in_training * work.frozen_gflops,
+        work.evaluated * work.infer_gflops - frozen.in_evaluation * work.frozen_gflops,
     )
 
 
@@ -130,13 +149,13 @@ def from_peak(work: Workload, operations: float, utilisation: float, where: str)
         The estimate.
     """
     rate = operations * utilisation / 1e9
-    passes = work.train_images * (1 + work.statistics)
+    passes = work.passes
     return Estimate(
         {
             "training": work.train_gflops / rate,
-            "passes after training": work.train_images * work.infer_gflops / rate,
+            "passes after training": passes.own * passes.gflops / rate,
             "statistics and alignment": (
-                (passes - work.train_images) * work.infer_gflops
+                passes.recorded * passes.gflops
                 - work.frozen.in_statistics * work.frozen_gflops
                 + work.alignment_gflops
             )
@@ -146,8 +165,8 @@ def from_peak(work: Workload, operations: float, utilisation: float, where: str)
         (
             f"{where}: NOTHING WAS MEASURED; {operations / 1e12:g} TFLOP/s at their peak, of "
             f"which a share of {utilisation:g} is assumed in every step (--utilisation)",
-            "images are read as fast as they are wanted; one pass over a task's images follows "
-            "its training; of what follows, only the products of the classifier's alignment count",
+            "images are read as fast as they are wanted; of what follows a task's training, only "
+            "passes over its images and the products of the classifier's alignment count",
             *COMMON,
         ),
     )

@@ -147,14 +147,31 @@ def _counted(plan: Plan) -> list[str]:
     return [
         *training,
         f"training in all: {work.steps:,} steps, {work.train_gflops / 1e3:,.1f} TFLOPs",
-        f"passes over the {work.train_images:,} training images for class statistics: "
-        f"{work.statistics}",
-        f"evaluation: {work.evaluated:,} images, {work.infer_gflops:.2f} GFLOPs each",
+        f"passes over the {work.train_images:,} training images: {_times(work)}",
+        f"evaluation: {work.evaluated:,} images, {_each(work)}",
         f"alignment: {work.alignment_steps:,} steps of the classifier",
         *_frozen(work),
         f"memory of a step of {work.batch} images: {memory}",
         f"disk: {_disk(work)}",
     ]
+
+
+def _times(work: Workload) -> str:
+    """How often all training images pass through the network beside training steps."""
+    own = work.passes.own / work.train_images
+    return f"{own:.3g} by the method itself, {work.statistics} for class statistics"
+
+
+def _each(work: Workload) -> str:
+    """The operations of an image that is classified, which may grow with the tasks."""
+    last = f"{work.infer_gflops:.2f} GFLOPs"
+    mean = work.passes.evaluated * work.infer_gflops / work.evaluated
+    grows = abs(mean / work.infer_gflops - 1) > 1e-6
+    return (
+        f"{mean:.2f} GFLOPs each on average, {last} after the last task"
+        if grows
+        else f"{last} each"
+    )
 
 
 def _frozen(work: Workload) -> list[str]:
@@ -188,8 +205,8 @@ def _measured(measured: Measured) -> list[str]:
         *([aligned(rows)] if measured.phases else []),
         f"an image: {1e3 * measured.eval_seconds:.3g} ms to classify, "
         f"{1e3 * measured.pass_seconds:.3g} ms in a pass over training images",
-        f"after a task's training: {measured.passes} passes by the method itself, and "
-        f"{measured.end_seconds:.2g} s",
+        f"after the training of the first task, beside passes over its images: "
+        f"{measured.end_seconds:.2g} s; of a later one {measured.later_end_seconds:.2g} s",
         *([f"alignment: {1e3 * alignment:.3g} ms a step"] if alignment else []),
     ]
 

@@ -68,8 +68,8 @@ class Measured:
         phases: a step of each phase.
         pass_seconds: an image in a pass over training images.
         eval_seconds: an image that is classified.
-        passes: passes over a task's images in the method's prepare_task and end_task.
-        end_seconds: what end_task takes beside these passes.
+        end_seconds: what end_task takes in the first task beside its passes over images.
+        later_end_seconds: the same in the second task.
         alignment_step: seconds; None if nothing is aligned.
         assumed: what could not be measured, in words.
     """
@@ -79,8 +79,8 @@ class Measured:
     phases: tuple[StepTiming, ...]
     pass_seconds: float
     eval_seconds: float
-    passes: int
     end_seconds: float
+    later_end_seconds: float
     alignment_step: float | None
     assumed: tuple[str, ...]
 
@@ -98,7 +98,7 @@ def measure(trainer: Trainer, work: Workload) -> Measured:
     first, *later = trainer.spans
     factor, notes = _reduce_batches(trainer, work)
     phases = _time_phases(trainer, first, "first task")
-    trainer.method.eval().assume_all_learned()
+    trainer.method.eval().assume_learned()
     task = trainer.stream.tasks[0]
     pass_seconds = _pass(
         trainer, task.train, lambda images: trainer.method.task_features(images, first)
@@ -106,9 +106,12 @@ def measure(trainer: Trainer, work: Workload) -> Measured:
     eval_seconds = _pass(
         trainer, task.test, lambda images: trainer.method.classify(trainer.method.features(images))
     )
-    passes, end_seconds, assumed = _end_of_task(trainer, first)
+    end_seconds, assumed = _end_of_task(trainer, first)
+    later_end_seconds = 0.0
     if later:
         phases += _time_phases(trainer, later[0], "later tasks")
+        later_end_seconds, more = _end_of_task(trainer, later[0])
+        assumed = list(dict.fromkeys([*assumed, *more]))
     on_cuda = trainer.device.type == "cuda"
     return Measured(
         device=torch.cuda.get_device_name(trainer.device) if on_cuda else str(trainer.device),
@@ -116,8 +119,8 @@ def measure(trainer: Trainer, work: Workload) -> Measured:
         phases=tuple(timing.scaled(factor) for timing in phases),
         pass_seconds=pass_seconds,
         eval_seconds=eval_seconds,
-        passes=passes,
         end_seconds=end_seconds,
+        later_end_seconds=later_end_seconds,
         alignment_step=_alignment_step(trainer, later[0]) if later else None,
         assumed=(*notes, *assumed),
     )
@@ -220,19 +223,17 @@ def _pass(
     return sum(taken for taken, _ in counted) / sum(count for _, count in counted)
 
 
-def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str]]:
-    """Passes of the method over the images of its task in prepare_task and end_task, seconds beside
-    them, and notes.
+def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[float, list[str]]:
+    """Seconds of end_task beside its passes over the images of its task, and notes.
 
-    Both get a single batch instead of all images, labelled so that each class occurs if there
-    are enough images.
+    It and prepare_task get a single batch instead of all images, labelled so that each class occurs
+    if there are enough images.
     """
-    calls, last = 0, _now(trainer)
+    last = _now(trainer)
     classes = torch.tensor(span.classes, device=trainer.device)
 
     def batches(kind: Literal["train", "plain"]) -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal calls, last
-        calls += 1
+        nonlocal last
         task = trainer.stream.tasks[span.index]
         images = task.train if kind == "train" else task.train_plain
         pixels, _ = next(_endless_batches(trainer, images, shuffle=kind == "train"))
@@ -244,12 +245,13 @@ def _end_of_task(trainer: Trainer, span: TaskSpan) -> tuple[int, float, list[str
         with torch.no_grad(), autocast(trainer.settings.precision, trainer.device):
             if trainer.method.prepares:
                 trainer.method.prepare_task(span, batches)
+            last = _now(trainer)
             trainer.method.end_task(span, batches)
     except (RuntimeError, ValueError, UserError) as error:  # too few images to learn from
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         note = f"what follows a task's last step could not be tried on one batch ({reason})"
-        return max(calls, 1), 0.0, [note]
-    return calls, (_now(trainer) - last if calls else 0.0), []
+        return 0.0, [note]
+    return _now(trainer) - last, []
 
 
 def _alignment_step(trainer: Trainer, span: TaskSpan) -> float | None:

@@ -67,9 +67,15 @@ def wrapped(texts: Iterable[str]) -> str:
 
 def _seconds(trainer: Trainer, work: Workload) -> float:
     """Seconds of a run: its operations, at the rate of classifying a batch here."""
-    images = work.train_images * (1 + work.statistics + (trainer.settings.reference != "none"))
-    gflops = work.train_gflops + work.eval_gflops + work.alignment_gflops
-    return (gflops / work.infer_gflops + images) * _image_seconds(trainer, work.batch)
+    passes, referred = work.passes, trainer.settings.reference != "none"
+    gflops = (
+        work.train_gflops
+        + work.eval_gflops
+        + work.alignment_gflops
+        + (passes.own + passes.recorded) * passes.gflops
+        + referred * work.train_images * work.frozen_gflops
+    )
+    return gflops / work.infer_gflops * _image_seconds(trainer, work.batch)
 
 
 def _image_seconds(trainer: Trainer, batch: int) -> float:
@@ -78,7 +84,7 @@ def _image_seconds(trainer: Trainer, batch: int) -> float:
     The images come from a generator of their own, so that the run draws what it would have drawn.
     """
     method = light_copy(trainer.method).eval()
-    method.assume_all_learned()  # as the operations are counted
+    method.assume_learned()  # as the operations are counted
     side = method.backbone.image_size
     images = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     images = images.to(trainer.device)

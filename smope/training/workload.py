@@ -13,6 +13,7 @@ from smope.methods.base import Method, Phase, TaskSpan
 from smope.metrics.cost import count_flops, count_phases, saved_bytes, step_state_bytes
 from smope.training.disk import disk_bytes, growth_bytes
 from smope.training.frozen_work import FrozenWork, count_frozen_work
+from smope.training.passes import Passes, count_passes
 from smope.training.precision import autocast
 from smope.training.settings import TrainerSettings
 from smope.training.trainer import Trainer
@@ -48,6 +49,7 @@ class Workload:
         statistics: passes over each task's images that record class statistics.
         evaluated: test images that pass through the network over the run; those of earlier
             tasks count again after each task until their features are final.
+        passes: the same images and those of passes after training, by their operations.
         alignment_steps: training steps of the classifier on drawn features.
         infer_gflops: of one image that is classified.
         memory: bytes of weights, gradients and optimizer, and of the activations that a step keeps
@@ -66,6 +68,7 @@ class Workload:
     alignment_steps: int
     infer_gflops: float
     memory: dict[str, int]
+    passes: Passes
     disk: dict[str, int] = field(default_factory=dict)
     alignment_gflops: float = 0.0
     frozen: FrozenWork = field(default_factory=FrozenWork)
@@ -85,7 +88,7 @@ class Workload:
     def eval_gflops(self) -> float:
         """GFLOPs of all evaluations."""
         repeated = self.frozen.in_evaluation * self.frozen_gflops
-        return self.evaluated * self.infer_gflops - repeated
+        return self.passes.evaluated * self.infer_gflops - repeated
 
 
 def count(trainer: Trainer) -> Workload:
@@ -104,6 +107,7 @@ def count(trainer: Trainer) -> Workload:
         * sum(alignment_steps(span, settings) for span in trainer.spans[1:]),
         infer_gflops=infer_gflops,
         memory=_memory(trainer),
+        passes=count_passes(trainer, infer_gflops),
         disk=disk_bytes(trainer),
         alignment_gflops=aligned
         * sum(alignment_gflops(span, settings, method) for span in trainer.spans[1:]),

@@ -16,7 +16,7 @@ from smope.methods.base import Method
 from smope.routers.base import Router
 from smope.streams.stream import Stream
 from smope.training.trainer import Trainer
-from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
+from tests.tiny import PassedImages, tiny_backbone, tiny_settings, tiny_stream
 
 ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
@@ -45,7 +45,7 @@ def stream() -> Stream:
 
 
 @pytest.fixture(scope="session")
-def trained(stream: Stream) -> Callable[[str], Trainer]:
+def trained(stream: Stream, own_passes: dict[str, list[int]]) -> Callable[[str], Trainer]:
     """name -> the trainer of that method after both tasks; made once, so tests must copy the
     method to change it.
     """
@@ -53,11 +53,26 @@ def trained(stream: Stream) -> Callable[[str], Trainer]:
 
     def train(name: str) -> Trainer:
         if name not in made:
-            made[name] = trainer_of(make_method(name, tiny_backbone(), 4), stream)
+            method = make_method(name, tiny_backbone(), 4)
+            made[name] = trainer_of(method, stream)
+            passed = PassedImages(method)
+            for function in ("prepare_task", "end_task"):
+                counts = own_passes.setdefault(f"{name} {function}", [])
+                setattr(method, function, passed.during(getattr(method, function), counts))
             made[name].fit()
+            del method.prepare_task, method.end_task
+            passed.close()
         return made[name]
 
     return train
+
+
+@pytest.fixture(scope="session")
+def own_passes() -> dict[str, list[int]]:
+    """Images that passed through the network in prepare_task and in end_task of each task, by the
+    name of a method in `trained`, a blank and that of the function.
+    """
+    return {}
 
 
 @pytest.fixture

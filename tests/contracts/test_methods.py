@@ -20,8 +20,17 @@ from smope.methods.base import Method, Reference
 from smope.storage.run_directory import RunDirectory
 from smope.streams.stream import Stream
 from smope.training.checkpoint import read_checkpoint, restore, save_checkpoint
+from smope.training.spans import task_spans
 from smope.training.trainer import Trainer
-from tests.tiny import shades, tiny_backbone, tiny_settings, tiny_source, tiny_stream, tiny_vit
+from tests.tiny import (
+    PassedImages,
+    shades,
+    tiny_backbone,
+    tiny_settings,
+    tiny_source,
+    tiny_stream,
+    tiny_vit,
+)
 
 from .conftest import ALIGNMENT, every_method, make_method, trainer_of
 
@@ -91,6 +100,23 @@ def test_every_declared_parameter_learns(name: str, method: Method) -> None:
     pairs = zip(method.prompt_parameters(), fresh.prompt_parameters(), strict=True)
     assert not any(torch.equal(now, then) for now, then in pairs)
     assert not torch.equal(method.classifier.weight, fresh.classifier.weight)
+
+
+@every_method
+def test_plans_count_the_passes_that_a_method_takes_by_itself(
+    name: str, method: Method, stream: Stream, own_passes: dict[str, list[int]]
+) -> None:
+    """In each task; a pass is one of task_features, which may go through the network repeatedly."""
+    method = copy.deepcopy(method)
+    passed, counts = PassedImages(method), list[int]()
+    for span, task, ended in zip(
+        task_spans(stream), stream.tasks, own_passes[f"{name} end_task"], strict=True
+    ):
+        prepared = own_passes[f"{name} prepare_task"]
+        images = ended + (prepared[span.index] if prepared else 0)
+        method.assume_learned(span.index + 1)
+        passed.during(method.task_features, counts)(torch.zeros(1, 3, 32, 32), span)
+        assert images == method.own_passes(span) * len(task.train) * counts[-1]
 
 
 @every_method

@@ -22,6 +22,7 @@ from smope.planning.paper_stream import PaperStream
 from smope.routers.adaptive_noise import AdaptiveNoise
 from smope.storage.run_directory import RunDirectory
 from smope.training import disk
+from smope.training.passes import Passes
 from smope.training.trainer import Trainer
 from smope.training.workload import Workload, alignment_gflops, count
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
@@ -139,7 +140,7 @@ def test_a_plan_on_paper_names_the_largest_part(capsys: pytest.CaptureFixture[st
 
 
 def plan_of(memory: dict[str, int], free: float | None, resident: int | None = None) -> Plan:
-    work = Workload(8, (), 0, 0, 0, 0, 0.0, memory)
+    work = Workload(8, (), 0, 0, 0, 0, 0.0, memory, Passes(0.0))
     estimate = Estimate({"training": 1.0}, ())
     return Plan("run", ("as given",), 2, work, estimate, None, 0.0, resident, "card", free)
 

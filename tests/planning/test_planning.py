@@ -16,12 +16,15 @@ import torch
 from smope.cli.main import main
 from smope.errors import UserError
 from smope.methods.base import Method
+from smope.methods.ease import EASE
 from smope.methods.finetune import Finetune
 from smope.methods.hide import HiDePrompt
 from smope.methods.inflora import InfLoRA
 from smope.methods.ncm import NearestClassMean
 from smope.methods.ovor import OVOR
+from smope.methods.rsiat import RSIAT
 from smope.methods.smope import SMoPE
+from smope.methods.tuna import TUNA
 from smope.metrics.cost import count_flops, count_phases
 from smope.planning import measuring
 from smope.planning.estimate import from_measured, from_peak, from_run
@@ -29,9 +32,10 @@ from smope.planning.hardware import HARDWARE, choose, peak
 from smope.planning.lines import duration
 from smope.planning.measuring import Measured, StepTiming, measure
 from smope.routers.adaptive_noise import AdaptiveNoise
+from smope.training.passes import Passes
 from smope.training.trainer import Trainer
 from smope.training.workload import PhaseWork, Workload, count
-from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
+from tests.tiny import PassedImages, tiny_backbone, tiny_settings, tiny_stream
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -57,6 +61,31 @@ def trainer_of(name: str, **changes: Any) -> Trainer:
     torch.manual_seed(0)
     method: Method = METHODS[name]()
     return Trainer(method, tiny_stream(), tiny_settings(**changes), seed=0, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("make", "evaluated", "own"),
+    [
+        # passes of an image after each of four tasks: TUNA's with the universal adapter
+        (lambda: TUNA(tiny_backbone(), 4, 4), (1, 3, 4, 5), (0, 0, 0, 0)),
+        (lambda: EASE(tiny_backbone(), 4, 4), (1, 2, 3, 4), (1, 2, 3, 4)),
+        (lambda: RSIAT(tiny_backbone(), 4), (1, 1, 1, 1), (1, 2, 2, 2)),
+    ],
+)
+def test_passes_cost_what_they_do_after_their_task(
+    make: Callable[[], Method], evaluated: tuple[int, ...], own: tuple[int, ...]
+) -> None:
+    trainer = Trainer(make(), tiny_stream(num_tasks=4), tiny_settings(), seed=0, device=CPU)
+    work, passed = count(trainer), PassedImages(trainer.method)
+    tested, learned = list[int](), list[int]()
+    trainer.accuracy = passed.during(trainer.accuracy, tested)
+    trainer.method.end_task = passed.during(trainer.method.end_task, learned)
+    trainer.fit()
+    assert learned == [12 * number for number in own]
+    assert work.passes.own * evaluated[-1] == pytest.approx(sum(learned), rel=0.01)
+    seen = [5 * task * number for task, number in enumerate(evaluated, 1)]
+    assert sum(tested) == sum(seen)
+    assert work.passes.evaluated * evaluated[-1] == pytest.approx(sum(seen), rel=0.01)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -155,6 +184,7 @@ WORK = Workload(
     alignment_steps=6,
     infer_gflops=1.0,
     memory={"weights": 1, "gradients": 1, "optimizer": 2, "activations": 10},
+    passes=Passes(evaluated=40.0, recorded=160.0, own=120.0, gflops=0.5),
 )
 
 
@@ -163,14 +193,14 @@ def test_seconds_from_a_measurement_by_hand() -> None:
         StepTiming("first task", "a", 0.5, 0.4, 0.6, 3),
         StepTiming("later tasks", "a", 0.25, 0.2, 0.3, 3),
     )
-    found = Measured("cpu", 1, steps, 0.01, 0.02, 1, 0.5, 0.1, ("odd",))
+    found = Measured("cpu", 1, steps, 0.01, 0.02, 0.5, 0.7, 0.1, ("odd",))
     estimate = from_measured(WORK, found, tasks=3)
     assert estimate.seconds == pytest.approx(
         {
             "training": 4 * 0.5 + 8 * 0.25,
-            "passes after training": 100 * 0.01 + 3 * 0.5,
-            "statistics and alignment": 2 * 100 * 0.01 + 6 * 0.1,
-            "evaluation": 50 * 0.02,
+            "passes after training": 120 * 0.01 + 0.5 + 2 * 0.7,
+            "statistics and alignment": 160 * 0.01 + 6 * 0.1,
+            "evaluation": 40 * 0.02,
         }
     )
     assert "odd" in estimate.assumptions
@@ -181,9 +211,9 @@ def test_seconds_from_a_peak_by_hand() -> None:
     assert estimate.seconds == pytest.approx(
         {
             "training": (4 * 10 * 2 + 8 * 10 * 3) / 10,
-            "passes after training": 10.0,
-            "statistics and alignment": 20.0,
-            "evaluation": 5.0,
+            "passes after training": 6.0,
+            "statistics and alignment": 8.0,
+            "evaluation": 4.0,
         }
     )
     assert "NOTHING WAS MEASURED" in estimate.assumptions[0]
@@ -208,7 +238,7 @@ def test_seconds_from_a_run_by_hand() -> None:
     estimate = from_run(WORK, record(), "RUN")
     assert estimate.seconds == pytest.approx(
         {
-            "training": (4 * 10 * 2.0 + 8 * 10 * 3.0) / (2.0 * 20.0),
+            "training": (4 + 8) * 10 * 2.0 / (2.0 * 20.0),
             "statistics and alignment": 8.0 / 400 * 100 * 2,
             "evaluation": 50 / 100 * 2,
         }
@@ -237,7 +267,6 @@ def test_every_kind_of_method_can_be_measured(name: str, monkeypatch: pytest.Mon
     }
     assert all(0 < timed.low <= timed.seconds <= timed.high for timed in found.phases)
     assert min(found.pass_seconds, found.eval_seconds) > 0 and not found.assumed
-    assert found.passes == {"smope": 1, "ncm": 1, "inflora": 2}.get(name, 0)
     assert (found.alignment_step is not None) == bool(trainer.method.aligned())
     assert from_measured(work, found, 2).total > 0
 

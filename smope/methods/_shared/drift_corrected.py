@@ -74,6 +74,10 @@ class DriftCorrected(Method):
         """
         raise TypeError(f"{type(self).__name__} does not define carry(before, after, task)")
 
+    def own_passes(self, task: TaskSpan) -> int:
+        """One after each task, and from the second on one by the network of before."""
+        return 2 if task.index else 1
+
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         device = in_float64(self.statistics.mean[:0]).device

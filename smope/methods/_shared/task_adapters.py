@@ -123,8 +123,8 @@ class TaskAdapters(Method):
     def begin_task(self, task: TaskSpan) -> None:
         self._begun(task.index + 1)
 
-    def assume_all_learned(self) -> None:
-        self._begun(self.total_tasks)
+    def assume_learned(self, tasks: int | None = None) -> None:
+        self._begun(self.total_tasks if tasks is None else tasks)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         rate = self.rate_factor * learning_rate
