@@ -7,6 +7,7 @@ Bright ink on a dark ground, as the data set has it.
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,13 @@ def load() -> Source:
 
 
 def read_table() -> numpy.ndarray:
-    """A row (65 uint8) for each scan: its 64 values and its digit.
+    """A row (65 uint8) for each scan: its 64 values and its digit."""
+    return _table().copy()
 
-    Read from scikit-learn's own file, since importing scikit-learn takes as long as torch.
-    """
+
+@cache
+def _table() -> numpy.ndarray:
+    """Read from scikit-learn's own file, since importing scikit-learn takes as long as torch."""
     package = importlib.util.find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():
         file = Path(folder, "datasets", "data", "digits.csv.gz")

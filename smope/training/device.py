@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -178,8 +179,9 @@ def prefer_onednn() -> bool:
     return False
 
 
+@cache
 def _products_are_exact() -> bool:
-    """Whether products are exact, small and large, single and in a batch.
+    """Whether products are exact, small and large, single and in a batch. Tried once a process.
 
     torch 2.11 reduces the precision of products in a batch, and of single ones that are large.
     """

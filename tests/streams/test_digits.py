@@ -68,5 +68,6 @@ def test_the_table_is_that_of_scikit_learn(moved: bool, monkeypatch: pytest.Monk
     expected: Any = load_digits()
     if moved:
         monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    digits._table.cache_clear()
     table = digits.read_table()
     assert (table[:, :64] == expected.data).all() and (table[:, 64] == expected.target).all()

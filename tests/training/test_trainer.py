@@ -323,7 +323,9 @@ def matmul() -> Iterator[Any]:
     if switch is None:
         pytest.skip("this torch has no such switch")
     before = switch.fp32_precision
+    device._products_are_exact.cache_clear()
     yield switch
+    device._products_are_exact.cache_clear()
     switch.fp32_precision = before
 
 
