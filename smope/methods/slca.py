@@ -52,7 +52,7 @@ class SLCA(FullFinetune):
     ) -> None:
         super().__init__(backbone, num_classes, backbone_rate_factor=backbone_rate_factor)
         self.align = align
-        self.statistics = ClassGaussians(num_classes, backbone.embed_dim, shrink)
+        self.statistics = ClassGaussians(num_classes, backbone.embed_dim, shrink, recorded=align)
         self._alignable = NormalisedLogits(self, temperature)
 
     def aligned(self) -> Sequence[AlignableClassifier]:

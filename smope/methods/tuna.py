@@ -92,7 +92,7 @@ class TUNA(TaskAdapters):
         )
         self.margin = margin
         self.orthogonality = orthogonality
-        self.statistics = ClassGaussians(num_classes, backbone.embed_dim, shrink)
+        self.statistics = ClassGaussians(num_classes, backbone.embed_dim, shrink, recorded=align)
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         self._alignable = OfTheTask(self)
 
@@ -141,7 +141,7 @@ class TUNA(TaskAdapters):
     @torch.no_grad()
     def class_cosines(self, features: Tensor) -> Tensor | None:
         """Of the feature with the adapter of a class's task, and its mean."""
-        labels = self.statistics.known[:, 0].nonzero()[:, 0]
+        labels = self.statistics.known.any(-1).nonzero()[:, 0]
         if not len(labels):
             return None
         means = F.normalize(self.statistics.mean[labels, 0], dim=-1)

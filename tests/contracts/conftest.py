@@ -119,3 +119,6 @@ def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any
 def _read(group: str, name: str) -> dict[str, Any]:
     """What `smope train` composes for a choice, as test_conf.py makes sure, without Hydra."""
     return choice_values(group, name, [conf_dir()])
+
+
+ALIGNED = [name for name in METHODS if "align" in _read("method", name)]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from smope.errors import UserError
 from smope.experts.inject import detach
+from smope.methods._shared.drift_corrected import DriftCorrected
 from smope.methods._shared.routed_method import RoutedMethod, experts_of, routings_of
 from smope.methods.base import Method, Reference
 from smope.storage.run_directory import RunDirectory
@@ -32,7 +33,7 @@ from tests.tiny import (
     tiny_vit,
 )
 
-from .conftest import ALIGNMENT, every_method, make_method, trainer_of
+from .conftest import ALIGNED, ALIGNMENT, every_method, make_method, trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,19 @@ def test_what_is_remembered_has_its_size_before_the_first_image(name: str, metho
         for state in (method.trained_state(), fresh)
     )
     assert sizes == before
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_no_room_is_taken_for_statistics_that_are_never_recorded(name: str) -> None:
+    """Without alignment only those remain that a method reads itself. A state of earlier versions,
+    which had room for all, is read.
+    """
+    aligned, method = (make_method(name, tiny_backbone(), 4, align=on) for on in (True, False))
+    records_itself = isinstance(method, DriftCorrected)
+    assert bool(method.statistics.variance.numel()) == (bool(method.recorded()) or records_itself)
+    method.load_trained_state(aligned.trained_state())
+    assert method.recollect(2) is None
+    assert method.class_cosines(torch.zeros(1, 32)) is None
 
 
 @every_method

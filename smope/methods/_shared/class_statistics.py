@@ -5,6 +5,8 @@ Methods with classifier alignment keep them instead of images.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +35,7 @@ class ClassStatistics(nn.Module):
         self.register_buffer("mean", torch.zeros(num_classes, centroids, width))
         self.register_buffer("variance", torch.zeros(num_classes, centroids, width))
         self.register_buffer("count", torch.zeros(num_classes, centroids, dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_without_unused_room)
 
     @property
     def known(self) -> Tensor:
@@ -97,6 +100,20 @@ class ClassStatistics(nn.Module):
             self.mean[labels, index],
             (self.variance[labels, index] + VARIANCE_FLOOR).sqrt(),
         )
+
+
+def _without_unused_room(
+    statistics: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Reads a state that has room for Gaussians which were never recorded, as earlier runs of TUNA
+    and SLCA with align=false wrote it.
+    """
+    assert isinstance(statistics, ClassStatistics)
+    names = [f"{prefix}{name}" for name in ("mean", "variance", "count")]
+    if statistics.count.numel() or names[-1] not in state or state[names[-1]].any():
+        return
+    for name in names:
+        state[name] = state[name][:, :0]
 
 
 def drawn(mean: Tensor, deviation: Tensor, noise: Tensor) -> Tensor:
