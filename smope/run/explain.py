@@ -23,6 +23,7 @@ from smope.metrics.flops import light_copy
 from smope.run.build import Experiment
 from smope.run.results import way_out
 from smope.storage.commands import command
+from smope.training.device import available_cores
 from smope.training.precision import evaluated_features
 from smope.training.trainer import Trainer
 from smope.training.workload import Workload, count
@@ -57,7 +58,7 @@ def introduction(experiment: Experiment, trainer: Trainer) -> str:
         f"The vision transformer ({backbone.identity.source}) {state}. Training takes "
         f"{work.steps:,} steps, all of it {about(seconds)} on this machine.",
     )
-    return wrapped(texts) + "\n"
+    return wrapped(filter(None, [*texts, _busy(trainer.device)])) + "\n"
 
 
 def wrapped(texts: Iterable[str]) -> str:
@@ -94,6 +95,19 @@ def _image_seconds(trainer: Trainer, batch: int) -> float:
         evaluated_features(method, images, trainer.settings.precision).sum().item()
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:]) / batch
+
+
+def _busy(device: torch.device) -> str:
+    """That the time was measured beside other work on the processor; empty if it was not."""
+    if device.type != "cpu" or not hasattr(os, "getloadavg"):
+        return ""
+    load, cores = os.getloadavg()[0], available_cores()
+    if load <= cores:
+        return ""
+    return (
+        f"Other work keeps this machine busy (load {load:.1f}, {cores} cores): the time is a guess "
+        f"for a run beside it, and alone a run takes less."
+    )
 
 
 def about(seconds: float) -> str:

@@ -6,7 +6,6 @@ Letters: B batch, S image side.
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +31,7 @@ from smope.serving.weights_beside import weights_now
 from smope.storage.run_search import finished_run
 from smope.streams.pixels.bit_depth import ASSUMED, WAY_OUT
 from smope.streams.pixels.transforms import Evaluation, collate, cut, resample
-from smope.training.device import prefer_onednn, resolve_device
+from smope.training.device import available_cores, prefer_onednn, resolve_device
 from smope.training.precision import evaluated_features, full_precision
 
 if TYPE_CHECKING:
@@ -314,8 +313,7 @@ def _raise(error: UserError) -> None:
 
 def usable_cores() -> int:
     """CPU cores that this process may use, `MOST_WORKERS` at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(MOST_WORKERS, cores or 1)
+    return min(MOST_WORKERS, available_cores())
 
 
 def _batches(

@@ -202,3 +202,10 @@ def _onednn_has_effect() -> bool:
     """torch listens to the switch on processors with AVX-512 (or Arm's bfloat16) only."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return supported is not None and supported()
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

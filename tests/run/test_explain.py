@@ -151,6 +151,19 @@ def test_timing_a_run_changes_nothing_of_it() -> None:
     assert all(parameter.grad is None for parameter in trainer.method.parameters())
 
 
+def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time was measured beside other work, so it says less about a run."""
+    experiment, trainer = prepare(compose(read_overrides(SMALL)))
+    busy = "Other work keeps this machine busy"
+    for load, named in ((1.0, False), (2.0, False), (7.5, True)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        monkeypatch.setattr("smope.run.explain.available_cores", lambda: 2)
+        text = plain(introduction(experiment, trainer))
+        assert (f"{busy} (load 7.5, 2 cores)" in text) is named
+    monkeypatch.delattr("os.getloadavg")  # as on Windows
+    assert busy not in introduction(experiment, trainer)
+
+
 def test_a_sweep_is_not_explained(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
