@@ -284,7 +284,9 @@ class SMoPE(Method):
             losses["router"] = self.router_loss_weight * value
         if chooses:
             scale = self._wrappers[0].scale
-            losses |= self._balance_losses(self._routers, routings, scale)
+            drawn = [bank.state.available for bank in self.experts]
+            available = [experts for experts in drawn if experts is not None]
+            losses |= self._balance_losses(self._routers, routings, scale, available)
             if self.similarity_loss_weight > 0:
                 losses["similarity"] = self.similarity_loss_weight * self._similarity(routings)
         if self.prototype_loss_weight > 0 and task.index > 0:

@@ -46,6 +46,27 @@ def test_the_sum_over_images_varies_not_each_image() -> None:
     assert variation_loss(one_for_all).item() == close(2)
 
 
+@pytest.mark.parametrize("correction", [0, 1])
+def test_experts_that_are_not_available_do_not_count(correction: int) -> None:
+    """The losses are those of the other experts by themselves, head by head."""
+    available = torch.tensor([[True, False, True, True], [True, True, False, False]])
+    amounts = random(5, 2, 4).square() * available
+    ids = torch.tensor([[[0], [1]]]).expand(5, 2, 1)
+    probabilities = amounts / amounts.sum(-1, keepdim=True)
+    variation, balance = [], []
+    for head, of_head in enumerate(available):
+        alone = amounts[:, head : head + 1, of_head]
+        variation.append(variation_loss(alone, correction))
+        chances = probabilities[:, head : head + 1, of_head]
+        balance.append(switch_balance_loss(chances, ids[:, head : head + 1]))
+    found = variation_loss(amounts, correction, available)
+    torch.testing.assert_close(found, torch.stack(variation).mean())
+    found = switch_balance_loss(probabilities, ids, available)
+    torch.testing.assert_close(found, torch.stack(balance).mean())
+    one = torch.tensor([True, False, False])
+    assert cv_squared(torch.tensor([3.0, 9.0, 1.0]), correction, one).item() == 0
+
+
 def test_balance_of_three_experts() -> None:
     """Four images, experts 0, 0, 0 and 1; mean probabilities 1/2, 3/10, 1/5."""
     probabilities = torch.tensor(

@@ -48,6 +48,20 @@ def test_a_loss_that_is_on_reaches_the_total(router: str, loss: str) -> None:
     assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
 
 
+@pytest.mark.parametrize(("router", "loss"), [pair for pair in SERVED if pair[1] != "router_z"])
+def test_experts_that_dropped_out_do_not_count(router: str, loss: str) -> None:
+    """Nor do they learn from a loss: their keys have no gradient."""
+    # of a single block: gates of one reach those of the next through the image
+    keys = {f"{loss}_loss_weight": 1.0, "expert_dropout": 0.5, "blocks": [2]}
+    method = make_method("smope", tiny_backbone(), 4, router=router, **keys).train()
+    torch.manual_seed(0)
+    method.losses(*batch(), FIRST)[loss].backward()
+    [bank] = method.experts
+    assert bank.available is not None and not bank.available.all()
+    if bank.keys.grad is not None:
+        assert not bank.keys.grad[~bank.available].any()
+
+
 def test_a_weight_multiplies_its_loss_alone() -> None:
     images, labels = batch()
     once, twice = (

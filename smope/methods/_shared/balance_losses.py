@@ -45,7 +45,11 @@ class BalanceLosses:
                 raise UserError(f"{key}={weight:g}: {problem}; or write {key}=0")
 
     def __call__(
-        self, routers: Sequence[Router], routings: Sequence[Routing], scale: float
+        self,
+        routers: Sequence[Router],
+        routings: Sequence[Routing],
+        scale: float,
+        available: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
         """The weighted losses by name; each is in every process that of the whole batch, but for
         router_z, which is a mean over images.
@@ -54,33 +58,43 @@ class BalanceLosses:
             routers: One for each of L blocks.
             routings: Their decisions for one batch, with gradient.
             scale: Attention's, by which proxy scores become logits.
+            available: (H, E) bool in each block, the experts that may be chosen in this step. The
+                others count in none of the losses but router_z. Empty: all may be.
         """
         if not self._weights:
             return {}
         device = routings[0].scores.device.type
         with torch.autocast(device, enabled=False):  # float32, as the choice itself
             logits = torch.stack([routing.gate_logits(scale) for routing in routings], dim=1)
+            mask = torch.stack([*available]) if available else None
             return {
-                name: weight * self._loss(name, routers, routings, logits)
+                name: weight * self._loss(name, routers, routings, logits, mask)
                 for name, weight in self._weights.items()
             }
 
     def _loss(
-        self, name: str, routers: Sequence[Router], routings: Sequence[Routing], logits: Tensor
+        self,
+        name: str,
+        routers: Sequence[Router],
+        routings: Sequence[Routing],
+        logits: Tensor,
+        available: Tensor | None,
     ) -> Tensor:
-        """One loss without its weight; logits (B, L, H, E)."""
+        """One loss without its weight; logits (B, L, H, E), available (L, H, E)."""
         if name == "router_z":
             return router_z_loss(logits)
+        if available is not None:
+            logits = logits.masked_fill(~available, -torch.inf)
         if name == "balance":
             expert_ids = torch.stack([routing.expert_ids for routing in routings], dim=1)
             probabilities = collectives.whole_batch(logits.softmax(-1))
-            return switch_balance_loss(probabilities, collectives.gathered(expert_ids))
+            return switch_balance_loss(probabilities, collectives.gathered(expert_ids), available)
         amounts = [
             router.load(routing) if name == "load" else router.importance(routing, logits[:, block])
             for block, (router, routing) in enumerate(zip(routers, routings, strict=True))
         ]
         whole = collectives.whole_batch(torch.stack(amounts, dim=1))
-        return variation_loss(whole, routers[0].cv_correction)
+        return variation_loss(whole, routers[0].cv_correction, available)
 
     def batch_dependence(self) -> BatchDependence | None:
         """Why a batch cannot be taken in parts; None if no loss compares its images."""
