@@ -89,7 +89,22 @@ def _text(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [HEADINGS, *map(_cells, rows)]
     notes = [f"{row['name']}: {row['note']}" for row in rows if row["note"]]
     wrapped = [textwrap.fill(note, 118, subsequent_indent="  ") for note in notes]
-    return "\n".join([aligned(lines), "", *wrapped, "", EPILOG.split("\n\n")[0]])
+    elsewhere = textwrap.fill(_placements(rows), 118)
+    parts = [aligned(lines), "\n".join(wrapped), elsewhere, EPILOG.split("\n\n")[0]]
+    return "\n\n".join(filter(None, parts))
+
+
+def _placements(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on the places that experts may have; empty if none has a choice."""
+    names = [row["name"] for row in rows if row["placements"]]
+    if not names:
+        return ""
+    counted, *others = next(row["placements"] for row in rows if row["placements"])
+    return (
+        f"The experts of {' and '.join(names)} are counted with method.placement={counted}; they "
+        f"may also be elsewhere: {' or '.join(f'method.placement={other}' for other in others)}. "
+        f"`smope train --dry-run` counts any of these."
+    )
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
 from smope.backbones.vit import Backbone, load_backbone
 from smope.config.hydra import compose
 from smope.config.overrides import read_overrides
-from smope.methods.base import TaskSpan
+from smope.methods.base import Method, TaskSpan
 from smope.metrics.cost import count_flops, count_parameters
 from smope.metrics.flops import Gflops
 from smope.planning.method_table import settings_digest
@@ -30,7 +30,7 @@ def method_rows(names: Sequence[str], config_dir: str | None = None) -> Iterator
     In a row, train_gflops and infer_gflops have two values: `torch`, what runs here by PyTorch's
     counter, and `paper_convention`, what papers count, whose code computes all rows of the last
     block. cls_saving says how much less the last block computes here. Published numbers have the
-    same units as ours.
+    same units as ours. placements are those of method.placement, the first of which is counted.
 
     Args:
         names: of conf/method.
@@ -68,8 +68,14 @@ def _row(name: str, backbone: Backbone, config_dir: str | None) -> dict[str, Any
         else list(reference.published_gflops),
         **{phase: _as_papers_count(flops, phase) for phase in ("train_gflops", "infer_gflops")},
         "cls_saving": flops["cls_saving"],
+        "placements": _placements(type(method)) if "placement" in config.method else [],
         "settings": settings_digest(name, config_dir),
     }
+
+
+def _placements(method: type[Method]) -> list[str]:
+    """The values of the argument `placement` of a method, in their order."""
+    return [*get_args(get_type_hints(method.__init__)["placement"])]
 
 
 def _as_papers_count(flops: dict[str, Any], phase: str) -> Gflops:

@@ -15,7 +15,7 @@ import pytest
 
 import smope
 from smope.cli.main import main
-from smope.config.conf_files import choices, conf_dir
+from smope.config.conf_files import choice_values, choices, conf_dir
 from smope.planning import method_table
 from smope.planning.method_costs import method_rows
 
@@ -32,6 +32,7 @@ KEYS = {
     "published_gflops",
     "train_gflops",
     "infer_gflops",
+    "placements",
 }
 
 
@@ -125,6 +126,21 @@ def test_the_table_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].startswith("ncm ") and "arXiv 2303.07338" in lines[1]
     assert re.search(r"^smope +0\.384 / 0\.384 ", lines[2])
     assert any(line.startswith("ncm: one pass over frozen features") for line in lines)
+
+
+def test_places_of_experts_are_listed(
+    rows: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of every method that has the key; the first is the default, which is counted."""
+    for name, row in rows.items():
+        values = choice_values("method", name, [conf_dir()])
+        assert row["placements"][:1] == ([values["placement"]] if "placement" in values else [])
+    assert main(["methods"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "smope and smope_plus are counted with method.placement=prefix" in text
+    assert "elsewhere: method.placement=mlp or method.placement=lora." in text
+    assert main(["methods", "ncm"]) == 0
+    assert "placement" not in capsys.readouterr().out
 
 
 def test_it_needs_no_torch(tmp_path: Path) -> None:
