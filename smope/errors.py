@@ -10,7 +10,7 @@ class UserError(ValueError):
 
     The message names the key, the value, the rule and the way out in one line; the command line
     prints it without a traceback and exits with code 2. A failed assertion, by contrast, is a fault
-    of this program.
+    of smope.
     """
 
 

@@ -119,7 +119,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "metrics.expert_use",  # the numbers of the blocks with experts
         "backbones",
         "routers",
-        "experts.bank",  # the authors' program has experts of one kind alone
+        "experts.bank",  # the authors' code has experts of one kind alone
         "methods",
         "streams",
         "config",

@@ -28,7 +28,7 @@ computes in float32, and must give the model's own logits before it is written.
 resizes and crops them as the run's evaluation did. Decoding, the EXIF orientation and RGB are left
 to whoever runs it. Without it, the graph takes (batch, 3, side, side) in [0, 1].
 
---format authors writes a class.pth as the authors' program does; `smope import` reads it.
+--format authors writes a class.pth as the authors' code does; `smope import` reads it.
 
 --format onnx needs `pip install 'smope[onnx]'`.
 

@@ -1,4 +1,4 @@
-"""`smope import authors CLASS_PTH --config FILE`: a model of the authors' program."""
+"""`smope import authors CLASS_PTH --config FILE`: a model of the authors' code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smope.errors import UserError
 from smope.run.quick_import import quick_imports
 
 EPILOG = """\
-CLASS_PTH is what the authors' program (github.com/Minhchuyentoancbn/SMoPE) writes after each task.
+CLASS_PTH is what the authors' code (github.com/Minhchuyentoancbn/SMoPE) writes after each task.
 It holds experts, classifier and the frozen ViT, but neither names of classes nor settings.
 
 FILE is a configuration: what `smope train ... --cfg job` prints, or the config.yaml of a run. It

@@ -28,7 +28,7 @@ COMMANDS = {
     "pack": "write the model of a run to a file, for classifying or for learning more classes",
     "serve": "serve a trained model as a web page and as JSON, and teach it there",
     "export": "write a trained model as a graph for other programs: ONNX, torch.export",
-    "import": "make a model of a class.pth that the authors' program wrote",
+    "import": "make a model of a class.pth that the authors' code wrote",
     "push": "put a trained model with its model card on the Hugging Face Hub",
     "audit": "check whether the numbers of a run can be trusted",
     "report": "write a page about one run, or a comparison of many",

@@ -56,7 +56,7 @@ class ExpertBank(nn.Module):
     def flag_frequent(self, *, cumulative: bool) -> None:
         """Flag the experts that are used at least as much as the average expert of their head.
 
-        cumulative (the authors' program): the average is over the experts used at all, and a flag
+        cumulative (the authors' code): the average is over the experts used at all, and a flag
         stays set. Otherwise (the paper): the average is over all E, and flags are decided anew.
         """
         used = self.counts > 0
@@ -123,7 +123,7 @@ class InputSpaceBank(PrefixBank):
 
     The same number of parameters: expert e is one C-wide key row and one C-wide value row, shared
     by the heads, each of which sees it through its own slice of the projection. (The authors'
-    program keeps experts in head space.)
+    code keeps experts in head space.)
     """
 
     def __init__(

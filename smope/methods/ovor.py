@@ -60,8 +60,8 @@ class OVOR(PrefixMethod):
     reference = Reference(
         "Huang et al. 2024, arXiv 2402.04129, and the authors' code",
         "one forward pass; outliers are chosen anew for each batch by its own features, 40 a "
-        "batch, where the program chooses them once an epoch by all of the task's, 40 a class "
-        "(with repetitions), and deals them to the batches",
+        "batch, where the authors' code chooses them once an epoch by all of the task's, 40 a "
+        "class (with repetitions), and deals them to the batches",
         published_parameters=0.26,
         published_gflops=(33.72, 33.72),
     )

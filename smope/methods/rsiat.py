@@ -1,7 +1,7 @@
 """RSIAT and SSIAT: one adapter in every block, tuned in every task.
 
 SSIAT is Tan et al. 2024 (CVPR, arXiv 2403.19979), RSIAT (CVPR 2026) adds three losses on features.
-Both after their programs. What the two share:
+Both after the code of their authors. What the two share:
 
     training        CosFace among the classes of the task; adapters and cosine classifier learn
     after a task    old class means move as images near them did (SDC), and the classifier is
@@ -12,10 +12,10 @@ RSIAT's losses: in the first task, pairs of one class are pulled together and ot
 before the task through a small residual network P, and P turns them away from old class means:
 beta · mean (f - P(f_old))² + gamma · mean cosine(P(mean), P(f_old)).
 
-Where this differs from the program: P starts as the identity (its last layer is 0, with tanh
+Where this differs from the authors' code: P starts as the identity (its last layer is 0, with tanh
 instead of a sigmoid, which is 1/2 at 0); the features before and after a task are those of the same
-images, unaugmented (the program shuffles both, so that its pairs do not belong together); the
-optimizer is this trainer's. As in the program, the last term has no absolute value, which the paper
+images, unaugmented (that code shuffles both, so that its pairs do not belong together); the
+optimizer is this trainer's. As in that code, the last term has no absolute value, which the paper
 has. Adapters have no biases, 9,984 parameters of 1.19 M with ViT-B/16.
 """
 

@@ -74,7 +74,7 @@ class NormalisedLogits(AlignedPart):
 
     Args:
         method: its classifier is aligned.
-        temperature: 0.1 in the program.
+        temperature: 0.1 in the authors' code.
     """
 
     def __init__(self, method: SLCA, temperature: float) -> None:

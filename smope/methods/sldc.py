@@ -4,10 +4,10 @@ SLDC is of AAAI 2026; this follows the authors' code. The map is fitted to featu
 images before and after the task; _shared/drift.py has both kinds. The classifier is retrained on
 samples of all Gaussians, as in SLCA++, of which this is a relative.
 
-Where this differs from the program: the down projections of LoRA start at random and not as leading
-singular vectors of the weights; images for the map are not augmented; no auxiliary images of
-ImageNet help to fit it (the program can do without them too); classifier and modules learn by this
-trainer's optimizer and schedule.
+Where this differs from the authors' code: the down projections of LoRA start at random and not as
+leading singular vectors of the weights; images for the map are not augmented; no auxiliary images
+of ImageNet help to fit it (their code can do without them too); classifier and modules learn by
+this trainer's optimizer and schedule.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class SLDC(DriftCorrected):
         rank: of LoRA beside qkv and both layers of the MLP.
         blocks: where LoRA is; None: in every block.
         lora_scale: what the change of a weight is multiplied by.
-        transport: "linear" (alpha_1-SLDC in the program) or "weakly_nonlinear" (alpha_2).
+        transport: "linear" (alpha_1-SLDC in the authors' code) or "weakly_nonlinear" (alpha_2).
         penalty: of the linear map, gamma_1.
         patience: images that the linear map needs, in units of C, alpha_t.
         bend_penalty: of the nonlinear part, gamma_2.
         transport_steps: to fit the weakly nonlinear map after each task.
         follow_weight: of the squared change of features from those before the task, gamma_kd.
         length_weight: of the squared change of their length, gamma_norm.
-        shrink: older classes are drawn closer to the origin; see ClassGaussians. The program: 0.
+        shrink: older classes are drawn closer to the origin; see ClassGaussians. Authors' code: 0.
         lora_rate_factor: learning rate of LoRA, as a multiple of the classifier's.
         align: retrain the classifier on samples of all classes after each task from the second on.
     """

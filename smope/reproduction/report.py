@@ -266,7 +266,7 @@ def _facts(card: Mapping[str, Any]) -> dict[str, Any]:
     """Facts that are listed below the tables, by name."""
     excluded = card["config"]["router"].get("exclude_unused_experts")
     unused = {
-        True: "cannot be chosen, as while the authors' program trains "
+        True: "cannot be chosen, as while the authors' code trains "
         "(router.exclude_unused_experts=true)",
         False: "can be chosen, as in the authors' last table, from a model without counts "
         "(router.exclude_unused_experts=false)",

@@ -190,7 +190,7 @@ class Router(nn.Module):
         balance_losses: The losses of declare/balance.py that the router can serve. Literals, since
             the configuration reads them from the source.
         counts_choice: The chosen experts count as used. False: the best K by score, penalties
-            aside, as the authors' program counts.
+            aside, as the authors' code counts.
         cv_correction: In the importance and load losses: 0 for the variance over E experts, 1 for
             the unbiased one.
         fixed_number: Each row chooses exactly K experts. False: weights of minus infinity leave

@@ -185,5 +185,5 @@ async def _gone(request: Request, error: ClientDisconnect) -> Response:
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    """A fault of this program; the server prints it, and clients learn nothing of it."""
+    """A fault of smope; the server prints it, and clients learn nothing of it."""
     return error_answer(Refusal(500, "the server has a fault; its terminal says more"))

@@ -1,6 +1,6 @@
-"""The checkpoint that the authors' program writes for each task, class.pth, and our artefact.
+"""The checkpoint that the authors' code writes for each task, class.pth, and our artefact.
 
-The program saves the state of its whole model, one tensor for each expert
+That code saves the state of its whole model, one tensor for each expert
 (github.com/Minhchuyentoancbn/SMoPE, learners/default.py and models/zoo.py):
 
     prompt.e_pk_{block}_{expert}_{head}  (1, D)   keys[head, expert] of the block's experts
@@ -41,7 +41,7 @@ from smope.training.precision import full_precision
 from smope.version import __version__
 
 EXPERT = re.compile(r"prompt\.e_p([kv])_(\d+)_(\d+)_(\d+)")
-BLOCKS = 6  # of the authors' program, the first ones
+BLOCKS = 6  # of the authors' code, the first ones
 BACKBONE = "feat."
 PARALLEL = "module."  # put before all names by torch's DataParallel
 
@@ -75,7 +75,7 @@ def read_authors(path: Path) -> Checkpoint:
     except Exception as error:  # a damaged file can raise nearly any exception
         raise UserError(
             f"{key}: cannot be read as tensors alone ({type(error).__name__}); give the class.pth "
-            "that the authors' program wrote"
+            "that the authors' code wrote"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise UserError(f"{key}: holds no named tensors; give the class.pth of a task")
@@ -189,13 +189,13 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def _plain(method: Method) -> tuple[SMoPE, list[PrefixBank]]:
-    """The method and its experts, if the authors' program has the same. UserError otherwise."""
+    """The method and its experts, if the authors' code has the same. UserError otherwise."""
     if type(method) is SMoPE:
         banks = [bank for bank in method.experts if type(bank) is PrefixBank]
         if len(banks) == len(method.experts):
             return method, banks
     raise UserError(
-        f"method={type(method).__name__}: the authors' program has SMoPE with "
+        f"method={type(method).__name__}: the authors' code has SMoPE with "
         "method.expert_space=head and method.placement=prefix alone; choose method=smope"
     )
 
@@ -224,14 +224,14 @@ def _fill(method: SMoPE, banks: list[PrefixBank], checkpoint: Checkpoint) -> Non
 
 
 def authors_state(method: Method) -> dict[str, Tensor]:
-    """The tensors of class.pth for a method; UserError if the authors' program has no such one."""
+    """The tensors of class.pth for a method; UserError if the authors' code has no such one."""
     method, banks = _plain(method)
     blocks = [
         i for i, block in enumerate(method.backbone.vit.blocks) if hasattr(block.attn, "bank")
     ]
     if blocks != list(range(BLOCKS)):
         raise UserError(
-            f"method.blocks={blocks}: the authors' program has experts in the first {BLOCKS} "
+            f"method.blocks={blocks}: the authors' code has experts in the first {BLOCKS} "
             "blocks alone; such a model cannot be written for it"
         )
     state = {"last.weight": method.classifier.weight, "last.bias": method.classifier.bias}

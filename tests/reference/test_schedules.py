@@ -1,4 +1,4 @@
-"""Learning rates step by step: by hand, and as the authors' program uses them where its list is at
+"""Learning rates step by step: by hand, and as the authors' code uses them where its list is at
 hand.
 """
 

@@ -1,4 +1,4 @@
-"""class.pth of the authors' program: imported it gives that program's logits, and back its tensors.
+"""class.pth of the authors' code: imported it gives that code's logits, and back its tensors.
 
 The numbers come from the program itself: smope_vectors.safetensors.
 """
@@ -152,4 +152,4 @@ def test_other_methods_have_no_class_pth(run_dir: Path, tmp_path: Path, mistake:
     message = mistake(
         "export", str(run_dir), "--format", "authors", "--out", str(tmp_path / "a.pth")
     )
-    assert "method.blocks=[0, 3]: the authors' program has experts in the first 6" in message
+    assert "method.blocks=[0, 3]: the authors' code has experts in the first 6" in message
