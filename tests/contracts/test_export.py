@@ -6,8 +6,9 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,58 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from smope.config.conf_files import choice_values, conf_dir
 from smope.methods.base import Method
 from smope.run.artefact import describe
 from smope.serving.export import export_model
 from smope.serving.predict import Classifier
 from smope.streams.pixels.decode import decode
 from smope.streams.stream import Stream
-from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone
 
-from .conftest import VARIANTS, every_method, make_method
+from .conftest import VARIANTS, make_method, trainer_of
 from .test_artefacts import record_of
 
 TOLERANCE = 2e-5  # of logits, relative to the largest
 SIZES = (1, 2, 5)  # images in a batch; the graphs are made with 2
+DEPTH = 4  # blocks of the backbone: exporters take their time for each
 # torch.export takes seconds for a method; these have an export path of their own
 QUICK = ("smope", "coda")
-some_methods = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in VARIANTS],
-)
+
+
+def methods(quick: Sequence[str] = VARIANTS) -> pytest.MarkDecorator:
+    """For tests of every method, slow but for `quick`; tests of the same one are neighbours."""
+    names = [pytest.param(n, marks=[] if n in quick else [pytest.mark.slow]) for n in VARIANTS]
+    return pytest.mark.parametrize("name", names, scope="module")
+
+
+def shallow(name: str, **changes: Any) -> Method:
+    """A method in the blocks of conf/ that a shallow backbone has, but for its last one."""
+    values = choice_values("method", name.split()[0], [conf_dir()])
+    blocks = {
+        key: [block for block in values[key] if block < DEPTH - 1]
+        for key in ("blocks", "g_blocks", "e_blocks")
+        if values.get(key) is not None
+    }
+    return make_method(name, tiny_backbone(depth=DEPTH), 4, **blocks, **changes)
+
+
+@pytest.fixture(scope="module")
+def exportable(stream: Stream) -> Callable[[str], Method]:
+    """name -> that method after both tasks; made once."""
+
+    @cache
+    def make(name: str) -> Method:
+        trainer = trainer_of(shallow(name), stream)
+        trainer.fit()
+        return trainer.method.eval()
+
+    return make
+
+
+@pytest.fixture
+def method(name: str, exportable: Callable[[str], Method]) -> Method:
+    return exportable(name)
 
 
 @pytest.fixture
@@ -58,19 +91,19 @@ def program_of(method: Method, images: Tensor) -> ExportedProgram:
 
 
 @pytest.fixture(scope="module")
-def program(trained: Callable[[str], Trainer]) -> Callable[[str, Tensor], ExportedProgram]:
+def program(exportable: Callable[[str], Method]) -> Callable[[str, Tensor], ExportedProgram]:
     """(name, images) -> the exported program of that method; made once, since it takes seconds."""
     made: dict[str, ExportedProgram] = {}
 
     def export(name: str, images: Tensor) -> ExportedProgram:
         if name not in made:
-            made[name] = program_of(copy.deepcopy(trained(name).method).eval(), images)
+            made[name] = program_of(copy.deepcopy(exportable(name)), images)
         return made[name]
 
     return export
 
 
-@some_methods
+@methods(QUICK)
 def test_torch_export_with_batches_of_any_size(
     name: str, method: Method, program: Any, images: Tensor
 ) -> None:
@@ -92,7 +125,7 @@ def some_photographs(name: str, photographs: list[Path]) -> list[Path]:
     return photographs if name == "smope" else photographs[::10]
 
 
-@every_method
+@methods()
 def test_smope_export_to_onnx(
     method: Method, stream: Stream, some_photographs: list[Path], tmp_path: Path
 ) -> None:
@@ -111,10 +144,7 @@ def test_smope_export_to_onnx(
     assert json.loads(names) == list(classifier.class_names)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n == "smope" else [pytest.mark.slow]) for n in VARIANTS],
-)
+@methods(quick=["smope"])
 def test_smope_export_to_torch(
     method: Method, stream: Stream, some_photographs: list[Path], tmp_path: Path
 ) -> None:
@@ -149,7 +179,7 @@ def assert_as_predicted(classifier: Classifier, photographs: list[Path], graph: 
 
 
 def test_what_mixes_the_images_of_a_batch_is_not_exported(stream: Stream, tmp_path: Path) -> None:
-    method = make_method("dualprompt", tiny_backbone(), 4, authors_bug="vote").eval()
+    method = shallow("dualprompt", authors_bug="vote").eval()
     with pytest.raises(
         ValueError, match=r"method=x with method.authors_bug=vote: cannot be exported, because "
     ):
@@ -159,7 +189,7 @@ def test_what_mixes_the_images_of_a_batch_is_not_exported(stream: Stream, tmp_pa
 
 def test_what_an_exporter_does_not_know_is_named(stream: Stream, tmp_path: Path) -> None:
     """A method of somebody's own may look at numbers, which no graph can."""
-    method = make_method("finetune", tiny_backbone(), 4).eval().requires_grad_(False)
+    method = shallow("finetune").eval().requires_grad_(False)
     plain = method.classify
     method.classify = lambda features: plain(features) * float(features.numpy().sum() > 0)
     with pytest.raises(ValueError, match=r"method=x: cannot be exported as torch \(.+\); `smope p"):
@@ -170,7 +200,7 @@ def test_what_an_exporter_does_not_know_is_named(stream: Stream, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-@some_methods
+@methods(QUICK)
 def test_onnx_of_the_dynamo_exporter(
     name: str, method: Method, program: Any, images: Tensor, tmp_path: Path
 ) -> None:
@@ -215,7 +245,7 @@ def assert_onnx_equal(
 
 
 def test_a_learned_gate_is_exported(images: Tensor, tmp_path: Path) -> None:
-    method = make_method("smope", tiny_backbone(), 4, router="noisy_topk").eval()
+    method = shallow("smope", router="noisy_topk").eval()
     for matrix in method.routers.parameters():  # a gate of zeros would choose among ties
         torch.nn.init.normal_(matrix)
     axes = {"dynamic_axes": {"images": {0: "batch"}}, "opset_version": 17, "dynamo": False}
@@ -228,18 +258,20 @@ def test_a_learned_gate_is_exported(images: Tensor, tmp_path: Path) -> None:
 
 def test_nothing_of_the_exporter_stays_in_the_method(images: Tensor) -> None:
     """Choices of experts are kept for those who read them, and those of an exporter are fake."""
-    method = make_method("smope", tiny_backbone(), 4).eval()
+    method = shallow("smope").eval()
     with torch.no_grad():
         method(images)
         torch.export.export(method, (images[:2],))
-        assert [routing.scores.shape[0] for routing in method.routings] == [len(images)] * 6
+        assert [routing.scores.shape[0] for routing in method.routings] == [len(images)] * (
+            DEPTH - 1
+        )
 
 
 @pytest.mark.parametrize("router", ["cosine", "dense", "hash", "soft", "token"])
 def test_routers_with_a_way_of_their_own_are_exported(
     router: str, images: Tensor, tmp_path: Path
 ) -> None:
-    method = make_method("smope", tiny_backbone(), 4, router=router).eval()
+    method = shallow("smope", router=router).eval()
     axes = {"dynamic_axes": {"images": {0: "batch"}}, "opset_version": 17, "dynamo": False}
     assert_onnx_equal(method, images, tmp_path / "model.onnx", **axes)
     module = program_of(method, images).module()
