@@ -22,6 +22,7 @@ ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
 # With experts elsewhere it is another method for every contract
 VARIANTS = [*METHODS, "smope placement=mlp", "smope placement=lora"]
+SHALLOW = 4  # blocks, so few that every method still joins one of its own
 TASKS = 2  # of the stream that methods are tried on
 # Of few samples: enough for a classifier that was trained to wide margins
 ALIGNMENT = {"alignment_epochs": 20, "alignment_learning_rate": 1e-2}
@@ -100,6 +101,20 @@ def make_method(
     changes = {**SIZES, **dict(word.split("=") for word in words), **changes}
     torch.manual_seed(seed)
     return _make("method", name, changes, backbone=backbone, num_classes=num_classes)
+
+
+def make_shallow_method(name: str, seed: int = 0, **changes: Any) -> Method:
+    """make_method in a backbone of a few blocks, for tests in which more would only take longer.
+
+    The method joins those blocks of its file in conf/ that are there, but for the last one.
+    """
+    values = _read("method", name.split()[0])
+    blocks = {
+        key: [block for block in values[key] if block < SHALLOW - 1]
+        for key in ("blocks", "g_blocks", "e_blocks")
+        if values.get(key) is not None
+    }
+    return make_method(name, tiny_backbone(depth=SHALLOW), 4, seed, **blocks, **changes)
 
 
 def _make(group: str, name: str, changes: dict[str, Any], **objects: Any) -> Any:

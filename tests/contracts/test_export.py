@@ -18,21 +18,18 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from smope.config.conf_files import choice_values, conf_dir
 from smope.methods.base import Method
 from smope.run.artefact import describe
 from smope.serving.export import export_model
 from smope.serving.predict import Classifier
 from smope.streams.pixels.decode import decode
 from smope.streams.stream import Stream
-from tests.tiny import tiny_backbone
 
-from .conftest import VARIANTS, make_method, trainer_of
+from .conftest import SHALLOW, VARIANTS, make_shallow_method, trainer_of
 from .test_artefacts import record_of
 
 TOLERANCE = 2e-5  # of logits, relative to the largest
 SIZES = (1, 2, 5)  # images in a batch; the graphs are made with 2
-DEPTH = 4  # blocks of the backbone: exporters take their time for each
 # torch.export takes seconds for a method; these have an export path of their own
 QUICK = ("smope", "coda")
 
@@ -43,24 +40,13 @@ def methods(quick: Sequence[str] = VARIANTS) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", names, scope="module")
 
 
-def shallow(name: str, **changes: Any) -> Method:
-    """A method in the blocks of conf/ that a shallow backbone has, but for its last one."""
-    values = choice_values("method", name.split()[0], [conf_dir()])
-    blocks = {
-        key: [block for block in values[key] if block < DEPTH - 1]
-        for key in ("blocks", "g_blocks", "e_blocks")
-        if values.get(key) is not None
-    }
-    return make_method(name, tiny_backbone(depth=DEPTH), 4, **blocks, **changes)
-
-
 @pytest.fixture(scope="module")
 def exportable(stream: Stream) -> Callable[[str], Method]:
     """name -> that method after both tasks; made once."""
 
     @cache
     def make(name: str) -> Method:
-        trainer = trainer_of(shallow(name), stream)
+        trainer = trainer_of(make_shallow_method(name), stream)
         trainer.fit()
         return trainer.method.eval()
 
@@ -179,7 +165,7 @@ def assert_as_predicted(classifier: Classifier, photographs: list[Path], graph: 
 
 
 def test_what_mixes_the_images_of_a_batch_is_not_exported(stream: Stream, tmp_path: Path) -> None:
-    method = shallow("dualprompt", authors_bug="vote").eval()
+    method = make_shallow_method("dualprompt", authors_bug="vote").eval()
     with pytest.raises(
         ValueError, match=r"method=x with method.authors_bug=vote: cannot be exported, because "
     ):
@@ -189,7 +175,7 @@ def test_what_mixes_the_images_of_a_batch_is_not_exported(stream: Stream, tmp_pa
 
 def test_what_an_exporter_does_not_know_is_named(stream: Stream, tmp_path: Path) -> None:
     """A method of somebody's own may look at numbers, which no graph can."""
-    method = shallow("finetune").eval().requires_grad_(False)
+    method = make_shallow_method("finetune").eval().requires_grad_(False)
     plain = method.classify
     method.classify = lambda features: plain(features) * float(features.numpy().sum() > 0)
     with pytest.raises(ValueError, match=r"method=x: cannot be exported as torch \(.+\); `smope p"):
@@ -245,7 +231,7 @@ def assert_onnx_equal(
 
 
 def test_a_learned_gate_is_exported(images: Tensor, tmp_path: Path) -> None:
-    method = shallow("smope", router="noisy_topk").eval()
+    method = make_shallow_method("smope", router="noisy_topk").eval()
     for matrix in method.routers.parameters():  # a gate of zeros would choose among ties
         torch.nn.init.normal_(matrix)
     axes = {"dynamic_axes": {"images": {0: "batch"}}, "opset_version": 17, "dynamo": False}
@@ -258,20 +244,19 @@ def test_a_learned_gate_is_exported(images: Tensor, tmp_path: Path) -> None:
 
 def test_nothing_of_the_exporter_stays_in_the_method(images: Tensor) -> None:
     """Choices of experts are kept for those who read them, and those of an exporter are fake."""
-    method = shallow("smope").eval()
+    method = make_shallow_method("smope").eval()
     with torch.no_grad():
         method(images)
         torch.export.export(method, (images[:2],))
-        assert [routing.scores.shape[0] for routing in method.routings] == [len(images)] * (
-            DEPTH - 1
-        )
+        batches = [len(routing.scores) for routing in method.routings]
+        assert batches == [len(images)] * (SHALLOW - 1)
 
 
 @pytest.mark.parametrize("router", ["cosine", "dense", "hash", "soft", "token"])
 def test_routers_with_a_way_of_their_own_are_exported(
     router: str, images: Tensor, tmp_path: Path
 ) -> None:
-    method = shallow("smope", router=router).eval()
+    method = make_shallow_method("smope", router=router).eval()
     axes = {"dynamic_axes": {"images": {0: "batch"}}, "opset_version": 17, "dynamo": False}
     assert_onnx_equal(method, images, tmp_path / "model.onnx", **axes)
     module = program_of(method, images).module()

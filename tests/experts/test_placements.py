@@ -26,7 +26,7 @@ from smope.metrics.cost import count_flops, count_parameters
 from smope.routers.base import Routing
 from smope.routers.topk import TopK
 from smope.training.trainer import Trainer
-from tests.contracts.conftest import ROUTERS, make_method
+from tests.contracts.conftest import ROUTERS, make_method, make_shallow_method
 from tests.tiny import frozen, tiny_backbone, tiny_settings, tiny_stream, tiny_vit
 
 PLACEMENTS = get_args(Placement)
@@ -212,15 +212,15 @@ def test_every_router_trains_two_tasks(router: str, placement: str) -> None:
     name = f"smope placement={placement}"
     if (router, placement) in REFUSED:
         with pytest.raises(UserError, match=rf"router={router}.*method\.placement={placement}"):
-            make_method(name, tiny_backbone(), 4, router=router)
+            make_shallow_method(name, router=router)
         return
-    method = make_method(name, tiny_backbone(), 4, router=router)
+    method = make_shallow_method(name, router=router)
     settings = tiny_settings(epochs=2, alignment_epochs=1)
     trainer = Trainer(method, tiny_stream(), settings, seed=0, device=CPU)
     (first,), final = trainer.fit().accuracy_matrix
     assert first > 0.7 and len(final) == 2, "two classes: chance is 0.5"
     assert trainer.history.expert_use is not None or not method.routers[0].sparse
-    fresh = make_method(name, tiny_backbone(), 4, seed=1, router=router)
+    fresh = make_shallow_method(name, seed=1, router=router)
     fresh.load_trained_state(method.trained_state())
     with torch.no_grad():
         assert torch.equal(fresh.eval()(images()), method.eval()(images()))

@@ -16,7 +16,7 @@ from smope.losses.similarity import similarity_loss
 from smope.methods.base import TaskSpan
 from smope.methods.smope import SMoPE
 from smope.training.trainer import Trainer
-from tests.contracts.conftest import ROUTERS, make_method, make_router
+from tests.contracts.conftest import ROUTERS, make_method, make_router, make_shallow_method
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 from tests.two_processes import in_two_processes
 
@@ -42,7 +42,7 @@ def trained(router: str = "adaptive_noise", parts: int = 1, **changes: Any) -> d
         alignment_epochs=1,
         gradient_accumulation_steps=parts,
     )
-    method, device = made(router, **changes), torch.device("cpu")
+    method, device = make_shallow_method("smope", router=router, **changes), torch.device("cpu")
     Trainer(method, tiny_stream(), settings, seed=0, device=device).fit()
     return {key: value.clone() for key, value in method.trained_state().items()}
 

@@ -15,7 +15,7 @@ from smope.errors import UserError
 from smope.methods.base import TaskSpan
 from smope.training.preflight import check_batch_split
 from smope.training.trainer import Trainer
-from tests.contracts.conftest import ROUTERS, make_method, make_router
+from tests.contracts.conftest import ROUTERS, make_method, make_router, make_shallow_method
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 from tests.two_processes import in_two_processes
 
@@ -100,7 +100,8 @@ def test_all_experts_serve_none(loss: str) -> None:
 
 def trained(router: str, **changes: Any) -> Trainer:
     served = make_router(router).balance_losses
-    method = with_losses(router, **dict.fromkeys(served, 0.1))
+    weights = {f"{loss}_loss_weight": 0.1 for loss in served}
+    method = make_shallow_method("smope", router=router, **weights)
     settings = tiny_settings(batch_size=7, epochs=1, dense_epochs=0, precision="float64", **changes)
     trainer = Trainer(method, tiny_stream(), settings, seed=0, device=torch.device("cpu"))
     trainer.fit()

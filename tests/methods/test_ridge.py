@@ -203,7 +203,7 @@ def test_a_triangular_matrix_is_inverted_by_halves():
 
 
 def test_state_of_both_forms_and_of_earlier_versions_is_restored(stream, learn):
-    for width in (50, 2000):  # more images than half the width, and fewer
+    for width in (50, 200):  # more images than half the width, and fewer
         method = make(width=width)
         learn(method, stream)
         restored = make(1, width=width)
@@ -211,7 +211,7 @@ def test_state_of_both_forms_and_of_earlier_versions_is_restored(stream, learn):
         for name, value in method.trained_state().items():
             assert torch.equal(restored.trained_state()[name], value)
     old = {key: value for key, value in method.trained_state().items() if ".sums." not in key}
-    hidden, targets = images_of(30, 2000)
+    hidden, targets = images_of(30, 200)
     old["classifier.sums.gram"] = hidden.T @ hidden
     old["classifier.sums.classes"] = hidden.T @ targets
     old["classifier.sums.penalty"] = torch.tensor(10.0, dtype=torch.float64)

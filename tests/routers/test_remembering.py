@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from smope.training.trainer import Trainer
-from tests.contracts.conftest import make_method
-from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
+from tests.contracts.conftest import SHALLOW, make_shallow_method
+from tests.tiny import tiny_settings, tiny_stream
 from tests.two_processes import in_two_processes
 
 REMEMBERING = ("centred", "aux_free")
@@ -19,7 +19,7 @@ MEMORY = {"centred": ".mean", "aux_free": ".bias"}
 
 def trained(router: str, method: str = "smope", **changes: Any) -> Trainer:
     settings = tiny_settings(epochs=2, precision="float64", **changes)
-    made = make_method(method, tiny_backbone(), 4, router=router)
+    made = make_shallow_method(method, router=router)
     trainer = Trainer(made, tiny_stream(), settings, seed=0, device=torch.device("cpu"))
     trainer.fit()
     return trainer
@@ -47,7 +47,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_and_parts_of_a_batch_remember_the_same(router: str, two: Path) -> None:
     whole = state_of(trained(router))
     memory = [key for key in whole if key.startswith("routers.") and key.endswith(MEMORY[router])]
-    assert len(memory) == 6 and all(whole[key].any() for key in memory)
+    assert len(memory) == SHALLOW - 1 and all(whole[key].any() for key in memory)
     parts = state_of(trained(router, gradient_accumulation_steps=3))
     first, second = (torch.load(two / f"{router}-{rank}.pt") for rank in range(2))
     for other in (parts, first, second):
@@ -61,7 +61,7 @@ def test_two_processes_and_parts_of_a_batch_remember_the_same(router: str, two: 
 def test_what_classifies_is_saved(router: str, method: str) -> None:
     ours = trained(router, method).method.eval()
     images = torch.rand(5, 3, 32, 32, dtype=torch.float64)
-    fresh = make_method(method, tiny_backbone(), 4, seed=1, router=router).double().eval()
+    fresh = make_shallow_method(method, seed=1, router=router).double().eval()
     state = fresh.adopted(ours.inference_state())
     assert f"routers.0{MEMORY[router]}" in state
     fresh.load_state_dict(state, strict=False)

@@ -29,7 +29,13 @@ from smope.training.history import History
 from smope.training.interruption import Interrupted
 from smope.training.phase import RunningPhase
 from smope.training.trainer import Trainer
-from tests.contracts.conftest import ROUTERS, VARIANTS, make_method, make_router
+from tests.contracts.conftest import (
+    ROUTERS,
+    SHALLOW,
+    VARIANTS,
+    make_router,
+    make_shallow_method,
+)
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
 CPU = torch.device("cpu")
@@ -64,10 +70,10 @@ def make(name: str) -> Method:
     """A method by its name; `router=NAME` is smope with that router."""
     torch.manual_seed(0)
     if name == "drawing":
-        return Drawing(tiny_backbone(), 4, align=True)
+        return Drawing(tiny_backbone(depth=SHALLOW), 4, align=True)
     if name.startswith("router="):
-        return make_method("smope", tiny_backbone(), 4, router=name.removeprefix("router="))
-    return make_method(name, tiny_backbone(), 4)
+        return make_shallow_method("smope", router=name.removeprefix("router="))
+    return make_shallow_method(name)
 
 
 @pytest.fixture(scope="module")
