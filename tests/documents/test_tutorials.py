@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from smope.cli.main import main
 from smope.storage.run_directory import RunDirectory
 from smope.storage.run_search import finished_run
 from tests.documents.fences import fences
@@ -44,19 +45,15 @@ def commands(tutorial: str) -> list[list[str]]:
 
 
 def run(command: list[str], folder: Path, added: list[str]) -> str:
-    """Run one command of smope as a user would; what it printed."""
+    """Run one command of smope in this process; what it printed."""
     program, name, *rest = command
     assert program == "smope"
     rest += added if name == "train" else []
-    result = subprocess.run(
-        [sys.executable, "-m", "smope", name, *rest],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    printed = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        code = main([name, *rest])
+    assert code == 0, printed.getvalue()
+    return printed.getvalue()
 
 
 def exported_answers(graph: Path, folder: Path, paths: list[str]) -> dict[str, str]:
