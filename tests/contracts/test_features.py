@@ -22,7 +22,7 @@ from smope.training.precision import evaluated
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
-from .conftest import METHODS, every_method, make_method
+from .conftest import METHODS, every_method, make_shallow_method
 
 CPU = torch.device("cpu")
 OF_THE_BACKBONE = {
@@ -87,7 +87,7 @@ def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
 def test_final_features_stay_and_evaluation_is_that_of_a_fresh_pass(
     name: str, stream: Stream, images: Tensor
 ) -> None:
-    trainer = quick_trainer(make_method(name, tiny_backbone(), 4), stream)
+    trainer = quick_trainer(make_shallow_method(name), stream)
     passes = count_passes(trainer)
     method, evaluations = trainer.method, list[Batch]()
     note_evaluations(trainer, evaluations)
@@ -111,13 +111,13 @@ def test_final_features_stay_and_evaluation_is_that_of_a_fresh_pass(
 
 
 def test_which_methods_say_so(stream: Stream) -> None:
-    first = quick_trainer(make_method("ncm", tiny_backbone(), 4), stream).spans[0]
-    made = {name: make_method(name, tiny_backbone(), 4) for name in METHODS}
+    first = quick_trainer(make_shallow_method("ncm"), stream).spans[0]
+    made = {name: make_shallow_method(name) for name in METHODS}
     final = {name for name, method in made.items() if method.features_are_final(first)}
     assert final == set(FINAL)
     plain = {name for name, method in made.items() if method.features_are_the_backbones}
     assert plain == OF_THE_BACKBONE
-    joint = make_method("joint", tiny_backbone(), 4, trained="classifier")
+    joint = make_shallow_method("joint", trained="classifier")
     assert joint.features_are_final(first)
 
 
@@ -139,7 +139,7 @@ def test_a_method_with_features_of_its_own_has_to_say_so(stream: Stream) -> None
 @pytest.mark.parametrize("precision", ["bfloat16", "float64"])
 @pytest.mark.parametrize("name", ["ridge", "smope_plus"])
 def test_also_in_other_precisions(name: str, precision: str, stream: Stream) -> None:
-    trainer = quick_trainer(make_method(name, tiny_backbone(), 4), stream, precision=precision)
+    trainer = quick_trainer(make_shallow_method(name), stream, precision=precision)
     evaluations: list[Batch] = []
     note_evaluations(trainer, evaluations)
     trainer.fit(lambda: None if len(trainer.history.accuracy_matrix) == 2 else evaluations.clear())
@@ -170,7 +170,7 @@ def test_beyond_the_memory_they_are_in_a_file(
     stream = tiny_stream(num_tasks=2)
     if where != "in a file":
         monkeypatch.setattr("tempfile.TemporaryFile", full_disk)
-    trainer = quick_trainer(make_method(name, tiny_backbone(), 4), stream, tmp_path / "run")
+    trainer = quick_trainer(make_shallow_method(name), stream, tmp_path / "run")
     trainer.features.store.bytes_in_memory = 1000  # a task has 10 images of 128 or 256 bytes
     evaluations: list[Batch] = []
     note_evaluations(trainer, evaluations)
@@ -184,20 +184,20 @@ def test_beyond_the_memory_they_are_in_a_file(
 
 @pytest.mark.parametrize("name", ["ncm", "ranpac"])
 def test_a_resumed_run_computes_what_it_needs(name: str, stream: Stream, tmp_path: Path) -> None:
-    whole = quick_trainer(make_method(name, tiny_backbone(), 4), stream)
+    whole = quick_trainer(make_shallow_method(name), stream)
     whole.fit()
 
     def stop() -> None:
         raise KeyboardInterrupt
 
-    first = quick_trainer(make_method(name, tiny_backbone(), 4), stream, tmp_path / "run")
+    first = quick_trainer(make_shallow_method(name), stream, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         first.fit(stop)
     directory = RunDirectory.open(tmp_path / "run")
     checkpoint = last_checkpoint(directory, lambda _, error: pytest.fail(str(error)))
     assert checkpoint is not None and not any("feature" in key for key in checkpoint.history)
     resumed = Trainer(
-        make_method(name, tiny_backbone(), 4, seed=1),
+        make_shallow_method(name, seed=1),
         stream,
         first.settings,
         seed=0,
@@ -213,7 +213,7 @@ def test_a_resumed_run_computes_what_it_needs(name: str, stream: Stream, tmp_pat
 
 def test_the_reference_reads_no_test_image_again(stream: Stream) -> None:
     """Features of finetune are those of nearest class mean."""
-    trainer = quick_trainer(make_method("finetune", tiny_backbone(), 4), stream)
+    trainer = quick_trainer(make_shallow_method("finetune"), stream)
     trainer.fit()
     alone = quick_trainer(copy.deepcopy(trainer.method), stream).reference_matrix()
     passes = count_passes(trainer)
@@ -223,7 +223,7 @@ def test_the_reference_reads_no_test_image_again(stream: Stream) -> None:
 
 def test_outside_a_run_the_network_is_always_asked(stream: Stream) -> None:
     """Whoever changes a method after its run gets numbers of the changed one."""
-    trainer = quick_trainer(make_method("ncm", tiny_backbone(), 4), stream)
+    trainer = quick_trainer(make_shallow_method("ncm"), stream)
     trainer.fit()
     before = trainer.accuracy(0, 4)
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_outside_a_run_the_network_is_always_asked(stream: Stream) -> None:
 def test_chosen_experts_are_counted_as_in_a_fresh_pass(stream: Stream) -> None:
     used = []
     for fresh in (False, True):
-        method = make_method("smope_plus", tiny_backbone(), 4)
+        method = make_shallow_method("smope_plus")
         if fresh:
             method.features_are_final = lambda task: False
         trainer = quick_trainer(method, stream, record="nothing")

@@ -29,7 +29,7 @@ from smope.training.loading import TaskLoader
 from smope.training.trainer import Trainer
 from tests.tiny import tiny_backbone, tiny_settings, tiny_stream
 
-from .conftest import METHODS, every_method, make_method
+from .conftest import METHODS, every_method, make_shallow_method
 
 CPU = torch.device("cpu")
 TWO_PASSES = ("coda", "deep_l2p", "dualprompt", "hide", "l2p", "norga", "vq")
@@ -45,7 +45,7 @@ def augmented() -> Stream:
 def trainer_of(name: str, stream: Stream, path: Path | None = None, **changes: Any) -> Trainer:
     settings = tiny_settings(**{"epochs": 3, "alignment_epochs": 1, **changes})
     directory = None if path is None else RunDirectory.create(path, "seed: 0\n")
-    method = make_method(name, tiny_backbone(), 4)
+    method = make_shallow_method(name)
     return Trainer(method, stream, settings, seed=0, device=CPU, directory=directory)
 
 

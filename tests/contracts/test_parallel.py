@@ -22,10 +22,10 @@ from smope.errors import UserError
 from smope.storage.run_directory import RunDirectory
 from smope.training.loading import ordered_batches
 from smope.training.trainer import Trainer
-from tests.tiny import tiny_backbone, tiny_settings, tiny_source, tiny_stream
+from tests.tiny import tiny_settings, tiny_source, tiny_stream
 from tests.two_processes import in_two_processes
 
-from .conftest import VARIANTS, make_method
+from .conftest import VARIANTS, make_shallow_method
 
 # 22 images a task to learn from, batches of 7, shares of 3 and 4. Where all are seen the last one,
 # which two cannot share, is joined to the batch before it, as is the last of 8 test images.
@@ -46,7 +46,7 @@ def train(name: str, directory: RunDirectory | None, bug: str = "none", **change
     stream = tiny_stream(source=tiny_source(train=11, test=4), crop_scale=[0.3, 1.0], flip=True)
     settings = tiny_settings(**{**SMALL, **changes})
     # with the threshold of its paper, outliers as few as here would add nothing to OVOR's loss
-    method = make_method(name, tiny_backbone(), 4, authors_bug=bug, outlier_threshold=0.0)
+    method = make_shallow_method(name, authors_bug=bug, outlier_threshold=0.0)
     trainer = Trainer(
         method, stream, settings, seed=0, device=torch.device("cpu"), directory=directory
     )
@@ -221,7 +221,7 @@ def test_in_float32_they_learn_the_same_within_noise(two: Path, tmp_path: Path) 
 @pytest.mark.parametrize("name", LEARNS_BY_STEPS)
 def test_a_batch_in_parts_teaches_the_same(name: str, one: Any, tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path / "run", "seed: 0\n")
-    if make_method(name, tiny_backbone(), 4).needs_whole_batch():
+    if make_shallow_method(name).needs_whole_batch():
         with pytest.raises(
             UserError,
             match=r"gradient_accumulation_steps=3: with method\.\w+=.+ the loss of a batch",
@@ -251,5 +251,5 @@ def test_batches_in_order_leave_nobody_without_an_image() -> None:
 
 def test_what_learns_by_steps_is_found() -> None:
     for name in VARIANTS:
-        trains = list(make_method(name, tiny_backbone(), 4).parameter_groups(0.1))
+        trains = list(make_shallow_method(name).parameter_groups(0.1))
         assert bool(trains) == (name in LEARNS_BY_STEPS) or name == "linear_probe", name
