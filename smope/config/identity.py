@@ -33,6 +33,12 @@ NOT_HASHED_IN_TRAINER = (
 NO_BALANCE_LOSSES = {f"{name}_loss_weight": 0.0 for name in LOSSES}
 NOTHING_AGAINST_COLLAPSE = {"similarity_loss_weight": 0.0, "expert_dropout": 0.0}
 IN_ATTENTION = {"placement": "prefix", "rank": 4}
+EXPERTS_REST = {
+    "later_epochs_factor": 0,
+    "later_rate_factor": 0.3,
+    "stored_features": 100,
+    "drift_penalty": 1.0,
+}
 ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "smope.methods.smope.SMoPE": {
         **NO_BALANCE_LOSSES,
@@ -44,6 +50,7 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
         **NO_BALANCE_LOSSES,
         **NOTHING_AGAINST_COLLAPSE,
         **IN_ATTENTION,
+        **EXPERTS_REST,
     },
     "smope.streams.folder.load": {"test_fraction": 0.2, "split_seed": 0},
     "smope.streams.table.load": {"test_fraction": 0.2},

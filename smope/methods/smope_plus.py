@@ -12,14 +12,20 @@ the backbone's own features (values of 0 add nothing, keys only take some of the
 
 _shared/first_task_only.py has the idea. What the classifier remembers stays valid, so forgetting
 comes only from more classes competing.
+
+With later_epochs_factor the experts learn on in later tasks, which changes the features of old
+images. So features of each class are stored, and moved as those of the new task's images moved
+while it was learned (_shared/drift.moved). The ridge classifier is fitted anew to all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor
 
 from smope.backbones.vit import Backbone
@@ -33,18 +39,21 @@ from smope.declare.ranges import (
     Share,
 )
 from smope.experts.inject import Placement
+from smope.methods._shared.closed_form import features_of, joined
+from smope.methods._shared.earlier_self import EarlierSelf
 from smope.methods._shared.first_task_only import FirstSession
 from smope.methods._shared.ridge_head import PenaltyRule, RidgeHead
-from smope.methods.base import Phase, Reference, TaskSpan
+from smope.methods._shared.stored_features import StoredFeatures
+from smope.methods.base import Batches, Phase, Reference, TaskSpan
 from smope.methods.smope import SMoPE
 from smope.routers.base import Router
 
 
 class SMoPEPlus(FirstSession, SMoPE):
-    """SMoPE's experts and router, trained on the first task alone.
+    """SMoPE's experts and router, trained on the first task alone, or also in later ones.
 
-    The first task ends with the usage pass of SMoPE, which fixes the features. Arguments that SMoPE
-    has as well are documented there.
+    A task that trains ends with the usage pass of SMoPE. Arguments that SMoPE has as well are
+    documented there.
 
     Args:
         epochs_factor: the first task takes so many times the trainer's epochs and dense epochs,
@@ -52,6 +61,13 @@ class SMoPEPlus(FirstSession, SMoPE):
         readout: "cls": the classifier sees the CLS feature. "cls_and_tokens": also the mean patch
             token before the last block, which costs nothing.
         width, exponents, penalty_rule: see ridge_head.RidgeHead.
+        later_epochs_factor: each later task trains for so many times the trainer's epochs; 0: the
+            experts rest.
+        later_rate_factor: learning rate of the experts in later tasks, as a multiple of that in the
+            first.
+        stored_features: of each class, if experts learn on: num_classes · stored_features · C
+            numbers in float32, with C twice the backbone's width for "cls_and_tokens".
+        drift_penalty: of the map by which stored features move, see drift.moved.
     """
 
     reference = Reference(
@@ -59,6 +75,7 @@ class SMoPEPlus(FirstSession, SMoPE):
         "(arXiv 2307.02251)",
         "experts learn in the first task alone; later tasks cost one forward pass an image",
     )
+    learning_only = ("stored", "earlier")
 
     def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
@@ -84,6 +101,10 @@ class SMoPEPlus(FirstSession, SMoPE):
         width: Annotated[int | None, AtLeast(1)] = 5000,
         exponents: Annotated[Sequence[int], OrderedPair(-30, 30)] = (-2, 8),
         penalty_rule: PenaltyRule = "gcv",
+        later_epochs_factor: Annotated[int, AtLeast(0)] = 0,
+        later_rate_factor: Annotated[float, Positive()] = 0.3,
+        stored_features: Annotated[int, AtLeast(1)] = 100,
+        drift_penalty: Annotated[float, NotNegative()] = 1.0,
     ) -> None:
         super().__init__(
             backbone,
@@ -109,6 +130,19 @@ class SMoPEPlus(FirstSession, SMoPE):
         self.readout = readout
         features = backbone.embed_dim * (2 if readout == "cls_and_tokens" else 1)
         self.ridge = RidgeHead(features, num_classes, width, exponents, penalty_rule)
+        self.later_epochs_factor = later_epochs_factor
+        self.later_rate_factor = later_rate_factor
+        self.drift_penalty = drift_penalty
+        self.stored = self.earlier = None
+        if self.learns_on:
+            self.stored = StoredFeatures(num_classes, stored_features, features)
+            self.earlier = EarlierSelf(self._experts_and_counts)
+        self._later = False  # whether the phase under way is of a later task
+
+    @property
+    def learns_on(self) -> bool:
+        """Whether experts learn in tasks after the first."""
+        return self.later_epochs_factor > 0
 
     def features(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) in [0, 1] -> features (B, C), or (B, 2C) with the mean patch
@@ -117,15 +151,79 @@ class SMoPEPlus(FirstSession, SMoPE):
         return self.backbone(images, with_tokens=self.readout == "cls_and_tokens")
 
     def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
+        if task.index and self.learns_on:
+            return [Phase("later", self.later_epochs_factor * epochs)]
         phases = super().phases(task, epochs)
         return [replace(phase, epochs=self.epochs_factor * phase.epochs) for phase in phases]
 
+    def begin_phase(self, phase: Phase) -> None:
+        super().begin_phase(phase)
+        self._later = phase.name == "later"
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        experts, classifier = super().parameter_groups(learning_rate)
+        if self._later:
+            experts["lr"] *= self.later_rate_factor
+        return [experts, classifier]
+
     def begin_task(self, task: TaskSpan) -> None:
-        """Do nothing: experts stay as the first task left them, so no prototypes are needed."""
+        """Experts need no prototypes, since their keys are not compared with earlier ones."""
+        if self.earlier is not None:
+            self.earlier.take()
+
+    def features_are_final(self, task: TaskSpan) -> bool:
+        return not self.learns_on
+
+    def trains(self, task: TaskSpan) -> bool:
+        return self.learns_on or super().trains(task)
 
     def own_passes(self, task: TaskSpan) -> int:
-        """One for the ridge classifier, and in the first task the usage pass of the experts."""
+        """One for the ridge classifier; where experts learn, also their usage pass; where they
+        learn on, also one as they were before.
+        """
+        if task.index and self.learns_on:
+            return 3
         return 1 if task.index else 2
+
+    @torch.no_grad()
+    def end_task(self, task: TaskSpan, batches: Batches) -> None:
+        if self.stored is None:
+            super().end_task(task, batches)
+            return
+        SMoPE.end_task(self, task, batches)
+        later = self.stored.images.any()
+        pairs = features_of(
+            self, batches, self.stored.images.device, self._before_and_after if later else None
+        )
+        features, labels = joined(pairs)
+        if later:
+            before, features = features.chunk(2, -1)
+            self.stored.carry(before, features, self.drift_penalty)
+        self.stored.add(features, labels)
+        self.ridge.refit([self.stored.all()])
+
+    def _before_and_after(self, images: Tensor) -> Tensor:
+        assert self.earlier is not None
+        with self.earlier.used():
+            before = self.features(images)
+        return torch.cat([before, self.features(images)], -1)
+
+    def _experts_and_counts(self) -> Iterable[Tensor]:
+        """All that features depend on, apart from the backbone."""
+        parts = (self.banks, self.routers)
+        return itertools.chain(*(itertools.chain(p.parameters(), p.buffers()) for p in parts))
+
+    @property
+    def shares_sums(self) -> bool:
+        """Where experts learn on, what is remembered of a class is removed without its images."""
+        return not self.learns_on
+
+    def withdraw(self, label: int, features: Tensor | None) -> None:
+        if self.stored is None:
+            super().withdraw(label, features)
+            return
+        self.stored.remove(label)
+        self.ridge.refit([self.stored.all()])
 
     def _training_logits(self, images: Tensor) -> Tensor:
         return self.classifier(self.backbone(images))

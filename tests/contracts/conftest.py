@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from smope.backbones.vit import Backbone
 from smope.config.conf_files import choice_values, choices, conf_dir
@@ -20,8 +21,13 @@ from tests.tiny import PassedImages, tiny_backbone, tiny_settings, tiny_stream
 
 ROUTERS = choices("router", [conf_dir()])
 METHODS = choices("method", [conf_dir()])
-# With experts elsewhere it is another method for every contract
-VARIANTS = [*METHODS, "smope placement=mlp", "smope placement=lora"]
+# With experts elsewhere, or that learn on, it is another method for every contract
+VARIANTS = [
+    *METHODS,
+    "smope placement=mlp",
+    "smope placement=lora",
+    "smope_plus later_epochs_factor=1",
+]
 SHALLOW = 4  # blocks, so few that every method still joins one of its own
 TASKS = 2  # of the stream that methods are tried on
 # Of few samples: enough for a classifier that was trained to wide margins
@@ -98,7 +104,8 @@ def make_method(
     `seed`. Words behind the name are key=value.
     """
     name, *words = name.split()
-    changes = {**SIZES, **dict(word.split("=") for word in words), **changes}
+    given = dict(word.split("=") for word in words)
+    changes = {**SIZES, **{key: yaml.safe_load(value) for key, value in given.items()}, **changes}
     torch.manual_seed(seed)
     return _make("method", name, changes, backbone=backbone, num_classes=num_classes)
 

@@ -14,6 +14,7 @@ from smope.methods._shared.drift import (
     carried_by_samples,
     fit_weakly_nonlinear,
     linear_map,
+    moved,
     semantic_shift,
 )
 from smope.methods._shared.earlier_self import EarlierSelf
@@ -150,3 +151,32 @@ def test_the_earlier_network_is_that_of_before_and_leaves_no_trace() -> None:
     earlier.take()
     with earlier.used():
         assert torch.equal(layer(x), now)
+
+
+def test_moved_features_follow_the_ridge_regression_of_the_drift() -> None:
+    before, after, others = draw(9, 4), draw(9, 4, seed=1), draw(3, 4, seed=2)
+    centre = sum(before) / 9
+    shift = sum(after - before) / 9
+    system, right = torch.zeros(4, 4).double(), torch.zeros(4, 4).double()
+    for old, new in zip(before, after, strict=True):
+        system += torch.outer(old - centre, old - centre)
+        right += torch.outer(old - centre, new - old - shift)
+    values = torch.linalg.eigvalsh(system)
+    turn = torch.linalg.inv(system + 0.3 * values.mean() * torch.eye(4)) @ right
+    expected = [x + shift + (x - centre) @ turn for x in others]
+    torch.testing.assert_close(moved(others, before, after, 0.3), torch.stack(expected))
+
+
+def test_an_affine_drift_is_followed_exactly_and_an_infinite_penalty_leaves_the_mean_shift() -> (
+    None
+):
+    before, others = draw(9, 4), draw(3, 4, seed=2)
+    matrix, offset = draw(4, 4, seed=3), draw(4, seed=4)
+    torch.testing.assert_close(
+        moved(others, before, before @ matrix + offset, 0.0), others @ matrix + offset
+    )
+    after = before @ matrix + offset
+    shift = (after - before).mean(0)
+    torch.testing.assert_close(moved(others, before, after, math.inf), others + shift)
+    same = before[:1].expand(5, 4)  # images that do not differ tell a shift alone
+    torch.testing.assert_close(moved(others, same, same + 1, 0.1), others + 1)

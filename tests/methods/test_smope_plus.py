@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smope.methods._shared.drift import moved
 from smope.methods.base import TaskSpan
 from smope.methods.smope_plus import SMoPEPlus
 from smope.routers.adaptive_noise import AdaptiveNoise
@@ -117,3 +118,65 @@ def test_a_vit_that_is_not_taken_apart_reads_out_the_same() -> None:
         torch.testing.assert_close(
             backbone(images, with_tokens=True), expected, rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.fixture(scope="module")
+def learned_on() -> tuple[Trainer, list[SMoPEPlus]]:
+    """A trainer whose experts learned in both tasks, and copies of the method after each."""
+    method = make(later_epochs_factor=1, stored_features=5, drift_penalty=0.2)
+    settings = tiny_settings(precision="float32")
+    trainer = Trainer(method, tiny_stream(), settings, seed=0, device=torch.device("cpu"))
+    snapshots: list[SMoPEPlus] = []
+    trainer.fit(on_task_end=lambda: snapshots.append(copy.deepcopy(trainer.method).eval()))
+    return trainer, snapshots
+
+
+def plain_images(trainer: Trainer, task: int) -> tuple[Tensor, Tensor]:
+    images = trainer.stream.tasks[task].train_plain
+    return torch.stack([images[n][0] for n in range(len(images))]), torch.tensor(images.targets)
+
+
+def test_experts_that_learn_on_have_a_classifier_of_stored_features_that_moved(
+    learned_on: tuple[Trainer, list[SMoPEPlus]],
+) -> None:
+    trainer, (first, last) = learned_on
+    assert not torch.equal(first.banks[0].values, last.banks[0].values)
+    (old, old_labels), (new, new_labels) = (plain_images(trainer, task) for task in (0, 1))
+    with torch.no_grad():
+        before, after = first.features(new).double(), last.features(new).double()
+        stored = moved(first.features(old).double(), before, after, 0.2)
+    expected, labels = [], []
+    for label in range(4):
+        rows = (stored[old_labels == label], after[new_labels == label])[label >= 2]
+        chosen = [rows[number * len(rows) // 5] for number in range(5)]
+        expected += chosen
+        labels += [label] * 5
+    features, found = last.stored.all()
+    assert found.tolist() == labels
+    torch.testing.assert_close(features, torch.stack(expected), rtol=1e-3, atol=1e-4)
+    hidden = (features @ last.ridge.projection.double()).relu()
+    system = hidden.T @ hidden + float(last.ridge.sums.penalty) * torch.eye(64)
+    targets = F.one_hot(found, 4).double()
+    weight = torch.linalg.solve(system, hidden.T @ targets).T
+    torch.testing.assert_close(last.ridge.weight.double(), weight, rtol=1e-4, atol=1e-5)
+
+
+def test_they_learn_on_at_a_lower_rate_in_a_phase_of_their_own() -> None:
+    method = make(later_epochs_factor=2, later_rate_factor=0.1, expert_rate_factor=4.0)
+    [later] = method.phases(TaskSpan(1, 2, 4), 3)
+    assert (later.name, later.epochs) == ("later", 6)
+    for phase, rate in ((method.phases(TaskSpan(0, 0, 2), 3)[-1], 8.0), (later, 0.8)):
+        method.begin_phase(phase)
+        assert [group["lr"] for group in method.parameter_groups(2.0)] == pytest.approx([rate, 2.0])
+
+
+def test_a_class_is_forgotten_without_its_images(
+    learned_on: tuple[Trainer, list[SMoPEPlus]],
+) -> None:
+    method = copy.deepcopy(learned_on[1][-1])
+    other = copy.deepcopy(method)
+    method.withdraw(1, None)
+    features, labels = other.stored.all()
+    other.ridge.refit([(features[labels != 1], labels[labels != 1])])
+    assert torch.equal(method.ridge.weight, other.ridge.weight)
+    assert not method.ridge.weight[1].any()

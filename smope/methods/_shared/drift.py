@@ -65,6 +65,36 @@ def linear_map(before: Tensor, after: Tensor, penalty: float, patience: float) -
     return (1 - stay) * fitted + stay * identity
 
 
+def moved(features: Tensor, before: Tensor, after: Tensor, penalty: float) -> Tensor:
+    """Features of other images after a task, by an affine map fitted to the images of the task.
+
+    x becomes x + mean(D) + (x - mean(before))·P, where D = after - before, and P is the ridge
+    regression of D on `before`, both centred: P = (XᵀX + penalty·u·I)^-1·XᵀD, with u the mean of
+    the eigenvalues of XᵀX. A large penalty leaves the mean shift alone. The idea is feature
+    adaptation (Iscen et al. 2020, arXiv 2004.00713), where a network takes the place of the map.
+
+    Args:
+        features: (m, C), in the space of `before`.
+        before: (n, C).
+        after: (n, C).
+        penalty: 0 or more; infinity: the mean shift alone.
+
+    Returns:
+        (m, C).
+    """
+    centre, drift = before.mean(0), after - before
+    shift = drift.mean(0)
+    x = before - centre
+    system = x.T @ x
+    unit = system.diagonal().mean()
+    if math.isinf(penalty) or not unit > 0:
+        return features + shift
+    system.diagonal().add_(penalty * unit)
+    return (
+        features + shift + (features - centre) @ torch.linalg.solve(system, x.T @ (drift - shift))
+    )
+
+
 class WeaklyNonlinearMap(nn.Module):
     """SLDC's weakly nonlinear map: w0·x + w1·x·A + w2·MLP(x) on the direction of a feature, whose
     length stays.

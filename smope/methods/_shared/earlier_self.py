@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 class EarlierSelf(nn.Module):
-    """Copies of trained parameters, with which the network can be run again as it was.
+    """Copies of what a task changes, with which the network can be run again as it was.
 
-    Buffers: one for each parameter. A method lists it in `learning_only`.
+    Buffers: one for each tensor. A method lists it in `learning_only`.
 
     Args:
-        trained: gives the parameters, always in the same order.
+        trained: gives the parameters, and buffers that change, always in the same order.
     """
 
-    def __init__(self, trained: Callable[[], Iterable[nn.Parameter]]) -> None:
+    def __init__(self, trained: Callable[[], Iterable[Tensor]]) -> None:
         super().__init__()
         self._trained = trained
         for index, parameter in enumerate(trained()):
@@ -26,7 +26,7 @@ class EarlierSelf(nn.Module):
 
     @torch.no_grad()
     def take(self) -> None:
-        """Copy the parameters as they are now."""
+        """Copy the tensors as they are now."""
         for earlier, parameter in self._pairs():
             earlier.copy_(parameter)
 
@@ -46,5 +46,5 @@ class EarlierSelf(nn.Module):
                 for value, parameter in zip(present, self._trained(), strict=True):
                     parameter.copy_(value)
 
-    def _pairs(self) -> Iterator[tuple[Tensor, nn.Parameter]]:
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.buffers(), self._trained(), strict=True)

@@ -113,6 +113,12 @@ class RidgeHead(nn.Module):
         self._solve()
 
     @torch.no_grad()
+    def refit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Forget all images, and then `fit`."""
+        self.sums.clear()
+        self.fit(batches)
+
+    @torch.no_grad()
     def preview(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Solve for the weights that `fit` would give, and forget the images again."""
         sums = copy.deepcopy(self.sums)

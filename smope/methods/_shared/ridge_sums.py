@@ -48,6 +48,14 @@ class Sums(FixedPrecision):
         self.register_buffer("images", torch.zeros((), dtype=torch.int64))
         self.register_buffer("penalty", torch.ones((), dtype=torch.float64))
 
+    def clear(self) -> None:
+        """Forget all images; the penalty stays."""
+        self.rows = self.penalty.new_zeros(0, self.width)
+        self.targets = self.penalty.new_zeros(0, self.num_classes)
+        self.triangle = self.penalty.new_zeros(0)
+        self.classes = self.penalty.new_zeros(0, self.num_classes)
+        self.images.zero_()
+
     @property
     def in_rows(self) -> bool:
         """Whether rows are kept, and not yet the sums."""
