@@ -41,6 +41,20 @@ def no_cache_of_the_user() -> Iterator[None]:
     assert os.environ.get("XDG_CACHE_HOME") == before
 
 
+@pytest.fixture(autouse=True)
+def products_of_before() -> Iterator[None]:
+    """A command that runs in this process chooses how float32 products are computed, which moves
+    the numbers of other tests by rounding.
+    """
+    import torch
+
+    switch = getattr(torch.backends.mkldnn, "matmul", None)  # since torch 2.9
+    before = getattr(switch, "fp32_precision", None)
+    yield
+    if switch is not None and switch.fp32_precision != before:
+        switch.fp32_precision = before
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder named by SMOPE_DATA; tests on real data skip without it."""
