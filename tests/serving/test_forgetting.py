@@ -100,6 +100,27 @@ def test_without_its_images_the_other_logits_stay(
     assert learned.class_names == ("amber", "coral", "dark", "emerald", "fuchsia", "blue")
 
 
+def test_stored_features_of_a_class_are_forgotten_without_its_images(
+    colour_run: Callable[..., Run],
+    colours: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = colour_run("smope_plus", 3, colours, "method.later_epochs_factor=1")
+    six = loaded(run.artefacts[-1], tmp_path / "six")
+    with caplog.at_level(logging.INFO):
+        left = six.forget(["blue"])
+    others = [0, 2, 3, 4, 5]
+    before, after = six.artefact.state, left.artefact.state
+    assert torch.equal(after["stored.features"], before["stored.features"][others])
+    assert torch.equal(after["stored.images"], before["stored.images"][others])
+    assert not torch.equal(after["ridge.weight"], before["ridge.weight"][others]), "fitted anew"
+    assert "still part of the sums" not in caplog.text
+    assert "what training on their images changed" in caplog.text
+    learned = left.learn(part(colours, tmp_path / "again", "blue") / "train")
+    assert learned.class_names[-1] == "blue"
+
+
 def test_a_lesson_is_undone(
     colour_run: Callable[..., Run],
     colours: Path,

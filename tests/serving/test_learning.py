@@ -21,6 +21,7 @@ CLOSED_FORM = ["ridge", "ncm", "slda"]
     ("method", "settings"),
     [
         *((method, ["trainer.precision=float64"]) for method in [*CLOSED_FORM, "smope_plus"]),
+        ("smope_plus", ["trainer.precision=float64", "method.later_epochs_factor=1"]),
         ("smope", ["trainer.precision=float32"]),
         ("rsiat", ["trainer.precision=float32", "method.blocks=[0,1]"]),
         ("tuna", ["trainer.precision=float32", "method.blocks=[0,1]"]),
