@@ -152,13 +152,13 @@ class SMoPEPlus(FirstSession, SMoPE):
 
     def phases(self, task: TaskSpan, epochs: int) -> list[Phase]:
         if task.index and self.learns_on:
-            return [Phase("later", self.later_epochs_factor * epochs)]
+            return [Phase("continued", self.later_epochs_factor * epochs)]
         phases = super().phases(task, epochs)
         return [replace(phase, epochs=self.epochs_factor * phase.epochs) for phase in phases]
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
-        self._later = phase.name == "later"
+        self._later = phase.name == "continued"
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         experts, classifier = super().parameter_groups(learning_rate)

@@ -164,7 +164,7 @@ def test_experts_that_learn_on_have_a_classifier_of_stored_features_that_moved(
 def test_they_learn_on_at_a_lower_rate_in_a_phase_of_their_own() -> None:
     method = make(later_epochs_factor=2, later_rate_factor=0.1, expert_rate_factor=4.0)
     [later] = method.phases(TaskSpan(1, 2, 4), 3)
-    assert (later.name, later.epochs) == ("later", 6)
+    assert (later.name, later.epochs) == ("continued", 6)
     for phase, rate in ((method.phases(TaskSpan(0, 0, 2), 3)[-1], 8.0), (later, 0.8)):
         method.begin_phase(phase)
         assert [group["lr"] for group in method.parameter_groups(2.0)] == pytest.approx([rate, 2.0])
