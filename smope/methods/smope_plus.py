@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -187,26 +188,18 @@ class SMoPEPlus(FirstSession, SMoPE):
 
     @torch.no_grad()
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
-        if self.stored is None:
+        if self.stored is None or self.earlier is None:
             super().end_task(task, batches)
             return
         SMoPE.end_task(self, task, batches)
-        later = self.stored.images.any()
-        pairs = features_of(
-            self, batches, self.stored.images.device, self._before_and_after if later else None
-        )
-        features, labels = joined(pairs)
+        later = bool(self.stored.images.any())
+        both = partial(self.earlier.before_and_after, self.features) if later else None
+        features, labels = joined(features_of(self, batches, self.stored.images.device, both))
         if later:
             before, features = features.chunk(2, -1)
             self.stored.carry(before, features, self.drift_penalty)
         self.stored.add(features, labels)
         self.ridge.refit([self.stored.all()])
-
-    def _before_and_after(self, images: Tensor) -> Tensor:
-        assert self.earlier is not None
-        with self.earlier.used():
-            before = self.features(images)
-        return torch.cat([before, self.features(images)], -1)
 
     def _experts_and_counts(self) -> Iterable[Tensor]:
         """All that features depend on, apart from the backbone."""

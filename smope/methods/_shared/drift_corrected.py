@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,17 +83,14 @@ class DriftCorrected(Method):
     def end_task(self, task: TaskSpan, batches: Batches) -> None:
         device = in_float64(self.statistics.mean[:0]).device
         later = task.index > 0
-        pairs = features_of(self, batches, device, self._before_and_after if later else None)
-        features, labels = joined(pairs)
+        both = partial(self.earlier.before_and_after, self.features) if later else None
+        features, labels = joined(features_of(self, batches, device, both))
         before, after = features.chunk(2, -1) if later else (features, features)
         if later:
             self.carry(before, after, task)
         for label in labels.unique().tolist():
             self.statistics.record(label, after[labels == label])
             self.statistics.task[label] = task.index
-
-    def _before_and_after(self, images: Tensor) -> Tensor:
-        return torch.cat([self.earlier_features(images), self.features(images)], -1)
 
     def recorded(self) -> Sequence[AlignableClassifier]:
         """None: end_task has recorded them."""

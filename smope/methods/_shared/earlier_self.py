@@ -46,5 +46,19 @@ class EarlierSelf(nn.Module):
                 for value, parameter in zip(present, self._trained(), strict=True):
                     parameter.copy_(value)
 
+    def before_and_after(self, features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Features by the network as it was, and beside them those by the network as it is.
+
+        Args:
+            features: images -> features (B, C).
+            images: (B, 3, S, S).
+
+        Returns:
+            (B, 2C).
+        """
+        with self.used():
+            before = features(images)
+        return torch.cat([before, features(images)], -1)
+
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.buffers(), self._trained(), strict=True)

@@ -41,19 +41,24 @@ class Sums(FixedPrecision):
         super().__init__()
         self.width = width
         self.num_classes = num_classes
-        self.register_buffer("rows", torch.zeros(0, width, dtype=torch.float64))
-        self.register_buffer("targets", torch.zeros(0, num_classes, dtype=torch.float64))
-        self.register_buffer("triangle", torch.zeros(0, dtype=torch.float64))
-        self.register_buffer("classes", torch.zeros(0, num_classes, dtype=torch.float64))
+        for name, shape in self._empty_shapes().items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("images", torch.zeros((), dtype=torch.int64))
         self.register_buffer("penalty", torch.ones((), dtype=torch.float64))
 
+    def _empty_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what is kept of no image."""
+        return {
+            "rows": (0, self.width),
+            "targets": (0, self.num_classes),
+            "triangle": (0,),
+            "classes": (0, self.num_classes),
+        }
+
     def clear(self) -> None:
         """Forget all images; the penalty stays."""
-        self.rows = self.penalty.new_zeros(0, self.width)
-        self.targets = self.penalty.new_zeros(0, self.num_classes)
-        self.triangle = self.penalty.new_zeros(0)
-        self.classes = self.penalty.new_zeros(0, self.num_classes)
+        for name, shape in self._empty_shapes().items():
+            setattr(self, name, self.penalty.new_zeros(shape))
         self.images.zero_()
 
     @property
