@@ -1,8 +1,6 @@
 """Does a probability of 0.8 mean that 8 of 10 images are right, and are new classes preferred?
 
-Probabilities are the softmax over the classes seen so far. Methods whose logits are cosines (ncm)
-have no temperature and are under-confident by construction: compare their ranking, not their
-calibration.
+Probabilities are the softmax over the classes seen so far.
 """
 
 from __future__ import annotations

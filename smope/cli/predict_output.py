@@ -67,8 +67,7 @@ def judged(predictions: Iterable[Prediction], min_probability: float) -> Iterato
     if count >= SEVERAL and highest < min_probability:
         print(
             f"all {count:,} images are unknown: the highest probability is {highest:.2f}, and "
-            f"--min-probability is {min_probability:g}. Methods such as ncm, ridge and smope_plus "
-            "give low ones; try a limit on images whose class you know",
+            f"--min-probability is {min_probability:g}; try a limit on images whose class you know",
             file=sys.stderr,
         )
 

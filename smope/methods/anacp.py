@@ -24,6 +24,7 @@ from smope.methods._shared.ridge_sums import Sums
 from smope.methods.base import Batches, Recollection, Reference, TaskSpan
 
 FLOOR = 1e-4  # added to the variances of normalised features, as in the authors' code
+TEMPERATURE = 0.1  # divides logits; twice that of images, since samples are separated better
 CHUNK_SAMPLES = 1024  # samples whose random features are in memory at once
 
 Unwhitening = Literal["inverse", "root"]
@@ -85,7 +86,8 @@ class AnaCP(OnePass):
         self.sums = nn.ModuleList(Sums(width, num_classes) for _ in range(projections))
 
     def classify(self, features: Tensor) -> Tensor:
-        return self.classifier(self._read(self._moved(F.normalize(features, dim=-1))))
+        read = self._read(self._moved(F.normalize(features, dim=-1)))
+        return self.classifier(read) / TEMPERATURE
 
     def _moved(self, x: Tensor) -> Tensor:
         """x (n, C) -> p (n, C)."""

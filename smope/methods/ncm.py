@@ -12,15 +12,21 @@ from torch import Tensor
 
 from smope.backbones.vit import Backbone
 from smope.methods._shared.class_statistics import mean_cosines
-from smope.methods._shared.closed_form import CLASS_MEANS, OnePass, features_of
+from smope.methods._shared.closed_form import (
+    CLASS_MEANS,
+    COSINE_TEMPERATURE,
+    OnePass,
+    features_of,
+)
 from smope.methods.base import Batches, Recollection, Reference, TaskSpan
 
 
 class NearestClassMean(OnePass):
     """Classifies by the closest class mean of training features, from one pass over the images.
 
-    The rows of the classifier's weight are the means m. Logits are cosines, or 2·x·m - |m|², which
-    ranks classes as -|x - m|² does.
+    The rows of the classifier's weight are the means m. Logits are cosines, divided by 0.03 so that
+    their softmax is a probability (closed_form.COSINE_TEMPERATURE), or 2·x·m - |m|², which ranks
+    classes as -|x - m|² does and whose softmax is none.
 
     Args:
         similarity: "cosine" of feature and mean, as in SimpleCIL, or "euclidean" distance.
@@ -49,7 +55,7 @@ class NearestClassMean(OnePass):
 
     def classify(self, features: Tensor) -> Tensor:
         if self.similarity == "cosine":
-            features = F.normalize(features, dim=-1)
+            return self.classifier(F.normalize(features, dim=-1)) / COSINE_TEMPERATURE
         return self.classifier(features)
 
     @torch.no_grad()

@@ -68,7 +68,7 @@ def test_logits_equal_the_slow_loop(stream, learn, all_features, unwhitening):
     )
     learn(method, stream)
     features, labels = all_features(method, stream)
-    expected = slow_logits(method, features, labels, features[:6], unwhitening)
+    expected = slow_logits(method, features, labels, features[:6], unwhitening) / 0.1
     found = method.double().classify(features[:6])
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 

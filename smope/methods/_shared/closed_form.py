@@ -20,6 +20,13 @@ from smope.methods.base import Batches, Method, Phase, TaskSpan
 SAME_IMAGES = 1e-3  # relative difference of sums of features that another machine may cause
 CLASS_MEANS = "the mean of each class"  # what some methods remember of a class
 
+# Logits of fits to one-hot labels, and cosines, lie in about 0..1, where softmax makes all classes
+# nearly equal. Divided by these they give probabilities. Chosen on held-out images of three data
+# sets with 5 to 100 classes: benchmarks/results/calibration.md. Constants, and not fitted to the
+# images of a task, so that logits depend on no order of tasks, and forgetting stays exact.
+ONE_HOT_TEMPERATURE = 0.05
+COSINE_TEMPERATURE = 0.03
+
 
 class OnePass(Method):
     """Takes no training steps. A subclass learns in end_task, from what features_of() gives."""

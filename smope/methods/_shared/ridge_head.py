@@ -15,7 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smope.methods._shared.class_statistics import mean_cosines
-from smope.methods._shared.closed_form import CLASS_MEANS, joined, refuse_other_images
+from smope.methods._shared.closed_form import (
+    CLASS_MEANS,
+    ONE_HOT_TEMPERATURE,
+    joined,
+    refuse_other_images,
+)
 from smope.methods._shared.ridge_sums import GCV_FACTORS, UNKNOWN, Sums
 from smope.methods.base import Recollection
 
@@ -27,7 +32,8 @@ HELD_OUT_EVERY = 5  # one image in so many decides about the penalty
 class RidgeHead(nn.Module):
     """The least-squares fit of one-hot labels by h = relu(x·projection), where x is a feature.
 
-    The weights are W = (gram + λ I)^-1 classes. Apart from the choice of λ they are those of one
+    The weights are W = (gram + λ I)^-1 classes, and logits h·W / 0.05, so that their softmax is a
+    probability (closed_form.ONE_HOT_TEMPERATURE). Apart from the choice of λ they are those of one
     fit to all images that `fit` was given, in any order. The projection (C, M) is drawn from N(0,
     1) once, and saved. Nothing is trained by gradients.
 
@@ -91,7 +97,7 @@ class RidgeHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features (n, C) -> logits (n, K)."""
-        return F.linear(self.hidden(features), self.weight)
+        return F.linear(self.hidden(features), self.weight) / ONE_HOT_TEMPERATURE
 
     def hidden(self, features: Tensor) -> Tensor:
         """features (n, C) -> h (n, M)."""
