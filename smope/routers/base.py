@@ -136,6 +136,13 @@ def choose(scores: Tensor, ranking: Tensor, top_k: int, available: Tensor | None
     return Routing(scores, expert_ids, scores.gather(-1, expert_ids))
 
 
+def of_available(logits: Tensor, available: Tensor | None) -> Tensor:
+    """Logits or ranks (..., H, E), minus infinity for experts that are not `available`, which is as
+    in ExpertState.
+    """
+    return logits if available is None else logits.masked_fill(~available, -torch.inf)
+
+
 def best(ranking: Tensor, top_k: int, available: Tensor | None) -> Tensor:
     """The available experts that rank highest, best first.
 
@@ -147,8 +154,7 @@ def best(ranking: Tensor, top_k: int, available: Tensor | None) -> Tensor:
     Returns:
         (B, H, K).
     """
-    if available is not None:
-        ranking = ranking.masked_fill(~available, -torch.inf)
+    ranking = of_available(ranking, available)
     return ranking.topk(top_k, dim=-1).indices
 
 

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from smope.routers import noise as noises
-from smope.routers.base import ExpertState, Router, Routing, proxy_scores, rows_of_tokens
+from smope.routers.base import (
+    ExpertState,
+    Router,
+    Routing,
+    of_available,
+    proxy_scores,
+    rows_of_tokens,
+)
 from smope.routers.gate import gated_weights
 
 
@@ -62,9 +69,8 @@ class GroupedTokens(Router):
         noisy = scores * scale
         if self.training and self.noise > 0:
             noisy = noisy + self.noise / keys.shape[1] * noises.normal(noisy)
+        noisy = of_available(noisy, state.available)
         gates = noisy.detach().softmax(-1)
-        if state.available is not None:
-            gates = gates * state.available
         groups = gates.unsqueeze(0) if self.training else gates.unflatten(0, (-1, tokens))
         taken = (self.taken(groups) & (groups > 0)).flatten(0, 1)
         # of a token without experts the sum is 0, and its logarithm has no gradient

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smope.declare.ranges import AtLeast, NotNegative
 from smope.routers import noise as noises
-from smope.routers.base import ExpertState, Noise, Routing, best, proxy_scores
+from smope.routers.base import ExpertState, Noise, Routing, best, of_available, proxy_scores
 from smope.routers.gate import GatedRouter, gated_weights
 
 
@@ -57,7 +57,7 @@ class SoftmaxTopK(GatedRouter):
             noisy = logits + std * noises.normal(logits)
             drawn = Noise(noisy, std, state.available)
         expert_ids = best(noisy.detach(), self.top_k, state.available)
-        log_gates = noisy.log_softmax(-1).gather(-1, expert_ids)
+        log_gates = of_available(noisy, state.available).log_softmax(-1).gather(-1, expert_ids)
         weights = gated_weights(log_gates, scores.gather(-1, expert_ids), keys.shape[-1] ** -0.5)
         return Routing(scores, expert_ids, weights, logits, drawn)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smope.declare.ranges import AtLeast, Share
 from smope.routers import noise as noises
-from smope.routers.base import ExpertState, Routing, best, proxy_scores
+from smope.routers.base import ExpertState, Routing, best, of_available, proxy_scores
 from smope.routers.gate import GatedRouter, gated_weights
 
 
@@ -51,6 +51,6 @@ class Switch(GatedRouter):
             jittered = query * (1 + self.jitter * (2 * noises.uniform(query) - 1))
         logits = self.logits(jittered, keys)
         expert_ids = best(logits.detach(), self.top_k, state.available)
-        log_gates = logits.log_softmax(-1).gather(-1, expert_ids)
+        log_gates = of_available(logits, state.available).log_softmax(-1).gather(-1, expert_ids)
         weights = gated_weights(log_gates, scores.gather(-1, expert_ids), keys.shape[-1] ** -0.5)
         return Routing(scores, expert_ids, weights, logits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -213,6 +214,18 @@ def test_an_expert_that_dropped_out_has_no_load_and_bars_nobody() -> None:
     load.sum().backward()
     assert logits.grad.isfinite().all() and std.grad.isfinite().all()
     assert SoftmaxTopK(2).load(routing)[0, 0, 1] == 0
+
+
+@pytest.mark.parametrize("router", [SoftmaxTopK(2, noise=0), Switch(2, jitter=0)])
+def test_gates_are_those_of_the_available_experts_alone(router) -> None:
+    """Expert 0 drops out of four: what is chosen gets what it would get among the other three."""
+    keys, query = random(1, 4, 8), random(5, 1, 8, seed=1)
+    built(router, 1, 4, 8)
+    alone = router(query, keys[:, 1:], state(1, 3))
+    available = torch.tensor([[False, True, True, True]])
+    routing = router(query, keys, replace(state(1, 4), available=available))
+    assert torch.equal(routing.expert_ids, alone.expert_ids + 1)
+    torch.testing.assert_close(routing.weights, alone.weights)
 
 
 def test_shazeer_s_load_is_how_often_an_expert_is_chosen() -> None:
