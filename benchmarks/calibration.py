@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 
 import numpy
+from gpu_tables import table
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
@@ -21,18 +22,7 @@ from smope.analysis import Run, load_runs
 from smope.analysis.calibration import expected_calibration_error
 
 TEMPERATURES = 10 ** numpy.arange(-2, 2.51, 0.05)
-HEAD = [
-    "method",
-    "classes",
-    "images",
-    "accuracy",
-    "confidence",
-    "ECE",
-    "NLL",
-    "T",
-    "ECE/T",
-    "NLL/T",
-]
+HEAD = "method, classes, images, accuracy, confidence, ECE, NLL, T, ECE at T, NLL at T"
 
 
 def scores(logits: NDArray, labels: NDArray, temperature: float) -> tuple[float, float, float]:
@@ -69,8 +59,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="RUN")
-    for cells in (HEAD, ["---"] * len(HEAD), *map(row, load_runs(*parser.parse_args().runs))):
-        print("| " + " | ".join(cells) + " |")
+    print(table(HEAD.split(", "), map(row, load_runs(*parser.parse_args().runs))))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ PARQUET_SUFFIX = ".parquet"
 STANDARD_STREAM = Path("-")  # standard input as IMAGE, standard output as the file of --csv
 EPILOG = """\
 Each line is one image: file, class, probability. Only classes that the run has seen are considered.
-A probability is the softmax over their logits. Of a folder, the image files in it and below are
-classified, in the order of their names. An image that cannot be read is reported and left out; the
-exit code is then 1. Pictures in formats that are not read are counted.
+A probability is the softmax over their logits; the run's report says how far it can be trusted. Of
+a folder, the image files in it and below are classified, in the order of their names. An image that
+cannot be read is reported and left out; the exit code is then 1. Pictures in formats that are not
+read are counted.
 
 RUN may be a folder with several runs, of which the latest finished one is taken, or the word
 latest, which is that of runs/, or hf://OWNER/NAME, a model on the Hugging Face Hub. IMAGE may be -,

@@ -25,8 +25,8 @@ class NearestClassMean(OnePass):
     """Classifies by the closest class mean of training features, from one pass over the images.
 
     The rows of the classifier's weight are the means m. Logits are cosines, divided by 0.03 so that
-    their softmax is a probability (closed_form.COSINE_TEMPERATURE), or 2·x·m - |m|², which ranks
-    classes as -|x - m|² does and whose softmax is none.
+    their softmax is a probability (closed_form.COSINE_TEMPERATURE); or 2·x·m - |m|², which ranks
+    classes as -|x - m|² does, and is not scaled to give probabilities.
 
     Args:
         similarity: "cosine" of feature and mean, as in SimpleCIL, or "euclidean" distance.

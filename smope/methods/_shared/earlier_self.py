@@ -47,14 +47,14 @@ class EarlierSelf(nn.Module):
                     parameter.copy_(value)
 
     def before_and_after(self, features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Features by the network as it was, and beside them those by the network as it is.
+        """The features that images had before the task, and those that they have now.
 
         Args:
             features: images -> features (B, C).
             images: (B, 3, S, S).
 
         Returns:
-            (B, 2C).
+            (B, 2C), the features of before in the first half.
         """
         with self.used():
             before = features(images)

@@ -32,10 +32,10 @@ HELD_OUT_EVERY = 5  # one image in so many decides about the penalty
 class RidgeHead(nn.Module):
     """The least-squares fit of one-hot labels by h = relu(x·projection), where x is a feature.
 
-    The weights are W = (gram + λ I)^-1 classes, and logits h·W / 0.05, so that their softmax is a
-    probability (closed_form.ONE_HOT_TEMPERATURE). Apart from the choice of λ they are those of one
+    The weights are W = (gram + λ I)^-1 classes. Apart from the choice of λ they are those of one
     fit to all images that `fit` was given, in any order. The projection (C, M) is drawn from N(0,
-    1) once, and saved. Nothing is trained by gradients.
+    1) once, and saved. Nothing is trained by gradients. Logits are h·W / 0.05, so that their
+    softmax is a probability (closed_form.ONE_HOT_TEMPERATURE).
 
     How λ is chosen with penalty_rule="gcv": by generalised cross-validation over all images of all
     tasks, see Sums.generalised_error. Nothing is held out.
